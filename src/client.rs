@@ -1,0 +1,217 @@
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::config::{Builder, NodeAddress, Settings};
+use crate::environment::{Environment, Moment};
+use crate::error::{AcquireError, ConfigError};
+use crate::guard::Guard;
+use crate::inspect::Inspection;
+use crate::keeper::Keeper;
+use crate::lock::LockRequest;
+use crate::node::{self, Asker, Node, Request, RunIds, parse_sighting};
+use crate::owner::Owner;
+use crate::protocol::{self, Ballot};
+use crate::resource::{Resource, readable};
+use crate::table::Table;
+
+/// How far ahead of this machine's clock a ballot may pull the client's own proposals. Enough for clocks that are set by
+/// NTP; a node or a client whose clock is hours off must not pull everybody along.
+const TRUSTED_LEAD: Duration = Duration::from_secs(60);
+
+/// A client: connections to all nodes, and the leases held through them.
+///
+/// Cheap to clone; clones share everything. It belongs to the tokio runtime in which it was built. When the last clone and
+/// the last [`Guard`] are gone its tasks end, after they have seen through what was already being sent (a release, say),
+/// which takes them the node timeout at most.
+#[derive(Clone)]
+pub struct Quorlock(Arc<Handle>);
+
+/// What users hold. Its end is the client's end.
+pub(crate) struct Handle(pub(crate) Arc<Core>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.keeper.close();
+        for node in &self.0.nodes {
+            node.close();
+        }
+    }
+}
+
+/// What leases, rounds and tasks share.
+pub(crate) struct Core {
+    pub(crate) settings: Settings,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) keeper: Keeper,
+    pub(crate) table: Arc<Table>,
+    /// This client's share in the leases of any owner.
+    pub(crate) session: u64,
+    environment: Arc<dyn Environment>,
+    label: Arc<str>,
+    ids: AtomicU64,
+    last_ballot: AtomicU64,
+    /// The wall clock less the monotonic one at the start, in µs: later steps of the wall clock do not reach proposals.
+    wall_offset: u64,
+}
+
+impl Core {
+    pub(crate) fn now(&self) -> Moment {
+        self.environment.now()
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// An owner of its own for one acquisition.
+    pub(crate) fn anonymous(&self) -> Owner {
+        Owner::anonymous(self.environment.as_ref(), &self.label)
+    }
+
+    fn wall(&self) -> u64 {
+        self.wall_offset + self.now().micros()
+    }
+
+    /// A ballot larger than `floor` and than every other one of this client that followed its clock.
+    pub(crate) fn propose_above(&self, floor: Ballot) -> Ballot {
+        let wall = self.wall();
+        let mut proposed = 0;
+        // The closure never declines, so both results carry the old value; it is the new one that counts.
+        let _ = self.last_ballot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+            proposed = protocol::propose(last, wall);
+            Some(proposed)
+        });
+        let proposed = Ballot::from_wire(proposed).unwrap_or(floor);
+        proposed.max(floor.next())
+    }
+
+    /// Somebody's ballot is ahead of ours: later proposals start above it, unless it is too far ahead to be trusted.
+    pub(crate) fn observe(&self, ballot: Ballot) {
+        if ballot.get() <= self.wall() + u64::try_from(TRUSTED_LEAD.as_micros()).unwrap_or(0) {
+            self.last_ballot.fetch_max(ballot.get(), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn resource(&self, name: &[u8]) -> Result<Resource, ConfigError> {
+        Resource::new(&self.settings.prefix, name).ok_or_else(|| ConfigError::ReservedName(readable(name)))
+    }
+}
+
+impl Quorlock {
+    /// Starts with the default settings and no nodes.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    pub(crate) fn start(
+        settings: Settings,
+        addresses: Vec<NodeAddress>,
+        environment: Arc<dyn Environment>,
+        label: &str,
+    ) -> Self {
+        let timeout = settings.node_timeout(settings.lease);
+        let run_ids = Arc::new(RunIds::new(addresses.len()));
+        let nodes = addresses.into_iter().enumerate().map(|(index, address)| {
+            Node::start(index, address, timeout, Arc::clone(&environment), Arc::clone(&run_ids))
+        });
+        let nodes = nodes.collect();
+        let mut session = [0; 8];
+        environment.fill(&mut session);
+        let wall = u64::try_from(environment.wall().as_micros()).unwrap_or(0);
+        let core = Arc::new(Core {
+            settings,
+            nodes,
+            keeper: Keeper::new(),
+            table: Arc::new(Table::default()),
+            session: u64::from_be_bytes(session),
+            label: Owner::labelled(label).label().into(),
+            ids: AtomicU64::new(0),
+            last_ballot: AtomicU64::new(0),
+            wall_offset: wall.saturating_sub(environment.now().micros()),
+            environment,
+        });
+        let keeping = Arc::clone(&core);
+        tokio::spawn(async move { keeping.keeper.run(keeping.environment.as_ref()).await });
+        Self(Arc::new(Handle(core)))
+    }
+
+    /// Asks for the lock on one resource. A name is any bytes, also none.
+    pub fn lock(&self, name: impl AsRef<[u8]>) -> LockRequest {
+        LockRequest::new(Arc::clone(&self.0), vec![name.as_ref().to_vec()])
+    }
+
+    /// Asks for several resources at once: all or none, in one round, so their order never matters and two requests for
+    /// overlapping sets cannot deadlock.
+    pub fn lock_all<I>(&self, names: I) -> LockRequest
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        LockRequest::new(Arc::clone(&self.0), names.into_iter().map(|name| name.as_ref().to_vec()).collect())
+    }
+
+    /// Enters an [exported](Guard::export) lease, usually of another process: the guard holds it as long as it lives,
+    /// beside the holds of others.
+    ///
+    /// # Errors
+    ///
+    /// [`AcquireError::Lost`] when the lease is over, [`AcquireError::NoQuorum`] when no majority can be heard,
+    /// [`AcquireError::Export`] when the string is not an exported lease or was exported under another key prefix.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](LockRequest::acquire).
+    pub async fn join(&self, exported: &str) -> Result<Guard, AcquireError> {
+        let owner = Owner::import(exported)?;
+        let prefix = &self.0.0.settings.prefix;
+        let keys = owner.inherited().into_iter().flat_map(|export| &export.leases);
+        let names = keys.map(|lease| lease.lock_key.strip_prefix(prefix.as_slice()));
+        let names: Vec<&[u8]> = names.collect::<Option<_>>().ok_or(crate::error::ExportError)?;
+        self.lock_all(names).owner(&owner).try_acquire().await
+    }
+
+    /// Asks every node what it has for this name. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the name's key would lie where ballots are kept. A node that cannot be asked is no error but part of the
+    /// answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn inspect(&self, name: impl AsRef<[u8]>) -> Result<Inspection, ConfigError> {
+        let core = &self.0.0;
+        let resource = core.resource(name.as_ref())?;
+        let limit = core.settings.node_timeout(core.settings.lease);
+        let command = Arc::new(node::inspect(&resource));
+        let looks = core.nodes.iter().map(|node| {
+            let (asker, answer) = oneshot::channel();
+            node.send(Request { command: Arc::clone(&command), asker: Asker::Look(asker) });
+            async move {
+                let answer = match tokio::time::timeout(limit, answer).await {
+                    Ok(Ok(answer)) => answer.and_then(|value| parse_sighting(&value)),
+                    Ok(Err(_)) | Err(_) => Err(crate::error::NodeError::NoAnswer(limit)),
+                };
+                (node.name.to_string(), answer)
+            }
+        });
+        let sightings = futures::future::join_all(looks).await;
+        Ok(Inspection::new(resource.name(), sightings))
+    }
+
+    /// The nodes, without users and passwords, in the order given.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.0.0.nodes.iter().map(|node| &*node.name)
+    }
+}
+
+impl fmt::Debug for Quorlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Quorlock").field("nodes", &self.0.0.nodes).finish_non_exhaustive()
+    }
+}

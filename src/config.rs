@@ -1,0 +1,390 @@
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{ConnectionAddr, ConnectionInfo};
+
+use crate::client::Quorlock;
+use crate::environment::{Environment, System};
+use crate::error::ConfigError;
+use crate::protocol::{CLOCK_WINDOW, Schedule, Validity, quorum};
+
+/// The default of [`Builder::lease`].
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
+/// The default of [`Builder::prefix`].
+pub const DEFAULT_PREFIX: &str = "quorlock:lock:";
+
+const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
+const DEFAULT_MEMORY: Duration = Duration::from_secs(3600);
+const DEFAULT_DRIFT_FACTOR: f64 = 0.01;
+const LONGEST_DEFAULT_NODE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Settings of a client; start with [`Quorlock::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until connect()"]
+pub struct Builder {
+    nodes: Vec<NodeUrl>,
+    lease: Duration,
+    prefix: Vec<u8>,
+    node_timeout: Option<Duration>,
+    drift_factor: f64,
+    memory: Option<Duration>,
+    extends: bool,
+    danger: Option<Duration>,
+    label: String,
+    environment: Arc<dyn Environment>,
+}
+
+/// As given: it may hold a password, so it is not printed.
+#[derive(Clone)]
+struct NodeUrl(String);
+
+impl fmt::Debug for NodeUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_credentials(&self.0))
+    }
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self {
+            nodes: Vec::new(),
+            lease: DEFAULT_LEASE,
+            prefix: DEFAULT_PREFIX.into(),
+            node_timeout: None,
+            drift_factor: DEFAULT_DRIFT_FACTOR,
+            memory: None,
+            extends: true,
+            danger: None,
+            label: String::new(),
+            environment: Arc::new(System),
+        }
+    }
+
+    /// The Redis (or Valkey) masters, as URLs: `redis://`, `redis+unix://`, and with feature `tls` also `rediss://`,
+    /// with user, password and database number as the crate `redis` takes them. Independent servers, an odd number.
+    ///
+    /// Defaults to none, which is refused.
+    pub fn nodes<I>(mut self, urls: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.nodes = urls.into_iter().map(|url| NodeUrl(url.into())).collect();
+        self
+    }
+
+    /// How long a lock outlives a holder that dies. A live holder extends it by itself.
+    ///
+    /// Defaults to 10 s.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// What stands before each name in the lock's key. With an empty prefix, quorlock and any other client that locks by
+    /// `SET name value NX PX` exclude each other on the same name.
+    ///
+    /// Defaults to `quorlock:lock:`.
+    pub fn prefix(mut self, prefix: impl Into<Vec<u8>>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// How long a round waits for nodes when no majority has answered. It does not slow a round that has its majority.
+    ///
+    /// Defaults to a quarter of the lease, at most 500 ms.
+    pub fn node_timeout(mut self, timeout: Duration) -> Self {
+        self.node_timeout = Some(timeout);
+        self
+    }
+
+    /// By what share of a lease two clocks may drift apart while it lasts; taken off its validity, and 2 ms more.
+    ///
+    /// Defaults to 0.01.
+    pub fn drift_factor(mut self, factor: f64) -> Self {
+        self.drift_factor = factor;
+        self
+    }
+
+    /// How long nodes remember a resource's ballot after its last use.
+    ///
+    /// Defaults to one hour, or the lease if that is longer.
+    pub fn ballot_memory(mut self, memory: Duration) -> Self {
+        self.memory = Some(memory);
+        self
+    }
+
+    /// Whether held leases are extended in the background.
+    ///
+    /// Defaults to `true`.
+    pub fn extend(mut self, extend: bool) -> Self {
+        self.extends = extend;
+        self
+    }
+
+    /// How much validity is left when a holder hears that its lease is [endangered](crate::Guard::endangered).
+    ///
+    /// Defaults to a third of the lease.
+    pub fn danger(mut self, before_the_end: Duration) -> Self {
+        self.danger = Some(before_the_end);
+        self
+    }
+
+    /// A name for people, shown to whoever finds a lock held by this client: `host:pid:name`.
+    ///
+    /// Defaults to none.
+    pub fn label(mut self, name: impl Into<String>) -> Self {
+        self.label = name.into();
+        self
+    }
+
+    /// Replaces clocks, randomness and sockets: for simulation.
+    #[doc(hidden)]
+    pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// Checks the settings and starts connecting to every node in the background. A node that cannot be reached is no
+    /// error: it is tried again for as long as the client lives, and its vote is missing meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for settings that cannot work; nothing has been sent then.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with its time and network drivers enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it never waits.
+    #[expect(clippy::unused_async, reason = "must run inside a runtime, and may come to ask nodes before it returns")]
+    pub async fn connect(self) -> Result<Quorlock, ConfigError> {
+        let settings = self.settings()?;
+        let nodes = self.addresses()?;
+        Ok(Quorlock::start(settings, nodes, self.environment, &self.label))
+    }
+
+    fn settings(&self) -> Result<Settings, ConfigError> {
+        if !(0.0..0.5).contains(&self.drift_factor) {
+            return Err(ConfigError::DriftFactor(self.drift_factor.to_string()));
+        }
+        let settings = Settings {
+            quorum: quorum(self.nodes.len()),
+            lease: self.lease,
+            prefix: self.prefix.clone(),
+            fixed_node_timeout: self.node_timeout,
+            memory: self.memory.unwrap_or_else(|| DEFAULT_MEMORY.max(self.lease)),
+            schedule: Schedule {
+                validity: Validity { drift_factor: self.drift_factor },
+                extends: self.extends,
+                danger: self.danger,
+            },
+        };
+        settings.check_lease(self.lease)?;
+        Ok(settings)
+    }
+
+    fn addresses(&self) -> Result<Vec<NodeAddress>, ConfigError> {
+        if self.nodes.is_empty() {
+            return Err(ConfigError::NoNodes);
+        }
+        if self.nodes.len() > 63 {
+            return Err(ConfigError::TooManyNodes(self.nodes.len()));
+        }
+        let mut nodes: Vec<NodeAddress> = Vec::with_capacity(self.nodes.len());
+        for (i, NodeUrl(url)) in self.nodes.iter().enumerate() {
+            let node = NodeAddress::parse(url).map_err(|reason| ConfigError::NodeUrl {
+                position: i + 1,
+                address: without_credentials(url),
+                reason,
+            })?;
+            if let Some(first) = nodes.iter().position(|other| other.server == node.server) {
+                return Err(ConfigError::DuplicateNode { first: first + 1, second: i + 1, address: node.server });
+            }
+            nodes.push(node);
+        }
+        Ok(nodes)
+    }
+}
+
+/// Checked settings.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) quorum: usize,
+    pub(crate) lease: Duration,
+    pub(crate) prefix: Vec<u8>,
+    fixed_node_timeout: Option<Duration>,
+    pub(crate) memory: Duration,
+    pub(crate) schedule: Schedule,
+}
+
+impl Settings {
+    /// How long a round for this lease waits for nodes.
+    pub(crate) fn node_timeout(&self, lease: Duration) -> Duration {
+        self.fixed_node_timeout.unwrap_or_else(|| (lease / 4).min(LONGEST_DEFAULT_NODE_TIMEOUT))
+    }
+
+    /// Can a lease of this length work?
+    pub(crate) fn check_lease(&self, lease: Duration) -> Result<(), ConfigError> {
+        if lease > LONGEST_LEASE {
+            return Err(ConfigError::LeaseTooLong { lease, longest: LONGEST_LEASE });
+        }
+        let drift = self.schedule.validity.drift(lease);
+        let node_timeout = self.node_timeout(lease);
+        if lease <= drift + node_timeout {
+            return Err(ConfigError::LeaseTooShort { lease, drift, node_timeout });
+        }
+        let shortest = lease.max(2 * CLOCK_WINDOW);
+        if self.memory < shortest {
+            return Err(ConfigError::MemoryTooShort { memory: self.memory, shortest });
+        }
+        let longest = lease - drift - Schedule::extend_after(lease);
+        if let Some(danger) = self.schedule.danger.filter(|danger| *danger > longest) {
+            return Err(ConfigError::DangerTooEarly { danger, lease, longest });
+        }
+        Ok(())
+    }
+}
+
+/// Where a node is and how to introduce oneself.
+#[derive(Clone)]
+pub(crate) struct NodeAddress {
+    /// For people: no user, no password.
+    pub(crate) name: String,
+    /// The server without the database: two of these are one failure.
+    server: String,
+    pub(crate) info: ConnectionInfo,
+}
+
+impl fmt::Debug for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl NodeAddress {
+    fn parse(url: &str) -> Result<Self, String> {
+        if !url.contains("://") {
+            return Err(format!("write it as a URL: redis://{}", without_credentials(url)));
+        }
+        if cfg!(not(feature = "tls")) && (url.starts_with("rediss:") || url.starts_with("valkeys:")) {
+            return Err("TLS needs quorlock built with its feature `tls`".to_owned());
+        }
+        let info = ConnectionInfo::from_str(url).map_err(|error| {
+            // The crate's own words never quote the URL, but they may be about the part that holds a password.
+            error.detail().map_or_else(|| error.to_string(), str::to_owned)
+        })?;
+        let server = match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } if host.contains(':') => {
+                format!("[{host}]:{port}")
+            }
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                format!("{}:{port}", host.to_ascii_lowercase())
+            }
+            ConnectionAddr::Unix(path) => path.display().to_string(),
+            other => return Err(format!("{other:?} is not supported")),
+        };
+        let name = match info.redis_settings().db() {
+            0 => server.clone(),
+            db => format!("{server}/{db}"),
+        };
+        Ok(Self { name, server, info })
+    }
+}
+
+/// The URL as it may be shown: what stands before the last `@`, and the query, may be secret.
+fn without_credentials(url: &str) -> String {
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url),
+    };
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, after)| after);
+    format!("{scheme}{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> Builder {
+        Builder::new().nodes(["redis://a", "redis://b", "redis://c"])
+    }
+
+    fn refused(builder: &Builder) -> ConfigError {
+        let built = builder.settings().and_then(|_| builder.addresses());
+        built.expect_err("these settings cannot work")
+    }
+
+    #[test]
+    fn node_lists_that_cannot_work() {
+        assert_eq!(refused(&Builder::new()), ConfigError::NoNodes);
+        let many = (0..64).map(|i| format!("redis://host{i}"));
+        assert_eq!(refused(&Builder::new().nodes(many)), ConfigError::TooManyNodes(64));
+        let twice = Builder::new().nodes(["redis://A:1/0", "redis://b:1", "redis://u:p@a:1/3"]);
+        let expected = ConfigError::DuplicateNode { first: 1, second: 3, address: "a:1".to_owned() };
+        assert_eq!(refused(&twice), expected);
+    }
+
+    #[test]
+    fn a_bad_url_is_named_without_its_password() {
+        for url in [
+            "redis://me:hunter2@host:port",
+            "http://me:hunter2@host",
+            "me:hunter2@host:1",
+            "redis://me:hunter2@",
+            "redis://me:hunter2@host/db",
+            "redis+unix:relative?pass=hunter2",
+            "redis://host:99999?password=hunter2",
+            "redis://me:hunter2@@host:x",
+        ] {
+            let builder = Builder::new().nodes([url]);
+            let error = refused(&builder);
+            assert!(matches!(error, ConfigError::NodeUrl { position: 1, .. }), "{error:?}");
+            let said = format!("{error} {error:?} {builder:?}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[test]
+    fn names_show_server_and_database() {
+        let name = |url: &str| NodeAddress::parse(url).map(|node| node.name);
+        assert_eq!(name("redis://u:p@Host:7000/2").as_deref(), Ok("host:7000/2"));
+        assert_eq!(name("redis://[::1]:7000").as_deref(), Ok("[::1]:7000"));
+        assert_eq!(name("redis+unix:///run/redis.sock?db=1").as_deref(), Ok("/run/redis.sock/1"));
+    }
+
+    #[test]
+    fn leases_that_cannot_work_name_the_inequality() {
+        let text = refused(&three().lease(Duration::ZERO)).to_string();
+        assert!(text.contains("must exceed the drift allowance of 2ms plus the node timeout of 0s"), "{text}");
+        let short = three().lease(Duration::from_millis(500)).node_timeout(Duration::from_millis(500));
+        assert!(matches!(refused(&short), ConfigError::LeaseTooShort { .. }));
+        assert!(matches!(refused(&three().lease(Duration::MAX)), ConfigError::LeaseTooLong { .. }));
+        assert!(three().lease(Duration::from_millis(10)).settings().is_ok());
+        assert!(three().lease(LONGEST_LEASE).settings().is_ok());
+    }
+
+    #[test]
+    fn memory_must_cover_the_lease_and_two_clock_windows() {
+        let memory = |seconds| three().ballot_memory(Duration::from_secs(seconds));
+        assert!(memory(3600).settings().is_ok());
+        assert!(matches!(refused(&memory(3599)), ConfigError::MemoryTooShort { .. }));
+        let long = memory(3600).lease(Duration::from_secs(3601));
+        assert!(matches!(refused(&long), ConfigError::MemoryTooShort { .. }));
+    }
+
+    #[test]
+    fn other_settings_that_cannot_work() {
+        for factor in [-0.1, 0.5, f64::NAN] {
+            assert!(matches!(refused(&three().drift_factor(factor)), ConfigError::DriftFactor(_)));
+        }
+        let early = three().danger(Duration::from_millis(6566));
+        assert!(matches!(refused(&early), ConfigError::DangerTooEarly { .. }));
+        assert!(three().danger(Duration::from_millis(6564)).settings().is_ok());
+    }
+}

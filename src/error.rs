@@ -1,0 +1,407 @@
+//! What can go wrong, one type per operation, each naming the nodes and what every one of them said.
+
+use std::fmt;
+use std::time::Duration;
+
+use humantime::format_duration;
+
+use crate::protocol::Token;
+
+/// Why a client cannot be built, or a request cannot work with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No node was given.
+    #[error("no nodes were given: name at least one Redis master, better three or five, as redis://host:port")]
+    NoNodes,
+    /// More nodes than a round can count.
+    #[error("{0} nodes were given; at most 63 are supported, and more than 7 are seldom of use")]
+    TooManyNodes(usize),
+    /// A node's URL cannot be used. The text shows no password.
+    #[error("node {position} ({address}) cannot be used: {reason}")]
+    NodeUrl {
+        /// Its place in the list, from 1.
+        position: usize,
+        /// The address without user and password.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The same server was named twice, so that one failure would take two votes.
+    #[error(
+        "node {second} is the same server as node {first} ({address}); every vote needs a server of its own, \
+         and another database of the same server is no other server"
+    )]
+    DuplicateNode {
+        /// The place of the first, from 1.
+        first: usize,
+        /// The place of the second.
+        second: usize,
+        /// The address without user and password.
+        address: String,
+    },
+    /// The lease is zero, or too short for the clock drift and the time a node may take.
+    #[error(
+        "the lease of {} is too short: it must exceed the drift allowance of {} plus the node timeout of {}",
+        format_duration(*lease), format_duration(*drift), format_duration(*node_timeout)
+    )]
+    LeaseTooShort {
+        /// The lease that was asked for.
+        lease: Duration,
+        /// What is taken off for clock drift.
+        drift: Duration,
+        /// How long a node may take to answer.
+        node_timeout: Duration,
+    },
+    /// The lease is absurdly long.
+    #[error("the lease of {} is too long: at most {} (a lease extends itself while it is held)",
+        format_duration(*lease), format_duration(*longest))]
+    LeaseTooLong {
+        /// The lease that was asked for.
+        lease: Duration,
+        /// The longest one.
+        longest: Duration,
+    },
+    /// Nodes would forget a ballot while its lease may still be running, or before two clock windows are over.
+    #[error("the ballot memory of {} is too short: it must be at least {} (one hour, and the lease)",
+        format_duration(*memory), format_duration(*shortest))]
+    MemoryTooShort {
+        /// The memory that was set.
+        memory: Duration,
+        /// The shortest that works.
+        shortest: Duration,
+    },
+    /// The drift factor is not a number from 0 to below 0.5.
+    #[error("a drift factor of {0} cannot work: it is a share of the lease, from 0 to below 0.5 (0.01 is usual)")]
+    DriftFactor(String),
+    /// The warning would come before an extension had a chance.
+    #[error(
+        "a warning {} before the end is too early for a lease of {}: it must come after the first extension, \
+         so at most {} before the end", format_duration(*danger), format_duration(*lease), format_duration(*longest)
+    )]
+    DangerTooEarly {
+        /// The setting.
+        danger: Duration,
+        /// The lease.
+        lease: Duration,
+        /// The largest that works.
+        longest: Duration,
+    },
+    /// The name's key would lie where ballots are kept.
+    #[error("the name {0:?} cannot be locked under this key prefix: keys that begin with quorlock:ballot: are ballots")]
+    ReservedName(String),
+    /// No name was given to lock.
+    #[error("no name was given: lock_all needs at least one")]
+    NoNames,
+    /// So many names that no script could take them.
+    #[error("{0} names were given; one acquisition takes at most 500")]
+    TooManyNames(usize),
+}
+
+/// A string is not an exported lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is not an exported lease: pass on exactly what export() returned, or the value of QUORLOCK_LEASE")]
+pub struct ExportError;
+
+/// Why a node cannot be counted on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// There is no connection.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The connection broke while the answer was under way: whether the node obeyed is unknown.
+    #[error("the connection broke before the answer: {0}")]
+    Disconnected(String),
+    /// Nothing came back in time: whether the node obeyed, or yet will, is unknown.
+    #[error("no answer within {}", format_duration(*.0))]
+    NoAnswer(Duration),
+    /// The node owes older answers, so nothing more is sent to it until it gives one.
+    #[error("silent: it has owed an answer for {}", format_duration(*.0))]
+    Silent(Duration),
+    /// The node answered with an error of its own.
+    #[error("refused by Redis: {code} {detail}")]
+    Redis {
+        /// The first word of the error, such as `READONLY`, `OOM` or `NOAUTH`.
+        code: String,
+        /// The rest of it.
+        detail: String,
+    },
+    /// The node is a replica, whose vote counts for nothing.
+    #[error("it is a replica: list masters only")]
+    Replica,
+    /// The node is the same server as another one of the list.
+    #[error("it is the same server as {0}: every vote needs a server of its own")]
+    SameServer(String),
+    /// The node answered with something that is no answer to what was asked.
+    #[error("an answer that makes no sense: {0}")]
+    Nonsense(String),
+}
+
+/// Who holds a resource, as far as a node can tell.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Holder {
+    /// A quorlock owner.
+    Owner {
+        /// Its random bits in hexadecimal.
+        id: String,
+        /// Its label for people, `host:pid` or `host:pid:name`.
+        label: String,
+        /// The fencing token that it holds.
+        token: Token,
+    },
+    /// Somebody else's key: another Redlock client, or data of any type.
+    Foreign,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owner { label, token, .. } => write!(f, "{label} (token {token})"),
+            Self::Foreign => f.write_str("a key that is not quorlock's"),
+        }
+    }
+}
+
+/// What one node said, or failed to say.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Answer {
+    /// It agreed.
+    #[error("agreed")]
+    Agreed,
+    /// Somebody else has the resource there.
+    #[error("held by {by}{}", for_another(*free_in))]
+    Held {
+        /// Who.
+        by: Holder,
+        /// When its lease ends there if nothing renews it; `None` when it never does.
+        free_in: Option<Duration>,
+    },
+    /// It has seen a newer ballot than the one proposed.
+    #[error("has seen a newer ballot")]
+    Stale,
+    /// The proposal is further ahead of its clock than can be right.
+    #[error("its clock is more than 30 minutes behind this machine's: set the clocks")]
+    ClockBehind,
+    /// The lease is over there: somebody newer was granted, or it was released.
+    #[error("no longer honours this lease")]
+    Gone,
+    /// It had not answered when the others had decided.
+    #[error("had not answered yet")]
+    Awaited,
+    /// It cannot be counted on.
+    #[error("{0}")]
+    Failed(#[from] NodeError),
+}
+
+fn for_another(free_in: Option<Duration>) -> String {
+    match free_in {
+        Some(left) => format!(", for {} more unless renewed", format_duration(Duration::from_millis(millis(left)))),
+        None => ", without an end".to_owned(),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One node's part in what happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeReport {
+    /// The node's address, without user and password.
+    pub node: String,
+    /// What it said.
+    pub answer: Answer,
+}
+
+/// Every node's part in what happened, in the order of the node list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reports(pub Vec<NodeReport>);
+
+impl fmt::Display for Reports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, report) in self.0.iter().enumerate() {
+            write!(f, "{}{}: {}", if i == 0 { "" } else { "; " }, report.node, report.answer)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a lock was not acquired.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// Another owner has it.
+    #[error("{resource} is held by {by}{}", for_another(*free_in))]
+    Held {
+        /// What is held, as readable text.
+        resource: String,
+        /// By whom.
+        by: Holder,
+        /// When it is free if nobody renews it; `None` when that is never.
+        free_in: Option<Duration>,
+        /// Every node's answer.
+        nodes: Reports,
+    },
+    /// Others asked at the same moment and nobody got a majority; trying again may help.
+    #[error("{resource} is contended: nobody got a majority ({nodes})")]
+    Contended {
+        /// What is contended, as readable text.
+        resource: String,
+        /// Every node's answer.
+        nodes: Reports,
+    },
+    /// So many nodes cannot be heard that no majority is left.
+    #[error("no quorum: {needed} of {} nodes are needed ({nodes})", nodes.0.len())]
+    NoQuorum {
+        /// How many nodes must agree.
+        needed: usize,
+        /// Every node's answer.
+        nodes: Reports,
+    },
+    /// A majority agreed, but took so long that nothing is left of the lease. It was released.
+    #[error("a majority agreed only after {}, when the lease of {} was spent ({nodes})",
+        format_duration(*took), format_duration(*lease))]
+    TooLate {
+        /// From the first send to the decision.
+        took: Duration,
+        /// The lease that was asked for.
+        lease: Duration,
+        /// Every node's answer.
+        nodes: Reports,
+    },
+    /// The time to wait is over.
+    #[error("not acquired within {}: {last}", format_duration(Duration::from_millis(millis(*waited))))]
+    TimedOut {
+        /// How long was waited.
+        waited: Duration,
+        /// What the last try met.
+        last: Box<AcquireError>,
+    },
+    /// A re-entry, or a join, met a lease that is lost. It never becomes a new acquisition.
+    #[error("the lease on {resource} is lost, so it cannot be entered again")]
+    Lost {
+        /// What was lost, as readable text.
+        resource: String,
+    },
+    /// The request cannot work with this client's settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What was to be joined is not an exported lease, or not one of this client's key prefix.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+}
+
+impl AcquireError {
+    /// Somebody else has it, or the time ran out while somebody had it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        match self {
+            Self::Held { .. } | Self::Contended { .. } => true,
+            Self::TimedOut { last, .. } => last.is_held(),
+            _ => false,
+        }
+    }
+
+    /// The time to wait is over.
+    #[must_use]
+    pub fn is_timed_out(&self) -> bool {
+        matches!(self, Self::TimedOut { .. })
+    }
+
+    /// No majority of the nodes can be heard.
+    #[must_use]
+    pub fn is_no_quorum(&self) -> bool {
+        matches!(self, Self::NoQuorum { .. })
+    }
+
+    /// The lease that was to be entered again is lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+
+    /// Every node's answer, where nodes were asked.
+    #[must_use]
+    pub fn nodes(&self) -> &[NodeReport] {
+        match self {
+            Self::Held { nodes, .. }
+            | Self::Contended { nodes, .. }
+            | Self::NoQuorum { nodes, .. }
+            | Self::TooLate { nodes, .. } => &nodes.0,
+            Self::TimedOut { last, .. } => last.nodes(),
+            Self::Lost { .. } | Self::Config(_) | Self::Export(_) => &[],
+        }
+    }
+}
+
+/// The lease is over although it was not released.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the lease on {resource} is lost")]
+#[non_exhaustive]
+pub struct LostError {
+    /// What was lost, as readable text.
+    pub resource: String,
+}
+
+/// Why a lease was not extended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExtendError {
+    /// The lease is over.
+    #[error(transparent)]
+    Lost(#[from] LostError),
+    /// No majority agreed in time; the lease runs on towards its end, and extension goes on trying.
+    #[error("no majority agreed to extend; {} of validity are left ({nodes})", format_duration(Duration::from_millis(millis(*remaining))))]
+    NoQuorum {
+        /// What is left.
+        remaining: Duration,
+        /// Every node's answer.
+        nodes: Reports,
+    },
+    /// No extension can give that much.
+    #[error("{} of validity cannot be had from a lease of {}", format_duration(*asked), format_duration(*lease))]
+    TooLong {
+        /// The validity asked for.
+        asked: Duration,
+        /// The lease.
+        lease: Duration,
+    },
+}
+
+impl ExtendError {
+    /// The lease is over.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+}
+
+/// Why a release did not do what it was to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReleaseError {
+    /// It was not held any more: the lease had been lost before. Nothing of anybody else's was touched.
+    #[error("not held: the lease on {resource} had been lost before it was released")]
+    NotHeld {
+        /// What had been lost, as readable text.
+        resource: String,
+    },
+    /// No majority has confirmed it yet. Nodes that come back are still told; what they keep ends with the lease.
+    #[error("the release is not confirmed by a majority yet ({nodes})")]
+    Unconfirmed {
+        /// Every node's answer.
+        nodes: Reports,
+    },
+}
+
+impl ReleaseError {
+    /// The lease had been lost before the release.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::NotHeld { .. })
+    }
+}

@@ -1,0 +1,353 @@
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::pin;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use futures::future::{Either, join, select, select_all};
+
+use crate::client::{Core, Handle};
+use crate::error::{ExtendError, LostError, ReleaseError};
+use crate::export::{Export, ExportedLease};
+use crate::lease::{Lease, State, lock_states, send_hold, send_release};
+use crate::owner::Owner;
+use crate::protocol::{Phase, Token, Verdict};
+use crate::resource::Resource;
+use crate::round::Round;
+
+/// One hold on one resource, or on several that were acquired together.
+///
+/// While it lives, the lease behind it is extended in the background. Dropping it gives the hold back without waiting;
+/// [`release`](Self::release) does the same and tells how that went. When the last hold of an owner on a resource in this
+/// process goes, so does this process's share in the lease.
+///
+/// A guard over several resources answers for the weakest of them.
+#[must_use = "dropping the guard releases the lock"]
+pub struct Guard {
+    handle: Arc<Handle>,
+    /// Sorted by id. Empty only once the holds were given back.
+    leases: Vec<Arc<Lease>>,
+    /// The resource that was named first.
+    first: Resource,
+}
+
+impl Guard {
+    /// Takes one more hold on each lease, whose states the caller has locked.
+    pub(crate) fn enter(
+        handle: Arc<Handle>,
+        leases: Vec<Arc<Lease>>,
+        states: &mut [MutexGuard<'_, State>],
+        first: Resource,
+    ) -> Self {
+        for state in states {
+            state.lease.holds += 1;
+        }
+        Self { handle, leases, first }
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.handle.0
+    }
+
+    pub(crate) fn leases(&self) -> &[Arc<Lease>] {
+        &self.leases
+    }
+
+    fn first(&self) -> &Lease {
+        // `first` is one of the resources of the leases, of which there is at least one until the guard is consumed.
+        self.leases.iter().find(|lease| lease.resource == self.first).unwrap_or(&self.leases[0])
+    }
+
+    /// The fencing token of the resource that was named first. After an acquisition without re-entry all resources of a
+    /// guard have the same token; otherwise see [`token_of`](Self::token_of).
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.first().state().lease.token
+    }
+
+    /// The fencing token of one of several resources.
+    #[must_use]
+    pub fn token_of(&self, name: impl AsRef<[u8]>) -> Option<Token> {
+        let lease = self.leases.iter().find(|lease| lease.resource.name() == name.as_ref())?;
+        Some(lease.state().lease.token)
+    }
+
+    /// Whoever holds it; pass it to [`owner`](crate::LockRequest::owner) to enter again.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        &self.first().owner
+    }
+
+    /// How deep this owner is nested on the resource in this process: 1 for an outermost hold.
+    #[must_use]
+    pub fn holds(&self) -> u32 {
+        self.first().state().lease.holds
+    }
+
+    /// How long the lease can still be relied on. Zero when it is lost.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        let now = self.core().now();
+        self.leases.iter().map(|lease| lease.state().lease.remaining(now)).min().unwrap_or_default()
+    }
+
+    /// How many nodes may yet fail without costing the lease: votes in the latest round beyond the quorum. It grows for a
+    /// moment after an acquisition, as the slower nodes answer.
+    #[must_use]
+    pub fn margin(&self) -> usize {
+        let votes = self.leases.iter().map(|lease| lease.state().lease.votes()).min().unwrap_or_default();
+        votes.saturating_sub(self.core().settings.quorum)
+    }
+
+    /// Is the lease over? Once true it stays true.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.leases.iter().any(|lease| lease.phase() == Phase::Lost)
+    }
+
+    /// Is the lease near its end, or over? An extension that succeeds after all makes this false again.
+    #[must_use]
+    pub fn is_endangered(&self) -> bool {
+        self.leases.iter().any(|lease| is_endangered(lease.phase()))
+    }
+
+    /// Resolves when the lease is lost: on time by this client's own clock even if every node hangs, or at once when a
+    /// majority refuses to renew it. What the lock protects must have stopped by then; see
+    /// [`endangered`](Self::endangered) for the warning before.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn lost(&self) {
+        self.any(|phase| phase == Phase::Lost).await;
+    }
+
+    /// Resolves when the lease could not be renewed and its end is near, or it is lost: time to stop cleanly. How much
+    /// validity is left then is a [setting](crate::Builder::danger).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn endangered(&self) {
+        self.any(is_endangered).await;
+    }
+
+    async fn any(&self, wanted: impl Fn(Phase) -> bool) {
+        select_all(self.leases.iter().map(|lease| Box::pin(lease.reaches(&wanted)))).await;
+    }
+
+    /// Runs `future` and gives its result, or drops it at its next `.await` once the lease is lost.
+    ///
+    /// Blocking code cannot be dropped, and a request that has left cannot be called back: where that matters, send the
+    /// [token](Self::token) along and let the receiver refuse an older one.
+    ///
+    /// # Errors
+    ///
+    /// [`LostError`] when the lease was lost first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops `future`.
+    pub async fn protect<F: Future>(&self, future: F) -> Result<F::Output, LostError> {
+        let lost = pin!(self.lost());
+        let future = pin!(future);
+        match select(lost, future).await {
+            Either::Left(_) => Err(self.lost_error()),
+            Either::Right((output, _)) if !self.is_lost() => Ok(output),
+            Either::Right(_) => Err(self.lost_error()),
+        }
+    }
+
+    fn lost_error(&self) -> LostError {
+        let lost = self.leases.iter().find(|lease| lease.phase() == Phase::Lost);
+        LostError { resource: lost.map_or(&self.first, |lease| &lease.resource).to_string() }
+    }
+
+    /// Makes sure of at least this much validity, with one round of extension when less is left.
+    ///
+    /// # Errors
+    ///
+    /// [`ExtendError::Lost`] when the lease is over, [`ExtendError::NoQuorum`] when no majority agreed in time (the lease
+    /// runs on), [`ExtendError::TooLong`] when no extension could give that much.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: an extension that is under way still counts when it succeeds.
+    pub async fn ensure(&self, validity: Duration) -> Result<(), ExtendError> {
+        let remaining = self.remaining();
+        if remaining.is_zero() || self.is_lost() {
+            return Err(self.lost_error().into());
+        }
+        if remaining >= validity {
+            return Ok(());
+        }
+        let core = self.core();
+        let mut states = lock_states(&self.leases);
+        let lease = shortest(states.iter().map(|state| &**state));
+        if validity >= lease - core.settings.schedule.validity.drift(lease) {
+            return Err(ExtendError::TooLong { asked: validity, lease });
+        }
+        let mut borrowed: Vec<&mut State> = states.iter_mut().map(|state| &mut **state).collect();
+        let round = send_hold(core, &self.leases, &mut borrowed, lease, None);
+        drop(states);
+        let limit = core.settings.node_timeout(lease).min(remaining);
+        let verdict = round.decided_within(limit).await;
+        let remaining = self.remaining();
+        if self.is_lost() {
+            Err(self.lost_error().into())
+        } else if verdict == Verdict::Won && remaining >= validity {
+            Ok(())
+        } else {
+            Err(ExtendError::NoQuorum { remaining, nodes: round.reports(Some(limit)) })
+        }
+    }
+
+    /// The lease as a string that another process (or the same one) can [`join`](crate::Quorlock::join) while it lasts.
+    /// Whoever has the string can hold the lock: pass it on as you would a key.
+    #[must_use]
+    pub fn export(&self) -> String {
+        let owner = self.owner();
+        let export = |lease: &Arc<Lease>| {
+            let state = lease.state();
+            let lock_key = lease.resource.lock_key().to_vec();
+            ExportedLease { lock_key, token: state.lease.token, known: state.lease.known }
+        };
+        let leases = self.leases.iter().map(export).collect();
+        Export { owner: owner.number(), label: owner.label().to_owned(), leases }.to_string()
+    }
+
+    /// Gives the hold back and says how that went. It is on its way to every node before this first waits; it returns
+    /// when a majority has confirmed.
+    ///
+    /// # Errors
+    ///
+    /// [`ReleaseError::NotHeld`] when the lease had been lost before: what the lock protected may have met somebody
+    /// else's work. [`ReleaseError::Unconfirmed`] when no majority has answered within the node timeout.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the release is sent when the future is first polled, or when it is dropped before that.
+    pub async fn release(mut self) -> Result<Released, ReleaseError> {
+        let parting = self.part();
+        let limit = self.core().settings.node_timeout(parting.lease);
+        let decided = |round: Option<Arc<Round>>| async move {
+            let Some(round) = round else { return Ok(Vec::new()) };
+            match round.decided_within(limit).await {
+                Verdict::Won => Ok(round.pending()),
+                Verdict::Pending | Verdict::Lost => Err(round),
+            }
+        };
+        let (released, lowered) = join(decided(parting.release), decided(parting.lower)).await;
+        if let Some(resource) = parting.lost {
+            return Err(ReleaseError::NotHeld { resource });
+        }
+        let mut pending = Vec::new();
+        for outcome in [released, lowered] {
+            match outcome {
+                Ok(open) => pending.extend(open),
+                Err(round) => match round.lost() {
+                    Some(resource) => return Err(ReleaseError::NotHeld { resource }),
+                    None => return Err(ReleaseError::Unconfirmed { nodes: round.reports(Some(limit)) }),
+                },
+            }
+        }
+        pending.sort_unstable();
+        pending.dedup();
+        Ok(Released { pending, holds: parting.holds })
+    }
+
+    /// Takes the holds back and sends what that changes. Never waits.
+    fn part(&mut self) -> Parting {
+        let leases = mem::take(&mut self.leases);
+        let core = self.core();
+        let now = core.now();
+        let mut states = lock_states(&leases);
+        let lease = shortest(states.iter().map(|state| &**state));
+        let mut parting = Parting { release: None, lower: None, lost: None, lease, holds: 0 };
+        let (mut release, mut lower) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        for (lease, state) in leases.iter().zip(&mut states) {
+            let phase = state.lease.phase(now);
+            state.lease.holds -= 1;
+            if phase == Phase::Lost {
+                parting.lost.get_or_insert_with(|| lease.resource.to_string());
+            }
+            if lease.resource == self.first {
+                parting.holds = state.lease.holds;
+            }
+            if state.lease.holds == 0 {
+                // What was lost was released on the nodes when that was noticed.
+                if state.lease.released() {
+                    lease.reschedule(state);
+                    release.0.push(Arc::clone(lease));
+                    release.1.push(&mut **state);
+                }
+                core.table.remove(lease);
+            } else if matches!(phase, Phase::Held | Phase::Endangered) {
+                lower.0.push(Arc::clone(lease));
+                lower.1.push(&mut **state);
+            }
+        }
+        if !release.0.is_empty() {
+            parting.release = Some(send_release(core, &release.0, &mut release.1));
+        }
+        if !lower.0.is_empty() {
+            let length = shortest(lower.1.iter().map(|state| &**state));
+            parting.lower = Some(send_hold(core, &lower.0, &mut lower.1, length, None));
+        }
+        parting
+    }
+}
+
+/// Leases are renewed together only for as long as the shortest of them asked for: none outlives what was asked.
+fn shortest<'a>(states: impl Iterator<Item = &'a State>) -> Duration {
+    states.map(|state| state.lease.length).min().unwrap_or_default()
+}
+
+fn is_endangered(phase: Phase) -> bool {
+    matches!(phase, Phase::Endangered | Phase::Lost)
+}
+
+/// What giving holds back has set in motion.
+struct Parting {
+    release: Option<Arc<Round>>,
+    lower: Option<Arc<Round>>,
+    /// A resource whose lease had been lost before.
+    lost: Option<String>,
+    lease: Duration,
+    holds: u32,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.leases.is_empty() {
+            self.part();
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("leases", &self.leases).finish_non_exhaustive()
+    }
+}
+
+/// A hold was given back, and a majority has confirmed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Released {
+    /// Nodes that have not confirmed: slower than the others, or away. They are still told; what they keep can stand in
+    /// nobody's way, and ends with the lease.
+    pub pending: Vec<String>,
+    /// How deep this owner is still nested on the (first) resource in this process. At 0 the resource is free, unless
+    /// another process has joined.
+    pub holds: u32,
+}
+
+impl Released {
+    /// Has every node that ever had a part in it confirmed?
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        self.pending.is_empty()
+    }
+}

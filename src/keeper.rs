@@ -1,0 +1,88 @@
+//! The watchdog: one task for all leases of a client. It wakes for what is due next and for nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::environment::{Environment, Moment};
+use crate::lease::Lease;
+use crate::sync::locked;
+
+/// The runtime's timers stand still while the machine sleeps, the leases do not. So while there are leases, no nap is
+/// longer than this, and a lease that ended during a suspend is noticed this long after it at the latest.
+const LONGEST_NAP: Duration = Duration::from_millis(250);
+
+pub(crate) struct Keeper {
+    calendar: Mutex<Calendar>,
+    earlier: Notify,
+}
+
+struct Calendar {
+    due: BTreeMap<(Moment, u64), Arc<Lease>>,
+    /// When the task wakes by itself; `None` when only [`Keeper::earlier`] wakes it.
+    alarm: Option<Moment>,
+    closed: bool,
+}
+
+impl Keeper {
+    pub(crate) fn new() -> Self {
+        let calendar = Calendar { due: BTreeMap::new(), alarm: None, closed: false };
+        Self { calendar: Mutex::new(calendar), earlier: Notify::new() }
+    }
+
+    /// Moves a lease's entry. Never waits.
+    pub(crate) fn move_to(&self, lease: &Arc<Lease>, from: Option<Moment>, to: Option<Moment>) {
+        let mut calendar = locked(&self.calendar);
+        if let Some(from) = from {
+            calendar.due.remove(&(from, lease.id));
+        }
+        let Some(to) = to else { return };
+        calendar.due.insert((to, lease.id), Arc::clone(lease));
+        if calendar.alarm.is_none_or(|alarm| to < alarm) {
+            calendar.alarm = Some(to);
+            drop(calendar);
+            self.earlier.notify_one();
+        }
+    }
+
+    /// Ends the task.
+    pub(crate) fn close(&self) {
+        let forgotten = {
+            let mut calendar = locked(&self.calendar);
+            calendar.closed = true;
+            std::mem::take(&mut calendar.due)
+        };
+        drop(forgotten); // Outside the lock: the last reference to a lease may go with it.
+        self.earlier.notify_one();
+    }
+
+    pub(crate) async fn run(&self, environment: &dyn Environment) {
+        loop {
+            let now = environment.now();
+            while let Some(lease) = self.pop(now) {
+                lease.tick();
+            }
+            let nap = {
+                let mut calendar = locked(&self.calendar);
+                if calendar.closed {
+                    return;
+                }
+                let nap = calendar.due.first_key_value().map(|((at, _), _)| at.since(now).min(LONGEST_NAP));
+                calendar.alarm = nap.map(|nap| now + nap);
+                nap
+            };
+            match nap {
+                Some(nap) => drop(tokio::time::timeout(nap, self.earlier.notified()).await),
+                None => self.earlier.notified().await,
+            }
+        }
+    }
+
+    fn pop(&self, now: Moment) -> Option<Arc<Lease>> {
+        let mut calendar = locked(&self.calendar);
+        let entry = calendar.due.first_entry()?;
+        (entry.key().0 <= now).then(|| entry.remove())
+    }
+}

@@ -1,0 +1,223 @@
+//! A lease in use: the pure [state](protocol::Lease) behind a lock, and what its changes set in motion.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::client::Core;
+use crate::environment::Moment;
+use crate::node::{self, Entry};
+use crate::owner::Owner;
+use crate::protocol::{self, Ballot, Due, Phase};
+use crate::resource::Resource;
+use crate::round::{Purpose, Round};
+use crate::sync::locked;
+
+/// One resource held, or asked for, by one owner in this process. All its guards share it.
+pub(crate) struct Lease {
+    pub(crate) core: Arc<Core>,
+    /// Tells leases apart in the keeper's calendar, and orders their locks.
+    pub(crate) id: u64,
+    pub(crate) resource: Resource,
+    pub(crate) owner: Owner,
+    state: Mutex<State>,
+    /// The phase changed.
+    changed: Notify,
+    /// One bit for each node that was ever sent something that may have left a key.
+    touched: AtomicU64,
+}
+
+pub(crate) struct State {
+    pub(crate) lease: protocol::Lease,
+    /// Not confirmed yet, and to be acquired anew.
+    pub(crate) fresh: bool,
+    /// The largest ballot that was sent for it, confirmed or not.
+    pub(crate) sent: Ballot,
+    /// Where the keeper has it.
+    scheduled: Option<Moment>,
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({} {:?})", self.resource, locked(&self.state).lease)
+    }
+}
+
+impl Lease {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        resource: Resource,
+        owner: Owner,
+        lease: protocol::Lease,
+        fresh: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            core: Arc::clone(core),
+            id: core.next_id(),
+            resource,
+            owner,
+            state: Mutex::new(State { sent: lease.known, lease, fresh, scheduled: None }),
+            changed: Notify::new(),
+            touched: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        let now = self.core.now();
+        self.state().lease.phase(now)
+    }
+
+    pub(crate) fn touch(&self, node: usize) {
+        self.touched.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
+    /// This node refused the acquisition: whatever reached it left nothing there, so there is nothing to release.
+    pub(crate) fn left_nothing_on(&self, node: usize) {
+        // Only of a fresh lease is it certain that no other message is under way to the node.
+        if self.state().fresh {
+            self.touched.fetch_and(!(1 << node), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn has_touched(&self, node: usize) -> bool {
+        self.touched.load(Ordering::Relaxed) & (1 << node) != 0
+    }
+
+    /// Resolves when the phase satisfies `wanted`.
+    pub(crate) async fn reaches(&self, wanted: impl Fn(Phase) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if wanted(self.phase()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Some more node honours the round of this ballot.
+    pub(crate) fn voted(&self, ballot: Ballot, votes: usize) {
+        self.state().lease.voted(ballot, votes);
+    }
+
+    /// A majority honours `round`.
+    pub(crate) fn confirmed(self: &Arc<Self>, round: &Round, length: Duration) {
+        let now = self.core.now();
+        let mut state = self.state();
+        let before = state.lease.phase(now);
+        let after = state.lease.confirmed(now, round.started, round.ballot, length);
+        state.fresh &= after == Phase::Pending;
+        self.reschedule(&mut state);
+        drop(state);
+        if before != after {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// A majority refuses: the lease is over.
+    pub(crate) fn refused(self: &Arc<Self>) {
+        let mut state = self.state();
+        let waiting = state.fresh || state.lease.phase(self.core.now()) == Phase::Pending;
+        // A lease that is being asked for is not lost by a refusal; its acquisition deals with that.
+        if !waiting && state.lease.refused() {
+            self.over(state);
+        }
+    }
+
+    /// Does what time has made due. Called by the keeper.
+    pub(crate) fn tick(self: &Arc<Self>) {
+        let now = self.core.now();
+        let mut state = self.state();
+        state.scheduled = None;
+        let due = state.lease.due(now);
+        let extend = match due {
+            Due::Loss => return self.over(state),
+            Due::Extension => true,
+            Due::Danger { extend } => extend,
+            Due::Nothing => false,
+        };
+        if extend {
+            let length = state.lease.length;
+            send_hold(&self.core, &[Arc::clone(self)], &mut [&mut state], length, None);
+        }
+        self.reschedule(&mut state);
+        drop(state);
+        if matches!(due, Due::Danger { .. }) {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// The lease was lost just now: everybody hears of it, and what may be left of it on the nodes is taken away.
+    fn over(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        send_release(&self.core, &[Arc::clone(self)], &mut [&mut state]);
+        self.reschedule(&mut state);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn reschedule(self: &Arc<Self>, state: &mut State) {
+        let due = state.lease.next_due();
+        if due != state.scheduled {
+            self.core.keeper.move_to(self, state.scheduled, due);
+            state.scheduled = due;
+        }
+    }
+}
+
+/// The states of several leases at once, in an order that cannot deadlock: `leases` must be sorted by id.
+pub(crate) fn lock_states(leases: &[Arc<Lease>]) -> Vec<MutexGuard<'_, State>> {
+    debug_assert!(leases.is_sorted_by(|a, b| a.id < b.id));
+    leases.iter().map(|lease| lease.state()).collect()
+}
+
+/// Sends a round that says how many holds this session has. The callers hold the states, so that two rounds of one lease
+/// leave in the order in which their numbers were read. `ballot` is for acquisitions, whose token it is.
+pub(crate) fn send_hold(
+    core: &Arc<Core>,
+    leases: &[Arc<Lease>],
+    states: &mut [&mut State],
+    length: Duration,
+    ballot: Option<Ballot>,
+) -> Arc<Round> {
+    let started = core.now();
+    let ballot = ballot.unwrap_or_else(|| fresh_ballot(core, states));
+    for state in states.iter_mut() {
+        state.sent = ballot;
+    }
+    let command = {
+        let entries = entries(leases, states);
+        node::hold(&entries, ballot, length, core.settings.memory, &leases[0].owner, core.session)
+    };
+    let round = Round::new(core, Purpose::Hold { length }, started, ballot, leases.to_vec());
+    round.send(command);
+    round
+}
+
+/// Sends a round that takes this session's holds away.
+pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut [&mut State]) -> Arc<Round> {
+    let started = core.now();
+    let ballot = fresh_ballot(core, states);
+    let command = {
+        let entries = entries(leases, states);
+        node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.session)
+    };
+    let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec());
+    round.send(command);
+    round
+}
+
+/// Larger than every ballot that was sent for these leases.
+fn fresh_ballot(core: &Core, states: &[&mut State]) -> Ballot {
+    core.propose_above(states.iter().map(|state| state.sent).max().unwrap_or(Ballot::ZERO))
+}
+
+fn entries<'a>(leases: &'a [Arc<Lease>], states: &'a [&mut State]) -> Vec<Entry<'a>> {
+    let pairs = leases.iter().zip(states);
+    pairs.map(|(lease, state)| Entry { resource: &lease.resource, lease: &state.lease, fresh: state.fresh }).collect()
+}

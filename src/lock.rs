@@ -1,0 +1,287 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::{Core, Handle};
+use crate::error::{AcquireError, Answer, ConfigError, Holder, Reports};
+use crate::guard::Guard;
+use crate::lease::{Lease, lock_states, send_hold};
+use crate::node::Refusal;
+use crate::owner::Owner;
+use crate::protocol::{self, Ballot, Phase, Verdict, ballot_beating_a_quorum};
+use crate::resource::Resource;
+use crate::round::Round;
+use crate::table::Reservation;
+use crate::waiting::{Again, Patience};
+
+const MOST_NAMES: usize = 500;
+
+/// A lock that is being asked for; nothing happens before [`acquire`](Self::acquire) or
+/// [`try_acquire`](Self::try_acquire).
+#[must_use = "a request does nothing until acquire() or try_acquire()"]
+pub struct LockRequest {
+    handle: Arc<Handle>,
+    names: Vec<Vec<u8>>,
+    owner: Option<Owner>,
+    lease: Option<Duration>,
+    wait: Option<Duration>,
+}
+
+impl LockRequest {
+    pub(crate) fn new(handle: Arc<Handle>, names: Vec<Vec<u8>>) -> Self {
+        Self { handle, names, owner: None, lease: None, wait: None }
+    }
+
+    /// Acquires for this owner: what it holds already is entered again.
+    ///
+    /// Defaults to the owner whose [`scope`](Owner::scope) this runs in, or else to a new one.
+    pub fn owner(mut self, owner: &Owner) -> Self {
+        self.owner = Some(owner.clone());
+        self
+    }
+
+    /// The lease of this acquisition. A re-entry never shortens a lease.
+    ///
+    /// Defaults to the client's [setting](crate::Builder::lease).
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
+    /// How long [`acquire`](Self::acquire) waits.
+    ///
+    /// Defaults to for ever while somebody holds the lock; but a majority that cannot be heard for half a lease is an
+    /// error also then.
+    pub fn wait(mut self, limit: Duration) -> Self {
+        self.wait = Some(limit);
+        self
+    }
+
+    /// Acquires, waiting while somebody else holds the lock.
+    ///
+    /// # Errors
+    ///
+    /// [`AcquireError::TimedOut`] when the time to wait is over, [`AcquireError::NoQuorum`] when no majority could be
+    /// heard, [`AcquireError::Lost`] when a lease that was to be entered again is over, [`AcquireError::Config`] for a
+    /// request that cannot work. Each names the nodes that it is about.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what may have been granted is released in the background, also what a node grants later.
+    pub async fn acquire(self) -> Result<Guard, AcquireError> {
+        let patience = Patience::until(self.handle.0.now(), self.wait);
+        self.run(patience).await
+    }
+
+    /// Acquires if nobody else holds the lock, without waiting for it: one round (a second one when a node has seen a
+    /// newer ballot).
+    ///
+    /// # Errors
+    ///
+    /// [`AcquireError::Held`] or [`AcquireError::Contended`] when it is not to be had, and as
+    /// [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub async fn try_acquire(self) -> Result<Guard, AcquireError> {
+        let patience = Patience::none(self.handle.0.now());
+        self.run(patience).await
+    }
+
+    async fn run(self, mut patience: Patience) -> Result<Guard, AcquireError> {
+        let core = &self.handle.0;
+        let attempt = self.prepare()?;
+        let mut above = Ballot::ZERO;
+        loop {
+            let (error, again) = match attempt.make(&self.handle, above, &patience).await {
+                Ok(guard) => return Ok(guard),
+                Err(failed) => failed,
+            };
+            if let Again::Above(ballot) = again {
+                core.observe(ballot);
+                above = ballot;
+            }
+            patience.wait_after(core, attempt.lease, error, again).await?;
+        }
+    }
+
+    /// Checks everything that can be checked before a command is sent.
+    fn prepare(&self) -> Result<Attempt, ConfigError> {
+        let core = &self.handle.0;
+        let lease = self.lease.unwrap_or(core.settings.lease);
+        core.settings.check_lease(lease)?;
+        if self.names.len() > MOST_NAMES {
+            return Err(ConfigError::TooManyNames(self.names.len()));
+        }
+        let named = self.names.iter().map(|name| core.resource(name));
+        let mut resources = named.collect::<Result<Vec<Resource>, ConfigError>>()?;
+        let first = resources.first().cloned().ok_or(ConfigError::NoNames)?;
+        resources.sort_unstable();
+        resources.dedup();
+        let owner = self.owner.clone().or_else(Owner::scoped).unwrap_or_else(|| core.anonymous());
+        Ok(Attempt { resources, first, owner, lease })
+    }
+}
+
+/// What every try of one request has in common.
+struct Attempt {
+    resources: Vec<Resource>,
+    first: Resource,
+    owner: Owner,
+    lease: Duration,
+}
+
+type Failed = (AcquireError, Again);
+
+impl Attempt {
+    /// One round. What it leaves behind when it fails or is dropped, the guard's drop takes away.
+    async fn make(&self, handle: &Arc<Handle>, above: Ballot, patience: &Patience) -> Result<Guard, Failed> {
+        let core = &handle.0;
+        // Declared before the guard, so dropped after it: the next try of the same owner is sent behind our release.
+        let reservation;
+        let (guard, round) = loop {
+            let (reserved, held) = self.reserve(core, patience).await?;
+            if let Some(begun) = self.begin(handle, held, above)? {
+                reservation = reserved;
+                break begun;
+            }
+        };
+        let limit = patience.limit(core.now(), core.settings.node_timeout(self.lease));
+        let verdict = round.decided_within(limit).await;
+        if verdict == Verdict::Won && !guard.remaining().is_zero() {
+            reservation.fulfil(guard.leases().iter());
+            return Ok(guard);
+        }
+        Err(self.explain(core, &guard, &round, verdict, limit))
+    }
+
+    async fn reserve(
+        &self,
+        core: &Arc<Core>,
+        patience: &Patience,
+    ) -> Result<(Reservation, Vec<Option<Arc<Lease>>>), Failed> {
+        loop {
+            let done = match core.table.reserve(&self.owner, &self.resources) {
+                Ok(reserved) => return Ok(reserved),
+                Err(done) => done,
+            };
+            let contended = || AcquireError::Contended { resource: self.first.to_string(), nodes: Reports(Vec::new()) };
+            match patience.left(core.now()) {
+                None => done.await,
+                Some(left) if tokio::time::timeout(left, done).await.is_ok() => {}
+                Some(_) => return Err((contended(), Again::Later)),
+            }
+        }
+    }
+
+    /// Sends the round. `None` when a lease that was to be entered was released meanwhile: reserve again.
+    fn begin(
+        &self,
+        handle: &Arc<Handle>,
+        held: Vec<Option<Arc<Lease>>>,
+        above: Ballot,
+    ) -> Result<Option<(Guard, Arc<Round>)>, Failed> {
+        let core = &handle.0;
+        let now = core.now();
+        let free: Vec<&Resource> = self
+            .resources
+            .iter()
+            .zip(&held)
+            .filter(|(_, lease)| lease.is_none())
+            .map(|(resource, _)| resource)
+            .collect();
+        let mut entered: Vec<Arc<Lease>> = held.into_iter().flatten().collect();
+        entered.sort_unstable_by_key(|lease| lease.id);
+
+        let created: Vec<Arc<Lease>>;
+        let mut states = lock_states(&entered);
+        let mut above = above;
+        for (lease, state) in entered.iter().zip(&states) {
+            match state.lease.phase(now) {
+                Phase::Held | Phase::Endangered => above = above.max(state.sent),
+                Phase::Lost => return Err((self.lost(&lease.resource), Again::Never)),
+                Phase::Pending | Phase::Released => return Ok(None),
+            }
+        }
+        let inherited = |resource: &Resource| self.owner.inherited().and_then(|export| export.lease(resource));
+        let known = free.iter().filter_map(|resource| inherited(resource)).map(|lease| lease.known);
+        let ballot = core.propose_above(known.fold(above, Ballot::max));
+        // New leases have larger ids than all before, so the order by id holds.
+        let create = |resource: &Resource| {
+            let (token, known, fresh) = match inherited(resource) {
+                Some(lease) => (lease.token, lease.known, false),
+                None => (ballot.into(), ballot, true),
+            };
+            let lease = protocol::Lease::pending(token, known, self.lease, core.settings.schedule, now);
+            Lease::new(core, resource.clone(), self.owner.clone(), lease, fresh)
+        };
+        created = free.into_iter().map(create).collect();
+        states.extend(lock_states(&created));
+
+        let leases: Vec<Arc<Lease>> = entered.iter().chain(&created).cloned().collect();
+        let guard = Guard::enter(Arc::clone(handle), leases, &mut states, self.first.clone());
+        let mut borrowed = states.iter_mut().map(|state| &mut **state).collect::<Vec<_>>();
+        let round = send_hold(core, guard.leases(), &mut borrowed, self.lease, Some(ballot));
+        Ok(Some((guard, round)))
+    }
+
+    fn lost(&self, resource: &Resource) -> AcquireError {
+        AcquireError::Lost { resource: resource.to_string() }
+    }
+
+    /// Why the round did not give the lock.
+    fn explain(&self, core: &Core, guard: &Guard, round: &Round, verdict: Verdict, limit: Duration) -> Failed {
+        let quorum = core.settings.quorum;
+        let tally = round.tally();
+        let refusals = round.refusals();
+        let nodes = round.reports((verdict == Verdict::Pending).then_some(limit));
+        let resource = self.first.to_string();
+
+        let over = |(i, lease): &(usize, &Arc<Lease>)| {
+            let refused = refusals.iter().filter(|refusal| refusal.ends() == Some(*i)).count();
+            !lease.state().fresh && (lease.phase() == Phase::Lost || refused >= quorum)
+        };
+        if let Some((_, lease)) = guard.leases().iter().enumerate().find(over) {
+            return (self.lost(&lease.resource), Again::Never);
+        }
+        if verdict == Verdict::Won {
+            let took = core.now().since(round.started);
+            return (AcquireError::TooLate { took, lease: self.lease, nodes }, Again::AfterRace(took));
+        }
+        if tally.votes() + refusals.len() < quorum {
+            return (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard);
+        }
+        let stale =
+            refusals.iter().filter_map(|no| if let Refusal::Stale { floor } = no { Some(*floor) } else { None });
+        let mut floors: Vec<Ballot> = stale.collect();
+        let had_stale = !floors.is_empty();
+        floors.resize(floors.len() + tally.votes(), Ballot::ZERO);
+        if let Some(ballot) = ballot_beating_a_quorum(floors, quorum).filter(|_| had_stale) {
+            return (AcquireError::Contended { resource, nodes }, Again::Above(ballot));
+        }
+        match most_frequent_holder(&nodes) {
+            // Nobody has a majority, but some are claimed: a race that nobody won, or somebody's eroded lease.
+            Some((_, _, votes)) if votes < quorum && tally.votes() > 0 => {
+                (AcquireError::Contended { resource, nodes }, Again::AfterRace(core.now().since(round.started)))
+            }
+            Some((by, free_in, _)) => (AcquireError::Held { resource, by, free_in, nodes }, Again::WhenFree(free_in)),
+            None => (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard),
+        }
+    }
+}
+
+fn most_frequent_holder(nodes: &Reports) -> Option<(Holder, Option<Duration>, usize)> {
+    let mut holders: Vec<(Holder, Option<Duration>, usize)> = Vec::new();
+    for report in &nodes.0 {
+        let Answer::Held { by, free_in } = &report.answer else { continue };
+        match holders.iter_mut().find(|(holder, _, _)| holder == by) {
+            Some((_, longest, votes)) => {
+                // No end at all is longer than any.
+                *longest = longest.zip(*free_in).map(|(a, b)| a.max(b));
+                *votes += 1;
+            }
+            None => holders.push((by.clone(), *free_in, 1)),
+        }
+    }
+    holders.into_iter().max_by_key(|(_, _, votes)| *votes)
+}

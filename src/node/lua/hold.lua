@@ -1,0 +1,93 @@
+-- Acquire, re-enter, extend, repair: "make it so that this session has this many holds". All resources or none.
+--
+-- KEYS  lock, ballot                          for each resource
+-- ARGV  next       this round's ballot: the token of what is newly acquired
+--       lease      ms
+--       memory     ms that the ballot key outlives its last use
+--       window     us that `next` and `known` may lie from this node's clock
+--       owner session label
+--       token, known, holds                   for each resource; token 0 acquires, any other continues that lease
+--
+-- Answer  {GRANTED, now} or, with i the refusing resource (from 1) and now in us,
+--         {HELD, now, i, pttl ms, value}      somebody else's key, '' for what is not a string
+--         {STALE, now, i, floor}              propose more than floor
+--         {AHEAD, now, i}                     the proposal is absurdly ahead of this node's clock
+--         {GONE, now, i, ballot}              no key, and somebody newer was here, or this lease was released
+local GRANTED, HELD, STALE, AHEAD, GONE = 1, 2, 3, 4, 5
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local next, lease, memory, window = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local owner, session, label = ARGV[5], ARGV[6], ARGV[7]
+if next > now + window then return {AHEAD, now, 1} end
+
+local stored = redis.call('MGET', unpack(KEYS))
+local created, lock_values, ballots = {}, {}, {}
+
+local function refuse(answer)
+  if #created > 0 then redis.call('DEL', unpack(created)) end
+  return answer
+end
+
+-- MGET shows a key of another type as missing; NX does not. So a missing key is created at once, and what cannot be
+-- created is somebody's.
+local function create(key, value, ms)
+  if redis.call('SET', key, value, 'NX', 'PX', ms) then
+    created[#created + 1] = key
+    return true
+  end
+end
+
+for k = 1, #KEYS, 2 do
+  local lock, ballot, i = KEYS[k], KEYS[k + 1], (k + 1) / 2
+  local value, mark = stored[k], stored[k + 1]
+  local token, known, holds = ARGV[3 * i + 5], tonumber(ARGV[3 * i + 6]), ARGV[3 * i + 7]
+  local highest = mark and tonumber(mark) or 0
+  local floor = math.max(highest, now - window)
+  local fresh = token == '0'
+  local head = 'ql1 ' .. (fresh and ARGV[1] or token) .. ' ' .. owner .. ' '
+  local entry = session .. ':' .. holds
+
+  if fresh then
+    if value then
+      -- Only a leftover of this very session's older lease may be replaced.
+      local theirs, sessions = string.match(value, '^ql1 %d+ (%x+) %S+ (.*)$')
+      if theirs ~= owner or not string.match(sessions, '^' .. session .. ':%d+$') then
+        return refuse({HELD, now, i, redis.call('PTTL', lock), value})
+      end
+      lock_values[lock] = head .. label .. ' ' .. entry
+    end
+    if next <= floor then return refuse({STALE, now, i, floor}) end
+  elseif value then
+    if string.sub(value, 1, #head) ~= head then
+      return refuse({HELD, now, i, redis.call('PTTL', lock), value})
+    end
+    local renewed, found = string.gsub(value, ' ' .. session .. ':%d+', ' ' .. entry, 1)
+    if found == 0 then
+      -- A session that joins, or one whose release was overtaken by its own late message.
+      if next <= highest then return refuse({STALE, now, i, highest}) end
+      renewed = value .. ' ' .. entry
+    end
+    lock_values[lock] = renewed
+  elseif known < floor then
+    return refuse({GONE, now, i, floor})
+  end
+
+  if not value and not create(lock, head .. label .. ' ' .. entry, lease) then
+    return refuse({HELD, now, i, redis.call('PTTL', lock), ''})
+  end
+  if not mark then
+    if not create(ballot, ARGV[1], memory) then return refuse({HELD, now, i, redis.call('PTTL', ballot), ''}) end
+  elseif not tonumber(mark) then
+    return refuse({HELD, now, i, redis.call('PTTL', ballot), mark})
+  else
+    ballots[ballot] = next > highest and ARGV[1] or mark
+  end
+end
+
+for lock, value in pairs(lock_values) do
+  -- A lease never gets shorter.
+  redis.call('SET', lock, value, 'PX', math.max(redis.call('PTTL', lock), lease))
+end
+for ballot, number in pairs(ballots) do redis.call('SET', ballot, number, 'PX', memory) end
+return {GRANTED, now}

@@ -1,0 +1,109 @@
+//! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
+
+mod connection;
+mod reply;
+mod script;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::NodeAddress;
+use crate::environment::Environment;
+use crate::error::NodeError;
+use crate::round::Round;
+use crate::sync::locked;
+
+pub(crate) use reply::{Refusal, Sighting, Vote, parse_hold, parse_release, parse_sighting};
+pub(crate) use script::{Entry, hold, inspect, release};
+
+/// What a node is asked, and who wants to know.
+pub(crate) struct Request {
+    pub(crate) command: Arc<Cmd>,
+    pub(crate) asker: Asker,
+}
+
+/// Where an answer goes.
+pub(crate) enum Asker {
+    /// A round that may create or renew keys: not worth sending to a node that is away.
+    Hold(Arc<Round>),
+    /// A round that takes keys away: kept until the node has said that it did.
+    Release(Arc<Round>),
+    /// A look at the node.
+    Look(oneshot::Sender<Result<Value, NodeError>>),
+    /// Nobody: scripts are being loaded.
+    Nobody,
+}
+
+enum Message {
+    Request(Request),
+    /// The client is gone: see what was sent through, then end.
+    Close,
+}
+
+/// The sending end of a node's queue. Messages reach the node in the order of the calls, or not at all.
+pub(crate) struct Node {
+    pub(crate) name: Arc<str>,
+    queue: mpsc::UnboundedSender<Message>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Node {
+    /// Starts the task that keeps the connection. Must be called inside a tokio runtime.
+    pub(crate) fn start(
+        index: usize,
+        address: NodeAddress,
+        timeout: Duration,
+        environment: Arc<dyn Environment>,
+        run_ids: Arc<RunIds>,
+    ) -> Self {
+        let (queue, requests) = mpsc::unbounded_channel();
+        let name: Arc<str> = address.name.as_str().into();
+        let connection =
+            connection::Connection::new(index, Arc::clone(&name), address, timeout, environment, run_ids, requests);
+        tokio::spawn(connection.run());
+        Self { name, queue }
+    }
+
+    /// Never waits. Once the runtime is gone the request is dropped, which its asker sees as no answer.
+    pub(crate) fn send(&self, request: Request) {
+        drop(self.queue.send(Message::Request(request)));
+    }
+
+    pub(crate) fn close(&self) {
+        drop(self.queue.send(Message::Close));
+    }
+}
+
+/// Which server process answers at which place in the node list: no process may have two votes.
+#[derive(Debug)]
+pub(crate) struct RunIds(Mutex<Vec<Option<(String, Arc<str>)>>>);
+
+impl RunIds {
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self(Mutex::new(vec![None; nodes]))
+    }
+
+    /// Records the process at `index`; the name of another place where the same process answers is an error.
+    fn claim(&self, index: usize, name: &Arc<str>, run_id: String) -> Result<(), Arc<str>> {
+        let mut ids = locked(&self.0);
+        ids[index] = None;
+        match ids.iter().flatten().find(|(id, _)| *id == run_id) {
+            Some((_, other)) => Err(Arc::clone(other)),
+            None => {
+                ids[index] = Some((run_id, Arc::clone(name)));
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What the scripts answer, typed.
+
+use std::time::Duration;
+
+use redis::Value;
+
+use crate::error::{Answer, Holder, NodeError};
+use crate::protocol::{Ballot, Token};
+
+/// A node's part in a round.
+#[derive(Clone, Debug)]
+pub(crate) enum Vote {
+    /// It did as asked, or, in a release, had still honoured the lease.
+    Yes,
+    No(Refusal),
+    /// In a release: nothing was ever sent there that could have left a key.
+    Untouched,
+    Unheard(NodeError),
+}
+
+/// Why a node did not do as asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Held { resource: usize, by: Holder, free_in: Option<Duration> },
+    Stale { floor: Ballot },
+    Ahead,
+    Gone { resource: usize },
+}
+
+impl Refusal {
+    /// The resource whose lease is over on that node. `None` when only the proposal was unlucky.
+    pub(crate) fn ends(&self) -> Option<usize> {
+        match self {
+            Self::Held { resource, .. } | Self::Gone { resource } => Some(*resource),
+            Self::Stale { .. } | Self::Ahead => None,
+        }
+    }
+}
+
+impl From<&Vote> for Answer {
+    fn from(vote: &Vote) -> Self {
+        match vote {
+            Vote::Yes | Vote::Untouched => Self::Agreed,
+            Vote::No(Refusal::Held { by, free_in, .. }) => Self::Held { by: by.clone(), free_in: *free_in },
+            Vote::No(Refusal::Stale { .. }) => Self::Stale,
+            Vote::No(Refusal::Ahead) => Self::ClockBehind,
+            Vote::No(Refusal::Gone { .. }) => Self::Gone,
+            Vote::Unheard(error) => Self::Failed(error.clone()),
+        }
+    }
+}
+
+fn nonsense(value: &Value) -> NodeError {
+    NodeError::Nonsense(format!("{value:?}").chars().take(200).collect())
+}
+
+pub(crate) fn parse_hold(value: &Value) -> Vote {
+    hold(value).unwrap_or_else(|| Vote::Unheard(nonsense(value)))
+}
+
+fn hold(value: &Value) -> Option<Vote> {
+    let place = |i: i64| usize::try_from(i).ok()?.checked_sub(1);
+    let Value::Array(fields) = value else { return None };
+    let refusal = match fields.as_slice() {
+        [Value::Int(1), Value::Int(_)] => return Some(Vote::Yes),
+        [Value::Int(2), Value::Int(_), Value::Int(i), Value::Int(pttl), Value::BulkString(value)] => Refusal::Held {
+            resource: place(*i)?,
+            by: LockValue::parse(value).map_or(Holder::Foreign, LockValue::into_holder),
+            free_in: u64::try_from(*pttl).ok().map(Duration::from_millis),
+        },
+        [Value::Int(3), Value::Int(_), Value::Int(_), Value::Int(floor)] => {
+            Refusal::Stale { floor: Ballot::from_wire(u64::try_from(*floor).ok()?)? }
+        }
+        [Value::Int(4), Value::Int(_), Value::Int(_)] => Refusal::Ahead,
+        [Value::Int(5), Value::Int(_), Value::Int(i), Value::Int(_)] => Refusal::Gone { resource: place(*i)? },
+        _ => return None,
+    };
+    Some(Vote::No(refusal))
+}
+
+/// For several resources: yes when the node honoured every one of them.
+pub(crate) fn parse_release(value: &Value) -> Vote {
+    let Value::Array(fields) = value else { return Vote::Unheard(nonsense(value)) };
+    match fields.as_slice() {
+        [Value::Int(_), codes @ ..] if !codes.is_empty() => {
+            match codes.iter().position(|code| *code != Value::Int(1)) {
+                None => Vote::Yes,
+                Some(resource) => Vote::No(Refusal::Gone { resource }),
+            }
+        }
+        _ => Vote::Unheard(nonsense(value)),
+    }
+}
+
+/// What `inspect.lua` saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sighting {
+    pub(crate) held: Option<(Holder, u32)>,
+    /// The key as it is, to tell one foreign holder from another.
+    pub(crate) raw: Vec<u8>,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) ballot: Option<u64>,
+}
+
+pub(crate) fn parse_sighting(value: &Value) -> Result<Sighting, NodeError> {
+    sighting(value).ok_or_else(|| nonsense(value))
+}
+
+fn sighting(value: &Value) -> Option<Sighting> {
+    let Value::Array(fields) = value else { return None };
+    let [Value::Int(_), kind, Value::BulkString(raw), Value::Int(pttl), Value::BulkString(ballot)] = fields.as_slice()
+    else {
+        return None;
+    };
+    let kind = match kind {
+        Value::BulkString(kind) => String::from_utf8_lossy(kind).into_owned(),
+        Value::SimpleString(kind) => kind.clone(),
+        _ => return None,
+    };
+    let held = match kind.as_str() {
+        "none" => None,
+        "string" => Some(match LockValue::parse(raw) {
+            Some(value) => {
+                let holds = value.holds;
+                (value.into_holder(), holds)
+            }
+            None => (Holder::Foreign, 1),
+        }),
+        _ => Some((Holder::Foreign, 1)),
+    };
+    Some(Sighting {
+        held,
+        raw: [kind.as_bytes(), b" ", raw].concat(),
+        ttl: u64::try_from(*pttl).ok().map(Duration::from_millis),
+        ballot: std::str::from_utf8(ballot).ok().and_then(|text| text.parse().ok()),
+    })
+}
+
+/// `ql1 TOKEN OWNER LABEL SESSION:HOLDS…`, as `hold.lua` writes it.
+struct LockValue<'a> {
+    token: Ballot,
+    owner: &'a str,
+    label: &'a str,
+    holds: u32,
+}
+
+impl<'a> LockValue<'a> {
+    fn parse(value: &'a [u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(value).ok()?.split(' ');
+        if words.next()? != "ql1" {
+            return None;
+        }
+        let token = Ballot::from_wire(words.next()?.parse().ok()?)?;
+        let owner = words.next()?;
+        let label = words.next()?;
+        let mut holds: u32 = 0;
+        for session in words {
+            holds = holds.saturating_add(session.split_once(':')?.1.parse().ok()?);
+        }
+        Some(Self { token, owner, label, holds })
+    }
+
+    fn into_holder(self) -> Holder {
+        Holder::Owner { id: self.owner.to_owned(), label: self.label.to_owned(), token: Token::from(self.token) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(fields: Vec<Value>) -> Value {
+        Value::Array(fields)
+    }
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn answers_to_hold() {
+        let int = Value::Int;
+        assert!(matches!(parse_hold(&array(vec![int(1), int(99)])), Vote::Yes));
+        let held = parse_hold(&array(vec![int(2), int(99), int(2), int(1500), text("ql1 7 ab host:1 s:2 t:1")]));
+        let Vote::No(Refusal::Held { resource: 1, by: Holder::Owner { id, label, token }, free_in }) = held else {
+            panic!("{held:?}")
+        };
+        assert_eq!((id.as_str(), label.as_str(), token.get()), ("ab", "host:1", 7));
+        assert_eq!(free_in, Some(Duration::from_millis(1500)));
+        let foreign = parse_hold(&array(vec![int(2), int(99), int(1), int(-1), text("")]));
+        assert!(matches!(foreign, Vote::No(Refusal::Held { resource: 0, by: Holder::Foreign, free_in: None })));
+        let stale = parse_hold(&array(vec![int(3), int(99), int(1), int(41)]));
+        assert!(matches!(stale, Vote::No(Refusal::Stale { floor }) if floor.get() == 41));
+        assert!(matches!(parse_hold(&array(vec![int(4), int(99), int(1)])), Vote::No(Refusal::Ahead)));
+        assert!(matches!(
+            parse_hold(&array(vec![int(5), int(99), int(1), int(3)])),
+            Vote::No(Refusal::Gone { resource: 0 })
+        ));
+    }
+
+    #[test]
+    fn nonsense_is_never_a_vote() {
+        let int = Value::Int;
+        for value in [
+            Value::Nil,
+            Value::Okay,
+            array(vec![]),
+            array(vec![int(1)]),
+            array(vec![int(6), int(99)]),
+            array(vec![int(2), int(99), int(0), int(5), text("")]),
+            array(vec![int(3), int(99), int(1), int(-4)]),
+            array(vec![int(3), int(99), int(1), int(1 << 53)]),
+        ] {
+            let vote = parse_hold(&value);
+            assert!(matches!(vote, Vote::Unheard(NodeError::Nonsense(_))), "{value:?} {vote:?}");
+        }
+        assert!(matches!(parse_release(&array(vec![int(9)])), Vote::Unheard(_)));
+        assert!(matches!(parse_release(&Value::Nil), Vote::Unheard(_)));
+    }
+
+    #[test]
+    fn a_release_of_several_needs_every_one() {
+        let int = Value::Int;
+        assert!(matches!(parse_release(&array(vec![int(9), int(1), int(1)])), Vote::Yes));
+        assert!(matches!(parse_release(&array(vec![int(9), int(1), int(0)])), Vote::No(Refusal::Gone { resource: 1 })));
+    }
+
+    #[test]
+    fn sightings() {
+        let look = |kind: &str, value: &str, pttl, ballot: &str| {
+            parse_sighting(&array(vec![Value::Int(1), text(kind), text(value), Value::Int(pttl), text(ballot)]))
+                .unwrap()
+        };
+        let free = look("none", "", -2, "12");
+        assert_eq!((free.held, free.ttl, free.ballot), (None, None, Some(12)));
+        let held = look("string", "ql1 7 ab host:1 s:2 t:1", 900, "");
+        assert_eq!(held.held.map(|(_, holds)| holds), Some(3));
+        assert_eq!((held.ttl, held.ballot), (Some(Duration::from_millis(900)), None));
+        assert_eq!(look("list", "", -1, "").held, Some((Holder::Foreign, 1)));
+        assert_eq!(look("string", "ql1 x", 5, "").held, Some((Holder::Foreign, 1)));
+    }
+}

@@ -1,0 +1,93 @@
+//! The three scripts and how a command for each is put together.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{Cmd, Script};
+
+use crate::owner::Owner;
+use crate::protocol::{Ballot, CLOCK_WINDOW, Lease};
+use crate::resource::Resource;
+
+const HOLD_CODE: &str = include_str!("lua/hold.lua");
+const RELEASE_CODE: &str = include_str!("lua/release.lua");
+const INSPECT_CODE: &str = include_str!("lua/inspect.lua");
+
+static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(HOLD_CODE));
+static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(RELEASE_CODE));
+static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(INSPECT_CODE));
+
+/// The commands that make a node know the scripts.
+pub(super) fn load() -> [Cmd; 3] {
+    [HOLD_CODE, RELEASE_CODE, INSPECT_CODE].map(|code| {
+        let mut command = redis::cmd("SCRIPT");
+        command.arg("LOAD").arg(code);
+        command
+    })
+}
+
+/// One resource's part in a command.
+pub(crate) struct Entry<'a> {
+    pub(crate) resource: &'a Resource,
+    pub(crate) lease: &'a Lease,
+    /// Is this a new acquisition, and not the continuation of a lease?
+    pub(crate) fresh: bool,
+}
+
+fn evalsha(script: &Script, entries: &[Entry<'_>]) -> Cmd {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(script.get_hash()).arg(2 * entries.len());
+    for entry in entries {
+        command.arg(entry.resource.lock_key()).arg(entry.resource.ballot_key());
+    }
+    command
+}
+
+/// "Make it so that this session has these holds."
+pub(crate) fn hold(
+    entries: &[Entry<'_>],
+    next: Ballot,
+    lease: Duration,
+    memory: Duration,
+    owner: &Owner,
+    session: u64,
+) -> Cmd {
+    let mut command = evalsha(&HOLD, entries);
+    command.arg(next.get()).arg(millis(lease)).arg(millis(memory)).arg(window());
+    command.arg(owner.id()).arg(session_id(session)).arg(owner.label());
+    for Entry { lease, fresh, .. } in entries {
+        let token = if *fresh { 0 } else { lease.token.get() };
+        command.arg(token).arg(lease.known.get()).arg(lease.holds);
+    }
+    command
+}
+
+/// "Make it so that this session has no holds, and that nothing late brings them back."
+pub(crate) fn release(entries: &[Entry<'_>], next: Ballot, memory: Duration, owner: &Owner, session: u64) -> Cmd {
+    let mut command = evalsha(&RELEASE, entries);
+    command.arg(next.get()).arg(millis(memory)).arg(window()).arg(owner.id()).arg(session_id(session));
+    for Entry { lease, .. } in entries {
+        command.arg(lease.token.get()).arg(lease.known.get());
+    }
+    command
+}
+
+/// "What is there?"
+pub(crate) fn inspect(resource: &Resource) -> Cmd {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(INSPECT.get_hash()).arg(2).arg(resource.lock_key()).arg(resource.ballot_key());
+    command
+}
+
+fn session_id(session: u64) -> String {
+    format!("{session:016x}")
+}
+
+fn window() -> u64 {
+    u64::try_from(CLOCK_WINDOW.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Whole milliseconds, rounded up: a key may live longer than the client believes, never shorter.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,155 @@
+use std::fmt;
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::environment::{Environment, System};
+use crate::error::ExportError;
+use crate::export::Export;
+
+tokio::task_local! {
+    static SCOPED: Owner;
+}
+
+/// Who may re-enter: 128 random bits and a readable label.
+///
+/// Every acquisition that is not given an owner makes one, so nothing re-enters by accident: not another task, not the
+/// next user of a thread, not a process with the same number in another container. Clones are the same owner.
+#[derive(Clone)]
+pub struct Owner(Arc<Identity>);
+
+struct Identity {
+    id: u128,
+    label: Arc<str>,
+    inherited: Option<Export>,
+}
+
+impl Owner {
+    /// A new owner, labelled with this machine's name and the process number.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::labelled("")
+    }
+
+    /// A new owner with a name for people: it is shown to whoever finds the lock held, as `host:pid:name`.
+    ///
+    /// What is not a printable ASCII character becomes `_`; a long name is cut.
+    #[must_use]
+    pub fn labelled(name: &str) -> Self {
+        Self::anonymous(&System, &label(name).into())
+    }
+
+    pub(crate) fn anonymous(environment: &dyn Environment, label: &Arc<str>) -> Self {
+        let mut id = [0; 16];
+        environment.fill(&mut id);
+        Self(Arc::new(Identity { id: u128::from_be_bytes(id), label: Arc::clone(label), inherited: None }))
+    }
+
+    /// The owner of an [exported](crate::Guard::export) lease: whatever it acquires of the leases named there joins them.
+    ///
+    /// Pass it to [`owner`](crate::LockRequest::owner). What is not in the export is acquired anew, by the same owner.
+    ///
+    /// # Errors
+    ///
+    /// When `exported` is not what [`export`](crate::Guard::export) wrote.
+    pub fn import(exported: &str) -> Result<Self, ExportError> {
+        let export = Export::from_str(exported)?;
+        Ok(Self(Arc::new(Identity { id: export.owner, label: export.label.as_str().into(), inherited: Some(export) })))
+    }
+
+    /// Runs `future` with this owner as the one that acquisitions inside it take when none is passed.
+    ///
+    /// It reaches as far as the task does; a task spawned inside does not inherit it.
+    pub async fn scope<F: Future>(&self, future: F) -> F::Output {
+        SCOPED.scope(self.clone(), future).await
+    }
+
+    pub(crate) fn scoped() -> Option<Self> {
+        SCOPED.try_with(Self::clone).ok()
+    }
+
+    /// The 128 random bits in hexadecimal: what `quorlock inspect` shows.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("{:032x}", self.0.id)
+    }
+
+    /// The label for people.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.0.label
+    }
+
+    pub(crate) fn number(&self) -> u128 {
+        self.0.id
+    }
+
+    pub(crate) fn inherited(&self) -> Option<&Export> {
+        self.0.inherited.as_ref()
+    }
+}
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for Owner {}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Owner({} {})", self.label(), self.id())
+    }
+}
+
+/// `host:pid` or `host:pid:name`, safe to stand in a lock key between spaces.
+fn label(name: &str) -> String {
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy();
+    let host = if host.is_empty() { "unknown" } else { &host };
+    let mut label = format!("{}:{}", clean(host, 40), std::process::id());
+    if !name.is_empty() {
+        label.push(':');
+        label.push_str(&clean(name, 60));
+    }
+    label
+}
+
+fn clean(text: &str, limit: usize) -> String {
+    text.chars().take(limit).map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_differ_and_clones_do_not() {
+        let owner = Owner::new();
+        assert_eq!(owner, owner.clone());
+        assert_ne!(owner, Owner::new());
+        assert_eq!(owner.id().len(), 32);
+    }
+
+    #[test]
+    fn labels_hold_no_space_and_no_control_character() {
+        let owner = Owner::labelled("night batch\nñ");
+        assert!(owner.label().ends_with(":night_batch__"), "{}", owner.label());
+        assert!(owner.label().contains(&format!(":{}:", std::process::id())));
+        assert!(Owner::labelled(&"x".repeat(500)).label().len() < 130);
+    }
+
+    #[tokio::test]
+    async fn a_scope_ends_with_its_future() {
+        let owner = Owner::new();
+        owner.scope(async { assert_eq!(Owner::scoped(), Some(owner.clone())) }).await;
+        assert_eq!(Owner::scoped(), None);
+    }
+}

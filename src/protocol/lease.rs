@@ -1,0 +1,303 @@
+use std::time::Duration;
+
+use super::{Ballot, Moment, Schedule, Token};
+
+/// What a holder may believe of its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Asked for, not granted yet.
+    Pending,
+    /// Confirmed by a majority, with enough validity left.
+    Held,
+    /// Still valid, but it could not be renewed and the end is near.
+    Endangered,
+    /// Over, for good: nothing confirms it again.
+    Lost,
+    /// Given back by its holder.
+    Released,
+}
+
+/// What time has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    /// Send an extension now.
+    Extension,
+    /// The holder must hear that the end is near; send an extension too when `extend`.
+    Danger {
+        extend: bool,
+    },
+    /// The validity is spent: the lease is lost.
+    Loss,
+}
+
+/// One resource's lease as one client sees it: a state machine that is told what happened and when.
+///
+/// Contract: `confirmed` gets the moment before the *first send* of the round that a majority honoured, and every call
+/// gets a `now` that never runs backwards. Nothing leaves [`Phase::Lost`] or [`Phase::Released`].
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    pub(crate) token: Token,
+    /// The ballot that a majority last honoured for this lease.
+    pub(crate) known: Ballot,
+    /// The longest that was asked for; extensions ask for it again.
+    pub(crate) length: Duration,
+    /// This session's nesting depth.
+    pub(crate) holds: u32,
+    phase: Phase,
+    schedule: Schedule,
+    valid_until: Moment,
+    extend_at: Moment,
+    /// The latest round that any node honoured, and how many did.
+    voted: (Ballot, usize),
+}
+
+impl Lease {
+    pub(crate) fn pending(token: Token, known: Ballot, length: Duration, schedule: Schedule, now: Moment) -> Self {
+        Self {
+            token,
+            known,
+            length,
+            holds: 0,
+            phase: Phase::Pending,
+            schedule,
+            valid_until: now,
+            extend_at: now,
+            voted: (Ballot::ZERO, 0),
+        }
+    }
+
+    /// The phase at `now`: a lease whose validity is spent is lost, whether or not anybody has noticed.
+    pub(crate) fn phase(&self, now: Moment) -> Phase {
+        match self.phase {
+            Phase::Held | Phase::Endangered if now >= self.valid_until => Phase::Lost,
+            Phase::Held if now >= self.danger_at() => Phase::Endangered,
+            phase => phase,
+        }
+    }
+
+    pub(crate) fn remaining(&self, now: Moment) -> Duration {
+        match self.phase(now) {
+            Phase::Held | Phase::Endangered => self.valid_until.since(now),
+            Phase::Pending | Phase::Lost | Phase::Released => Duration::ZERO,
+        }
+    }
+
+    /// A majority honoured a round that began at `started`. Returns the phase that this leaves the lease in.
+    pub(crate) fn confirmed(&mut self, now: Moment, started: Moment, ballot: Ballot, length: Duration) -> Phase {
+        self.phase = match self.phase(now) {
+            over @ (Phase::Lost | Phase::Released) => over,
+            phase @ (Phase::Pending | Phase::Held | Phase::Endangered) => {
+                let deadline = self.schedule.validity.deadline(started, length);
+                if phase == Phase::Pending && deadline <= now {
+                    Phase::Pending // Granted too late to be of use: whoever waits for it sees no validity.
+                } else {
+                    self.length = self.length.max(length);
+                    self.known = self.known.max(ballot);
+                    if deadline > self.valid_until {
+                        self.valid_until = deadline;
+                        self.extend_at = started + Schedule::extend_after(length);
+                    }
+                    Phase::Held
+                }
+            }
+        };
+        self.phase(now)
+    }
+
+    /// A majority refused: somebody newer was granted, or this session was released. `true` when that is news.
+    pub(crate) fn refused(&mut self) -> bool {
+        self.end(Phase::Lost)
+    }
+
+    /// The holder gave it back. `false` when it was over already.
+    pub(crate) fn released(&mut self) -> bool {
+        self.end(Phase::Released)
+    }
+
+    fn end(&mut self, phase: Phase) -> bool {
+        let running = !matches!(self.phase, Phase::Lost | Phase::Released);
+        if running {
+            self.phase = phase;
+        }
+        running
+    }
+
+    /// So many nodes honour the round of this ballot by now.
+    pub(crate) fn voted(&mut self, ballot: Ballot, votes: usize) {
+        if ballot >= self.voted.0 {
+            self.voted = (ballot, votes);
+        }
+    }
+
+    pub(crate) fn votes(&self) -> usize {
+        self.voted.1
+    }
+
+    /// What is due at `now`; saying so counts as having done it.
+    pub(crate) fn due(&mut self, now: Moment) -> Due {
+        let was = self.phase;
+        self.phase = self.phase(now);
+        let extend =
+            self.schedule.extends && now >= self.extend_at && matches!(self.phase, Phase::Held | Phase::Endangered);
+        if extend {
+            self.extend_at = now + Schedule::retry_after(self.length);
+        }
+        match (was, self.phase) {
+            (Phase::Held | Phase::Endangered, Phase::Lost) => Due::Loss,
+            (Phase::Held, Phase::Endangered) => Due::Danger { extend },
+            _ if extend => Due::Extension,
+            _ => Due::Nothing,
+        }
+    }
+
+    /// When to ask [`due`](Self::due) next; `None` when nothing will ever be due.
+    pub(crate) fn next_due(&self) -> Option<Moment> {
+        let signal = match self.phase {
+            Phase::Held => self.danger_at(),
+            Phase::Endangered => self.valid_until,
+            Phase::Pending | Phase::Lost | Phase::Released => return None,
+        };
+        Some(if self.schedule.extends { signal.min(self.extend_at) } else { signal })
+    }
+
+    fn danger_at(&self) -> Moment {
+        self.valid_until.minus(self.schedule.danger(self.length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Validity;
+    use super::*;
+
+    const NEXT: Ballot = Ballot::ZERO;
+
+    fn at(millis: u64) -> Moment {
+        Moment::new(Duration::from_millis(millis))
+    }
+
+    fn lease(extends: bool) -> Lease {
+        let schedule = Schedule { validity: Validity { drift_factor: 0.01 }, extends, danger: None };
+        Lease::pending(Token::from(NEXT.next()), NEXT.next(), Duration::from_secs(3), schedule, at(0))
+    }
+
+    /// A lease of 3 s, confirmed by a round that began at 100 ms: valid until 3068, danger at 2068, extension at 1100.
+    fn held(extends: bool) -> Lease {
+        let mut lease = lease(extends);
+        assert_eq!(lease.confirmed(at(110), at(100), NEXT.next(), Duration::from_secs(3)), Phase::Held);
+        lease
+    }
+
+    #[test]
+    fn validity_runs_from_the_start_of_the_round() {
+        let lease = held(true);
+        assert_eq!(lease.remaining(at(110)), Duration::from_millis(2958));
+        assert_eq!(lease.remaining(at(3067)), Duration::from_millis(1));
+        assert_eq!(lease.remaining(at(3068)), Duration::ZERO);
+    }
+
+    #[test]
+    fn time_alone_moves_the_phase() {
+        let lease = held(true);
+        assert_eq!(lease.phase(at(2067)), Phase::Held);
+        assert_eq!(lease.phase(at(2068)), Phase::Endangered);
+        assert_eq!(lease.phase(at(3067)), Phase::Endangered);
+        assert_eq!(lease.phase(at(3068)), Phase::Lost);
+    }
+
+    #[test]
+    fn a_grant_whose_validity_is_spent_stays_pending() {
+        let mut lease = lease(true);
+        assert_eq!(lease.confirmed(at(3068), at(100), NEXT, Duration::from_secs(3)), Phase::Pending);
+        assert_eq!(lease.remaining(at(3068)), Duration::ZERO);
+        assert_eq!(lease.next_due(), None);
+        assert_eq!(lease.confirmed(at(3067), at(100), NEXT, Duration::from_secs(3)), Phase::Endangered);
+    }
+
+    #[test]
+    fn extension_retry_danger_loss_in_that_order() {
+        let mut lease = held(true);
+        assert_eq!(lease.next_due(), Some(at(1100)));
+        assert_eq!(lease.due(at(1099)), Due::Nothing);
+        assert_eq!(lease.due(at(1100)), Due::Extension);
+        assert_eq!(lease.next_due(), Some(at(1300)));
+        assert_eq!(lease.due(at(1299)), Due::Nothing);
+        assert_eq!(lease.due(at(1300)), Due::Extension);
+        assert_eq!(lease.due(at(2068)), Due::Danger { extend: true });
+        assert_eq!(lease.due(at(2069)), Due::Nothing);
+        assert_eq!(lease.next_due(), Some(at(2268)));
+        assert_eq!(lease.due(at(2999)), Due::Extension);
+        assert_eq!(lease.next_due(), Some(at(3068)));
+        assert_eq!(lease.due(at(3068)), Due::Loss);
+        assert_eq!(lease.due(at(3069)), Due::Nothing);
+        assert_eq!(lease.next_due(), None);
+    }
+
+    #[test]
+    fn without_extension_only_the_signals_are_due() {
+        let mut lease = held(false);
+        assert_eq!(lease.next_due(), Some(at(2068)));
+        assert_eq!(lease.due(at(1200)), Due::Nothing);
+        assert_eq!(lease.due(at(2068)), Due::Danger { extend: false });
+        assert_eq!(lease.next_due(), Some(at(3068)));
+        assert_eq!(lease.due(at(3068)), Due::Loss);
+    }
+
+    #[test]
+    fn a_confirmation_ends_the_danger() {
+        let mut lease = held(true);
+        lease.due(at(2068));
+        assert_eq!(lease.confirmed(at(2100), at(2090), NEXT.next().next(), Duration::from_secs(3)), Phase::Held);
+        assert_eq!((lease.known, lease.next_due()), (NEXT.next().next(), Some(at(3090))));
+        assert_eq!(lease.remaining(at(2100)), Duration::from_millis(2958));
+    }
+
+    #[test]
+    fn an_older_or_shorter_confirmation_takes_nothing_away() {
+        let mut lease = held(true);
+        let before = lease.remaining(at(200));
+        lease.confirmed(at(200), at(190), NEXT, Duration::from_secs(1));
+        assert_eq!(lease.remaining(at(200)), before);
+        assert_eq!((lease.length, lease.known), (Duration::from_secs(3), NEXT.next()));
+        assert_eq!(lease.next_due(), Some(at(1100)));
+        lease.confirmed(at(200), at(190), NEXT, Duration::from_secs(9));
+        assert_eq!(lease.length, Duration::from_secs(9));
+    }
+
+    #[test]
+    fn nothing_brings_back_a_lost_lease() {
+        let mut late = held(true);
+        assert_eq!(late.confirmed(at(3068), at(3000), NEXT, Duration::from_secs(3)), Phase::Lost);
+        let mut refused = held(true);
+        assert!(refused.refused());
+        assert!(!refused.refused());
+        assert!(!refused.released());
+        for lease in [&mut late, &mut refused] {
+            assert_eq!(lease.confirmed(at(200), at(190), NEXT, Duration::from_secs(3)), Phase::Lost);
+            assert_eq!(lease.remaining(at(200)), Duration::ZERO);
+            assert_eq!((lease.due(at(200)), lease.next_due()), (Due::Nothing, None));
+        }
+    }
+
+    #[test]
+    fn a_released_lease_is_not_lost_and_not_valid() {
+        let mut lease = held(true);
+        assert!(lease.released());
+        assert!(!lease.refused());
+        assert_eq!(lease.phase(at(9000)), Phase::Released);
+        assert_eq!(lease.confirmed(at(200), at(190), NEXT, Duration::from_secs(3)), Phase::Released);
+        assert_eq!((lease.remaining(at(200)), lease.due(at(1200))), (Duration::ZERO, Due::Nothing));
+    }
+
+    #[test]
+    fn votes_belong_to_the_latest_round() {
+        let mut lease = held(true);
+        lease.voted(NEXT.next(), 3);
+        lease.voted(NEXT.next(), 5);
+        assert_eq!(lease.votes(), 5);
+        lease.voted(NEXT.next().next(), 4);
+        lease.voted(NEXT.next(), 5);
+        assert_eq!(lease.votes(), 4);
+    }
+}

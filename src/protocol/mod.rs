@@ -1,0 +1,18 @@
+//! The rules, with nothing else in reach.
+//!
+//! Everything here is a value or a function of values: time comes in as a [`Moment`], answers come in as counts, and
+//! nothing in this folder knows a socket, a task, a clock or a random source. That is what lets the rules be read beside
+//! the protocol's description in DESIGN.md, and tested by table.
+
+mod ballot;
+mod lease;
+mod moment;
+mod tally;
+mod validity;
+
+pub use ballot::Token;
+pub(crate) use ballot::{Ballot, CLOCK_WINDOW, ballot_beating_a_quorum, propose};
+pub(crate) use lease::{Due, Lease, Phase};
+pub use moment::Moment;
+pub(crate) use tally::{Tally, Verdict, quorum};
+pub(crate) use validity::{Schedule, Validity};

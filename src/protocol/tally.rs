@@ -1,0 +1,144 @@
+/// The number of nodes that must agree: the smallest majority, also of an even number.
+pub(crate) fn quorum(nodes: usize) -> usize {
+    nodes / 2 + 1
+}
+
+/// Where a count of votes stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Neither is certain yet.
+    Pending,
+    /// A majority said yes; whatever else comes cannot change that.
+    Won,
+    /// A majority can no longer say yes.
+    Lost,
+}
+
+/// The votes of one round: each node says yes, says no, or cannot be heard.
+///
+/// | of 5 | yes | no | unheard | verdict |
+/// |---|---|---|---|---|
+/// | two to come | 2 | 1 | 0 | pending |
+/// | majority | 3 | 0 | 0 | won |
+/// | majority gone | 2 | 2 | 1 | lost |
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tally {
+    nodes: usize,
+    yes: usize,
+    no: usize,
+    unheard: usize,
+}
+
+impl Tally {
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self { nodes, yes: 0, no: 0, unheard: 0 }
+    }
+
+    pub(crate) fn yes(&mut self) {
+        self.yes += 1;
+    }
+
+    pub(crate) fn no(&mut self) {
+        self.no += 1;
+    }
+
+    pub(crate) fn unheard(&mut self) {
+        self.unheard += 1;
+    }
+
+    pub(crate) fn votes(&self) -> usize {
+        self.yes
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.yes + self.no + self.unheard == self.nodes
+    }
+
+    pub(crate) fn verdict(&self) -> Verdict {
+        let quorum = quorum(self.nodes);
+        if self.yes >= quorum {
+            Verdict::Won
+        } else if self.no + self.unheard > self.nodes - quorum {
+            Verdict::Lost
+        } else {
+            Verdict::Pending
+        }
+    }
+
+    /// A majority said no: not a doubt about who can be heard, but an answer.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.no >= quorum(self.nodes)
+    }
+
+    /// So many could not be heard that no majority is left to ask.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.unheard > self.nodes - quorum(self.nodes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(nodes: usize, yes: usize, no: usize, unheard: usize) -> Tally {
+        Tally { nodes, yes, no, unheard }
+    }
+
+    #[test]
+    fn quorums() {
+        let table = [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4), (9, 5)];
+        for (nodes, needed) in table {
+            assert_eq!(quorum(nodes), needed, "{nodes} nodes");
+        }
+    }
+
+    #[test]
+    fn truth_table() {
+        use Verdict::{Lost, Pending, Won};
+        #[rustfmt::skip]
+        let table = [
+            // nodes, yes, no, unheard, verdict, refused, unreachable
+            (1, 0, 0, 0, Pending, false, false),
+            (1, 1, 0, 0, Won, false, false),
+            (1, 0, 1, 0, Lost, true, false),
+            (1, 0, 0, 1, Lost, false, true),
+            (2, 1, 0, 0, Pending, false, false),
+            (2, 1, 1, 0, Lost, false, false),
+            (2, 1, 0, 1, Lost, false, true),
+            (2, 2, 0, 0, Won, false, false),
+            (3, 1, 1, 0, Pending, false, false),
+            (3, 2, 0, 0, Won, false, false),
+            (3, 1, 1, 1, Lost, false, false),
+            (3, 0, 2, 0, Lost, true, false),
+            (4, 2, 1, 0, Pending, false, false),
+            (4, 2, 2, 0, Lost, false, false),
+            (4, 3, 0, 0, Won, false, false),
+            (5, 2, 2, 0, Pending, false, false),
+            (5, 2, 2, 1, Lost, false, false),
+            (5, 3, 2, 0, Won, false, false),
+            (5, 0, 3, 0, Lost, true, false),
+            (5, 2, 0, 3, Lost, false, true),
+            (5, 2, 1, 2, Lost, false, false),
+            (5, 0, 0, 2, Pending, false, false),
+        ];
+        for (nodes, yes, no, unheard, verdict, refused, unreachable) in table {
+            let tally = tally(nodes, yes, no, unheard);
+            assert_eq!(tally.verdict(), verdict, "{tally:?}");
+            assert_eq!(tally.is_refused(), refused, "{tally:?}");
+            assert_eq!(tally.is_unreachable(), unreachable, "{tally:?}");
+        }
+    }
+
+    #[test]
+    fn a_round_is_complete_when_every_node_has_been_counted_once() {
+        let mut tally = Tally::new(3);
+        assert!(!tally.is_complete());
+        tally.yes();
+        tally.no();
+        assert!(!tally.is_complete());
+        tally.unheard();
+        assert!(tally.is_complete());
+        assert_eq!(tally.votes(), 1);
+        assert_eq!(tally.verdict(), Verdict::Lost);
+    }
+}

@@ -1,0 +1,86 @@
+use std::fmt;
+use std::sync::Arc;
+
+/// Lock keys may not begin like this, or one resource's lock key could be another's ballot key. Only an empty or odd
+/// prefix can bring that about.
+const RESERVED: &[u8] = b"quorlock:ballot:";
+
+/// What is locked: a name of any bytes, and the keys that stand for it on a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Resource(Arc<Keys>);
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Keys {
+    lock: Vec<u8>,
+    ballot: Vec<u8>,
+    name_at: usize,
+}
+
+impl Resource {
+    /// `None` when the lock key would lie where ballots are kept.
+    pub(crate) fn new(prefix: &[u8], name: &[u8]) -> Option<Self> {
+        let lock = [prefix, name].concat();
+        let ballot = [RESERVED, &lock].concat();
+        (!lock.starts_with(RESERVED)).then(|| Self(Arc::new(Keys { lock, ballot, name_at: prefix.len() })))
+    }
+
+    pub(crate) fn name(&self) -> &[u8] {
+        &self.0.lock[self.0.name_at..]
+    }
+
+    pub(crate) fn lock_key(&self) -> &[u8] {
+        &self.0.lock
+    }
+
+    pub(crate) fn ballot_key(&self) -> &[u8] {
+        &self.0.ballot
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&readable(self.name()))
+    }
+}
+
+/// A name as people can read it on one line: escaped, and cut when it is long.
+pub(crate) fn readable(name: &[u8]) -> String {
+    const LONGEST: usize = 80;
+    let mut text = match std::str::from_utf8(name) {
+        Ok(name) => name.escape_debug().collect::<String>(),
+        Err(_) => name.escape_ascii().to_string(),
+    };
+    if let Some((cut, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_a_name() {
+        let resource = Resource::new(b"quorlock:lock:", b"account:42").unwrap();
+        assert_eq!(resource.lock_key(), b"quorlock:lock:account:42");
+        assert_eq!(resource.ballot_key(), b"quorlock:ballot:quorlock:lock:account:42");
+        assert_eq!(resource.name(), b"account:42");
+        assert!(Resource::new(b"", b"").is_some());
+    }
+
+    #[test]
+    fn a_lock_key_is_never_a_ballot_key() {
+        assert_eq!(Resource::new(b"", b"quorlock:ballot:x"), None);
+        assert_eq!(Resource::new(b"quorlock:", b"ballot:x"), None);
+        assert!(Resource::new(b"quorlock:lock:", b"quorlock:ballot:x").is_some());
+    }
+
+    #[test]
+    fn names_are_printed_on_one_short_line() {
+        assert_eq!(readable(b"a\nb\xc3\xa9"), "a\\nb\u{e9}");
+        assert_eq!(readable(b"\xff\x00"), "\\xff\\x00");
+        assert_eq!(readable("é".repeat(500).as_bytes()).chars().count(), 81);
+    }
+}

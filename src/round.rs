@@ -1,0 +1,218 @@
+//! One question to all nodes at once, and the count of their answers.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+
+use crate::client::Core;
+use crate::error::{Answer, NodeError, NodeReport, Reports};
+use crate::lease::Lease;
+use crate::node::{Asker, Refusal, Request, Vote, parse_hold, parse_release};
+use crate::protocol::{Ballot, Moment, Tally, Verdict};
+use crate::sync::locked;
+
+/// What a round is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Acquire, re-enter, extend, repair.
+    Hold {
+        /// The lease that was asked for.
+        length: Duration,
+    },
+    Release,
+}
+
+/// A round that has been sent. It completes by itself, in the tasks of the nodes, whether or not anybody waits for it:
+/// what it means for its leases happens when the deciding answer arrives.
+pub(crate) struct Round {
+    core: Arc<Core>,
+    purpose: Purpose,
+    pub(crate) started: Moment,
+    pub(crate) ballot: Ballot,
+    leases: Vec<Arc<Lease>>,
+    count: Mutex<Count>,
+}
+
+struct Count {
+    votes: Vec<Option<Vote>>,
+    tally: Tally,
+    /// For each lease: how many nodes say that it is over. (A node names the first that it refuses.)
+    over: Vec<Tally>,
+    waiting: Option<Waker>,
+}
+
+impl Round {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        purpose: Purpose,
+        started: Moment,
+        ballot: Ballot,
+        leases: Vec<Arc<Lease>>,
+    ) -> Arc<Self> {
+        let nodes = core.nodes.len();
+        let over = vec![Tally::new(nodes); leases.len()];
+        Arc::new(Self {
+            core: Arc::clone(core),
+            purpose,
+            started,
+            ballot,
+            leases,
+            count: Mutex::new(Count { votes: vec![None; nodes], tally: Tally::new(nodes), over, waiting: None }),
+        })
+    }
+
+    /// Hands the command to every node's queue. Never waits.
+    pub(crate) fn send(self: &Arc<Self>, command: Cmd) {
+        let command = Arc::new(command);
+        for node in &self.core.nodes {
+            let asker = match self.purpose {
+                Purpose::Hold { .. } => Asker::Hold(Arc::clone(self)),
+                Purpose::Release => Asker::Release(Arc::clone(self)),
+            };
+            node.send(Request { command: Arc::clone(&command), asker });
+        }
+    }
+
+    /// This node is about to be sent something that may leave a key.
+    pub(crate) fn touch(&self, node: usize) {
+        for lease in &self.leases {
+            lease.touch(node);
+        }
+    }
+
+    pub(crate) fn has_touched(&self, node: usize) -> bool {
+        self.leases.iter().any(|lease| lease.has_touched(node))
+    }
+
+    /// There is nothing to release on this node: nothing was ever sent there.
+    pub(crate) fn untouched(&self, node: usize) {
+        self.vote(node, Vote::Untouched);
+    }
+
+    pub(crate) fn answered(&self, node: usize, answer: Result<Value, NodeError>) {
+        let vote = match (answer, self.purpose) {
+            (Ok(value), Purpose::Hold { .. }) => parse_hold(&value),
+            (Ok(value), Purpose::Release) => parse_release(&value),
+            (Err(error), _) => Vote::Unheard(error),
+        };
+        self.vote(node, vote);
+    }
+
+    fn vote(&self, node: usize, vote: Vote) {
+        if let (Purpose::Hold { .. }, Vote::No(_)) = (self.purpose, &vote) {
+            for lease in &self.leases {
+                lease.left_nothing_on(node);
+            }
+        }
+        let (before, tally, over, waker) = {
+            let mut count = locked(&self.count);
+            if count.votes[node].is_some() {
+                return;
+            }
+            let before = count.tally.verdict();
+            let mut over = None;
+            match &vote {
+                Vote::Yes => count.tally.yes(),
+                Vote::No(refusal) => {
+                    count.tally.no();
+                    over = refusal.ends().filter(|lease| {
+                        count.over.get_mut(*lease).is_some_and(|tally| {
+                            tally.no();
+                            tally.is_refused()
+                        })
+                    });
+                }
+                Vote::Untouched | Vote::Unheard(_) => count.tally.unheard(),
+            }
+            count.votes[node] = Some(vote);
+            let decided = count.tally.verdict() != Verdict::Pending;
+            let waker = if decided { count.waiting.take() } else { None };
+            (before, count.tally, over, waker)
+        };
+        if let Purpose::Hold { length } = self.purpose {
+            if tally.verdict() == Verdict::Won {
+                for lease in &self.leases {
+                    lease.voted(self.ballot, tally.votes());
+                    if before == Verdict::Pending {
+                        lease.confirmed(self, length);
+                    }
+                }
+            } else if let Some(lease) = over {
+                self.leases[lease].refused();
+            }
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Waits until a majority has agreed, or no majority can any more.
+    pub(crate) async fn decided(&self) -> Verdict {
+        poll_fn(|cx| {
+            let mut count = locked(&self.count);
+            match count.tally.verdict() {
+                Verdict::Pending => {
+                    count.waiting = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                verdict => Poll::Ready(verdict),
+            }
+        })
+        .await
+    }
+
+    /// The same for at most `limit`; what is still open then counts as unheard, in the reports too.
+    pub(crate) async fn decided_within(&self, limit: Duration) -> Verdict {
+        tokio::time::timeout(limit, self.decided()).await.unwrap_or(Verdict::Pending)
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        locked(&self.count).tally
+    }
+
+    /// A resource whose lease a majority says is over.
+    pub(crate) fn lost(&self) -> Option<String> {
+        let count = locked(&self.count);
+        let lost = count.over.iter().position(Tally::is_refused)?;
+        Some(self.leases[lost].resource.to_string())
+    }
+
+    /// Every refusal so far.
+    pub(crate) fn refusals(&self) -> Vec<Refusal> {
+        let count = locked(&self.count);
+        count
+            .votes
+            .iter()
+            .flatten()
+            .filter_map(|vote| if let Vote::No(no) = vote { Some(no.clone()) } else { None })
+            .collect()
+    }
+
+    /// Nodes that have not answered, or of which nothing is known.
+    pub(crate) fn pending(&self) -> Vec<String> {
+        let count = locked(&self.count);
+        let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::Unheard(_)));
+        self.core
+            .nodes
+            .iter()
+            .zip(&count.votes)
+            .filter(|(_, vote)| open(vote))
+            .map(|(node, _)| node.name.to_string())
+            .collect()
+    }
+
+    /// What each node said; `silent_for` is how long those that said nothing were waited for, when that is over.
+    pub(crate) fn reports(&self, silent_for: Option<Duration>) -> Reports {
+        let count = locked(&self.count);
+        let answer = |vote: &Option<Vote>| match (vote, silent_for) {
+            (Some(vote), _) => Answer::from(vote),
+            (None, Some(limit)) => Answer::Failed(NodeError::NoAnswer(limit)),
+            (None, None) => Answer::Awaited,
+        };
+        let nodes = self.core.nodes.iter().zip(&count.votes);
+        Reports(nodes.map(|(node, vote)| NodeReport { node: node.name.to_string(), answer: answer(vote) }).collect())
+    }
+}

@@ -1,0 +1,130 @@
+//! When to try again.
+
+use std::time::Duration;
+
+use crate::client::Core;
+use crate::environment::Moment;
+use crate::error::AcquireError;
+use crate::protocol::Ballot;
+
+/// Between two looks at a lock that somebody holds.
+const LOOK_EVERY: std::ops::Range<Duration> = Duration::from_millis(20)..Duration::from_millis(60);
+/// Between two tries to hear a majority.
+const LISTEN_EVERY: std::ops::Range<Duration> = Duration::from_millis(20)..Duration::from_millis(100);
+/// A round trip is taken to be no shorter and no longer than this when a pause is measured in round trips.
+const ROUND_TRIP: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(50));
+/// A pause after a lost race is at most this many round trips, times two for each race lost before.
+const RACE_ROUND_TRIPS: u32 = 4;
+/// So often is a new ballot tried at once before it counts as a lost race.
+const MOST_BALLOTS: u32 = 8;
+
+/// What may help a request that failed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Again {
+    Never,
+    /// A ballot above this one.
+    Above(Ballot),
+    /// A random pause, so that contenders do not meet again; the duration is what a round took.
+    AfterRace(Duration),
+    /// Waiting for the holder, whose lease ends then.
+    WhenFree(Option<Duration>),
+    /// Waiting for nodes to come back.
+    WhenHeard,
+    /// Waiting for another task of the same owner.
+    Later,
+}
+
+/// How long a request may go on.
+pub(crate) struct Patience {
+    began: Moment,
+    /// `None` for ever.
+    until: Option<Moment>,
+    /// Not even a second try.
+    once: bool,
+    unheard_since: Option<Moment>,
+    races: u32,
+    ballots: u32,
+}
+
+impl Patience {
+    pub(crate) fn until(now: Moment, wait: Option<Duration>) -> Self {
+        let until = wait.map(|wait| now + wait);
+        Self { began: now, until, once: false, unheard_since: None, races: 0, ballots: 0 }
+    }
+
+    pub(crate) fn none(now: Moment) -> Self {
+        Self { once: true, ..Self::until(now, None) }
+    }
+
+    /// What is left of the time; `None` for ever.
+    pub(crate) fn left(&self, now: Moment) -> Option<Duration> {
+        if self.once { Some(Duration::ZERO) } else { self.until.map(|until| until.since(now)) }
+    }
+
+    /// How long a round may be waited for.
+    pub(crate) fn limit(&self, now: Moment, node_timeout: Duration) -> Duration {
+        self.until.map_or(node_timeout, |until| until.since(now).min(node_timeout))
+    }
+
+    /// Returns when it is time for the next try, or with the error that ends the request.
+    pub(crate) async fn wait_after(
+        &mut self,
+        core: &Core,
+        lease: Duration,
+        error: AcquireError,
+        again: Again,
+    ) -> Result<(), AcquireError> {
+        let now = core.now();
+        if !matches!(again, Again::WhenHeard) {
+            self.unheard_since = None;
+        }
+        let pause = match again {
+            Again::Never => return Err(error),
+            Again::Above(_) if self.ballots < MOST_BALLOTS => {
+                self.ballots += 1;
+                Duration::ZERO
+            }
+            _ if self.once => return Err(error),
+            Again::Above(_) => self.after_race(ROUND_TRIP.1),
+            Again::AfterRace(round_trip) => self.after_race(round_trip),
+            Again::WhenFree(free_in) => {
+                self.races = 0;
+                let look = rand::random_range(LOOK_EVERY);
+                free_in
+                    .map_or(look, |free_in| look.min(free_in + rand::random_range(Duration::ZERO..ROUND_TRIP.1 / 10)))
+            }
+            Again::WhenHeard => {
+                let since = *self.unheard_since.get_or_insert(now);
+                if self.until.is_none() && now.since(since) >= lease / 2 {
+                    return Err(error);
+                }
+                rand::random_range(LISTEN_EVERY)
+            }
+            Again::Later => Duration::ZERO,
+        };
+        let Some(until) = self.until else {
+            tokio::time::sleep(pause).await;
+            return Ok(());
+        };
+        let left = until.since(now);
+        if left.is_zero() {
+            return Err(self.over(now, error));
+        }
+        tokio::time::sleep(pause.min(left)).await;
+        if pause >= left { Err(self.over(core.now(), error)) } else { Ok(()) }
+    }
+
+    fn over(&self, now: Moment, last: AcquireError) -> AcquireError {
+        match last {
+            // Nobody's lock is in the way: say what is.
+            AcquireError::NoQuorum { .. } => last,
+            last => AcquireError::TimedOut { waited: now.since(self.began), last: Box::new(last) },
+        }
+    }
+
+    fn after_race(&mut self, round_trip: Duration) -> Duration {
+        let longest = round_trip.clamp(ROUND_TRIP.0, ROUND_TRIP.1) * RACE_ROUND_TRIPS * 2_u32.pow(self.races.min(4));
+        self.races += 1;
+        rand::random_range(Duration::ZERO..longest)
+    }
+}
