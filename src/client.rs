@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{Builder, NodeAddress, Settings};
 use crate::environment::{Environment, Moment};
-use crate::error::{AcquireError, ConfigError};
+use crate::error::{AcquireError, ConfigError, ExportError, NodeError};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
 use crate::keeper::Keeper;
@@ -170,7 +170,7 @@ impl Quorlock {
         let prefix = &self.0.0.settings.prefix;
         let keys = owner.inherited().into_iter().flat_map(|export| &export.leases);
         let names = keys.map(|lease| lease.lock_key.strip_prefix(prefix.as_slice()));
-        let names: Vec<&[u8]> = names.collect::<Option<_>>().ok_or(crate::error::ExportError)?;
+        let names: Vec<&[u8]> = names.collect::<Option<_>>().ok_or(ExportError)?;
         self.lock_all(names).owner(&owner).try_acquire().await
     }
 
@@ -185,23 +185,44 @@ impl Quorlock {
     ///
     /// Cancel safe.
     pub async fn inspect(&self, name: impl AsRef<[u8]>) -> Result<Inspection, ConfigError> {
+        let resource = self.0.0.resource(name.as_ref())?;
+        let sightings = self.ask_all(node::inspect(&resource), parse_sighting).await;
+        Ok(Inspection::new(resource.name(), sightings))
+    }
+
+    /// Waits until every node has answered all that was sent to it before, releases of dropped guards too, for at most
+    /// the node timeout. Call it before a program ends: what is still queued when the runtime goes is never sent, and
+    /// then only the end of the lease frees the lock.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn flush(&self) {
+        self.ask_all(redis::cmd("PING"), |_| Ok(())).await;
+    }
+
+    /// Asks every node the same, and waits for all of them for at most the node timeout.
+    async fn ask_all<T>(
+        &self,
+        command: redis::Cmd,
+        parse: impl Fn(&redis::Value) -> Result<T, NodeError>,
+    ) -> Vec<(String, Result<T, NodeError>)> {
         let core = &self.0.0;
-        let resource = core.resource(name.as_ref())?;
         let limit = core.settings.node_timeout(core.settings.lease);
-        let command = Arc::new(node::inspect(&resource));
-        let looks = core.nodes.iter().map(|node| {
+        let command = Arc::new(command);
+        let parse = &parse;
+        let asked = core.nodes.iter().map(|node| {
             let (asker, answer) = oneshot::channel();
             node.send(Request { command: Arc::clone(&command), asker: Asker::Look(asker) });
             async move {
                 let answer = match tokio::time::timeout(limit, answer).await {
-                    Ok(Ok(answer)) => answer.and_then(|value| parse_sighting(&value)),
-                    Ok(Err(_)) | Err(_) => Err(crate::error::NodeError::NoAnswer(limit)),
+                    Ok(Ok(answer)) => answer.and_then(|value| parse(&value)),
+                    Ok(Err(_)) | Err(_) => Err(NodeError::NoAnswer(limit)),
                 };
                 (node.name.to_string(), answer)
             }
         });
-        let sightings = futures::future::join_all(looks).await;
-        Ok(Inspection::new(resource.name(), sightings))
+        futures::future::join_all(asked.collect::<Vec<_>>()).await
     }
 
     /// The nodes, without users and passwords, in the order given.

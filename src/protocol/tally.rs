@@ -50,10 +50,6 @@ impl Tally {
         self.yes
     }
 
-    pub(crate) fn is_complete(&self) -> bool {
-        self.yes + self.no + self.unheard == self.nodes
-    }
-
     pub(crate) fn verdict(&self) -> Verdict {
         let quorum = quorum(self.nodes);
         if self.yes >= quorum {
@@ -68,11 +64,6 @@ impl Tally {
     /// A majority said no: not a doubt about who can be heard, but an answer.
     pub(crate) fn is_refused(&self) -> bool {
         self.no >= quorum(self.nodes)
-    }
-
-    /// So many could not be heard that no majority is left to ask.
-    pub(crate) fn is_unreachable(&self) -> bool {
-        self.unheard > self.nodes - quorum(self.nodes)
     }
 }
 
@@ -97,48 +88,47 @@ mod tests {
         use Verdict::{Lost, Pending, Won};
         #[rustfmt::skip]
         let table = [
-            // nodes, yes, no, unheard, verdict, refused, unreachable
-            (1, 0, 0, 0, Pending, false, false),
-            (1, 1, 0, 0, Won, false, false),
-            (1, 0, 1, 0, Lost, true, false),
-            (1, 0, 0, 1, Lost, false, true),
-            (2, 1, 0, 0, Pending, false, false),
-            (2, 1, 1, 0, Lost, false, false),
-            (2, 1, 0, 1, Lost, false, true),
-            (2, 2, 0, 0, Won, false, false),
-            (3, 1, 1, 0, Pending, false, false),
-            (3, 2, 0, 0, Won, false, false),
-            (3, 1, 1, 1, Lost, false, false),
-            (3, 0, 2, 0, Lost, true, false),
-            (4, 2, 1, 0, Pending, false, false),
-            (4, 2, 2, 0, Lost, false, false),
-            (4, 3, 0, 0, Won, false, false),
-            (5, 2, 2, 0, Pending, false, false),
-            (5, 2, 2, 1, Lost, false, false),
-            (5, 3, 2, 0, Won, false, false),
-            (5, 0, 3, 0, Lost, true, false),
-            (5, 2, 0, 3, Lost, false, true),
-            (5, 2, 1, 2, Lost, false, false),
-            (5, 0, 0, 2, Pending, false, false),
+            // nodes, yes, no, unheard, verdict, refused
+            (1, 0, 0, 0, Pending, false),
+            (1, 1, 0, 0, Won, false),
+            (1, 0, 1, 0, Lost, true),
+            (1, 0, 0, 1, Lost, false),
+            (2, 1, 0, 0, Pending, false),
+            (2, 1, 1, 0, Lost, false),
+            (2, 1, 0, 1, Lost, false),
+            (2, 2, 0, 0, Won, false),
+            (3, 1, 1, 0, Pending, false),
+            (3, 2, 0, 0, Won, false),
+            (3, 1, 1, 1, Lost, false),
+            (3, 0, 2, 0, Lost, true),
+            (4, 2, 1, 0, Pending, false),
+            (4, 2, 2, 0, Lost, false),
+            (4, 3, 0, 0, Won, false),
+            (5, 2, 2, 0, Pending, false),
+            (5, 2, 2, 1, Lost, false),
+            (5, 3, 2, 0, Won, false),
+            (5, 0, 3, 0, Lost, true),
+            (5, 2, 0, 3, Lost, false),
+            (5, 2, 1, 2, Lost, false),
+            (5, 0, 0, 2, Pending, false),
         ];
-        for (nodes, yes, no, unheard, verdict, refused, unreachable) in table {
+        for (nodes, yes, no, unheard, verdict, refused) in table {
             let tally = tally(nodes, yes, no, unheard);
             assert_eq!(tally.verdict(), verdict, "{tally:?}");
             assert_eq!(tally.is_refused(), refused, "{tally:?}");
-            assert_eq!(tally.is_unreachable(), unreachable, "{tally:?}");
         }
     }
 
     #[test]
-    fn a_round_is_complete_when_every_node_has_been_counted_once() {
-        let mut tally = Tally::new(3);
-        assert!(!tally.is_complete());
+    fn votes_are_counted_where_they_belong() {
+        let mut tally = Tally::new(5);
+        tally.yes();
         tally.yes();
         tally.no();
-        assert!(!tally.is_complete());
+        assert_eq!((tally.votes(), tally.verdict()), (2, Verdict::Pending));
         tally.unheard();
-        assert!(tally.is_complete());
-        assert_eq!(tally.votes(), 1);
-        assert_eq!(tally.verdict(), Verdict::Lost);
+        tally.unheard();
+        assert_eq!((tally.votes(), tally.verdict()), (2, Verdict::Lost));
+        assert!(!tally.is_refused());
     }
 }

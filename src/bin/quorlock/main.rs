@@ -1,0 +1,2 @@
+//! The `quorlock` command.
+fn main() {}
