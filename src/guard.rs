@@ -8,13 +8,16 @@ use std::time::Duration;
 use futures::future::{Either, join, select, select_all};
 
 use crate::client::{Core, Handle};
-use crate::error::{ExtendError, LostError, ReleaseError};
+use crate::error::{ExtendError, LostError, ReleaseError, Reports};
 use crate::export::{Export, ExportedLease};
 use crate::lease::{Lease, State, lock_states, send_hold, send_release};
 use crate::owner::Owner;
 use crate::protocol::{Phase, Token, Verdict};
 use crate::resource::Resource;
 use crate::round::Round;
+
+/// Between two tries of an extension that found nodes away.
+const RETRY_PAUSE: Duration = Duration::from_millis(15);
 
 /// One hold on one resource, or on several that were acquired together.
 ///
@@ -164,7 +167,7 @@ impl Guard {
         LostError { resource: lost.map_or(&self.first, |lease| &lease.resource).to_string() }
     }
 
-    /// Makes sure of at least this much validity, with one round of extension when less is left.
+    /// Makes sure of at least this much validity: extends when less is left.
     ///
     /// # Errors
     ///
@@ -175,31 +178,60 @@ impl Guard {
     ///
     /// Cancel safe: an extension that is under way still counts when it succeeds.
     pub async fn ensure(&self, validity: Duration) -> Result<(), ExtendError> {
-        let remaining = self.remaining();
-        if remaining.is_zero() || self.is_lost() {
-            return Err(self.lost_error().into());
-        }
-        if remaining >= validity {
+        if self.remaining() >= validity && !self.is_lost() {
             return Ok(());
         }
-        let core = self.core();
-        let mut states = lock_states(&self.leases);
-        let lease = shortest(states.iter().map(|state| &**state));
-        if validity >= lease - core.settings.schedule.validity.drift(lease) {
+        let lease = shortest(self.leases.iter().map(|lease| lease.state().lease.length));
+        if validity >= lease.saturating_sub(self.core().settings.schedule.validity.drift(lease)) {
             return Err(ExtendError::TooLong { asked: validity, lease });
         }
-        let mut borrowed: Vec<&mut State> = states.iter_mut().map(|state| &mut **state).collect();
-        let round = send_hold(core, &self.leases, &mut borrowed, lease, None);
-        drop(states);
-        let limit = core.settings.node_timeout(lease).min(remaining);
-        let verdict = round.decided_within(limit).await;
-        let remaining = self.remaining();
-        if self.is_lost() {
-            Err(self.lost_error().into())
-        } else if verdict == Verdict::Won && remaining >= validity {
-            Ok(())
-        } else {
-            Err(ExtendError::NoQuorum { remaining, nodes: round.reports(Some(limit)) })
+        self.extend().await?;
+        match self.remaining() {
+            remaining if remaining >= validity => Ok(()),
+            // It was granted, but took too long, or the machine slept meanwhile.
+            remaining => Err(ExtendError::NoQuorum { remaining, nodes: Reports(Vec::new()) }),
+        }
+    }
+
+    /// Extends the lease now. Seldom needed: the background does it in time.
+    ///
+    /// # Errors
+    ///
+    /// [`ExtendError::Lost`] when the lease is over, [`ExtendError::NoQuorum`] when no majority agreed within the node
+    /// timeout (the lease runs on).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`ensure`](Self::ensure).
+    pub async fn extend(&self) -> Result<(), ExtendError> {
+        let core = self.core();
+        let began = core.now();
+        loop {
+            let remaining = self.remaining();
+            if remaining.is_zero() {
+                return Err(self.lost_error().into());
+            }
+            let (round, limit) = {
+                let mut states = lock_states(&self.leases);
+                let length = shortest(states.iter().map(|state| state.lease.length));
+                let mut borrowed: Vec<&mut State> = states.iter_mut().map(|state| &mut **state).collect();
+                let round = send_hold(core, &self.leases, &mut borrowed, length, None);
+                (round, core.settings.node_timeout(length).min(remaining))
+            };
+            let left = limit.saturating_sub(core.now().since(began));
+            let verdict = round.decided_within(left).await;
+            if self.is_lost() {
+                return Err(self.lost_error().into());
+            }
+            if verdict == Verdict::Won {
+                return Ok(());
+            }
+            // Connections that broke just now are being made again: there is time for that within the same limit.
+            let left = limit.saturating_sub(core.now().since(began));
+            if left <= RETRY_PAUSE {
+                return Err(ExtendError::NoQuorum { remaining: self.remaining(), nodes: round.reports(Some(limit)) });
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
@@ -232,25 +264,26 @@ impl Guard {
         let parting = self.part();
         let limit = self.core().settings.node_timeout(parting.lease);
         let decided = |round: Option<Arc<Round>>| async move {
-            let Some(round) = round else { return Ok(Vec::new()) };
-            match round.decided_within(limit).await {
-                Verdict::Won => Ok(round.pending()),
-                Verdict::Pending | Verdict::Lost => Err(round),
-            }
+            let round = round?;
+            let verdict = round.decided_within(limit).await;
+            Some((round, verdict))
         };
         let (released, lowered) = join(decided(parting.release), decided(parting.lower)).await;
         if let Some(resource) = parting.lost {
             return Err(ReleaseError::NotHeld { resource });
         }
+        if let Some((round, Verdict::Lost)) = &released {
+            return Err(ReleaseError::NotHeld { resource: round.first_over() });
+        }
+        if let Some(lease) = parting.lowered.iter().find(|lease| lease.phase() == Phase::Lost) {
+            return Err(ReleaseError::NotHeld { resource: lease.resource.to_string() });
+        }
         let mut pending = Vec::new();
-        for outcome in [released, lowered] {
-            match outcome {
-                Ok(open) => pending.extend(open),
-                Err(round) => match round.lost() {
-                    Some(resource) => return Err(ReleaseError::NotHeld { resource }),
-                    None => return Err(ReleaseError::Unconfirmed { nodes: round.reports(Some(limit)) }),
-                },
+        for (round, verdict) in [released, lowered].into_iter().flatten() {
+            if verdict != Verdict::Won {
+                return Err(ReleaseError::Unconfirmed { nodes: round.reports(Some(limit)) });
             }
+            pending.extend(round.pending());
         }
         pending.sort_unstable();
         pending.dedup();
@@ -263,8 +296,8 @@ impl Guard {
         let core = self.core();
         let now = core.now();
         let mut states = lock_states(&leases);
-        let lease = shortest(states.iter().map(|state| &**state));
-        let mut parting = Parting { release: None, lower: None, lost: None, lease, holds: 0 };
+        let lease = shortest(states.iter().map(|state| state.lease.length));
+        let mut parting = Parting { release: None, lower: None, lowered: Vec::new(), lost: None, lease, holds: 0 };
         let (mut release, mut lower) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
         for (lease, state) in leases.iter().zip(&mut states) {
             let phase = state.lease.phase(now);
@@ -292,16 +325,17 @@ impl Guard {
             parting.release = Some(send_release(core, &release.0, &mut release.1));
         }
         if !lower.0.is_empty() {
-            let length = shortest(lower.1.iter().map(|state| &**state));
+            let length = shortest(lower.1.iter().map(|state| state.lease.length));
             parting.lower = Some(send_hold(core, &lower.0, &mut lower.1, length, None));
+            parting.lowered = lower.0;
         }
         parting
     }
 }
 
 /// Leases are renewed together only for as long as the shortest of them asked for: none outlives what was asked.
-fn shortest<'a>(states: impl Iterator<Item = &'a State>) -> Duration {
-    states.map(|state| state.lease.length).min().unwrap_or_default()
+fn shortest(leases: impl Iterator<Item = Duration>) -> Duration {
+    leases.min().unwrap_or_default()
 }
 
 fn is_endangered(phase: Phase) -> bool {
@@ -312,6 +346,8 @@ fn is_endangered(phase: Phase) -> bool {
 struct Parting {
     release: Option<Arc<Round>>,
     lower: Option<Arc<Round>>,
+    /// The leases of that round.
+    lowered: Vec<Arc<Lease>>,
     /// A resource whose lease had been lost before.
     lost: Option<String>,
     lease: Duration,

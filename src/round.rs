@@ -125,11 +125,12 @@ impl Round {
                         })
                     });
                 }
-                Vote::Untouched | Vote::Unheard(_) => count.tally.unheard(),
+                Vote::Untouched => count.tally.no(),
+                Vote::Unheard(_) => count.tally.unheard(),
             }
             count.votes[node] = Some(vote);
-            let decided = count.tally.verdict() != Verdict::Pending;
-            let waker = if decided { count.waiting.take() } else { None };
+            let settled = count.tally.is_complete() || self.verdict(&count) != Verdict::Pending;
+            let waker = if settled { count.waiting.take() } else { None };
             (before, count.tally, over, waker)
         };
         if let Purpose::Hold { length } = self.purpose {
@@ -149,35 +150,46 @@ impl Round {
         }
     }
 
-    /// Waits until a majority has agreed, or no majority can any more.
-    pub(crate) async fn decided(&self) -> Verdict {
-        poll_fn(|cx| {
+    /// What stays pending when there is nothing more to hear: a release that too few nodes have answered.
+    fn verdict(&self, count: &Count) -> Verdict {
+        match self.purpose {
+            Purpose::Hold { .. } => count.tally.verdict(),
+            Purpose::Release => match count.tally.release_verdict() {
+                Verdict::Pending if count.tally.is_complete() && count.tally.is_free() => Verdict::Won,
+                verdict => verdict,
+            },
+        }
+    }
+
+    /// Waits for the verdict, for at most `limit`. What is still open then counts as unheard, in the reports too; a
+    /// release has done its part when a majority has answered.
+    pub(crate) async fn decided_within(&self, limit: Duration) -> Verdict {
+        let decided = poll_fn(|cx| {
             let mut count = locked(&self.count);
-            match count.tally.verdict() {
-                Verdict::Pending => {
+            match self.verdict(&count) {
+                Verdict::Pending if !count.tally.is_complete() => {
                     count.waiting = Some(cx.waker().clone());
                     Poll::Pending
                 }
                 verdict => Poll::Ready(verdict),
             }
-        })
-        .await
-    }
-
-    /// The same for at most `limit`; what is still open then counts as unheard, in the reports too.
-    pub(crate) async fn decided_within(&self, limit: Duration) -> Verdict {
-        tokio::time::timeout(limit, self.decided()).await.unwrap_or(Verdict::Pending)
+        });
+        match tokio::time::timeout(limit, decided).await {
+            Ok(verdict) => verdict,
+            Err(_) if self.purpose == Purpose::Release && self.tally().is_free() => Verdict::Won,
+            Err(_) => Verdict::Pending,
+        }
     }
 
     pub(crate) fn tally(&self) -> Tally {
         locked(&self.count).tally
     }
 
-    /// A resource whose lease a majority says is over.
-    pub(crate) fn lost(&self) -> Option<String> {
+    /// The resource of which a node first said that it was over there.
+    pub(crate) fn first_over(&self) -> String {
         let count = locked(&self.count);
-        let lost = count.over.iter().position(Tally::is_refused)?;
-        Some(self.leases[lost].resource.to_string())
+        let over = count.votes.iter().flatten().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None });
+        over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
     }
 
     /// Every refusal so far.

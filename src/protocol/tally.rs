@@ -61,6 +61,28 @@ impl Tally {
         }
     }
 
+    /// The verdict on a release, where yes means "it was still held here until now" and no "it was not": won when a
+    /// majority still held it, lost when no majority can have. In between, one has to hear the rest.
+    pub(crate) fn release_verdict(&self) -> Verdict {
+        let quorum = quorum(self.nodes);
+        if self.yes >= quorum {
+            Verdict::Won
+        } else if self.no > self.nodes - quorum {
+            Verdict::Lost
+        } else {
+            Verdict::Pending
+        }
+    }
+
+    /// A majority has answered a release, either way: it stands in nobody's way any more.
+    pub(crate) fn is_free(&self) -> bool {
+        self.yes + self.no >= quorum(self.nodes)
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.yes + self.no + self.unheard == self.nodes
+    }
+
     /// A majority said no: not a doubt about who can be heard, but an answer.
     pub(crate) fn is_refused(&self) -> bool {
         self.no >= quorum(self.nodes)
@@ -116,6 +138,33 @@ mod tests {
             let tally = tally(nodes, yes, no, unheard);
             assert_eq!(tally.verdict(), verdict, "{tally:?}");
             assert_eq!(tally.is_refused(), refused, "{tally:?}");
+        }
+    }
+
+    #[test]
+    fn truth_table_of_releases() {
+        use Verdict::{Lost, Pending, Won};
+        #[rustfmt::skip]
+        let table = [
+            // nodes, held, not held, unheard, verdict, free, complete
+            (1, 1, 0, 0, Won, true, true),
+            (1, 0, 1, 0, Lost, true, true),
+            (1, 0, 0, 1, Pending, false, true),
+            (4, 2, 1, 1, Pending, true, true),
+            (4, 2, 2, 0, Lost, true, true),
+            (5, 3, 0, 0, Won, true, false),
+            (5, 3, 2, 0, Won, true, true),
+            (5, 2, 2, 0, Pending, true, false),
+            (5, 2, 2, 1, Pending, true, true),
+            (5, 0, 3, 0, Lost, true, false),
+            (5, 2, 0, 3, Pending, false, true),
+            (5, 0, 2, 3, Pending, false, true),
+        ];
+        for (nodes, yes, no, unheard, verdict, free, complete) in table {
+            let tally = tally(nodes, yes, no, unheard);
+            assert_eq!(tally.release_verdict(), verdict, "{tally:?}");
+            assert_eq!(tally.is_free(), free, "{tally:?}");
+            assert_eq!(tally.is_complete(), complete, "{tally:?}");
         }
     }
 

@@ -1,0 +1,147 @@
+//! `quorlock inspect`: what each node has for a name.
+
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use humantime::format_duration;
+use quorlock::{Holder, Inspection, NodeState, NodeView, Verdict};
+use serde_json::{Value, json};
+
+use crate::exit::{Exit, Failure};
+use crate::options::InspectOptions;
+
+/// So much of an owner's id tells it from others in a table.
+const SHORT_ID: usize = 8;
+
+pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
+    options.place.announce(options.verbosity);
+    let locks = options.place.builder().connect().await?;
+    let seen = locks.inspect(options.name.as_bytes()).await?;
+    let text = if options.json { format!("{:#}\n", as_json(&seen)) } else { as_table(&seen) };
+    let _ = io::stdout().lock().write_all(text.as_bytes()); // A closed pipe (`| head`) is no failure.
+    if seen.verdict != Verdict::Unknown {
+        return Ok(Exit::Success.code());
+    }
+    Err(Failure::new(
+        Exit::NoQuorum,
+        "too few nodes can be asked to tell. Check that they are up and that --nodes (or QUORLOCK_NODES) is right",
+    ))
+}
+
+fn verdict(seen: &Inspection) -> &'static str {
+    match seen.verdict {
+        Verdict::Free => "free",
+        Verdict::Held => "held",
+        Verdict::Split => "split",
+        Verdict::Unknown => "unknown",
+    }
+}
+
+fn state(view: &NodeView) -> &'static str {
+    match &view.state {
+        Ok(NodeState { holder: None, .. }) => "free",
+        Ok(NodeState { holder: Some(Holder::Foreign), .. }) => "foreign",
+        Ok(_) => "held",
+        Err(_) => "unreachable",
+    }
+}
+
+/// Owner id, label and token; nothing for a holder that is not quorlock's.
+fn parts(holder: Option<&Holder>) -> Option<(&str, &str, u64)> {
+    match holder {
+        Some(Holder::Owner { id, label, token, .. }) => Some((id, label, token.get())),
+        _ => None,
+    }
+}
+
+fn as_json(seen: &Inspection) -> Value {
+    let owner = parts(seen.holder.as_ref());
+    let known = matches!(seen.verdict, Verdict::Free | Verdict::Held) && seen.holder != Some(Holder::Foreign);
+    json!({
+        "resource": String::from_utf8_lossy(&seen.name),
+        "verdict": verdict(seen),
+        "owner": owner.map(|(id, _, _)| id),
+        "token": owner.map(|(_, _, token)| token),
+        "holds": known.then_some(seen.holds),
+        "nodes": seen.nodes.iter().map(node_as_json).collect::<Vec<Value>>(),
+    })
+}
+
+fn node_as_json(view: &NodeView) -> Value {
+    let state_there = view.state.as_ref().ok();
+    let owner = parts(state_there.and_then(|state| state.holder.as_ref()));
+    let holds = state_there.filter(|state| state.holder != Some(Holder::Foreign)).map(|state| state.holds);
+    let ttl = state_there.and_then(|state| state.ttl);
+    json!({
+        "node": view.node,
+        "state": state(view),
+        "owner": owner.map(|(id, _, _)| id),
+        "label": owner.map(|(_, label, _)| label),
+        "token": owner.map(|(_, _, token)| token),
+        "holds": holds,
+        "ttl_ms": ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+        "ballot": state_there.and_then(|state| state.ballot),
+        "error": view.state.as_ref().err().map(ToString::to_string),
+    })
+}
+
+fn as_table(seen: &Inspection) -> String {
+    const HEAD: [&str; 8] = ["NODE", "STATE", "OWNER", "LABEL", "TOKEN", "HOLDS", "TTL", "BALLOT"];
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(seen.nodes.iter().map(row));
+    let widths: Vec<usize> = (0..HEAD.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = format!("{}: {}\n", String::from_utf8_lossy(&seen.name), summary(seen));
+    for (row, view) in rows.iter().zip(std::iter::once(None).chain(seen.nodes.iter().map(Some))) {
+        let cells = row.iter().zip(&widths);
+        let mut line: String = match view.and_then(|view| view.state.as_ref().err()) {
+            // An error is longer than any column.
+            Some(error) => cells.take(2).map(|(cell, width)| format!("{cell:width$}  ")).chain([error.to_string()]).collect(),
+            None => cells.map(|(cell, width)| format!("{cell:width$}  ")).collect(),
+        };
+        line.truncate(line.trim_end().len());
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+fn summary(seen: &Inspection) -> String {
+    let nodes = seen.nodes.len();
+    match (seen.verdict, parts(seen.holder.as_ref())) {
+        (Verdict::Free, _) => "free".to_owned(),
+        (Verdict::Held, Some((id, label, token))) => {
+            let holds = if seen.holds == 1 { "1 hold".to_owned() } else { format!("{} holds", seen.holds) };
+            format!("held by {label} (owner {id}) with token {token}, {holds}")
+        }
+        (Verdict::Held, None) => "held, by a key that is not quorlock's".to_owned(),
+        (Verdict::Split, _) => format!("split: some of {nodes} nodes have an owner, no quorum has the same"),
+        (Verdict::Unknown, _) => format!("unknown: too few of {nodes} nodes answered"),
+    }
+}
+
+fn row(view: &NodeView) -> [String; 8] {
+    let absent = || "-".to_owned();
+    let (owner, label, token, holds, ttl, ballot) = match &view.state {
+        Err(_) => Default::default(),
+        Ok(there) => {
+            let owner = parts(there.holder.as_ref());
+            (
+                owner.map_or_else(absent, |(id, _, _)| id[..SHORT_ID.min(id.len())].to_owned()),
+                owner.map_or_else(absent, |(_, label, _)| label.to_owned()),
+                owner.map_or_else(absent, |(_, _, token)| token.to_string()),
+                owner.map_or_else(absent, |_| there.holds.to_string()),
+                there.ttl.map_or_else(absent, ttl_as_text),
+                there.ballot.map_or_else(absent, |ballot| ballot.to_string()),
+            )
+        }
+    };
+    [view.node.clone(), state(view).to_owned(), owner, label, token, holds, ttl, ballot]
+}
+
+/// To a tenth of a second, or in full below one.
+fn ttl_as_text(ttl: Duration) -> String {
+    let step = if ttl < Duration::from_secs(1) { 1 } else { 100 };
+    let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    format_duration(Duration::from_millis(millis - millis % step)).to_string()
+}

@@ -1,0 +1,113 @@
+//! Rows 10, 11 and 25: holders that die, panic, or are cancelled.
+
+use std::time::{Duration, Instant};
+
+use crate::support::worker::Worker;
+use crate::support::{Cluster, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn acc_10_a_killed_process_never_leaves_a_key_without_an_end() {
+    let cluster = Cluster::start(5);
+    let urls = cluster.urls().join(",");
+    let mut seen = 0;
+    for _ in 0..100 {
+        let mut worker = Worker::spawn(&["hammer", &urls, "hammered"]);
+        assert_eq!(worker.next().as_deref(), Some("ready"));
+        tokio::time::sleep(Duration::from_micros(rand::random_range(0..10_000))).await;
+        worker.kill();
+        for node in 0..cluster.len() {
+            let mut redis = cluster.redis(node);
+            let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut redis).expect("its keys");
+            for key in keys {
+                let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut redis).expect("a TTL");
+                assert_ne!(ttl, -1, "{} has no end", key.escape_ascii());
+                seen += 1;
+            }
+        }
+        // What the dead one held would be in the next one's way for the rest of its lease.
+        cluster.each::<i64>(redis::cmd("DEL").arg(Cluster::lock_key("hammered")));
+    }
+    assert!(seen > 100, "the workers hardly did anything: {seen} keys seen");
+}
+
+#[tokio::test]
+async fn acc_11_a_waiter_gets_the_lock_when_the_dead_holders_lease_ends() {
+    let cluster = Cluster::quiet(5);
+    let mut holder = Worker::spawn(&["hold", &cluster.urls().join(","), "orphaned", "2000"]);
+    holder.next().expect("it holds");
+    let locks = cluster.client(10 * SECOND).await;
+    let waiter = tokio::spawn(async move {
+        let guard = locks.lock("orphaned").acquire().await.expect("after the lease");
+        (Instant::now(), guard)
+    });
+    holder.kill();
+    let killed = Instant::now();
+    let ttls: Vec<i64> = cluster.each(redis::cmd("PTTL").arg(Cluster::lock_key("orphaned")));
+    let ttl = *ttls.iter().max().expect("five nodes");
+    assert!((1..=2000).contains(&ttl), "{ttls:?}");
+    let (granted, guard) = waiter.await.expect("the waiter");
+    let after = i64::try_from((granted - killed).as_millis()).expect("a short time");
+    assert!((ttl - 50..=ttl + 300).contains(&after), "granted {after} ms after the kill; the lease had {ttl} ms left");
+    guard.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn acc_25_panic_error_and_cancellation_release_at_once() {
+    let cluster = Cluster::quiet(5);
+    let locks = cluster.client(60 * SECOND).await;
+    let key = Cluster::lock_key("section");
+    for how in ["panic", "error", "cancel"] {
+        let (entered, inside) = tokio::sync::oneshot::channel();
+        let task_locks = locks.clone();
+        let task = tokio::spawn(async move {
+            let guard = task_locks.lock("section").acquire().await.expect("the lock");
+            let inner = task_locks.lock("section").owner(guard.owner()).acquire().await.expect("a re-entry");
+            task_locks.flush().await;
+            entered.send(()).expect("the test listens");
+            match how {
+                "panic" => panic!("on purpose"),
+                "error" => Err("on purpose"),
+                _ => {
+                    std::future::pending::<()>().await;
+                    drop(inner);
+                    Ok(())
+                }
+            }
+        });
+        inside.await.expect("it gets inside");
+        assert!(how != "cancel" || cluster.count_keys(&key) == 5);
+        if how == "cancel" {
+            task.abort();
+        }
+        drop(task.await);
+        eventually(Duration::from_millis(100), "all keys are gone", || cluster.count_keys(&key) == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn acc_25_dropping_never_blocks_even_when_every_node_hangs() {
+    let mut cluster = Cluster::quiet(5);
+    let locks = cluster.client(60 * SECOND).await;
+    let guard = locks.lock("hung").acquire().await.expect("the lock");
+    let waiting = tokio::spawn({
+        let locks = locks.clone();
+        async move { locks.lock("hung").acquire().await.map(drop) }
+    });
+    tokio::task::yield_now().await;
+    for node in 0..5 {
+        cluster.pause(node);
+    }
+    let start = Instant::now();
+    waiting.abort();
+    drop(guard);
+    drop(locks);
+    tokio::task::yield_now().await;
+    assert!(start.elapsed() < Duration::from_millis(250), "blocked for {:?}", start.elapsed());
+    for node in 0..5 {
+        cluster.resume(node);
+    }
+    let key = Cluster::lock_key("hung");
+    eventually(5 * SECOND, "the hold is gone when the nodes are back", || cluster.count_keys(&key) == 0).await;
+}

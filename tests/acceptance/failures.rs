@@ -1,0 +1,171 @@
+//! Rows 20, 21 and 24: nodes that die, stall, refuse, and come back.
+
+use std::time::{Duration, Instant};
+
+use quorlock::{Answer, NodeError, Quorlock};
+
+use crate::support::{Cluster, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What a stalled node may cost where nothing should be felt; each of the faults guarded against costs a timeout of
+/// 500 ms. The machine's own noise is far below.
+const NOISE: Duration = Duration::from_millis(10);
+
+async fn cycles(locks: &Quorlock, times: usize) -> Vec<Duration> {
+    let mut took = Vec::with_capacity(times);
+    for _ in 0..times {
+        let start = Instant::now();
+        let guard = locks.lock("cycle").acquire().await.expect("a quorum is up");
+        guard.release().await.expect("a release");
+        took.push(start.elapsed());
+    }
+    took.sort_unstable();
+    took
+}
+
+fn p99(sorted: &[Duration]) -> Duration {
+    sorted[sorted.len() * 99 / 100]
+}
+
+async fn minority(fault: impl Fn(&mut Cluster, usize), heal: impl Fn(&mut Cluster, usize)) {
+    let mut cluster = Cluster::quiet(5);
+    let locks = cluster.client(60 * SECOND).await;
+    cycles(&locks, 50).await;
+    let all_up = cycles(&locks, 200).await;
+    for down in 1..=2 {
+        fault(&mut cluster, down);
+        let faulty = cycles(&locks, 200).await;
+        assert!(
+            p99(&faulty) <= 2 * p99(&all_up) + NOISE,
+            "{down} down: p99 {:?}, all up: {:?}",
+            p99(&faulty),
+            p99(&all_up)
+        );
+    }
+    for node in 1..=2 {
+        heal(&mut cluster, node);
+    }
+    let key = Cluster::lock_key("cycle");
+    eventually(5 * SECOND, "nothing is left on any node", || cluster.count_keys(&key) == 0).await;
+}
+
+#[tokio::test]
+async fn acc_20_a_minority_is_killed() {
+    minority(Cluster::kill, |cluster, node| cluster.restart(node, false)).await;
+}
+
+#[tokio::test]
+async fn acc_20_a_minority_is_paused() {
+    minority(Cluster::pause, Cluster::resume).await;
+}
+
+#[tokio::test]
+async fn acc_20_a_minority_refuses() {
+    let acl = |rule: &'static str| {
+        move |cluster: &mut Cluster, node: usize| {
+            let command = redis::cmd("ACL").arg("SETUSER").arg("default").arg(rule).to_owned();
+            command.query::<()>(&mut cluster.redis(node)).expect("an ACL");
+        }
+    };
+    minority(acl("-evalsha"), acl("+evalsha")).await;
+}
+
+#[tokio::test]
+async fn acc_21_a_majority_that_stalls_is_no_quorum_and_leaves_nothing() {
+    let mut cluster = Cluster::quiet(5);
+    let locks = cluster.client(60 * SECOND).await;
+    for node in 0..3 {
+        cluster.pause(node);
+    }
+    let start = Instant::now();
+    let error = locks.lock("stalled").wait(SECOND).acquire().await.expect_err("no majority");
+    let took = start.elapsed();
+    assert!(error.is_no_quorum(), "{error}");
+    assert!(took <= Duration::from_millis(1200), "the limit of 1 s took {took:?}");
+    assert_eq!(error.nodes().len(), 5);
+    for (node, report) in error.nodes().iter().enumerate() {
+        let stalled = matches!(report.answer, Answer::Failed(NodeError::NoAnswer(_) | NodeError::Silent(_)));
+        assert_eq!(stalled, node < 3, "{report:?}");
+        assert!(error.to_string().contains(&report.node), "{error}");
+    }
+    let start = Instant::now();
+    let error = locks.lock("stalled").try_acquire().await.expect_err("no majority");
+    assert!(error.is_no_quorum() && start.elapsed() < SECOND, "{error} after {:?}", start.elapsed());
+
+    for node in 0..3 {
+        cluster.resume(node);
+    }
+    let key = Cluster::lock_key("stalled");
+    locks.flush().await;
+    eventually(Duration::from_millis(300), "no key is left", || cluster.count_keys(&key) == 0).await;
+    let guard = locks.lock("stalled").wait(5 * SECOND).acquire().await.expect("a quorum again");
+    guard.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn acc_21_a_majority_that_is_dead_is_no_quorum_even_without_a_limit() {
+    let mut cluster = Cluster::start(5);
+    let locks = cluster.client(2 * SECOND).await;
+    for node in 1..4 {
+        cluster.kill(node);
+    }
+    let error = tokio::time::timeout(20 * SECOND, locks.lock("dead").acquire()).await.expect("it gives up");
+    let error = error.expect_err("no majority");
+    assert!(error.is_no_quorum(), "{error}");
+    let dead: Vec<bool> = error.nodes().iter().map(|report| matches!(report.answer, Answer::Failed(_))).collect();
+    assert_eq!(dead, [false, true, true, true, false], "{error}");
+}
+
+#[tokio::test]
+async fn acc_24_late_commands_leave_no_orphan() {
+    let mut cluster = Cluster::quiet(5);
+    let locks = cluster.client(60 * SECOND).await;
+    let key = Cluster::lock_key("late");
+    // Shorter than it takes to give up the connection, and longer.
+    for stall in [Duration::from_millis(100), Duration::from_millis(700), Duration::from_millis(2500)] {
+        cluster.pause(4);
+        let guard = locks.lock("late").acquire().await.expect("four nodes are up");
+        guard.release().await.expect("a release");
+        tokio::time::sleep(stall).await; // How long the node stalls.
+        cluster.resume(4);
+        tokio::time::sleep(Duration::from_millis(300)).await; // The row's limit; an orphan would live for a minute.
+        assert_eq!(cluster.count_keys(&key), 0, "an orphan after {stall:?}");
+
+        for node in 0..3 {
+            cluster.pause(node);
+        }
+        let error = locks.lock("late").wait(Duration::from_millis(300)).acquire().await.expect_err("no majority");
+        assert!(error.is_no_quorum(), "{error}");
+        tokio::time::sleep(stall).await; // How long the nodes stall.
+        for node in 0..3 {
+            cluster.resume(node);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await; // As above.
+        assert_eq!(cluster.count_keys(&key), 0, "an orphan after {stall:?} of a majority");
+    }
+}
+
+#[tokio::test]
+async fn a_client_comes_back_to_a_node_that_was_silent() {
+    let mut cluster = Cluster::start(5);
+    let locks = cluster.client(60 * SECOND).await;
+    let guard = locks.lock("margin").acquire().await.expect("the lock");
+    locks.flush().await;
+    assert_eq!(guard.margin(), 2);
+    cluster.pause(0);
+    cluster.kill(1);
+    guard.extend().await.expect("three nodes are up");
+    assert_eq!(guard.margin(), 0);
+    tokio::time::sleep(1500 * Duration::from_millis(1)).await; // Long enough for the connection to be given up.
+    cluster.resume(0);
+    cluster.restart(1, true);
+    let start = Instant::now();
+    while guard.margin() < 2 {
+        assert!(start.elapsed() < 10 * SECOND, "the margin stays at {}", guard.margin());
+        guard.extend().await.expect("a majority is up");
+        tokio::time::sleep(Duration::from_millis(20)).await; // Between looks.
+    }
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("margin")), 5, "the restarted node was repaired");
+    guard.release().await.expect("a release");
+}

@@ -1,0 +1,189 @@
+//! Rows 26, 27, 32 and 33: keys, connections, scripts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use quorlock::{AcquireError, Holder};
+
+use crate::support::{Cluster, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+const TYPES: [(&str, &str, &[&str]); 6] = [
+    ("string", "SET", &["value"]),
+    ("list", "RPUSH", &["a", "b"]),
+    ("hash", "HSET", &["field", "1"]),
+    ("set", "SADD", &["member"]),
+    ("zset", "ZADD", &["1", "member"]),
+    ("stream", "XADD", &["*", "field", "1"]),
+];
+
+fn put(cluster: &Cluster, node: usize, key: &str, (_, command, args): (&str, &str, &[&str])) {
+    redis::cmd(command).arg(key).arg(args).query::<redis::Value>(&mut cluster.redis(node)).expect("a key of a user");
+}
+
+/// Every key of a node that is not a ballot, with its content.
+fn others(cluster: &Cluster, node: usize) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut redis = cluster.redis(node);
+    let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut redis).expect("its keys");
+    let mut others = BTreeMap::new();
+    for key in keys {
+        let kind: String = redis::cmd("TYPE").arg(&key).query(&mut redis).expect("a type");
+        let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut redis).expect("a TTL");
+        if key.starts_with(b"quorlock:ballot:") && kind == "string" && ttl > 0 {
+            continue;
+        }
+        let dump: Vec<u8> = redis::cmd("DUMP").arg(&key).query(&mut redis).expect("a dump");
+        others.insert(key, dump);
+    }
+    others
+}
+
+#[tokio::test]
+async fn acc_26_users_keys_stay_as_they_are_and_only_ballots_stay_behind() {
+    let cluster = Cluster::start(5);
+    for node in 0..5 {
+        for kind in TYPES {
+            put(&cluster, node, kind.0, kind);
+            put(&cluster, node, &Cluster::lock_key(kind.0), kind);
+            put(&cluster, node, &format!("quorlock:ballot:blocked-{}", kind.0), kind);
+        }
+    }
+    let before: Vec<_> = (0..5).map(|node| others(&cluster, node)).collect();
+    assert!(before.iter().all(|keys| keys.len() == 18));
+
+    let locks = cluster.client(10 * SECOND).await;
+    let bare = cluster.builder().prefix("").connect().await.expect("an empty prefix");
+    let all_bytes: Vec<u8> = (0..=255).collect();
+    let names: [&[u8]; 4] = [b"lock", b"", &[b'x'; 10_000], &all_bytes];
+    for locks in [&locks, &bare] {
+        for name in names {
+            let outer = locks.lock(name).acquire().await.expect("a lock of any name");
+            let inner = locks.lock(name).owner(outer.owner()).acquire().await.expect("a re-entry");
+            locks.join(&outer.export()).await.expect("a join").release().await.expect("a release");
+            assert!(locks.lock(name).try_acquire().await.is_err_and(|error| error.is_held()));
+            inner.release().await.expect("a release");
+            outer.release().await.expect("a release");
+        }
+        let guard = locks.lock_all(names).acquire().await.expect("all of them at once");
+        guard.release().await.expect("a release");
+        // A user's key of any type under our name is busy, whether it stands where the lock or where the ballot would.
+        for (kind, _, _) in TYPES {
+            let error = locks.lock(kind).try_acquire().await.expect_err("a user's key is there");
+            assert!(
+                matches!(&error, AcquireError::Held { by: Holder::Foreign, free_in: None, .. }),
+                "{kind}: {error:?}"
+            );
+        }
+    }
+    for (kind, _, _) in TYPES {
+        let name = format!("blocked-{kind}");
+        let error = bare.lock(&name).try_acquire().await.expect_err("a user's key is there");
+        assert!(matches!(&error, AcquireError::Held { by: Holder::Foreign, .. }), "{kind}: {error:?}");
+        bare.lock_all(["free", name.as_str()]).try_acquire().await.expect_err("all or nothing");
+    }
+    locks.flush().await;
+    bare.flush().await;
+    for (node, before) in before.iter().enumerate() {
+        assert_eq!(others(&cluster, node), *before, "node {node}");
+    }
+}
+
+#[tokio::test]
+async fn acc_27_a_foreign_key_on_one_node_costs_one_vote_and_on_three_the_lock() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    for kind in TYPES {
+        let name = format!("foreign-{}", kind.0);
+        let key = Cluster::lock_key(&name);
+        put(&cluster, 0, &key, kind);
+        let guard = locks.lock(&name).acquire().await.expect("four nodes are free");
+        locks.flush().await;
+        assert_eq!(guard.margin(), 1);
+        guard.release().await.expect("a release");
+
+        put(&cluster, 1, &key, kind);
+        put(&cluster, 2, &key, kind);
+        let error = locks.lock(&name).try_acquire().await.expect_err("three nodes are taken");
+        assert!(matches!(error, AcquireError::Held { by: Holder::Foreign, .. }), "{error:?}");
+        locks.flush().await;
+        let types: Vec<String> = cluster.each(redis::cmd("TYPE").arg(&key));
+        assert_eq!(types, [kind.0, kind.0, kind.0, "none", "none"]);
+    }
+}
+
+#[tokio::test]
+async fn acc_26_a_plain_redlock_client_and_quorlock_exclude_each_other() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.builder().prefix("").connect().await.expect("an empty prefix");
+    let plain =
+        || cluster.each::<Option<String>>(redis::cmd("SET").arg("shared").arg("plain").arg("NX").arg("PX").arg(60_000));
+    let guard = locks.lock("shared").acquire().await.expect("the lock");
+    locks.flush().await;
+    assert_eq!(plain(), vec![None; 5], "the plain client must be refused");
+    guard.release().await.expect("a release");
+    locks.flush().await;
+    assert_eq!(plain(), vec![Some("OK".to_owned()); 5]);
+    assert!(locks.lock("shared").try_acquire().await.is_err_and(|error| error.is_held()));
+}
+
+#[tokio::test]
+async fn acc_32_database_numbers_connections_and_reconnection() {
+    let mut cluster = Cluster::start(5);
+    let urls = cluster.urls().into_iter().map(|url| format!("{url}/3"));
+    let locks = quorlock::Quorlock::builder().nodes(urls).connect().await.expect("settings that work");
+    let guard = locks.lock("in three").acquire().await.expect("the lock");
+    locks.flush().await;
+    for node in 0..5 {
+        let mut redis = cluster.redis(node);
+        let sizes: Vec<usize> = [0, 3]
+            .map(|db| {
+                redis::cmd("SELECT").arg(db).query::<()>(&mut redis).expect("a database");
+                redis::cmd("DBSIZE").query(&mut redis).expect("its size")
+            })
+            .into();
+        assert_eq!(sizes, [0, 2], "lock and ballot belong into database 3");
+    }
+    let tasks: Vec<_> = (0..50)
+        .map(|i| {
+            let locks = locks.clone();
+            tokio::spawn(async move { locks.lock(format!("n{i}")).acquire().await.expect("a lock").release().await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("a task").expect("a release");
+    }
+    let clients = |cluster: &Cluster| -> Vec<usize> {
+        let lists: Vec<String> = cluster.each(redis::cmd("CLIENT").arg("LIST"));
+        lists.iter().map(|list| list.lines().count() - 1).collect() // One of them is the test's own.
+    };
+    assert!(clients(&cluster).iter().all(|count| (1..=2).contains(count)), "{:?}", clients(&cluster));
+
+    cluster.each::<i64>(redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal"));
+    cluster.restart(2, false);
+    eventually(10 * SECOND, "it reconnects by itself", || clients(&cluster) == [1; 5]).await;
+    assert!(!guard.is_lost());
+    guard.extend().await.expect("an extension");
+    guard.release().await.expect("a release");
+    drop(locks);
+    eventually(10 * SECOND, "no connection outlives the client", || clients(&cluster) == [0; 5]).await;
+}
+
+#[tokio::test]
+async fn acc_33_a_lost_script_cache_is_not_noticed() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let forget = || cluster.each::<()>(redis::cmd("SCRIPT").arg("FLUSH"));
+    let guard = locks.lock("scripted").acquire().await.expect("the lock");
+    forget();
+    guard.extend().await.expect("an extension");
+    forget();
+    let inner = locks.lock("scripted").owner(guard.owner()).acquire().await.expect("a re-entry");
+    forget();
+    assert_eq!(locks.inspect("scripted").await.expect("a look").holds, 2);
+    forget();
+    inner.release().await.expect("an inner release");
+    forget();
+    guard.release().await.expect("a release");
+    locks.flush().await;
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("scripted")), 0);
+}

@@ -1,0 +1,28 @@
+//! The acceptance rows, each against real redis-server processes: what a reentrant lock must do, row by row.
+//!
+//! Two oracles judge mutual exclusion, and neither asks the lock: intervals on CLOCK_MONOTONIC that must not overlap, and
+//! a register in a file that is read, slept on and written, so that an overlap loses an update.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod crash;
+mod demo;
+mod exclusion;
+mod failures;
+mod hygiene;
+mod identity;
+mod lease;
+mod reentry;
+mod register;
+mod replies;
+mod waiting;
+mod workers;
+
+/// Not a test: what worker processes run.
+#[tokio::test]
+async fn worker_process() {
+    if let Some(job) = support::worker::job() {
+        workers::run(&job).await;
+    }
+}
