@@ -1,4 +1,5 @@
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::config::{Builder, NodeAddress, Settings};
-use crate::environment::{Environment, Moment};
+use crate::environment::{Environment, Moment, random_time};
 use crate::error::{AcquireError, ConfigError, ExportError, NodeError};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
@@ -61,6 +62,10 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn now(&self) -> Moment {
         self.environment.now()
+    }
+
+    pub(crate) fn random_time(&self, range: Range<Duration>) -> Duration {
+        random_time(self.environment.as_ref(), range)
     }
 
     pub(crate) fn next_id(&self) -> u64 {

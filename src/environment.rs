@@ -6,6 +6,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +38,14 @@ pub trait Environment: fmt::Debug + Send + Sync + 'static {
 
     /// Opens a stream to a node.
     fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a>;
+}
+
+/// A random time in the range; good enough for pauses.
+pub(crate) fn random_time(environment: &dyn Environment, range: Range<Duration>) -> Duration {
+    let mut bytes = [0; 4];
+    environment.fill(&mut bytes);
+    let share = f64::from(u32::from_be_bytes(bytes)) / (f64::from(u32::MAX) + 1.0);
+    range.start + (range.end - range.start).mul_f64(share)
 }
 
 /// The operating system's clocks, random source and sockets.

@@ -85,20 +85,19 @@ impl Patience {
                 Duration::ZERO
             }
             _ if self.once => return Err(error),
-            Again::Above(_) => self.after_race(ROUND_TRIP.1),
-            Again::AfterRace(round_trip) => self.after_race(round_trip),
+            Again::Above(_) => self.after_race(core, ROUND_TRIP.1),
+            Again::AfterRace(round_trip) => self.after_race(core, round_trip),
             Again::WhenFree(free_in) => {
                 self.races = 0;
-                let look = rand::random_range(LOOK_EVERY);
-                free_in
-                    .map_or(look, |free_in| look.min(free_in + rand::random_range(Duration::ZERO..ROUND_TRIP.1 / 10)))
+                let look = core.random_time(LOOK_EVERY);
+                free_in.map_or(look, |free_in| look.min(free_in + core.random_time(Duration::ZERO..ROUND_TRIP.1 / 10)))
             }
             Again::WhenHeard => {
                 let since = *self.unheard_since.get_or_insert(now);
                 if self.until.is_none() && now.since(since) >= lease / 2 {
                     return Err(error);
                 }
-                rand::random_range(LISTEN_EVERY)
+                core.random_time(LISTEN_EVERY)
             }
             Again::Later => Duration::ZERO,
         };
@@ -122,9 +121,9 @@ impl Patience {
         }
     }
 
-    fn after_race(&mut self, round_trip: Duration) -> Duration {
+    fn after_race(&mut self, core: &Core, round_trip: Duration) -> Duration {
         let longest = round_trip.clamp(ROUND_TRIP.0, ROUND_TRIP.1) * RACE_ROUND_TRIPS * 2_u32.pow(self.races.min(4));
         self.races += 1;
-        rand::random_range(Duration::ZERO..longest)
+        core.random_time(Duration::ZERO..longest)
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::{Asker, Message, Request, RunIds, script};
 use crate::config::NodeAddress;
-use crate::environment::{Environment, Moment};
+use crate::environment::{Environment, Moment, random_time};
 use crate::error::NodeError;
 
 /// How much may be under way to a node at once. What comes on top waits in the queue, and is turned away if the node
@@ -130,7 +130,7 @@ impl Connection {
                 self.turn_away(request);
             }
 
-            let rest = sleep(rand::random_range(pause / 2..=pause));
+            let rest = sleep(random_time(self.environment.as_ref(), pause / 2..pause));
             tokio::pin!(rest);
             loop {
                 if self.is_finished() {

@@ -90,13 +90,16 @@ fn as_table(seen: &Inspection) -> String {
     const HEAD: [&str; 8] = ["NODE", "STATE", "OWNER", "LABEL", "TOKEN", "HOLDS", "TTL", "BALLOT"];
     let mut rows = vec![HEAD.map(str::to_owned)];
     rows.extend(seen.nodes.iter().map(row));
-    let widths: Vec<usize> = (0..HEAD.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> =
+        (0..HEAD.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
     let mut text = format!("{}: {}\n", String::from_utf8_lossy(&seen.name), summary(seen));
     for (row, view) in rows.iter().zip(std::iter::once(None).chain(seen.nodes.iter().map(Some))) {
         let cells = row.iter().zip(&widths);
         let mut line: String = match view.and_then(|view| view.state.as_ref().err()) {
             // An error is longer than any column.
-            Some(error) => cells.take(2).map(|(cell, width)| format!("{cell:width$}  ")).chain([error.to_string()]).collect(),
+            Some(error) => {
+                cells.take(2).map(|(cell, width)| format!("{cell:width$}  ")).chain([error.to_string()]).collect()
+            }
             None => cells.map(|(cell, width)| format!("{cell:width$}  ")).collect(),
         };
         line.truncate(line.trim_end().len());

@@ -278,7 +278,9 @@ fn import(lease: OsString) -> Result<Owner, Failure> {
     owner.ok_or_else(|| {
         Failure::new(
             Exit::Usage,
-            format!("{LEASE_VARIABLE} is not what an enclosing `quorlock run` has set: pass it on unchanged, or unset it"),
+            format!(
+                "{LEASE_VARIABLE} is not what an enclosing `quorlock run` has set: pass it on unchanged, or unset it"
+            ),
         )
     })
 }

@@ -124,7 +124,10 @@ async fn hold(options: &RunOptions, guard: Guard, signals: &mut Signals) -> Resu
     ];
     // Telling so may have taken its time: stderr can be a pipe that nobody reads.
     if guard.is_lost() {
-        return Err(Failure::new(Exit::Lost, format!("the lock on {shown} was lost before the command began; run it again")));
+        return Err(Failure::new(
+            Exit::Lost,
+            format!("the lock on {shown} was lost before the command began; run it again"),
+        ));
     }
     let ended = match Child::spawn(&options.command, &variables) {
         Ok(mut child) => Ok(watch(options, &guard, &mut child, signals).await),
@@ -147,7 +150,9 @@ async fn hold(options: &RunOptions, guard: Guard, signals: &mut Signals) -> Resu
     match released {
         Ok(released) if released.is_everywhere() => options.verbosity.detail(format_args!("released {shown}")),
         Ok(released) => {
-            options.verbosity.detail(format_args!("released {shown}; still to confirm: {}", released.pending.join(", ")));
+            options
+                .verbosity
+                .detail(format_args!("released {shown}; still to confirm: {}", released.pending.join(", ")));
         }
         Err(ReleaseError::NotHeld { .. }) => {
             options.verbosity.error(format_args!(
@@ -194,19 +199,29 @@ struct Ended {
 
 /// The lock was in danger, so the command has to end. There is no way back, even if the danger passes: the command has
 /// been told.
-#[derive(Clone, Copy)]
 struct Stop {
     began: Instant,
+    /// From then to SIGKILL, at most.
+    grace: Duration,
     killed: bool,
 }
 
 impl Stop {
-    /// How long the group still has after SIGTERM.
-    fn left(&self, options: &RunOptions, guard: &Guard) -> Duration {
-        let margin = (options.lease / 20).min(Duration::from_millis(250)); // For SIGKILL to do its work.
-        let valid = guard.remaining().saturating_sub(margin);
-        options.grace.map_or(valid, |grace| grace.saturating_sub(self.began.elapsed()).min(valid))
+    fn begin(options: &RunOptions, guard: &Guard) -> Self {
+        let valid = still_valid(options, guard);
+        Self { began: Instant::now(), grace: options.grace.map_or(valid, |grace| grace.min(valid)), killed: false }
     }
+
+    /// How long the group still has. An extension that succeeds after all does not make it more; a machine that slept
+    /// makes it less.
+    fn left(&self, options: &RunOptions, guard: &Guard) -> Duration {
+        self.grace.saturating_sub(self.began.elapsed()).min(still_valid(options, guard))
+    }
+}
+
+/// For how long the lock can be relied on, less what SIGKILL may need to do its work.
+fn still_valid(options: &RunOptions, guard: &Guard) -> Duration {
+    guard.remaining().saturating_sub((options.lease / 20).min(Duration::from_millis(250)))
 }
 
 /// Until the command has ended; and when it had to be stopped, until its whole group has.
@@ -217,13 +232,13 @@ async fn watch(options: &RunOptions, guard: &Guard, child: &mut Child, signals: 
         code = code.or_else(|| child.poll());
         if let Some(code) = code {
             let is_group_left = stop.is_some() && !child.is_group_gone();
-            let waited = stop.filter(|stop| stop.killed).is_some_and(|stop| stop.began.elapsed() > LONGEST_DYING);
+            let waited = stop.as_ref().is_some_and(|stop| stop.killed && stop.began.elapsed() > LONGEST_DYING);
             if !is_group_left || waited {
                 return Ended { code, stop, is_group_left };
             }
         }
         if stop.is_none() && guard.is_endangered() {
-            stop = Some(Stop { began: Instant::now(), killed: false });
+            stop = Some(Stop::begin(options, guard));
             if !guard.is_lost() {
                 child.terminate();
             }
@@ -234,7 +249,7 @@ async fn watch(options: &RunOptions, guard: &Guard, child: &mut Child, signals: 
                 let left = stop.left(options, guard);
                 if left.is_zero() {
                     // From here on only its end counts.
-                    *stop = Stop { began: now, killed: true };
+                    (stop.began, stop.killed) = (now, true);
                     child.kill();
                     continue;
                 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::future::poll_fn;
 use std::io;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind};
@@ -51,25 +51,24 @@ impl Signals {
     ///
     /// Cancel safe.
     pub async fn next(&mut self) -> Signal {
-        poll_fn(|cx| {
-            let arrived = self.forwarded.iter_mut().find(|(_, stream)| stream.poll_recv(cx).is_ready());
-            arrived.map_or(Poll::Pending, |(signal, _)| Poll::Ready(*signal))
-        })
-        .await
+        poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// The next signal to pass on, or `None` when something has happened to a child.
     ///
     /// Cancel safe.
     pub async fn next_or_child(&mut self) -> Option<Signal> {
-        poll_fn(|cx| {
-            if self.child.poll_recv(cx).is_ready() {
-                return Poll::Ready(None);
+        poll_fn(|cx| if self.child.poll_recv(cx).is_ready() { Poll::Ready(None) } else { self.poll_next(cx).map(Some) })
+            .await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Signal> {
+        for (signal, stream) in &mut self.forwarded {
+            if stream.poll_recv(cx).is_ready() {
+                return Poll::Ready(*signal);
             }
-            let arrived = self.forwarded.iter_mut().find(|(_, stream)| stream.poll_recv(cx).is_ready());
-            arrived.map_or(Poll::Pending, |(signal, _)| Poll::Ready(Some(*signal)))
-        })
-        .await
+        }
+        Poll::Pending
     }
 }
 
