@@ -234,9 +234,17 @@ start_node() { # I: on the port it had, or on a free one when it never ran
       die 69 "node $i did not start: $(why "$log" "$code")" \
         "When that is mended run cluster/up again, or cluster/down to give up"
     fi
+    declare_new "$i"
   fi
   look "$i"
   line "$i" started
+}
+
+# This very process has no earlier votes to forget, so clients need not wait until
+# every lease that it may have voted for is over. A restart has another run id.
+declare_new() { # I: a node that has just started for the first time
+  timeout 2 "$CLI" -h 127.0.0.1 -p "$(<"$DIR/node-$1/port")" \
+    SET quorlock:new "$(<"$DIR/node-$1/run_id")" EX 3600 >/dev/null
 }
 
 why() { # LOG CODE

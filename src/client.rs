@@ -13,7 +13,7 @@ use crate::guard::Guard;
 use crate::inspect::Inspection;
 use crate::keeper::Keeper;
 use crate::lock::LockRequest;
-use crate::node::{self, Asker, Node, Request, RunIds, parse_sighting};
+use crate::node::{self, Asker, Common, Node, Request, parse_sighting};
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot};
 use crate::resource::{Resource, readable};
@@ -47,6 +47,7 @@ impl Drop for Handle {
 pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) nodes: Vec<Node>,
+    pub(crate) common: Arc<Common>,
     pub(crate) keeper: Keeper,
     pub(crate) table: Arc<Table>,
     /// This client's share in the leases of any owner.
@@ -119,10 +120,12 @@ impl Quorlock {
         label: &str,
     ) -> Self {
         let timeout = settings.node_timeout(settings.lease);
-        let run_ids = Arc::new(RunIds::new(addresses.len()));
-        let nodes = addresses.into_iter().enumerate().map(|(index, address)| {
-            Node::start(index, address, timeout, Arc::clone(&environment), Arc::clone(&run_ids))
-        });
+        let drift_factor = settings.schedule.validity.drift_factor;
+        let common = Arc::new(Common::new(addresses.len(), timeout, drift_factor, settings.longest_lease));
+        let nodes = addresses
+            .into_iter()
+            .enumerate()
+            .map(|(index, address)| Node::start(index, address, Arc::clone(&environment), Arc::clone(&common)));
         let nodes = nodes.collect();
         let mut session = [0; 8];
         environment.fill(&mut session);
@@ -130,6 +133,7 @@ impl Quorlock {
         let core = Arc::new(Core {
             settings,
             nodes,
+            common,
             keeper: Keeper::new(),
             table: Arc::new(Table::default()),
             session: u64::from_be_bytes(session),

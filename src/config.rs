@@ -26,6 +26,7 @@ const LONGEST_DEFAULT_NODE_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Builder {
     nodes: Vec<NodeUrl>,
     lease: Duration,
+    longest_lease: Option<Duration>,
     prefix: Vec<u8>,
     node_timeout: Option<Duration>,
     drift_factor: f64,
@@ -51,6 +52,7 @@ impl Builder {
         Self {
             nodes: Vec::new(),
             lease: DEFAULT_LEASE,
+            longest_lease: None,
             prefix: DEFAULT_PREFIX.into(),
             node_timeout: None,
             drift_factor: DEFAULT_DRIFT_FACTOR,
@@ -80,6 +82,15 @@ impl Builder {
     /// Defaults to 10 s.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
+        self
+    }
+
+    /// The longest lease that *any* client of these nodes uses. A node that restarted and may have forgotten its votes is
+    /// not counted for this long, so a client whose own lease is shorter than others' must know.
+    ///
+    /// Defaults to the client's own lease, and grows with longer ones that it asks for.
+    pub fn longest_lease(mut self, lease: Duration) -> Self {
+        self.longest_lease = Some(lease);
         self
     }
 
@@ -175,6 +186,7 @@ impl Builder {
         let settings = Settings {
             quorum: quorum(self.nodes.len()),
             lease: self.lease,
+            longest_lease: self.longest_lease.unwrap_or_default().max(self.lease),
             prefix: self.prefix.clone(),
             fixed_node_timeout: self.node_timeout,
             memory: self.memory.unwrap_or_else(|| DEFAULT_MEMORY.max(self.lease)),
@@ -185,6 +197,7 @@ impl Builder {
             },
         };
         settings.check_lease(self.lease)?;
+        settings.check_lease(settings.longest_lease)?;
         Ok(settings)
     }
 
@@ -216,6 +229,7 @@ impl Builder {
 pub(crate) struct Settings {
     pub(crate) quorum: usize,
     pub(crate) lease: Duration,
+    pub(crate) longest_lease: Duration,
     pub(crate) prefix: Vec<u8>,
     fixed_node_timeout: Option<Duration>,
     pub(crate) memory: Duration,

@@ -127,6 +127,20 @@ pub enum NodeError {
         /// The rest of it.
         detail: String,
     },
+    /// The node may have forgotten what it voted, so its yes does not count until every such lease is over.
+    #[error("{why}, so it may have forgotten its votes; it is counted again in {}", format_duration(Duration::from_millis(millis(*left))))]
+    Quarantined {
+        /// How it may have forgotten.
+        why: Distrust,
+        /// How long it is not counted yet.
+        left: Duration,
+    },
+    /// The node may throw keys away when its memory is full, and its votes with them.
+    #[error("it may evict keys ({policy}): set maxmemory-policy noeviction")]
+    MayEvict {
+        /// Its `maxmemory-policy`.
+        policy: String,
+    },
     /// The node is a replica, whose vote counts for nothing.
     #[error("it is a replica: list masters only")]
     Replica,
@@ -136,6 +150,25 @@ pub enum NodeError {
     /// The node answered with something that is no answer to what was asked.
     #[error("an answer that makes no sense: {0}")]
     Nonsense(String),
+}
+
+/// How a node may have forgotten what it voted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Distrust {
+    /// Its process is new, and nothing proves that it kept every write.
+    Restarted,
+    /// Its clock jumped ahead, so keys may have expired early.
+    ClockStepped,
+}
+
+impl fmt::Display for Distrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Restarted => "it restarted a moment ago",
+            Self::ClockStepped => "its clock jumped ahead",
+        })
+    }
 }
 
 /// Who holds a resource, as far as a node can tell.

@@ -245,7 +245,13 @@ impl Guard {
             let lock_key = lease.resource.lock_key().to_vec();
             ExportedLease { lock_key, token: state.lease.token, known: state.lease.known }
         };
-        let leases = self.leases.iter().map(export).collect();
+        let mut leases: Vec<ExportedLease> = self.leases.iter().map(export).collect();
+        // What the owner has inherited is passed on, or a process two steps down would wait for its own forebear.
+        for inherited in owner.inherited().into_iter().flat_map(|export| &export.leases) {
+            if leases.iter().all(|lease| lease.lock_key != inherited.lock_key) {
+                leases.push(inherited.clone());
+            }
+        }
         Export { owner: owner.number(), label: owner.label().to_owned(), leases }.to_string()
     }
 

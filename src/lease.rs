@@ -190,11 +190,12 @@ pub(crate) fn send_hold(
     for state in states.iter_mut() {
         state.sent = ballot;
     }
+    let acquires = states.iter().any(|state| state.fresh);
     let command = {
         let entries = entries(leases, states);
         node::hold(&entries, ballot, length, core.settings.memory, &leases[0].owner, core.session)
     };
-    let round = Round::new(core, Purpose::Hold { length }, started, ballot, leases.to_vec());
+    let round = Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec());
     round.send(command);
     round
 }

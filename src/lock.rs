@@ -110,6 +110,7 @@ impl LockRequest {
         let core = &self.handle.0;
         let lease = self.lease.unwrap_or(core.settings.lease);
         core.settings.check_lease(lease)?;
+        core.common.use_lease(lease);
         if self.names.len() > MOST_NAMES {
             return Err(ConfigError::TooManyNames(self.names.len()));
         }

@@ -21,6 +21,8 @@ pub(crate) enum Purpose {
     Hold {
         /// The lease that was asked for.
         length: Duration,
+        /// Is any resource to be newly acquired, and not just kept?
+        acquires: bool,
     },
     Release,
 }
@@ -74,6 +76,10 @@ impl Round {
             };
             node.send(Request { command: Arc::clone(&command), asker });
         }
+    }
+
+    pub(crate) fn acquires(&self) -> bool {
+        matches!(self.purpose, Purpose::Hold { acquires: true, .. })
     }
 
     /// This node is about to be sent something that may leave a key.
@@ -133,7 +139,7 @@ impl Round {
             let waker = if settled { count.waiting.take() } else { None };
             (before, count.tally, over, waker)
         };
-        if let Purpose::Hold { length } = self.purpose {
+        if let Purpose::Hold { length, .. } = self.purpose {
             if tally.verdict() == Verdict::Won {
                 for lease in &self.leases {
                     lease.voted(self.ballot, tally.votes());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::client::Core;
 use crate::environment::Moment;
-use crate::error::AcquireError;
+use crate::error::{AcquireError, Answer, NodeError};
 use crate::protocol::Ballot;
 
 /// Between two looks at a lock that somebody holds.
@@ -42,6 +42,8 @@ pub(crate) struct Patience {
     /// Not even a second try.
     once: bool,
     unheard_since: Option<Moment>,
+    /// What the latest try met that heard a majority.
+    met: Option<AcquireError>,
     races: u32,
     ballots: u32,
 }
@@ -49,7 +51,7 @@ pub(crate) struct Patience {
 impl Patience {
     pub(crate) fn until(now: Moment, wait: Option<Duration>) -> Self {
         let until = wait.map(|wait| now + wait);
-        Self { began: now, until, once: false, unheard_since: None, races: 0, ballots: 0 }
+        Self { began: now, until, once: false, unheard_since: None, met: None, races: 0, ballots: 0 }
     }
 
     pub(crate) fn none(now: Moment) -> Self {
@@ -94,7 +96,7 @@ impl Patience {
             }
             Again::WhenHeard => {
                 let since = *self.unheard_since.get_or_insert(now);
-                if self.until.is_none() && now.since(since) >= lease / 2 {
+                if self.until.is_none() && now.since(since) >= lease / 2 && !only_quarantined(&error) {
                     return Err(error);
                 }
                 core.random_time(LISTEN_EVERY)
@@ -110,10 +112,21 @@ impl Patience {
             return Err(self.over(now, error));
         }
         tokio::time::sleep(pause.min(left)).await;
-        if pause >= left { Err(self.over(core.now(), error)) } else { Ok(()) }
+        if pause >= left {
+            return Err(self.over(core.now(), error));
+        }
+        if self.unheard_since.is_none() {
+            self.met = Some(error);
+        }
+        Ok(())
     }
 
-    fn over(&self, now: Moment, last: AcquireError) -> AcquireError {
+    fn over(&mut self, now: Moment, last: AcquireError) -> AcquireError {
+        let last = match last {
+            // The end of the time cut this try short: what the one before it met is what was waited for.
+            AcquireError::NoQuorum { .. } if self.unheard_since == Some(now) => self.met.take().unwrap_or(last),
+            last => last,
+        };
         match last {
             // Nobody's lock is in the way: say what is.
             AcquireError::NoQuorum { .. } => last,
@@ -126,4 +139,15 @@ impl Patience {
         self.races += 1;
         core.random_time(Duration::ZERO..longest)
     }
+}
+
+/// Is the quorum only missing because nodes are in quarantine, which ends by itself?
+fn only_quarantined(error: &AcquireError) -> bool {
+    let AcquireError::NoQuorum { needed, nodes } = error else { return false };
+    let gone = nodes.0.iter().filter(|report| match &report.answer {
+        Answer::Failed(NodeError::Quarantined { .. }) => false,
+        Answer::Failed(_) => true,
+        _ => false,
+    });
+    nodes.0.len() - gone.count() >= *needed
 }

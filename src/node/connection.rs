@@ -17,7 +17,10 @@ use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::{Asker, Message, Request, RunIds, script};
+use super::health::{Health, examine, keep};
+use super::reply::{node_time, parse_hold};
+use super::trust::Trust;
+use super::{Asker, Common, Message, Request, script};
 use crate::config::NodeAddress;
 use crate::environment::{Environment, Moment, random_time};
 use crate::error::NodeError;
@@ -44,9 +47,9 @@ pub(super) struct Connection {
     index: usize,
     name: Arc<str>,
     address: NodeAddress,
-    timeout: Duration,
     environment: Arc<dyn Environment>,
-    run_ids: Arc<RunIds>,
+    common: Arc<Common>,
+    trust: Trust,
     requests: UnboundedReceiver<Message>,
     /// What came before the first connection was made or refused.
     early: VecDeque<Request>,
@@ -62,18 +65,17 @@ impl Connection {
         index: usize,
         name: Arc<str>,
         address: NodeAddress,
-        timeout: Duration,
         environment: Arc<dyn Environment>,
-        run_ids: Arc<RunIds>,
+        common: Arc<Common>,
         requests: UnboundedReceiver<Message>,
     ) -> Self {
         Self {
             index,
             name,
             address,
-            timeout,
             environment,
-            run_ids,
+            trust: Trust::new(common.drift_factor),
+            common,
             requests,
             early: VecDeque::new(),
             owed: VecDeque::new(),
@@ -91,7 +93,7 @@ impl Connection {
     }
 
     fn patience(&self) -> Duration {
-        LEAST_PATIENCE.max(2 * self.timeout)
+        LEAST_PATIENCE.max(2 * self.common.timeout)
     }
 
     /// Tries until there is a connection; `None` when the client is gone and nothing is left to send.
@@ -115,14 +117,11 @@ impl Connection {
                     message = self.requests.recv(), if !self.closing => self.while_away(message),
                 }
             };
-            let refused = match made {
-                Ok((connection, driver, run_id)) => match run_id {
-                    Some(run_id) => match self.run_ids.claim(self.index, &self.name, run_id) {
-                        Ok(()) => return Some((connection, driver)),
-                        Err(other) => NodeError::SameServer(other.to_string()),
-                    },
-                    None => return Some((connection, driver)),
-                },
+            let refused = match made.and_then(|(connection, driver, health)| {
+                self.admit(&health)?;
+                Ok((connection, driver))
+            }) {
+                Ok(made) => return Some(made),
                 Err(error) => error,
             };
             self.down = Some(refused);
@@ -144,6 +143,26 @@ impl Connection {
             }
             pause = (2 * pause).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Takes note of the server that answers, or says why it cannot have a vote at all.
+    fn admit(&mut self, health: &Health) -> Result<(), NodeError> {
+        if health.is_replica {
+            return Err(NodeError::Replica);
+        }
+        if let Some(policy) = &health.evicts_by {
+            return Err(NodeError::MayEvict { policy: policy.clone() });
+        }
+        if let Some(run_id) = &health.run_id {
+            let claimed = self.common.claim(self.index, &self.name, run_id);
+            claimed.map_err(|other| NodeError::SameServer(other.to_string()))?;
+        }
+        let now = self.environment.now();
+        self.trust.connected(now, health);
+        if health.is_durable && self.trust.quarantine(now, self.common.longest_lease()).is_none() {
+            self.early.push_back(Request { command: Arc::new(keep()), asker: Asker::Nobody });
+        }
+        Ok(())
     }
 
     fn is_finished(&self) -> bool {
@@ -210,12 +229,12 @@ impl Connection {
                     return Poll::Ready(None);
                 }
                 if settled == 0 {
-                    match line.watch(self.timeout, self.environment.as_ref(), cx) {
+                    match line.watch(self.common.timeout, self.environment.as_ref(), cx) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(owed) if owed >= self.patience() => {
                             return Poll::Ready(Some(NodeError::NoAnswer(owed)));
                         }
-                        Poll::Ready(owed) if self.closing && owed >= self.timeout => return Poll::Ready(None),
+                        Poll::Ready(owed) if self.closing && owed >= self.common.timeout => return Poll::Ready(None),
                         Poll::Ready(_) => {}
                     }
                 }
@@ -233,7 +252,7 @@ impl Connection {
         Some(broken)
     }
 
-    fn accept(&self, line: &mut Line, request: Request, cx: &mut Context<'_>) {
+    fn accept(&mut self, line: &mut Line, request: Request, cx: &mut Context<'_>) {
         let index = self.index;
         let now = self.environment.now();
         match &request.asker {
@@ -242,16 +261,20 @@ impl Connection {
                 request.asker.answer(index, Err(NodeError::Silent(owed)));
             }
             Asker::Release(round) if !round.has_touched(index) => round.untouched(index),
-            Asker::Hold(round) => {
-                round.touch(index);
-                line.push(request, now, cx);
-            }
-            Asker::Release(_) | Asker::Look(_) | Asker::Nobody => line.push(request, now, cx),
+            Asker::Hold(round) => match self.trust.quarantine(now, self.common.longest_lease()) {
+                // Whoever holds comes back to a node that forgot; nobody new is let in.
+                Some(why) if round.acquires() => request.asker.answer(index, Err(why)),
+                uncounted => {
+                    round.touch(index);
+                    line.push(request, now, uncounted, cx);
+                }
+            },
+            Asker::Release(_) | Asker::Look(_) | Asker::Nobody => line.push(request, now, None, cx),
         }
     }
 
     /// Delivers what has been answered, oldest first. Says how many that were, or why the connection is broken.
-    fn settle(&self, line: &mut Line, cx: &mut Context<'_>) -> Result<usize, NodeError> {
+    fn settle(&mut self, line: &mut Line, cx: &mut Context<'_>) -> Result<usize, NodeError> {
         let mut settled = 0;
         while let Some(Poll::Ready(result)) = line.in_flight.front_mut().map(|sent| sent.answer.as_mut().poll(cx)) {
             let result = match result {
@@ -267,11 +290,20 @@ impl Connection {
             let Some(sent) = line.in_flight.pop_front() else { break };
             line.silent = false;
             settled += 1;
-            match result {
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    line.reload(sent.request, self.environment.now(), cx);
+            let now = self.environment.now();
+            let stamp = match sent.request.asker {
+                Asker::Hold(_) | Asker::Release(_) => result.as_ref().ok().and_then(node_time),
+                Asker::Look(_) | Asker::Nobody => None,
+            };
+            self.trust.answered(sent.since, now, stamp);
+            match (result, sent.uncounted) {
+                (Err(error), uncounted) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    line.reload(sent.request, now, uncounted, cx);
                 }
-                result => sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error))),
+                (Ok(value), Some(why)) if parse_hold(&value).is_yes() => {
+                    sent.request.asker.answer(self.index, Err(why));
+                }
+                (result, _) => sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error))),
             }
         }
         Ok(settled)
@@ -290,6 +322,8 @@ struct Line {
 struct Sent {
     request: Request,
     since: Moment,
+    /// Why a yes to it does not count.
+    uncounted: Option<NodeError>,
     answer: Pin<Box<dyn Future<Output = RedisResult<Value>> + Send>>,
 }
 
@@ -302,7 +336,7 @@ impl Line {
         self.in_flight.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
     }
 
-    fn push(&mut self, request: Request, now: Moment, cx: &mut Context<'_>) {
+    fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>, cx: &mut Context<'_>) {
         let mut connection = self.connection.clone();
         let command = Arc::clone(&request.command);
         let mut answer = Box::pin(async move { connection.send_packed_command(&command).await });
@@ -312,16 +346,16 @@ impl Line {
             Poll::Ready(result) => Box::pin(std::future::ready(result)),
             Poll::Pending => answer,
         };
-        self.in_flight.push_back(Sent { request, since: now, answer });
+        self.in_flight.push_back(Sent { request, since: now, uncounted, answer });
     }
 
     /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
     /// Other requests may have overtaken this one; the ballots see to it that a late one does no harm.
-    fn reload(&mut self, request: Request, now: Moment, cx: &mut Context<'_>) {
+    fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>, cx: &mut Context<'_>) {
         for command in script::load() {
-            self.push(Request { command: Arc::new(command), asker: Asker::Nobody }, now, cx);
+            self.push(Request { command: Arc::new(command), asker: Asker::Nobody }, now, None, cx);
         }
-        self.push(request, now, cx);
+        self.push(request, now, uncounted, cx);
     }
 
     /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.
@@ -350,12 +384,11 @@ impl Asker {
     }
 }
 
-/// Connects, introduces itself, and makes sure that the node knows the scripts. The last part is the server's run id,
-/// where the user may ask for it.
+/// Connects, introduces itself, makes sure that the node knows the scripts, and asks how it is.
 async fn establish(
     environment: &dyn Environment,
     address: &NodeAddress,
-) -> Result<(MultiplexedConnection, Driver, Option<String>), NodeError> {
+) -> Result<(MultiplexedConnection, Driver, Health), NodeError> {
     let connect = |error: std::io::Error| NodeError::Connect(error.to_string());
     let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
     let config = AsyncConnectionConfig::new()
@@ -368,24 +401,20 @@ async fn establish(
             .map_err(|error| node_error(&error))?;
     let mut driver: Driver = Box::pin(driver);
     let introduce = async {
-        let info: RedisResult<String> = redis::cmd("INFO").query_async(&mut connection).await;
+        let health = examine(&mut connection).await?;
         for command in script::load() {
             command.query_async::<()>(&mut connection).await?;
         }
-        Ok((connection, info))
+        Ok((connection, health))
     };
-    let (connection, info) = select! {
+    select! {
         biased;
-        introduced = introduce => introduced.map_err(|error| node_error(&error))?,
-        () = &mut driver => return Err(NodeError::Disconnected("closed by the server".to_owned())),
-    };
-    // A user without the right to ask INFO can still lock.
-    let info = info.unwrap_or_default();
-    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    if field("role").is_some_and(|role| role.trim() != "master") {
-        return Err(NodeError::Replica);
+        introduced = introduce => {
+            let (connection, health) = introduced.map_err(|error| node_error(&error))?;
+            Ok((connection, driver, health))
+        }
+        () = &mut driver => Err(NodeError::Disconnected("closed by the server".to_owned())),
     }
-    Ok((connection, driver, field("run_id").map(|id| id.trim().to_owned())))
 }
 
 /// Did the server say this, and not the connection?

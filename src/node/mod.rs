@@ -1,12 +1,15 @@
 //! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
 
 mod connection;
+mod health;
 mod reply;
 mod script;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+mod trust;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,14 +66,12 @@ impl Node {
     pub(crate) fn start(
         index: usize,
         address: NodeAddress,
-        timeout: Duration,
         environment: Arc<dyn Environment>,
-        run_ids: Arc<RunIds>,
+        common: Arc<Common>,
     ) -> Self {
         let (queue, requests) = mpsc::unbounded_channel();
         let name: Arc<str> = address.name.as_str().into();
-        let connection =
-            connection::Connection::new(index, Arc::clone(&name), address, timeout, environment, run_ids, requests);
+        let connection = connection::Connection::new(index, Arc::clone(&name), address, environment, common, requests);
         tokio::spawn(connection.run());
         Self { name, queue }
     }
@@ -85,23 +86,43 @@ impl Node {
     }
 }
 
-/// Which server process answers at which place in the node list: no process may have two votes.
+/// What the nodes of one client must know of each other and of the client.
 #[derive(Debug)]
-pub(crate) struct RunIds(Mutex<Vec<Option<(String, Arc<str>)>>>);
+pub(crate) struct Common {
+    /// How long a round waits for an answer.
+    pub(crate) timeout: Duration,
+    pub(crate) drift_factor: f64,
+    longest_lease: AtomicU64,
+    /// Which server process answers at which place in the node list: no process may have two votes.
+    run_ids: Mutex<Vec<Option<(String, Arc<str>)>>>,
+}
 
-impl RunIds {
-    pub(crate) fn new(nodes: usize) -> Self {
-        Self(Mutex::new(vec![None; nodes]))
+impl Common {
+    pub(crate) fn new(nodes: usize, timeout: Duration, drift_factor: f64, longest_lease: Duration) -> Self {
+        let common =
+            Self { timeout, drift_factor, longest_lease: AtomicU64::new(0), run_ids: Mutex::new(vec![None; nodes]) };
+        common.use_lease(longest_lease);
+        common
+    }
+
+    /// A lease of this length is in use.
+    pub(crate) fn use_lease(&self, lease: Duration) {
+        self.longest_lease.fetch_max(u64::try_from(lease.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The longest lease in use, as far as this client knows.
+    fn longest_lease(&self) -> Duration {
+        Duration::from_micros(self.longest_lease.load(Ordering::Relaxed))
     }
 
     /// Records the process at `index`; the name of another place where the same process answers is an error.
-    fn claim(&self, index: usize, name: &Arc<str>, run_id: String) -> Result<(), Arc<str>> {
-        let mut ids = locked(&self.0);
+    fn claim(&self, index: usize, name: &Arc<str>, run_id: &str) -> Result<(), Arc<str>> {
+        let mut ids = locked(&self.run_ids);
         ids[index] = None;
-        match ids.iter().flatten().find(|(id, _)| *id == run_id) {
+        match ids.iter().flatten().find(|(id, _)| id == run_id) {
             Some((_, other)) => Err(Arc::clone(other)),
             None => {
-                ids[index] = Some((run_id, Arc::clone(name)));
+                ids[index] = Some((run_id.to_owned(), Arc::clone(name)));
                 Ok(())
             }
         }

@@ -18,6 +18,12 @@ pub(crate) enum Vote {
     Unheard(NodeError),
 }
 
+impl Vote {
+    pub(crate) fn is_yes(&self) -> bool {
+        matches!(self, Self::Yes)
+    }
+}
+
 /// Why a node did not do as asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -48,6 +54,13 @@ impl From<&Vote> for Answer {
             Vote::Unheard(error) => Self::Failed(error.clone()),
         }
     }
+}
+
+/// The node's own time in µs, which every script's answer carries among its first two numbers: the larger one.
+pub(super) fn node_time(value: &Value) -> Option<u64> {
+    let Value::Array(fields) = value else { return None };
+    let numbers = fields.iter().take(2).filter_map(|field| if let Value::Int(n) = field { Some(*n) } else { None });
+    u64::try_from(numbers.max()?).ok()
 }
 
 fn nonsense(value: &Value) -> NodeError {

@@ -5,6 +5,7 @@
 //! the protocol's description in DESIGN.md, and tested by table.
 
 mod ballot;
+mod clock_watch;
 mod lease;
 mod moment;
 mod tally;
@@ -12,6 +13,7 @@ mod validity;
 
 pub use ballot::Token;
 pub(crate) use ballot::{Ballot, CLOCK_WINDOW, ballot_beating_a_quorum, propose};
+pub(crate) use clock_watch::ClockWatch;
 pub(crate) use lease::{Due, Lease, Phase};
 pub use moment::Moment;
 pub(crate) use tally::{Tally, Verdict, quorum};

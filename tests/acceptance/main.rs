@@ -16,6 +16,7 @@ mod lease;
 mod reentry;
 mod register;
 mod replies;
+mod restarts;
 mod waiting;
 mod workers;
 

@@ -47,7 +47,11 @@ impl Cluster {
 
     fn launch(nodes: usize, options: &[&str], share: Share) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let nodes = (0..nodes).map(|i| Server::start(dir.path().join(format!("node-{i}")), options)).collect();
+        let start = |i| Server::start(dir.path().join(format!("node-{i}")), options);
+        let nodes: Vec<Server> = (0..nodes).map(start).collect();
+        for node in &nodes {
+            node.declare_new();
+        }
         Self { nodes, dir, _share: share }
     }
 
@@ -199,6 +203,18 @@ impl Server {
 
     fn redis(&self) -> redis::Connection {
         self.try_redis().expect("a connection to a node that is up")
+    }
+
+    /// As `cluster/up` does: these processes have no earlier votes to forget.
+    fn declare_new(&self) {
+        let mut redis = self.redis();
+        let info: String = redis::cmd("INFO").arg("server").query(&mut redis).expect("its state");
+        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("a run id").trim();
+        for database in [3, 2, 1, 0] {
+            redis::cmd("SELECT").arg(database).query::<()>(&mut redis).expect("a database");
+            let mut declare = redis::cmd("SET");
+            declare.arg("quorlock:new").arg(run_id).arg("EX").arg(3600).query::<()>(&mut redis).expect("a declaration");
+        }
     }
 
     fn signal(&self, signal: Signal) {

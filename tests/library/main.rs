@@ -1,0 +1,18 @@
+//! The library as its users meet it, against real redis-server processes: sets of resources, scopes, other processes,
+//! every kind of node URL, runtimes that end.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod nodes;
+mod owners;
+mod runtimes;
+mod sets;
+
+/// Not a test: what worker processes run.
+#[tokio::test]
+async fn worker_process() {
+    if let Some(job) = support::worker::job() {
+        nodes::run(&job).await;
+    }
+}

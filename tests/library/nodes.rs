@@ -1,0 +1,217 @@
+//! Every kind of node: one, two, unix sockets, passwords, TLS, replicas, the same one twice.
+
+use std::fs;
+use std::time::Duration;
+
+use quorlock::{Answer, NodeError, Quorlock};
+
+use crate::support::Cluster;
+use crate::support::worker::{Worker, report};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn cycle(urls: impl IntoIterator<Item = String>) -> Result<usize, String> {
+    let locks = Quorlock::builder().nodes(urls).connect().await.map_err(|error| error.to_string())?;
+    locks.flush().await;
+    let guard = locks.lock("cycle").try_acquire().await.map_err(|error| error.to_string())?;
+    locks.flush().await;
+    let margin = guard.margin();
+    guard.release().await.map_err(|error| error.to_string())?;
+    locks.flush().await;
+    Ok(margin)
+}
+
+pub async fn run(job: &[String]) {
+    report(match cycle(job.iter().cloned()).await {
+        Ok(margin) => format!("margin {margin}"),
+        Err(error) => error,
+    });
+}
+
+#[tokio::test]
+async fn any_number_of_nodes() {
+    let cluster = Cluster::start(7);
+    for (nodes, margin) in [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (7, 3)] {
+        assert_eq!(cycle(cluster.urls().into_iter().take(nodes)).await, Ok(margin), "{nodes} nodes");
+    }
+}
+
+#[tokio::test]
+async fn an_even_number_needs_more_than_half() {
+    let mut cluster = Cluster::start(4);
+    let locks = cluster.client(10 * SECOND).await;
+    cluster.kill(0);
+    locks.lock("x").acquire().await.expect("three of four").release().await.expect("a release");
+    cluster.kill(1);
+    assert!(locks.lock("x").try_acquire().await.is_err_and(|error| error.is_no_quorum()));
+}
+
+#[tokio::test]
+async fn unix_sockets() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("redis.sock");
+    let path = socket.to_str().expect("a plain path");
+    let _cluster = Cluster::with_options(1, &["--unixsocket", path]);
+    assert_eq!(cycle([format!("redis+unix://{path}")]).await, Ok(0));
+    assert_eq!(cycle([format!("unix://{path}?db=2")]).await, Ok(0));
+}
+
+#[tokio::test]
+async fn users_and_passwords_are_used_and_never_shown() {
+    let cluster = Cluster::start(1);
+    let secret = "p%40ss-hunter2";
+    let mut redis = cluster.redis(0);
+    for words in [&["SETUSER", "clerk", "on", ">p@ss-hunter2", "~*", "+@all"][..], &["SETUSER", "default", "off"]] {
+        redis::cmd("ACL").arg(words).query::<()>(&mut redis).expect("an ACL");
+    }
+    let port = cluster.ports()[0];
+    assert_eq!(cycle([format!("redis://clerk:{secret}@127.0.0.1:{port}/1")]).await, Ok(0));
+    for url in [format!("redis://clerk:wrong-hunter2@127.0.0.1:{port}"), format!("redis://127.0.0.1:{port}")] {
+        let builder = Quorlock::builder().nodes([url]);
+        let said = format!("{builder:?}");
+        let locks = builder.connect().await.expect("a good URL");
+        let error = locks.lock("x").try_acquire().await.expect_err("no access");
+        let said = format!("{said} {locks:?} {error} {error:?}");
+        assert!(!said.contains("hunter2"), "{said}");
+        let report = &error.nodes()[0];
+        assert!(
+            matches!(&report.answer, Answer::Failed(NodeError::Redis { .. } | NodeError::Connect(_))),
+            "{report:?}"
+        );
+        assert!(said.contains("authentication") || said.contains("NOAUTH"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_who_may_only_run_scripts_can_lock() {
+    let cluster = Cluster::start(1);
+    let mut redis = cluster.redis(0);
+    let rule = "SETUSER clerk on >secret ~quorlock:* -@all +evalsha +script|load +ping +info +config|get +mget +set +get +del +exists +pttl +time +type";
+    redis::cmd("ACL").arg(rule.split(' ').collect::<Vec<_>>()).query::<()>(&mut redis).expect("an ACL");
+    assert_eq!(cycle([format!("redis://clerk:secret@127.0.0.1:{}", cluster.ports()[0])]).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_node_that_may_not_say_how_it_is_counts_after_one_lease() {
+    let cluster = Cluster::start(1);
+    let mut redis = cluster.redis(0);
+    redis::cmd("ACL").arg(&["SETUSER", "default", "-info"]).query::<()>(&mut redis).expect("an ACL");
+    let locks = cluster.client(SECOND).await;
+    let error = locks.lock("x").try_acquire().await.expect_err("it may have restarted a moment ago");
+    let report = &error.nodes()[0];
+    assert!(matches!(report.answer, Answer::Failed(NodeError::Quarantined { .. })), "{report:?}");
+    let guard = locks.lock("x").acquire().await.expect("waiting without a limit sees the quarantine through");
+    guard.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn a_restart_costs_a_node_that_logs_every_write_nothing_unless_its_disk_is_gone() {
+    let mut cluster = Cluster::with_options(1, &["--appendonly", "yes", "--appendfsync", "always"]);
+    let locks = cluster.client(60 * SECOND).await;
+    cycle(cluster.urls()).await.expect("a new node counts");
+    let quarantined = |answer: &Answer| matches!(answer, Answer::Failed(NodeError::Quarantined { .. }));
+    for empty in [false, true] {
+        cluster.restart(0, empty);
+        let newcomer = cluster.client(60 * SECOND).await;
+        for locks in [&locks, &newcomer] {
+            let outcome = locks.lock("x").wait(5 * SECOND).acquire().await;
+            match outcome {
+                Ok(guard) if !empty => drop(guard.release().await.expect("a release")),
+                Err(error) if empty => assert!(quarantined(&error.nodes()[0].answer), "{error}"),
+                other => panic!("empty: {empty}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_may_evict_keys_has_no_vote() {
+    let cluster = Cluster::with_options(1, &["--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"]);
+    let locks = cluster.client(SECOND).await;
+    let error = locks.lock("x").try_acquire().await.expect_err("no vote");
+    let evicts = NodeError::MayEvict { policy: "volatile-ttl".to_owned() };
+    assert_eq!(error.nodes()[0].answer, Answer::Failed(evicts));
+}
+
+#[tokio::test]
+async fn a_replica_has_no_vote() {
+    let cluster = Cluster::start(3);
+    let master = cluster.ports()[0].to_string();
+    let command = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(&master).to_owned();
+    for node in [1, 2] {
+        command.query::<()>(&mut cluster.redis(node)).expect("a replica");
+    }
+    let locks = cluster.client(10 * SECOND).await;
+    let error = locks.lock("x").wait(SECOND).acquire().await.expect_err("one master of three");
+    assert!(error.is_no_quorum(), "{error}");
+    for report in &error.nodes()[1..] {
+        assert_eq!(report.answer, Answer::Failed(NodeError::Replica), "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_server_under_two_names_has_one_vote() {
+    let cluster = Cluster::start(2);
+    let ports = cluster.ports();
+    let urls = [
+        format!("redis://127.0.0.1:{}", ports[0]),
+        format!("redis://localhost:{}", ports[0]),
+        format!("redis://127.0.0.1:{}", ports[1]),
+    ];
+    let locks = Quorlock::builder().nodes(urls).connect().await.expect("they look different");
+    locks.flush().await;
+    let guard = locks.lock("x").acquire().await.expect("two servers are a majority of three");
+    locks.flush().await;
+    assert_eq!(guard.margin(), 0, "the server has only one vote");
+    guard.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn a_node_that_is_no_redis_costs_its_vote_only() {
+    let cluster = Cluster::start(2);
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    let port = listener.local_addr().expect("its address").port();
+    let impostor = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            use tokio::io::AsyncWriteExt;
+            drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+        }
+    });
+    let urls = cluster.urls().into_iter().chain([format!("redis://127.0.0.1:{port}")]);
+    assert_eq!(cycle(urls).await, Ok(0));
+    impostor.abort();
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn tls_with_a_trusted_certificate_and_with_any() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| dir.path().join(name).to_str().expect("a plain path").to_owned();
+    let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    fs::write(file("cert"), key.cert.pem()).expect("a file");
+    fs::write(file("key"), key.signing_key.serialize_pem()).expect("a file");
+    let probe = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let port = probe.local_addr().expect("its address").port().to_string();
+    drop(probe);
+    let (cert, private) = (file("cert"), file("key"));
+    let options = [
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &private,
+        "--tls-ca-cert-file",
+        &cert,
+        "--tls-auth-clients",
+        "no",
+    ];
+    let _cluster = Cluster::with_options(1, &options);
+    let url = format!("rediss://localhost:{port}");
+    let ask =
+        |trusted: &str, url: &str| Worker::spawn_in(&["env", &format!("SSL_CERT_FILE={trusted}")], &[url]).finish();
+    assert_eq!(ask(&cert, &url), ["margin 0"]);
+    assert_eq!(ask("/etc/ssl/certs/ca-certificates.crt", &format!("{url}/#insecure")), ["margin 0"]);
+    let refused = ask(&file("nothing"), &url);
+    assert!(refused[0].starts_with("no quorum") && refused[0].contains("certificate"), "{refused:?}");
+}

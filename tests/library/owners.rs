@@ -1,0 +1,114 @@
+//! Owners: scopes, other tasks, other clients.
+
+use std::time::Duration;
+
+use quorlock::{ExportError, Owner, Verdict};
+
+use crate::support::{Cluster, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_scope_reenters_without_passing_the_owner() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let owner = Owner::labelled("scoped");
+    let depth = owner
+        .scope(async {
+            let outer = locks.lock("x").acquire().await.expect("the lock");
+            let inner = locks.lock("x").acquire().await.expect("a re-entry");
+            assert_eq!(outer.token(), inner.token());
+            assert_eq!(inner.owner(), &owner);
+            inner.holds()
+        })
+        .await;
+    assert_eq!(depth, 2);
+    let guard = locks.lock("x").acquire().await.expect("the scope's holds are gone");
+    assert_eq!(guard.holds(), 1);
+}
+
+#[tokio::test]
+async fn tasks_of_one_owner_share_one_acquisition() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let owner = Owner::new();
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let (locks, owner) = (locks.clone(), owner.clone());
+            tokio::spawn(async move { locks.lock("shared").owner(&owner).acquire().await.expect("a hold") })
+        })
+        .collect();
+    let mut guards = Vec::new();
+    for task in tasks {
+        guards.push(task.await.expect("a task"));
+    }
+    assert!(guards.iter().all(|guard| guard.token() == guards[0].token() && guard.holds() == 20));
+    drop(guards);
+    locks.flush().await;
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("shared")), 0);
+}
+
+#[tokio::test]
+async fn another_client_joins_and_each_holds_by_itself() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let elsewhere = cluster.client(10 * SECOND).await;
+    let outer = locks.lock("joined").acquire().await.expect("the lock");
+    let joined = elsewhere.join(&outer.export()).await.expect("it is held");
+    assert_eq!((joined.token(), joined.holds()), (outer.token(), 1));
+    let again = elsewhere.lock("joined").owner(joined.owner()).acquire().await.expect("a re-entry");
+    locks.flush().await;
+    elsewhere.flush().await;
+    let seen = locks.inspect("joined").await.expect("a look");
+    assert_eq!((seen.verdict, seen.holds), (Verdict::Held, 3), "the holds of all processes");
+
+    outer.release().await.expect("a release");
+    assert!(locks.lock("joined").try_acquire().await.is_err_and(|error| error.is_held()), "the other one holds on");
+    again.release().await.expect("a release");
+    joined.release().await.expect("the last release");
+    let free = locks.lock("joined").try_acquire().await.expect("free");
+    free.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn joining_in_the_same_client_is_a_reentry() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let outer = locks.lock_all(["a", "b"]).acquire().await.expect("the locks");
+    let joined = locks.join(&outer.export()).await.expect("it is held");
+    assert_eq!(joined.holds(), 2);
+    outer.release().await.expect("a release");
+    assert!(locks.lock("b").try_acquire().await.is_err_and(|error| error.is_held()));
+    joined.release().await.expect("a release");
+    locks.flush().await;
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("a")), 0);
+}
+
+#[tokio::test]
+async fn an_export_of_a_released_lease_is_lost() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let guard = locks.lock("over").acquire().await.expect("the lock");
+    let exported = guard.export();
+    guard.release().await.expect("a release");
+    locks.flush().await;
+    let elsewhere = cluster.client(10 * SECOND).await;
+    assert!(elsewhere.join(&exported).await.expect_err("it is over").is_lost());
+    assert_eq!(elsewhere.join("nonsense").await.expect_err("no export"), ExportError.into());
+    let other_prefix = cluster.builder().prefix("other:").connect().await.expect("a prefix");
+    assert_eq!(other_prefix.join(&exported).await.expect_err("another prefix"), ExportError.into());
+    eventually(SECOND, "nothing is left", || cluster.count_keys(&Cluster::lock_key("over")) == 0).await;
+}
+
+#[tokio::test]
+async fn two_clients_of_one_process_do_not_mix_up_an_owners_holds() {
+    let cluster = Cluster::start(5);
+    let one = cluster.client(10 * SECOND).await;
+    let two = cluster.client(10 * SECOND).await;
+    let owner = Owner::new();
+    let guard = one.lock("x").owner(&owner).acquire().await.expect("the lock");
+    let error = two.lock("x").owner(&owner).try_acquire().await.expect_err("the other client holds it");
+    assert!(error.is_held(), "{error}");
+    guard.extend().await.expect("still held");
+    guard.release().await.expect("a release");
+}

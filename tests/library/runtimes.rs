@@ -1,0 +1,77 @@
+//! Runtimes that end, and clients that do.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Cluster, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn connections(cluster: &Cluster) -> usize {
+    let lists: Vec<String> = cluster.each(redis::cmd("CLIENT").arg("LIST"));
+    lists.iter().map(|list| list.lines().count() - 1).sum() // One of each is the test's own.
+}
+
+#[test]
+fn guards_outlive_their_runtime_without_harm() {
+    let cluster = Cluster::start(3);
+    for multi_thread in [false, true] {
+        let mut builder = if multi_thread {
+            tokio::runtime::Builder::new_multi_thread()
+        } else {
+            tokio::runtime::Builder::new_current_thread()
+        };
+        let runtime = builder.enable_all().build().expect("a runtime");
+        let (locks, guard) = runtime.block_on(async {
+            let locks = cluster.client(60 * SECOND).await;
+            let guard = locks.lock("left").acquire().await.expect("the lock");
+            (locks, guard)
+        });
+        let start = Instant::now();
+        drop(runtime);
+        assert!(!guard.is_lost(), "the lease runs on");
+        drop(guard);
+        drop(locks);
+        assert!(start.elapsed() < 5 * SECOND, "dropping took {:?}", start.elapsed());
+        cluster.each::<i64>(redis::cmd("DEL").arg(Cluster::lock_key("left")));
+    }
+}
+
+#[test]
+fn a_guard_dropped_while_unwinding_out_of_the_runtime_releases() {
+    let cluster = Cluster::start(3);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            let locks = cluster.client(60 * SECOND).await;
+            let _guard = locks.lock("unwound").acquire().await.expect("the lock");
+            panic!("on purpose");
+        });
+    }));
+    assert!(unwound.is_err());
+    let key = Cluster::lock_key("unwound");
+    let free = async { eventually(5 * SECOND, "it is released", || cluster.count_keys(&key) == 0).await };
+    runtime.block_on(free);
+}
+
+#[tokio::test]
+async fn nothing_outlives_the_client() {
+    let mut cluster = Cluster::start(3);
+    let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let locks = cluster.client(10 * SECOND).await;
+    let guard = locks.lock("x").acquire().await.expect("the lock");
+    let clone = locks.clone();
+    drop(locks);
+    assert_eq!(connections(&cluster), 3);
+    drop(clone);
+    guard.extend().await.expect("a guard keeps its client");
+    cluster.kill(1);
+    cluster.pause(2);
+    drop(guard);
+    let metrics = tokio::runtime::Handle::current().metrics();
+    eventually(10 * SECOND, "all tasks have ended", || metrics.num_alive_tasks() == before).await;
+    cluster.resume(2);
+    let key = Cluster::lock_key("x");
+    eventually(5 * SECOND, "the last release was sent", || cluster.count_keys(&key) == 0).await;
+    eventually(5 * SECOND, "all connections are closed", || connections(&cluster) == 0).await;
+}

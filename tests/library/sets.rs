@@ -1,0 +1,104 @@
+//! Several resources at once: all or none, in any order, re-entering what is held.
+
+use std::time::Duration;
+
+use quorlock::{AcquireError, ConfigError};
+
+use crate::support::Cluster;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn all_or_none() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let other = cluster.client(10 * SECOND).await;
+    let held = other.lock("b").acquire().await.expect("the lock");
+    let error = locks.lock_all(["a", "b", "c"]).try_acquire().await.expect_err("b is held");
+    assert!(matches!(error, AcquireError::Held { .. }), "{error}");
+    locks.flush().await;
+    for name in ["a", "c"] {
+        assert_eq!(cluster.count_keys(&Cluster::lock_key(name)), 0, "{name} was left behind");
+    }
+    held.release().await.expect("a release");
+    let guard = locks.lock_all(["c", "a", "b", "a"]).acquire().await.expect("all are free");
+    for name in ["a", "b", "c"] {
+        assert_eq!(guard.token_of(name), Some(guard.token()), "one token for all that is new");
+        assert!(other.lock(name).try_acquire().await.is_err_and(|error| error.is_held()));
+    }
+    assert_eq!(guard.token_of("d"), None);
+    guard.release().await.expect("a release");
+    let free = other.lock_all(["a", "b", "c"]).try_acquire().await.expect("all are free again");
+    free.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn what_is_held_is_entered_again_and_keeps_its_token() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let outer = locks.lock("a").acquire().await.expect("the lock");
+    let both = locks.lock_all(["b", "a"]).owner(outer.owner()).acquire().await.expect("both");
+    assert_eq!(both.token_of("a"), Some(outer.token()));
+    assert!(both.token_of("b") > Some(outer.token()));
+    assert_eq!(outer.holds(), 2);
+    both.release().await.expect("a release");
+    assert_eq!(outer.holds(), 1);
+    locks.flush().await;
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("a")), 5);
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("b")), 0);
+
+    // The outer hold may go first.
+    let both = locks.lock_all(["a", "b"]).owner(outer.owner()).acquire().await.expect("both");
+    outer.release().await.expect("a release");
+    assert!(locks.lock("a").try_acquire().await.is_err_and(|error| error.is_held()));
+    both.release().await.expect("a release");
+    locks.flush().await;
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("a")), 0);
+}
+
+#[tokio::test]
+async fn a_refused_set_takes_nothing_from_what_was_held() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let other = cluster.client(10 * SECOND).await;
+    let outer = locks.lock("a").acquire().await.expect("the lock");
+    let theirs = other.lock("b").acquire().await.expect("the lock");
+    for _ in 0..3 {
+        locks.lock_all(["a", "b"]).owner(outer.owner()).try_acquire().await.expect_err("b is held");
+    }
+    assert_eq!((outer.holds(), outer.is_lost()), (1, false), "a refusal for b is no loss of a");
+    outer.extend().await.expect("still held");
+    locks.flush().await;
+    assert_eq!(locks.inspect("a").await.expect("a look").holds, 1);
+    theirs.release().await.expect("a release");
+    outer.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn opposite_orders_do_not_deadlock() {
+    let cluster = Cluster::start(3);
+    let transfer = |locks: quorlock::Quorlock, names: [&'static str; 2]| async move {
+        for _ in 0..25 {
+            let guard = locks.lock_all(names).acquire().await.expect("both");
+            guard.release().await.expect("a release");
+        }
+    };
+    let there = tokio::spawn(transfer(cluster.client(10 * SECOND).await, ["a", "b"]));
+    let back = tokio::spawn(transfer(cluster.client(10 * SECOND).await, ["b", "a"]));
+    let (there, back) =
+        tokio::time::timeout(60 * SECOND, async { (there.await, back.await) }).await.expect("no deadlock");
+    there.and(back).expect("both went through");
+}
+
+#[tokio::test]
+async fn sets_that_cannot_be() {
+    let cluster = Cluster::start(1);
+    let locks = cluster.client(10 * SECOND).await;
+    let error = locks.lock_all(Vec::<String>::new()).acquire().await.expect_err("no name");
+    assert_eq!(error, AcquireError::Config(ConfigError::NoNames));
+    let many = (0..501).map(|i| i.to_string());
+    let error = locks.lock_all(many).acquire().await.expect_err("too many");
+    assert_eq!(error, AcquireError::Config(ConfigError::TooManyNames(501)));
+    let most = locks.lock_all((0..500).map(|i| i.to_string())).acquire().await.expect("as many as there may be");
+    most.release().await.expect("a release");
+}
