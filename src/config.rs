@@ -256,7 +256,7 @@ impl Settings {
         if self.memory < shortest {
             return Err(ConfigError::MemoryTooShort { memory: self.memory, shortest });
         }
-        let longest = lease - drift - Schedule::extend_after(lease);
+        let longest = lease.saturating_sub(drift + Schedule::extend_after(lease));
         if let Some(danger) = self.schedule.danger.filter(|danger| *danger > longest) {
             return Err(ConfigError::DangerTooEarly { danger, lease, longest });
         }

@@ -45,7 +45,7 @@ pub(crate) fn random_time(environment: &dyn Environment, range: Range<Duration>)
     let mut bytes = [0; 4];
     environment.fill(&mut bytes);
     let share = f64::from(u32::from_be_bytes(bytes)) / (f64::from(u32::MAX) + 1.0);
-    range.start + (range.end - range.start).mul_f64(share)
+    range.start + range.end.saturating_sub(range.start).mul_f64(share)
 }
 
 /// The operating system's clocks, random source and sockets.

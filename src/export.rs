@@ -1,4 +1,4 @@
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use crate::error::ExportError;
@@ -73,7 +73,7 @@ fn encode(bytes: &[u8]) -> String {
     for byte in bytes {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b':' | b'/' => text.push(char::from(*byte)),
-            byte => text.push_str(&format!("%{byte:02x}")),
+            byte => drop(write!(text, "%{byte:02x}")), // Writing to a string cannot fail.
         }
     }
     text

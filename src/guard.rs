@@ -156,9 +156,8 @@ impl Guard {
         let lost = pin!(self.lost());
         let future = pin!(future);
         match select(lost, future).await {
-            Either::Left(_) => Err(self.lost_error()),
             Either::Right((output, _)) if !self.is_lost() => Ok(output),
-            Either::Right(_) => Err(self.lost_error()),
+            Either::Left(_) | Either::Right(_) => Err(self.lost_error()),
         }
     }
 

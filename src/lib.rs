@@ -1,7 +1,53 @@
+//! A **reentrant lock held by a majority of independent Redis masters**, with a fencing token that the majority agrees on,
+//! and a signal on time when the lock is lost.
+//!
+//! ```
+//! use std::time::Duration;
+//! use quorlock::Quorlock;
+//!
+//! async fn transfer(nodes: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
+//!     let locks = Quorlock::builder().nodes(nodes.iter().copied()).lease(Duration::from_secs(10)).connect().await?;
+//!
+//!     let guard = locks.lock("account:42").wait(Duration::from_secs(5)).acquire().await?;
+//!     println!("fencing token {}, valid for {:?}", guard.token(), guard.remaining());
+//!
+//!     // The same owner enters again: same lease, same token, one level deeper.
+//!     let inner = locks.lock("account:42").owner(guard.owner()).acquire().await?;
+//!     inner.release().await?;
+//!
+//!     // Dropped at its next await if the lock is lost.
+//!     guard.protect(async { /* the work; send the token along with every write */ }).await?;
+//!     guard.release().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is guaranteed
+//!
+//! - At most one owner holds a resource at a time, while clocks run at about the same rate and no majority of nodes has
+//!   its clock stepped within one lease.
+//! - Tokens of a resource are unique and increase from one acquisition to the next, whatever the clocks do. What refuses
+//!   a token smaller than one it has seen is safe even from a holder that does not know that it lost the lock.
+//! - A lost lease never comes back, and its holder hears of the loss before anybody else can be granted the lock.
+//! - A minority of nodes that is dead, hung or slow costs no time. A node that may have forgotten its votes has none.
+//!
+//! # What is not
+//!
+//! A lock cannot stop code that does not look: a thread that hangs past its lease writes late, and only a fenced store
+//! refuses that. See README.md for when not to use this crate, and DESIGN.md for why it works.
+//!
+//! # Where to begin
+//!
+//! [`Quorlock::builder`] makes a client, [`Quorlock::lock`] and [`Quorlock::lock_all`] ask for locks, a [`Guard`] is a
+//! hold, an [`Owner`] is who may enter again. Errors: [`ConfigError`], [`AcquireError`], [`ExtendError`],
+//! [`ReleaseError`]; each names the nodes and what every one of them said.
+//!
+//! # Features
+//!
+//! `tls`: `rediss://` nodes, by rustls. `cli`: the `quorlock` command.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic)]
-//! A reentrant lock held by a majority of independent Redis masters.
 
 mod client;
 mod config;
@@ -23,6 +69,13 @@ mod waiting;
 
 #[doc(hidden)]
 pub mod environment;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+#[cfg(doctest)]
+#[doc = include_str!("../DESIGN.md")]
+mod design {}
 
 pub use client::Quorlock;
 pub use config::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};

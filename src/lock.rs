@@ -10,7 +10,7 @@ use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Phase, Verdict, ballot_beating_a_quorum};
 use crate::resource::Resource;
 use crate::round::Round;
-use crate::table::Reservation;
+use crate::table::Reserved;
 use crate::waiting::{Again, Patience};
 
 const MOST_NAMES: usize = 500;
@@ -132,8 +132,10 @@ struct Attempt {
     lease: Duration,
 }
 
+/// Why a try failed, and what may help.
 type Failed = (AcquireError, Again);
 
+#[expect(clippy::result_large_err, reason = "the error of a try is the error of the request, and seldom moved")]
 impl Attempt {
     /// One round. What it leaves behind when it fails or is dropped, the guard's drop takes away.
     async fn make(&self, handle: &Arc<Handle>, above: Ballot, patience: &Patience) -> Result<Guard, Failed> {
@@ -156,11 +158,7 @@ impl Attempt {
         Err(self.explain(core, &guard, &round, verdict, limit))
     }
 
-    async fn reserve(
-        &self,
-        core: &Arc<Core>,
-        patience: &Patience,
-    ) -> Result<(Reservation, Vec<Option<Arc<Lease>>>), Failed> {
+    async fn reserve(&self, core: &Arc<Core>, patience: &Patience) -> Result<Reserved, Failed> {
         loop {
             let done = match core.table.reserve(&self.owner, &self.resources) {
                 Ok(reserved) => return Ok(reserved),
@@ -200,7 +198,7 @@ impl Attempt {
         for (lease, state) in entered.iter().zip(&states) {
             match state.lease.phase(now) {
                 Phase::Held | Phase::Endangered => above = above.max(state.sent),
-                Phase::Lost => return Err((self.lost(&lease.resource), Again::Never)),
+                Phase::Lost => return Err(lost(&lease.resource)),
                 Phase::Pending | Phase::Released => return Ok(None),
             }
         }
@@ -226,10 +224,6 @@ impl Attempt {
         Ok(Some((guard, round)))
     }
 
-    fn lost(&self, resource: &Resource) -> AcquireError {
-        AcquireError::Lost { resource: resource.to_string() }
-    }
-
     /// Why the round did not give the lock.
     fn explain(&self, core: &Core, guard: &Guard, round: &Round, verdict: Verdict, limit: Duration) -> Failed {
         let quorum = core.settings.quorum;
@@ -243,7 +237,7 @@ impl Attempt {
             !lease.state().fresh && (lease.phase() == Phase::Lost || refused >= quorum)
         };
         if let Some((_, lease)) = guard.leases().iter().enumerate().find(over) {
-            return (self.lost(&lease.resource), Again::Never);
+            return lost(&lease.resource);
         }
         if verdict == Verdict::Won {
             let took = core.now().since(round.started);
@@ -269,6 +263,10 @@ impl Attempt {
             None => (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard),
         }
     }
+}
+
+fn lost(resource: &Resource) -> Failed {
+    (AcquireError::Lost { resource: resource.to_string() }, Again::Never)
 }
 
 fn most_frequent_holder(nodes: &Reports) -> Option<(Holder, Option<Duration>, usize)> {

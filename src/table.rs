@@ -25,11 +25,7 @@ enum Slot {
 impl Table {
     /// Finds the leases of `resources` and reserves those that are not held yet, all at once. When the same owner is
     /// acquiring one of them right now: what to wait for before asking again.
-    pub(crate) fn reserve(
-        self: &Arc<Self>,
-        owner: &Owner,
-        resources: &[Resource],
-    ) -> Result<(Reservation, Vec<Option<Arc<Lease>>>), OwnedNotified> {
+    pub(crate) fn reserve(self: &Arc<Self>, owner: &Owner, resources: &[Resource]) -> Result<Reserved, OwnedNotified> {
         let mut slots = locked(&self.0);
         let key = |resource: &Resource| (owner.number(), resource.clone());
         let mut held = Vec::with_capacity(resources.len());
@@ -58,6 +54,9 @@ impl Table {
         }
     }
 }
+
+/// The right to acquire what is not held, and the leases of what is, in the order of the resources.
+pub(crate) type Reserved = (Reservation, Vec<Option<Arc<Lease>>>);
 
 /// The right to acquire some resources for an owner. Dropping it lets the next one of the same owner try.
 pub(crate) struct Reservation {

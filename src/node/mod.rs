@@ -86,6 +86,9 @@ impl Node {
     }
 }
 
+/// A run id, and the name of the node that it was found at.
+type Claim = (String, Arc<str>);
+
 /// What the nodes of one client must know of each other and of the client.
 #[derive(Debug)]
 pub(crate) struct Common {
@@ -94,7 +97,7 @@ pub(crate) struct Common {
     pub(crate) drift_factor: f64,
     longest_lease: AtomicU64,
     /// Which server process answers at which place in the node list: no process may have two votes.
-    run_ids: Mutex<Vec<Option<(String, Arc<str>)>>>,
+    run_ids: Mutex<Vec<Option<Claim>>>,
 }
 
 impl Common {
@@ -119,12 +122,10 @@ impl Common {
     fn claim(&self, index: usize, name: &Arc<str>, run_id: &str) -> Result<(), Arc<str>> {
         let mut ids = locked(&self.run_ids);
         ids[index] = None;
-        match ids.iter().flatten().find(|(id, _)| id == run_id) {
-            Some((_, other)) => Err(Arc::clone(other)),
-            None => {
-                ids[index] = Some((run_id.to_owned(), Arc::clone(name)));
-                Ok(())
-            }
+        if let Some((_, other)) = ids.iter().flatten().find(|(id, _)| id == run_id) {
+            return Err(Arc::clone(other));
         }
+        ids[index] = Some((run_id.to_owned(), Arc::clone(name)));
+        Ok(())
     }
 }

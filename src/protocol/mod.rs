@@ -3,6 +3,7 @@
 //! Everything here is a value or a function of values: time comes in as a [`Moment`], answers come in as counts, and
 //! nothing in this folder knows a socket, a task, a clock or a random source. That is what lets the rules be read beside
 //! the protocol's description in DESIGN.md, and tested by table.
+#![deny(clippy::disallowed_methods)]
 
 mod ballot;
 mod clock_watch;
