@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use rustix::process::{
     Pid, Signal, WaitOptions, getpid, getppid, kill_current_process_group, kill_process, kill_process_group,
-    test_kill_process_group, waitpgid, waitpid,
+    test_kill_process_group, wait, waitpid,
 };
 use tokio::time::Instant;
 
+use crate::descendants;
 use crate::exit;
-use crate::terminal::{Terminal, come_to_the_foreground};
+use crate::terminal::{Terminal, prepare_command};
 
 /// After stopping itself, quorlock goes on no later than this: by its own clock it was never stopped. That is also how it
 /// goes on where there is no shell to wake it, and the kernel therefore does not stop it at all.
@@ -78,8 +79,11 @@ impl Child {
         self.send(Signal::CONT);
     }
 
+    /// Kills the whole group, and whatever else the command has started.
     pub fn kill(&self) {
+        descendants::adopt();
         self.send(Signal::KILL);
+        descendants::kill();
     }
 
     fn send(&self, signal: Signal) {
@@ -88,9 +92,13 @@ impl Child {
 
     /// Is no process of the group left? To be asked when the leader has ended.
     pub fn is_group_gone(&self) -> bool {
-        // As process 1 of a container quorlock inherits the dead of the group.
-        while let Ok(Some(_)) = waitpgid(self.leader, WaitOptions::NOHANG) {}
         test_kill_process_group(self.leader) == Err(rustix::io::Errno::SRCH)
+    }
+
+    /// Is nothing left of what was killed? To be asked when the leader has ended.
+    pub fn is_all_gone(&self) -> bool {
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {} // The adopted dead.
+        descendants::kill() && self.is_group_gone()
     }
 
     /// When to call [`resume`](Self::resume).
@@ -158,9 +166,7 @@ fn before_exec(command: &mut Command, terminal: Option<&mut Terminal>) {
     let tty = terminal.and_then(Terminal::for_child);
     let prepare = move || {
         end_with(parent)?;
-        if let Some(tty) = &tty {
-            come_to_the_foreground(tty);
-        }
+        prepare_command(tty.as_ref());
         Ok(())
     };
     // SAFETY: the closure neither allocates nor takes a lock, also where it fails (its errors are plain numbers).

@@ -1,10 +1,10 @@
 //! `quorlock inspect`: what each node has for a name.
 
-use std::io::{self, Write};
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use humantime::format_duration;
 use quorlock::{Holder, Inspection, NodeState, NodeView, Verdict};
 use serde_json::{Value, json};
 
@@ -93,17 +93,16 @@ fn as_table(seen: &Inspection) -> String {
     let widths: Vec<usize> =
         (0..HEAD.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
     let mut text = format!("{}: {}\n", String::from_utf8_lossy(&seen.name), summary(seen));
-    for (row, view) in rows.iter().zip(std::iter::once(None).chain(seen.nodes.iter().map(Some))) {
-        let cells = row.iter().zip(&widths);
-        let mut line: String = match view.and_then(|view| view.state.as_ref().err()) {
-            // An error is longer than any column.
-            Some(error) => {
-                cells.take(2).map(|(cell, width)| format!("{cell:width$}  ")).chain([error.to_string()]).collect()
-            }
-            None => cells.map(|(cell, width)| format!("{cell:width$}  ")).collect(),
-        };
-        line.truncate(line.trim_end().len());
-        text.push_str(&line);
+    let errors = seen.nodes.iter().map(|view| view.state.as_ref().err());
+    for (row, error) in rows.iter().zip(std::iter::once(None).chain(errors)) {
+        // An error is longer than any column, and takes the place of all that are not known.
+        let known = if error.is_some() { 2 } else { HEAD.len() };
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths).take(known) {
+            let _ = write!(line, "{cell:width$}  "); // A String takes everything.
+        }
+        line.extend(error.map(ToString::to_string));
+        text.push_str(line.trim_end());
         text.push('\n');
     }
     text
@@ -142,9 +141,7 @@ fn row(view: &NodeView) -> [String; 8] {
     [view.node.clone(), state(view).to_owned(), owner, label, token, holds, ttl, ballot]
 }
 
-/// To a tenth of a second, or in full below one.
+/// Seconds, as far as they matter: leases are extended long before their end.
 fn ttl_as_text(ttl: Duration) -> String {
-    let step = if ttl < Duration::from_secs(1) { 1 } else { 100 };
-    let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-    format_duration(Duration::from_millis(millis - millis % step)).to_string()
+    format!("{:.1}s", ttl.as_secs_f64())
 }

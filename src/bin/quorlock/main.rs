@@ -7,6 +7,7 @@
 compile_error!("the quorlock command needs process groups and signals: build without the feature `cli`");
 
 mod child;
+mod descendants;
 mod exit;
 mod inspect;
 mod messages;
@@ -18,12 +19,11 @@ mod terminal;
 use std::process::ExitCode;
 
 use crate::exit::{Exit, Failure};
-use crate::messages::Verbosity;
 use crate::options::Task;
 
 fn main() -> ExitCode {
     let code = perform().unwrap_or_else(|failure| {
-        Verbosity::Quiet.error(&failure.message);
+        messages::error(&failure.message);
         failure.exit.code()
     });
     code.into()

@@ -3,7 +3,12 @@
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 
-/// How much is said on stderr.
+/// What must be known, whatever the verbosity.
+pub fn error(message: impl Display) {
+    say(format_args!("{message}"));
+}
+
+/// How much else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
     Quiet,
@@ -12,11 +17,6 @@ pub enum Verbosity {
 }
 
 impl Verbosity {
-    /// What must be known whatever the verbosity.
-    pub fn error(self, message: impl Display) {
-        say(format_args!("{message}"));
-    }
-
     /// What a user should know, though it is no error.
     pub fn notice(self, message: impl Display) {
         if self >= Self::Normal {

@@ -38,13 +38,8 @@ enum CommandFlags {
 /// Where the lock is.
 #[derive(Args)]
 struct PlaceFlags {
-    /// The Redis masters, as URLs with commas between (a comma in a password is written %2C).
-    ///
-    /// Independent servers, an odd number, the same list wherever the lock is used. A URL with a password is better
-    /// put into the variable: a command line can be seen by everybody on the machine.
-    ///
-    /// [default: redis://127.0.0.1:6379, a quorum of one]
-    #[arg(long, short, value_name = "URL,...", env = NODES_VARIABLE, hide_env_values = true)]
+    /// The Redis masters, as URLs with commas between
+    #[arg(long, short, value_name = "URL,...", env = NODES_VARIABLE, hide_env_values = true, long_help = HELP_NODES)]
     nodes: Option<OsString>,
 
     /// What stands before a NAME in its key; may be empty. The same wherever the lock is used.
@@ -52,23 +47,36 @@ struct PlaceFlags {
     prefix: OsString,
 }
 
-/// Run COMMAND while holding the lock on every NAME.
-///
-/// COMMAND is run directly, not by a shell, in a process group of its own. The lock is extended in the background while
-/// COMMAND runs and released when it ends. Signals are passed on to COMMAND's process group. If the lock is about to be
-/// lost, the group gets SIGTERM and then SIGKILL while the lock is still valid. If quorlock is killed, COMMAND gets
-/// SIGTERM (on Linux, and unless COMMAND is set-user-ID or changed its user). While quorlock is stopped (Ctrl-Z), the
-/// lock is not extended: what stays stopped for longer than the lease is killed when it is to go on.
-///
-/// COMMAND finds in its environment:
-///   QUORLOCK_NAME    the NAMEs, with a space between
-///   QUORLOCK_TOKEN   the fencing token: a number that grows from owner to owner, to be
-///                    checked by what the lock protects. Where NAMEs have different
-///                    tokens (some were entered again): one for each, a space between
-///   QUORLOCK_LEASE   the lease; `quorlock run` inside COMMAND enters it again
-///   QUORLOCK_NODES, QUORLOCK_PREFIX   as in effect
+const ABOUT_RUN: &str = "\
+Run COMMAND while holding the lock on every NAME.
+
+COMMAND is run directly, not by a shell, in a process group of its own. The lock is extended in the background while \
+COMMAND runs, and released when it ends. Signals are passed on to COMMAND's process group.
+
+If the lock is about to be lost, the group gets SIGTERM and then SIGKILL while the lock is still valid. If quorlock is \
+killed, COMMAND gets SIGTERM (on Linux, and unless COMMAND is set-user-ID or changed its user). While quorlock is \
+stopped (Ctrl-Z), the lock is not extended: a COMMAND that stays stopped until the lock is lost is killed when it is to \
+go on.
+
+COMMAND finds in its environment:
+  QUORLOCK_NAME     the NAMEs, with a space between
+  QUORLOCK_TOKEN    the fencing token, a number that grows with every acquisition: let what the lock protects refuse \
+an older one. Where NAMEs have different tokens, because some were entered again: one for each, with a space between
+  QUORLOCK_LEASE    the lease: `quorlock run` inside COMMAND enters it again instead of waiting for it
+  QUORLOCK_NODES    the nodes, for that
+  QUORLOCK_PREFIX   the prefix, for that";
+
+const HELP_NODES: &str = "\
+The Redis masters, as URLs with commas between (a comma in a password is written %2C)
+
+Independent servers, an odd number, the same list wherever the lock is used. A URL with a password is better put into \
+the variable: everybody on the machine can see a command line.
+
+[default: redis://127.0.0.1:6379, a quorum of one]";
+
+/// Run a command while holding a lock
 #[derive(Args)]
-#[command(after_help = exit::TABLE, verbatim_doc_comment)]
+#[command(long_about = ABOUT_RUN, after_help = exit::TABLE)]
 struct RunFlags {
     /// What to lock; several names are acquired together, all or none.
     #[arg(required = true, value_name = "NAME")]
@@ -295,10 +303,15 @@ impl InspectFlags {
 
 /// clap's message in our words.
 fn usage(error: &clap::Error) -> Failure {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, or look at a lock with \
+                       `quorlock inspect NAME`; more with `quorlock --help`";
+        return Failure::new(Exit::Usage, message);
+    }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
     let mut message = without_credentials(text);
-    if error.kind() == ErrorKind::MissingRequiredArgument && text.contains("<COMMAND>...\n") {
+    if error.kind() == ErrorKind::MissingRequiredArgument && text.contains("\n  <COMMAND>...") {
         message.push_str("\n\nThe command stands behind two dashes, as in: quorlock run NAME -- COMMAND");
     }
     Failure::new(Exit::Usage, message)

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::child::{self, Child, Whom};
 use crate::exit::{self, Exit, Failure};
+use crate::messages;
 use crate::options::{
     LEASE_VARIABLE, NAME_VARIABLE, NODES_VARIABLE, PREFIX_VARIABLE, Patience, RunOptions, TOKEN_VARIABLE,
 };
@@ -36,7 +37,7 @@ pub async fn run(options: &RunOptions) -> Result<u8, Failure> {
         Ok(guard) => hold(options, guard, &mut signals).await,
         Err(NotAcquired::Interrupted(signal)) => Ok(exit::ended_by(signal.as_raw())),
         Err(NotAcquired::Failed(failure)) if failure.exit == Exit::Conflict => {
-            options.verbosity.error(failure.message);
+            messages::error(failure.message);
             Ok(options.conflict_exit_code)
         }
         Err(NotAcquired::Failed(failure)) => Err(failure),
@@ -138,24 +139,19 @@ async fn hold(options: &RunOptions, guard: Guard, signals: &mut Signals) -> Resu
     let ended = ended?;
     if let Some(stop) = ended.stop {
         let how = if stop.killed { "killed (SIGKILL)" } else { "told to end (SIGTERM), and it did" };
-        options.verbosity.error(format_args!(
+        messages::error(format_args!(
             "the lock on {shown} was lost or about to be, as the nodes did not renew it: the command was {how}. \
              Its work may be half done; check the nodes (`quorlock inspect`) before you run it again"
         ));
         if ended.is_group_left {
-            options.verbosity.error("some process of the command is still there although it was killed");
+            messages::error("some process of the command is still there although it was killed");
         }
         return Ok(Exit::Lost.code());
     }
     match released {
-        Ok(released) if released.is_everywhere() => options.verbosity.detail(format_args!("released {shown}")),
-        Ok(released) => {
-            options
-                .verbosity
-                .detail(format_args!("released {shown}; still to confirm: {}", released.pending.join(", ")));
-        }
+        Ok(_) => options.verbosity.detail(format_args!("released {shown}")),
         Err(ReleaseError::NotHeld { .. }) => {
-            options.verbosity.error(format_args!(
+            messages::error(format_args!(
                 "the lock on {shown} was lost while the command ran, and the command ended by itself with code {}: \
                  somebody else may have had the lock meanwhile",
                 ended.code
@@ -231,8 +227,11 @@ async fn watch(options: &RunOptions, guard: &Guard, child: &mut Child, signals: 
     loop {
         code = code.or_else(|| child.poll());
         if let Some(code) = code {
-            let is_group_left = stop.is_some() && !child.is_group_gone();
-            let waited = stop.as_ref().is_some_and(|stop| stop.killed && stop.began.elapsed() > LONGEST_DYING);
+            let (is_group_left, waited) = match &stop {
+                None => (false, false),
+                Some(stop) if stop.killed => (!child.is_all_gone(), stop.began.elapsed() > LONGEST_DYING),
+                Some(_) => (!child.is_group_gone(), false),
+            };
             if !is_group_left || waited {
                 return Ended { code, stop, is_group_left };
             }

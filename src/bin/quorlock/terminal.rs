@@ -13,20 +13,20 @@ use rustix::termios::{tcgetpgrp, tcsetpgrp};
 
 /// A process in the background that writes to the terminal (under `stty tostop`), or takes it back, is stopped by
 /// SIGTTOU. That must not happen to a process that extends a lock, so the signal is blocked, in this thread and in all
-/// that it starts from now on. Commands are started with nothing blocked.
+/// that it starts from now on; commands are started without that.
 pub fn write_from_the_background() {
     // Cannot fail: the signal exists.
     let _ = SigSet::from(NixSignal::SIGTTOU).thread_block();
 }
 
-/// Puts the calling process's own group, which it leads, into the foreground. For the time between fork and exec: it only
-/// makes system calls.
-pub fn come_to_the_foreground(tty: &File) {
-    let stopping = SigSet::from(NixSignal::SIGTTOU);
-    // If this fails the command starts in the background, and is brought forward when it asks.
-    let _ = stopping.thread_block();
-    let _ = tcsetpgrp(tty, getpid());
-    let _ = stopping.thread_unblock();
+/// For the time between fork and exec, as it only makes system calls: puts the calling process's own group, which it
+/// leads, into the foreground of `tty`, and lets SIGTTOU come again.
+pub fn prepare_command(tty: Option<&File>) {
+    if let Some(tty) = tty {
+        // If this fails the command starts in the background, and is brought forward when it asks.
+        let _ = tcsetpgrp(tty, getpid());
+    }
+    let _ = SigSet::from(NixSignal::SIGTTOU).thread_unblock();
 }
 
 pub struct Terminal {

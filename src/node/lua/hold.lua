@@ -57,7 +57,9 @@ for k = 1, #KEYS, 2 do
       end
       lock_values[lock] = head .. label .. ' ' .. entry
     end
-    if next <= floor then return refuse({STALE, now, i, floor}) end
+    if next <= highest then return refuse({STALE, now, i, highest}) end
+    -- Too far behind this clock: one more than the floor would be too old again by the time it comes.
+    if next <= floor then return refuse({STALE, now, i, now}) end
   elseif value then
     if string.sub(value, 1, #head) ~= head then
       return refuse({HELD, now, i, redis.call('PTTL', lock), value})

@@ -1,0 +1,106 @@
+//! Wall clocks that are wrong, and one that is set while a lock is held.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use quorlock::environment::{Connecting, Environment, Moment, Stream};
+use quorlock::{Answer, Quorlock};
+use redis::ConnectionAddr;
+
+use crate::support::{Cluster, monotonic_micros};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// This machine, with a wall clock that is so many seconds ahead.
+#[derive(Debug)]
+struct Ahead(AtomicI64);
+
+impl Environment for Ahead {
+    fn now(&self) -> Moment {
+        Moment::new(Duration::from_micros(monotonic_micros()))
+    }
+
+    fn wall(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        Duration::from_secs(now.as_secs().saturating_add_signed(self.0.load(Ordering::Relaxed)))
+    }
+
+    fn fill(&self, bytes: &mut [u8]) {
+        rand::fill(bytes);
+    }
+
+    fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a> {
+        Box::pin(async move {
+            let ConnectionAddr::Tcp(host, port) = address else { panic!("{address:?}") };
+            let stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
+async fn client(cluster: &Cluster, ahead: i64) -> (Quorlock, Arc<Ahead>) {
+    let environment = Arc::new(Ahead(AtomicI64::new(ahead)));
+    let builder = cluster.builder().environment(environment.clone());
+    (builder.connect().await.expect("settings that work"), environment)
+}
+
+#[tokio::test]
+async fn clients_whose_clocks_differ_by_minutes_take_turns_in_order() {
+    let cluster = Cluster::start(5);
+    let (fast, _) = client(&cluster, 20 * 60).await;
+    let (slow, _) = client(&cluster, -20 * 60).await;
+    let mut last = None;
+    for turn in 0..10 {
+        let locks = if turn % 2 == 0 { &fast } else { &slow };
+        let guard = locks.lock("x").wait(5 * SECOND).acquire().await.expect("its turn");
+        assert!(last < Some(guard.token()), "turn {turn}");
+        last = Some(guard.token());
+        guard.extend().await.expect("an extension");
+        guard.release().await.expect("a release");
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_hours_behind_costs_a_round_and_nothing_else() {
+    let cluster = Cluster::start(5);
+    let (behind, _) = client(&cluster, -5 * 3600).await;
+    let mut last = None;
+    for _ in 0..10 {
+        let guard = behind.lock("x").try_acquire().await.expect("the nodes say where they are");
+        assert!(last < Some(guard.token()));
+        last = Some(guard.token());
+        guard.release().await.expect("a release");
+    }
+    let (right, _) = client(&cluster, 0).await;
+    assert!(Some(right.lock("x").try_acquire().await.expect("free").token()) > last);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_hours_ahead_is_refused_and_named() {
+    let cluster = Cluster::start(5);
+    let (ahead, _) = client(&cluster, 5 * 3600).await;
+    let error = ahead.lock("x").try_acquire().await.expect_err("absurdly ahead");
+    assert!(
+        error.nodes().iter().all(|report| matches!(report.answer, Answer::ClockBehind | Answer::Awaited)),
+        "{error}"
+    );
+    assert!(error.to_string().contains("set the clocks"), "{error}");
+    let (right, _) = client(&cluster, 0).await;
+    let guard = right.lock("x").try_acquire().await.expect("nobody was dragged along");
+    guard.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn setting_the_wall_clock_while_a_lock_is_held_changes_nothing() {
+    let cluster = Cluster::start(5);
+    let (locks, environment) = client(&cluster, 0).await;
+    let guard = locks.lock("x").acquire().await.expect("the lock");
+    for ahead in [-10 * 3600, 10 * 3600] {
+        environment.0.store(ahead, Ordering::Relaxed);
+        guard.extend().await.expect("an extension");
+        let other = locks.lock("y").try_acquire().await.expect("another lock");
+        other.release().await.expect("a release");
+    }
+    guard.release().await.expect("a release");
+}
