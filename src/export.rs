@@ -9,12 +9,15 @@ const VERSION: &str = "quorlock1";
 
 /// A lease as it is handed to another process: owner, label, and for each resource its lock key, token and ballot.
 ///
-/// Written as `quorlock1 OWNER LABEL KEY TOKEN BALLOT [KEY TOKEN BALLOT]…` with `;` between, keys percent-encoded.
+/// Written as `quorlock1 OWNER LABEL KEY TOKEN BALLOT [KEY TOKEN BALLOT]… [+ KEY TOKEN BALLOT…]` with `;` between, keys
+/// percent-encoded. Behind the `+` stands what the owner has inherited itself: it may be entered on the way, but who joins
+/// the export does not hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Export {
     pub(crate) owner: u128,
     pub(crate) label: String,
     pub(crate) leases: Vec<ExportedLease>,
+    pub(crate) inherited: Vec<ExportedLease>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,15 +28,22 @@ pub(crate) struct ExportedLease {
 }
 
 impl Export {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &ExportedLease> {
+        self.leases.iter().chain(&self.inherited)
+    }
+
     pub(crate) fn lease(&self, resource: &Resource) -> Option<&ExportedLease> {
-        self.leases.iter().find(|lease| lease.lock_key == resource.lock_key())
+        self.all().find(|lease| lease.lock_key == resource.lock_key())
     }
 }
 
 impl fmt::Display for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{VERSION};{:032x};{}", self.owner, encode(self.label.as_bytes()))?;
-        for lease in &self.leases {
+        for (i, lease) in self.all().enumerate() {
+            if i == self.leases.len() {
+                f.write_str(";+")?;
+            }
             write!(f, ";{};{};{}", encode(&lease.lock_key), lease.token, lease.known)?;
         }
         Ok(())
@@ -58,14 +68,19 @@ fn parse(text: &str) -> Option<Export> {
     if label.is_empty() || !label.bytes().all(|b| b.is_ascii_graphic()) {
         return None; // It goes into lock keys, between spaces.
     }
-    let mut leases = Vec::new();
+    let (mut leases, mut inherited) = (Vec::new(), None);
     while let Some(key) = fields.next() {
+        if key == "+" && inherited.is_none() {
+            inherited = Some(Vec::new());
+            continue;
+        }
         let number = |text: Option<&str>| Ballot::from_wire(text?.parse().ok()?).filter(|n| *n > Ballot::ZERO);
         let token = number(fields.next())?;
         let known = number(fields.next())?;
-        leases.push(ExportedLease { lock_key: decode(key)?, token: token.into(), known });
+        let lease = ExportedLease { lock_key: decode(key)?, token: token.into(), known };
+        inherited.as_mut().unwrap_or(&mut leases).push(lease);
     }
-    (!leases.is_empty()).then_some(Export { owner, label, leases })
+    (!leases.is_empty()).then_some(Export { owner, label, leases, inherited: inherited.unwrap_or_default() })
 }
 
 fn encode(bytes: &[u8]) -> String {
@@ -100,11 +115,15 @@ mod tests {
     #[test]
     fn every_name_survives_the_journey() {
         let all_bytes: Vec<u8> = (0..=255).collect();
-        for lock_key in [b"quorlock:lock:account:42".to_vec(), Vec::new(), all_bytes, b"%;;%".to_vec()] {
+        for lock_key in [b"quorlock:lock:account:42".to_vec(), Vec::new(), all_bytes, b"%;;%".to_vec(), b"+".to_vec()] {
             let token = Ballot::from_wire(17).unwrap();
             let lease = ExportedLease { lock_key, token: token.into(), known: token.next() };
-            let export =
-                Export { owner: u128::MAX - 5, label: "host:1:a;b%".to_owned(), leases: vec![lease.clone(), lease] };
+            let export = Export {
+                owner: u128::MAX - 5,
+                label: "host:1:a;b%".to_owned(),
+                leases: vec![lease.clone(), lease.clone()],
+                inherited: vec![lease],
+            };
             let text = export.to_string();
             assert!(text.bytes().all(|b| b.is_ascii_graphic()), "{text}");
             assert_eq!(text.parse(), Ok(export));
@@ -125,6 +144,8 @@ mod tests {
             format!("quorlock1;{owner};label;key;0;2"),
             format!("quorlock1;{owner};label;key;1;9007199254740992"),
             format!("quorlock1;{owner};label;key%;1;2"),
+            format!("quorlock1;{owner};label;+;key;1;2"),
+            format!("quorlock1;{owner};label;key;1;2;+;key;1;2;+"),
             format!("quorlock1;{};label;key;1;2", &owner[1..]),
         ] {
             assert_eq!(text.parse::<Export>(), Err(ExportError), "{text}");

@@ -244,14 +244,12 @@ impl Guard {
             let lock_key = lease.resource.lock_key().to_vec();
             ExportedLease { lock_key, token: state.lease.token, known: state.lease.known }
         };
-        let mut leases: Vec<ExportedLease> = self.leases.iter().map(export).collect();
+        let leases: Vec<ExportedLease> = self.leases.iter().map(export).collect();
         // What the owner has inherited is passed on, or a process two steps down would wait for its own forebear.
-        for inherited in owner.inherited().into_iter().flat_map(|export| &export.leases) {
-            if leases.iter().all(|lease| lease.lock_key != inherited.lock_key) {
-                leases.push(inherited.clone());
-            }
-        }
-        Export { owner: owner.number(), label: owner.label().to_owned(), leases }.to_string()
+        let inherited = owner.inherited().into_iter().flat_map(Export::all);
+        let inherited = inherited.filter(|old| leases.iter().all(|lease| lease.lock_key != old.lock_key)).cloned();
+        let inherited = inherited.collect();
+        Export { owner: owner.number(), label: owner.label().to_owned(), leases, inherited }.to_string()
     }
 
     /// Gives the hold back and says how that went. It is on its way to every node before this first waits; it returns

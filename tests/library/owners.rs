@@ -112,3 +112,20 @@ async fn two_clients_of_one_process_do_not_mix_up_an_owners_holds() {
     guard.extend().await.expect("still held");
     guard.release().await.expect("a release");
 }
+
+#[tokio::test]
+async fn what_was_inherited_can_be_entered_further_down_but_is_not_joined() {
+    let cluster = Cluster::start(3);
+    let grandparent = cluster.client(10 * SECOND).await;
+    let parent = cluster.client(10 * SECOND).await;
+    let child = cluster.client(10 * SECOND).await;
+    let a = grandparent.lock("a").acquire().await.expect("the lock");
+    let heir = Owner::import(&a.export()).expect("an export");
+    let b = parent.lock("b").owner(&heir).acquire().await.expect("another lock, by the same owner");
+    let exported = b.export();
+
+    let joined = child.join(&exported).await.expect("b is held");
+    assert_eq!((joined.token_of("a"), joined.token_of("b")), (None, Some(b.token())));
+    let entered = child.lock("a").owner(joined.owner()).try_acquire().await.expect("a is entered, not waited for");
+    assert_eq!(entered.token(), a.token());
+}
