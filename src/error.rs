@@ -251,8 +251,15 @@ pub struct NodeReport {
 }
 
 /// Every node's part in what happened, in the order of the node list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Reports(pub Vec<NodeReport>);
+
+/// In words: this is what `fn main() -> Result<(), Box<dyn Error>>` shows.
+impl fmt::Debug for Reports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{self}]")
+    }
+}
 
 impl fmt::Display for Reports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -243,7 +243,13 @@ impl Attempt {
             let took = core.now().since(round.started);
             return (AcquireError::TooLate { took, lease: self.lease, nodes }, Again::AfterRace(took));
         }
-        if tally.votes() + refusals.len() < quorum {
+        // When the round was decided early, who has not answered yet is not unheard: an answer "held" counts as one even
+        // if the nodes that are away made it the last that was needed.
+        let unheard = match verdict {
+            Verdict::Pending => core.nodes.len() - tally.votes() - refusals.len(),
+            Verdict::Won | Verdict::Lost => tally.unheard_votes(),
+        };
+        if unheard > core.nodes.len() - quorum {
             return (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard);
         }
         let stale =

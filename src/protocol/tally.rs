@@ -50,6 +50,10 @@ impl Tally {
         self.yes
     }
 
+    pub(crate) fn unheard_votes(&self) -> usize {
+        self.unheard
+    }
+
     pub(crate) fn verdict(&self) -> Verdict {
         let quorum = quorum(self.nodes);
         if self.yes >= quorum {
@@ -177,7 +181,7 @@ mod tests {
         assert_eq!((tally.votes(), tally.verdict()), (2, Verdict::Pending));
         tally.unheard();
         tally.unheard();
-        assert_eq!((tally.votes(), tally.verdict()), (2, Verdict::Lost));
+        assert_eq!((tally.votes(), tally.unheard_votes(), tally.verdict()), (2, 2, Verdict::Lost));
         assert!(!tally.is_refused());
     }
 }

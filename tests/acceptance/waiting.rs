@@ -102,3 +102,21 @@ async fn acc_19_an_acquisition_dropped_at_any_await_leaves_nothing() {
         assert_eq!(cluster.count_keys(&key), 0, "dropped after {polls} polls");
     }
 }
+
+#[tokio::test]
+async fn acc_18_a_held_lock_is_held_also_while_a_minority_is_away() {
+    let mut cluster = Cluster::start(5);
+    let holder = cluster.client(10 * SECOND).await;
+    let other = cluster.client(10 * SECOND).await;
+    cluster.kill(0);
+    cluster.pause(1);
+    let guard = holder.lock("held").acquire().await.expect("three nodes are up");
+    for _ in 0..50 {
+        let error = other.lock("held").try_acquire().await.expect_err("it is held");
+        assert!(matches!(error, AcquireError::Held { .. }), "{error}");
+    }
+    let limit = Duration::from_millis(200);
+    let error = other.lock("held").wait(limit).acquire().await.expect_err("it is held");
+    assert!(error.is_timed_out() && error.is_held(), "{error}");
+    guard.release().await.expect("a release");
+}

@@ -1,0 +1,41 @@
+//! Re-entry: a function that holds a lock calls others that take the same lock, and nobody waits for itself.
+//!
+//! `cluster/up`, export what it prints, then `cargo run --example reentrant`.
+use quorlock::{AcquireError, Guard, Owner, Quorlock};
+
+/// Is told who holds the lock, and enters as that owner.
+async fn inner_by_owner(locks: &Quorlock, owner: &Owner) -> Result<(), AcquireError> {
+    let guard = locks.lock("report:daily").owner(owner).acquire().await?;
+    show("  inner, by owner", &guard);
+    Ok(()) // Dropping the guard gives this hold back; the outer one stays.
+}
+
+/// Is told nothing: it enters as the owner in whose scope it runs.
+async fn inner_by_scope(locks: &Quorlock) -> Result<(), AcquireError> {
+    let guard = locks.lock("report:daily").acquire().await?;
+    show("  inner, by scope", &guard);
+    Ok(())
+}
+
+fn show(who: &str, guard: &Guard) {
+    println!("{who:<18} depth {}, token {}", guard.holds(), guard.token());
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let nodes = std::env::var("QUORLOCK_NODES").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
+    let locks = Quorlock::builder().nodes(nodes.split(',')).connect().await?;
+    let guard = locks.lock("report:daily").acquire().await?;
+    show("outer", &guard);
+    inner_by_owner(&locks, guard.owner()).await?;
+    guard.owner().scope(inner_by_scope(&locks)).await?;
+    show("outer again", &guard);
+
+    // Without the owner it is a stranger, although it is the same task of the same process.
+    match locks.lock("report:daily").try_acquire().await {
+        Ok(_) => println!("a stranger got in"),
+        Err(refused) => println!("a stranger is refused: {refused}"),
+    }
+    println!("given back: {:?}", guard.release().await?);
+    Ok(())
+}

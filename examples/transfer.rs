@@ -1,0 +1,64 @@
+//! Two locks at once: transfers that name their accounts in opposite orders, and none waits for the other for ever.
+//!
+//! `cluster/up`, export what it prints, then `cargo run --example transfer`.
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quorlock::{Quorlock, Token};
+
+/// Stands for a row of a database. It remembers the newest token it has seen, and refuses a write with an older one.
+#[derive(Default)]
+struct Account(Mutex<(i64, Option<Token>)>);
+
+impl Account {
+    fn read(&self) -> i64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// As SQL: `UPDATE account SET balance = $1, token = $2 WHERE id = $3 AND token <= $2`.
+    fn write(&self, balance: i64, token: Option<Token>) -> Result<(), String> {
+        let mut row = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if token < row.1 {
+            return Err("refused: a newer holder has written".to_owned());
+        }
+        *row = (balance, token);
+        Ok(())
+    }
+}
+
+type Accounts = Arc<[Account; 2]>;
+const NAMES: [&str; 2] = ["account:0", "account:1"];
+
+/// Moves `amount` between two accounts, ten times. Gives the token of the first time.
+async fn transfer(locks: Quorlock, accounts: Accounts, from: usize, to: usize, amount: i64) -> Result<Token, String> {
+    let mut first = None;
+    for _ in 0..10 {
+        let guard = locks.lock_all([NAMES[from], NAMES[to]]).acquire().await.map_err(|error| error.to_string())?;
+        let (a, b) = (accounts[from].read(), accounts[to].read());
+        tokio::time::sleep(Duration::from_millis(2)).await; // Whoever came in now would spoil the sums.
+        accounts[from].write(a - amount, guard.token_of(NAMES[from]))?;
+        accounts[to].write(b + amount, guard.token_of(NAMES[to]))?;
+        first.get_or_insert(guard.token());
+        guard.release().await.map_err(|error| error.to_string())?;
+    }
+    println!("ten times {amount:>2} from {} to {}: done", NAMES[from], NAMES[to]);
+    first.ok_or_else(|| "nothing was transferred".to_owned())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let nodes = std::env::var("QUORLOCK_NODES").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
+    let locks = Quorlock::builder().nodes(nodes.split(',')).connect().await?;
+    let accounts = Accounts::default();
+    for account in accounts.iter() {
+        account.write(1000, None)?;
+    }
+    let there = tokio::spawn(transfer(locks.clone(), Arc::clone(&accounts), 0, 1, 10));
+    let back = tokio::spawn(transfer(locks.clone(), Arc::clone(&accounts), 1, 0, 3));
+    let (old, _) = (there.await??, back.await??);
+    let [a, b] = [accounts[0].read(), accounts[1].read()];
+    println!("{}: {a}, {}: {b}, together {} (expected 930, 1070, 2000)", NAMES[0], NAMES[1], a + b);
+
+    println!("a write that comes late, with token {old}: {:?}", accounts[0].write(0, Some(old)));
+    Ok(())
+}
