@@ -19,10 +19,6 @@ use crate::protocol::{self, Ballot};
 use crate::resource::{Resource, readable};
 use crate::table::Table;
 
-/// How far ahead of this machine's clock a ballot may pull the client's own proposals. Enough for clocks that are set by
-/// NTP; a node or a client whose clock is hours off must not pull everybody along.
-const TRUSTED_LEAD: Duration = Duration::from_secs(60);
-
 /// A client: connections to all nodes, and the leases held through them.
 ///
 /// Cheap to clone; clones share everything. It belongs to the tokio runtime in which it was built. When the last clone and
@@ -82,24 +78,20 @@ impl Core {
         self.wall_offset + self.now().micros()
     }
 
-    /// A ballot larger than `floor` and than every other one of this client that followed its clock.
+    /// A ballot larger than `floor` and than every other one of this client: no owner ever uses one twice.
+    ///
+    /// A floor that is ahead of this machine's clock pulls the client's later proposals along, as a hybrid logical clock
+    /// does. Floors are what a quorum of nodes has accepted, so no single clock can pull it away.
     pub(crate) fn propose_above(&self, floor: Ballot) -> Ballot {
         let wall = self.wall();
         let mut proposed = 0;
         // The closure never declines, so both results carry the old value; it is the new one that counts.
         let _ = self.last_ballot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
-            proposed = protocol::propose(last, wall);
+            proposed = protocol::propose(last.max(floor.get()), wall);
             Some(proposed)
         });
-        let proposed = Ballot::from_wire(proposed).unwrap_or(floor);
-        proposed.max(floor.next())
-    }
-
-    /// Somebody's ballot is ahead of ours: later proposals start above it, unless it is too far ahead to be trusted.
-    pub(crate) fn observe(&self, ballot: Ballot) {
-        if ballot.get() <= self.wall() + u64::try_from(TRUSTED_LEAD.as_micros()).unwrap_or(0) {
-            self.last_ballot.fetch_max(ballot.get(), Ordering::Relaxed);
-        }
+        // Nodes take no ballot that is far ahead of their clocks, so the limit is centuries away.
+        Ballot::from_wire(proposed).unwrap_or(floor)
     }
 
     pub(crate) fn resource(&self, name: &[u8]) -> Result<Resource, ConfigError> {
@@ -120,8 +112,9 @@ impl Quorlock {
         label: &str,
     ) -> Self {
         let timeout = settings.node_timeout(settings.lease);
-        let drift_factor = settings.schedule.validity.drift_factor;
-        let common = Arc::new(Common::new(addresses.len(), timeout, drift_factor, settings.longest_lease));
+        let common = Arc::new(Common::new(addresses.len(), timeout, settings.schedule.validity));
+        common.use_lease(settings.lease);
+        common.use_lease(settings.longest_lease);
         let nodes = addresses
             .into_iter()
             .enumerate()

@@ -206,12 +206,14 @@ impl Guard {
         let core = self.core();
         let began = core.now();
         loop {
-            let remaining = self.remaining();
-            if remaining.is_zero() {
-                return Err(self.lost_error().into());
-            }
             let (round, limit) = {
                 let mut states = lock_states(&self.leases);
+                let now = core.now();
+                let remaining = states.iter().map(|state| state.lease.remaining(now)).min().unwrap_or_default();
+                if remaining.is_zero() {
+                    drop(states);
+                    return Err(self.lost_error().into());
+                }
                 let length = shortest(states.iter().map(|state| state.lease.length));
                 let mut borrowed: Vec<&mut State> = states.iter_mut().map(|state| &mut **state).collect();
                 let round = send_hold(core, &self.leases, &mut borrowed, length, None);

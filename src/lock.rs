@@ -98,7 +98,6 @@ impl LockRequest {
                 Err(failed) => failed,
             };
             if let Again::Above(ballot) = again {
-                core.observe(ballot);
                 above = ballot;
             }
             patience.wait_after(core, attempt.lease, error, again).await?;

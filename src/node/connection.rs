@@ -74,7 +74,7 @@ impl Connection {
             name,
             address,
             environment,
-            trust: Trust::new(common.drift_factor),
+            trust: Trust::new(common.validity),
             common,
             requests,
             early: VecDeque::new(),
@@ -295,7 +295,7 @@ impl Connection {
                 Asker::Hold(_) | Asker::Release(_) => result.as_ref().ok().and_then(node_time),
                 Asker::Look(_) | Asker::Nobody => None,
             };
-            self.trust.answered(sent.since, now, stamp);
+            self.trust.answered(sent.since, now, stamp, self.common.shortest_lease());
             match (result, sent.uncounted) {
                 (Err(error), uncounted) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                     line.reload(sent.request, now, uncounted, cx);

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::NodeAddress;
 use crate::environment::Environment;
 use crate::error::NodeError;
+use crate::protocol::Validity;
 use crate::round::Round;
 use crate::sync::locked;
 
@@ -94,28 +95,39 @@ type Claim = (String, Arc<str>);
 pub(crate) struct Common {
     /// How long a round waits for an answer.
     pub(crate) timeout: Duration,
-    pub(crate) drift_factor: f64,
+    pub(crate) validity: Validity,
     longest_lease: AtomicU64,
+    shortest_lease: AtomicU64,
     /// Which server process answers at which place in the node list: no process may have two votes.
     run_ids: Mutex<Vec<Option<Claim>>>,
 }
 
 impl Common {
-    pub(crate) fn new(nodes: usize, timeout: Duration, drift_factor: f64, longest_lease: Duration) -> Self {
-        let common =
-            Self { timeout, drift_factor, longest_lease: AtomicU64::new(0), run_ids: Mutex::new(vec![None; nodes]) };
-        common.use_lease(longest_lease);
-        common
+    pub(crate) fn new(nodes: usize, timeout: Duration, validity: Validity) -> Self {
+        Self {
+            timeout,
+            validity,
+            longest_lease: AtomicU64::new(0),
+            shortest_lease: AtomicU64::new(u64::MAX),
+            run_ids: Mutex::new(vec![None; nodes]),
+        }
     }
 
     /// A lease of this length is in use.
     pub(crate) fn use_lease(&self, lease: Duration) {
-        self.longest_lease.fetch_max(u64::try_from(lease.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let lease = u64::try_from(lease.as_micros()).unwrap_or(u64::MAX);
+        self.longest_lease.fetch_max(lease, Ordering::Relaxed);
+        self.shortest_lease.fetch_min(lease, Ordering::Relaxed);
     }
 
     /// The longest lease in use, as far as this client knows.
     fn longest_lease(&self) -> Duration {
         Duration::from_micros(self.longest_lease.load(Ordering::Relaxed))
+    }
+
+    /// The shortest lease in use by this client.
+    fn shortest_lease(&self) -> Duration {
+        Duration::from_micros(self.shortest_lease.load(Ordering::Relaxed))
     }
 
     /// Records the process at `index`; the name of another place where the same process answers is an error.

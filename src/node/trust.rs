@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::health::Health;
 use crate::error::{Distrust, NodeError};
-use crate::protocol::{ClockWatch, Moment};
+use crate::protocol::{ClockWatch, Moment, Validity};
 
 /// What is known of the server behind one place of the node list, over all its connections and processes.
 #[derive(Debug)]
 pub(super) struct Trust {
-    drift_factor: f64,
+    validity: Validity,
     process: Option<String>,
     /// When this process, or the one before it, last answered.
     heard: Option<Moment>,
@@ -20,8 +20,8 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    pub(super) fn new(drift_factor: f64) -> Self {
-        Self { drift_factor, process: None, heard: None, forgot: None, clock: ClockWatch::new(drift_factor) }
+    pub(super) fn new(validity: Validity) -> Self {
+        Self { validity, process: None, heard: None, forgot: None, clock: ClockWatch::default() }
     }
 
     /// A connection was made at `now` to a server that says this of itself.
@@ -36,16 +36,17 @@ impl Trust {
             self.forgot = self.forgot.max(Some((now.minus(age), Distrust::Restarted)));
         }
         if !same {
-            self.clock = ClockWatch::new(self.drift_factor);
+            self.clock = ClockWatch::default();
         }
         self.process.clone_from(&health.run_id);
         self.heard = Some(now);
     }
 
     /// An answer to what was sent at `sent`, stamped with the node's time.
-    pub(super) fn answered(&mut self, sent: Moment, now: Moment, node_micros: Option<u64>) {
+    pub(super) fn answered(&mut self, sent: Moment, now: Moment, node_micros: Option<u64>, shortest_lease: Duration) {
         self.heard = Some(now);
-        if node_micros.and_then(|micros| self.clock.observe(sent, now, micros)).is_some() {
+        let watch = |micros| self.clock.observe(sent, now, micros, self.validity, shortest_lease);
+        if node_micros.and_then(watch).is_some() {
             self.forgot = self.forgot.max(Some((now, Distrust::ClockStepped)));
         }
     }
@@ -53,7 +54,7 @@ impl Trust {
     /// Why a yes does not count now: until the longest lease is over since votes may have been lost.
     pub(super) fn quarantine(&self, now: Moment, longest_lease: Duration) -> Option<NodeError> {
         let (forgot, why) = self.forgot?;
-        let left = (forgot + longest_lease + longest_lease.mul_f64(self.drift_factor)).since(now);
+        let left = (forgot + longest_lease + self.validity.drift(longest_lease)).since(now);
         (!left.is_zero()).then_some(NodeError::Quarantined { why, left })
     }
 }
@@ -72,9 +73,14 @@ mod tests {
         Health { run_id: Some(run_id.to_owned()), uptime: Duration::from_secs(uptime), ..Health::default() }
     }
 
+    fn trust(drift_factor: f64) -> Trust {
+        Trust::new(Validity { drift_factor })
+    }
+
     fn left(trust: &Trust, now: u64) -> u64 {
         match trust.quarantine(at(now), LEASE) {
             None => 0,
+            // Whole seconds, without the 2 ms that the drift allowance adds.
             Some(NodeError::Quarantined { left, .. }) => left.as_secs(),
             Some(other) => panic!("{other:?}"),
         }
@@ -82,14 +88,14 @@ mod tests {
 
     #[test]
     fn a_server_older_than_every_lease_is_trusted() {
-        let mut trust = Trust::new(0.0);
+        let mut trust = trust(0.0);
         trust.connected(at(100), &server("a", 10));
         assert_eq!(left(&trust, 100), 0);
     }
 
     #[test]
     fn a_young_server_is_trusted_when_the_longest_lease_is_over() {
-        let mut trust = Trust::new(0.0);
+        let mut trust = trust(0.0);
         trust.connected(at(100), &server("a", 3));
         assert_eq!((left(&trust, 100), left(&trust, 106), left(&trust, 107)), (7, 1, 0));
         trust.connected(at(104), &server("a", 7));
@@ -98,23 +104,23 @@ mod tests {
 
     #[test]
     fn a_restart_counts_from_when_the_old_process_was_last_heard() {
-        let mut trust = Trust::new(0.0);
+        let mut trust = trust(0.0);
         trust.connected(at(100), &server("a", 500));
-        trust.answered(at(109), at(110), None);
+        trust.answered(at(109), at(110), None, LEASE);
         trust.connected(at(112), &server("b", 500));
         assert_eq!(left(&trust, 112), 8, "its wall clock may have been set; it cannot be older than 2 s");
     }
 
     #[test]
     fn drift_lengthens_the_quarantine() {
-        let mut trust = Trust::new(0.1);
+        let mut trust = trust(0.1);
         trust.connected(at(100), &server("a", 0));
         assert_eq!((left(&trust, 100), left(&trust, 110), left(&trust, 111)), (11, 1, 0));
     }
 
     #[test]
     fn a_server_that_keeps_its_votes_is_trusted_at_once() {
-        let mut trust = Trust::new(0.0);
+        let mut trust = trust(0.0);
         trust.connected(at(100), &Health { keeps_votes: true, ..server("a", 0) });
         assert_eq!(left(&trust, 100), 0);
         trust.connected(at(101), &server("b", 0));
@@ -123,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_server_that_says_nothing_is_distrusted_on_every_connection() {
-        let mut trust = Trust::new(0.0);
+        let mut trust = trust(0.0);
         trust.connected(at(100), &Health::default());
         assert_eq!(left(&trust, 105), 5);
         trust.connected(at(105), &Health::default());
@@ -132,12 +138,12 @@ mod tests {
 
     #[test]
     fn a_clock_that_steps_forward_may_have_cut_leases_short() {
-        let mut trust = Trust::new(0.01);
+        let mut trust = trust(0.01);
         trust.connected(at(100), &server("a", 500));
-        trust.answered(at(100), at(100), Some(7_000_000));
-        trust.answered(at(101), at(101), Some(8_000_000));
+        trust.answered(at(100), at(100), Some(7_000_000), LEASE);
+        trust.answered(at(101), at(101), Some(8_000_000), LEASE);
         assert_eq!(left(&trust, 101), 0);
-        trust.answered(at(102), at(102), Some(29_000_000));
+        trust.answered(at(102), at(102), Some(29_000_000), LEASE);
         assert!(matches!(
             trust.quarantine(at(102), LEASE),
             Some(NodeError::Quarantined { why: Distrust::ClockStepped, .. })

@@ -1,16 +1,15 @@
 use std::time::Duration;
 
-use super::Moment;
+use super::{Moment, Validity};
 
 /// Watches a node's clock by the time that each of its answers carries.
 ///
 /// An answer sent at `sent`, received at `received` and stamped `T` bounds the difference between the two clocks: it lies
-/// between `T - received` and `T - sent`. A node whose clock steps forward expires keys early, so votes that were counted
-/// on may be gone.
-#[derive(Clone, Copy, Debug)]
+/// between `T - received` and `T - sent`. A node whose clock gets ahead expires keys early, so votes that were counted on
+/// may be gone. What the drift allowance of a lease covers is no reason for distrust.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ClockWatch {
-    drift_factor: f64,
-    last: Option<Bounds>,
+    base: Option<Bounds>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -20,63 +19,92 @@ struct Bounds {
     highest: i64,
 }
 
-/// What two clocks may differ by for no reason: their resolution, and the floor of the drift allowance.
-const SLACK_MICROS: i64 = 2_000;
-
 impl ClockWatch {
-    pub(crate) fn new(drift_factor: f64) -> Self {
-        Self { drift_factor, last: None }
-    }
-
-    /// By how much the node's clock has certainly stepped forward, beyond the allowed drift, since the answer before.
-    pub(crate) fn observe(&mut self, sent: Moment, received: Moment, node_micros: u64) -> Option<Duration> {
-        let signed = |micros: u64| i64::try_from(micros).unwrap_or(i64::MAX);
+    /// By how much the node's clock has certainly got ahead, beyond what `validity` allows for a lease of this length.
+    pub(crate) fn observe(
+        &mut self,
+        sent: Moment,
+        received: Moment,
+        node_micros: u64,
+        validity: Validity,
+        lease: Duration,
+    ) -> Option<Duration> {
         let difference = |at: Moment| signed(node_micros).saturating_sub(signed(at.micros()));
         let now = Bounds { at: received, lowest: difference(received), highest: difference(sent) };
-        let last = self.last.replace(now)?;
-        let drift = received.since(last.at).mul_f64(self.drift_factor);
-        let allowed = SLACK_MICROS + signed(u64::try_from(drift.as_micros()).unwrap_or(u64::MAX));
-        let step = now.lowest.saturating_sub(last.highest).saturating_sub(allowed);
-        u64::try_from(step).ok().filter(|step| *step > 0).map(Duration::from_micros)
+        let base = self.base.get_or_insert(now);
+        let ahead = now.lowest.saturating_sub(base.highest);
+        // Half of the allowance in each of two windows of a lease: no lease sees more of them than two.
+        let allowed = signed(u64::try_from(validity.drift(lease).as_micros()).unwrap_or(u64::MAX)) / 2;
+        let excess = u64::try_from(ahead.saturating_sub(allowed)).ok().filter(|excess| *excess > 0);
+        if excess.is_some() || received.since(base.at) >= lease {
+            *base = now;
+        } else {
+            base.highest = base.highest.min(now.highest);
+        }
+        excess.map(Duration::from_micros)
     }
+}
+
+fn signed(micros: u64) -> i64 {
+    i64::try_from(micros).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const LEASE: Duration = Duration::from_secs(10);
+
     fn at(millis: u64) -> Moment {
         Moment::new(Duration::from_millis(millis))
     }
 
-    /// The node's clock is `ahead` milliseconds ahead, and stamps its answer in the middle.
-    fn answer(watch: &mut ClockWatch, sent: u64, received: u64, ahead: u64) -> Option<Duration> {
-        watch.observe(at(sent), at(received), ((sent + received) / 2 + ahead) * 1000)
+    /// Times in ms. Half of the allowance of 1 % of 10 s and 2 ms is 51 ms.
+    fn observe(watch: &mut ClockWatch, sent: u64, received: u64, node: u64) -> Option<u128> {
+        let ahead = watch.observe(at(sent), at(received), node * 1000, Validity { drift_factor: 0.01 }, LEASE);
+        ahead.map(|ahead| ahead.as_millis())
     }
 
     #[test]
-    fn a_steady_clock_and_an_allowed_drift_are_silent() {
-        let mut watch = ClockWatch::new(0.01);
-        assert_eq!(answer(&mut watch, 0, 2, 500_000), None);
-        assert_eq!(answer(&mut watch, 1000, 1002, 500_000), None);
-        assert_eq!(answer(&mut watch, 2000, 2002, 500_010), None, "10 ms in a second are 1 %");
-        assert_eq!(answer(&mut watch, 2100, 2102, 500_000), None, "backwards only makes keys live longer");
+    fn a_steady_clock_an_allowed_drift_and_a_step_back_are_silent() {
+        let mut watch = ClockWatch::default();
+        assert_eq!(observe(&mut watch, 0, 2, 500_001), None);
+        assert_eq!(observe(&mut watch, 1000, 1002, 501_001), None);
+        assert_eq!(observe(&mut watch, 2000, 2002, 502_051), None, "50 ms are allowed");
+        assert_eq!(observe(&mut watch, 3000, 3002, 502_000), None, "a step back only makes keys live longer");
     }
 
     #[test]
-    fn a_step_forward_is_seen_and_then_taken_as_it_is() {
-        let mut watch = ClockWatch::new(0.01);
-        assert_eq!(answer(&mut watch, 0, 2, 500_000), None);
-        assert_eq!(answer(&mut watch, 1000, 1002, 501_000), Some(Duration::from_millis(986)));
-        assert_eq!(answer(&mut watch, 1100, 1102, 501_000), None);
+    fn a_step_forward_is_seen_once_and_then_taken_as_it_is() {
+        let mut watch = ClockWatch::default();
+        assert_eq!(observe(&mut watch, 0, 2, 500_001), None);
+        assert_eq!(observe(&mut watch, 1000, 1002, 502_001), Some(947), "1 s, less 2 ms of doubt and 51 ms allowed");
+        assert_eq!(observe(&mut watch, 1100, 1102, 502_101), None);
+    }
+
+    #[test]
+    fn small_steps_add_up_within_a_lease() {
+        let mut watch = ClockWatch::default();
+        assert_eq!(observe(&mut watch, 0, 0, 1000), None);
+        assert_eq!(observe(&mut watch, 2000, 2000, 3030), None);
+        assert_eq!(observe(&mut watch, 4000, 4000, 5060), Some(9));
+        assert_eq!(observe(&mut watch, 6000, 6000, 7060), None);
+    }
+
+    #[test]
+    fn after_a_lease_the_count_begins_anew() {
+        let mut watch = ClockWatch::default();
+        assert_eq!(observe(&mut watch, 0, 0, 1000), None);
+        assert_eq!(observe(&mut watch, 10_000, 10_000, 11_050), None);
+        assert_eq!(observe(&mut watch, 11_000, 11_000, 12_100), None);
+        assert_eq!(observe(&mut watch, 12_000, 12_000, 13_102), Some(1));
     }
 
     #[test]
     fn slow_answers_prove_nothing() {
-        let mut watch = ClockWatch::new(0.0);
-        assert_eq!(answer(&mut watch, 0, 2, 0), None);
-        assert_eq!(watch.observe(at(1000), at(9000), 8_999_000), None, "it may have been stamped at the end");
-        assert_eq!(watch.observe(at(9100), at(9102), 9_110_000), None, "the last one proved little");
-        assert_eq!(watch.observe(at(9200), at(9202), 9_300_000), Some(Duration::from_micros(86_000)));
+        let mut watch = ClockWatch::default();
+        assert_eq!(observe(&mut watch, 0, 2, 1), None);
+        assert_eq!(observe(&mut watch, 1000, 9000, 8999), None, "it may have been stamped at the end");
+        assert_eq!(observe(&mut watch, 9100, 9102, 9300), Some(146));
     }
 }
