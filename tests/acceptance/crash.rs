@@ -13,7 +13,7 @@ async fn acc_10_a_killed_process_never_leaves_a_key_without_an_end() {
     let urls = cluster.urls().join(",");
     let mut seen = 0;
     for _ in 0..100 {
-        let mut worker = Worker::spawn(&["hammer", &urls, "hammered"]);
+        let mut worker = Worker::spawn(&["hammer", &urls, "hammered", "10000"]);
         assert_eq!(worker.next().as_deref(), Some("ready"));
         tokio::time::sleep(Duration::from_micros(rand::random_range(0..10_000))).await;
         worker.kill();
@@ -30,6 +30,35 @@ async fn acc_10_a_killed_process_never_leaves_a_key_without_an_end() {
         cluster.each::<i64>(redis::cmd("DEL").arg(Cluster::lock_key("hammered")));
     }
     assert!(seen > 100, "the workers hardly did anything: {seen} keys seen");
+}
+
+#[tokio::test]
+async fn acc_10_a_holder_and_two_nodes_killed_at_any_moment_leave_nothing_past_the_lease() {
+    let mut cluster = Cluster::start(5);
+    let urls = cluster.urls().join(",");
+    let key = Cluster::lock_key("killed");
+    let locks = cluster.client(SECOND).await;
+    for round in 0..5 {
+        // Restarted nodes count again when this one's margin says so.
+        let all_count = locks.lock("all count").acquire().await.expect("a quorum is up");
+        eventually(20 * SECOND, "all five nodes count", || all_count.margin() == 2).await;
+        let mut worker = Worker::spawn(&["hammer", &urls, "killed", "1000"]);
+        assert_eq!(worker.next().as_deref(), Some("ready"));
+        let victims = [round, (round + 2) % 5];
+        for victim in victims {
+            tokio::time::sleep(Duration::from_micros(rand::random_range(0..30_000))).await; // The moment.
+            cluster.kill(victim);
+        }
+        tokio::time::sleep(Duration::from_micros(rand::random_range(0..30_000))).await; // The moment.
+        worker.kill();
+        let ttls: Vec<i64> = cluster.each(redis::cmd("PTTL").arg(&key));
+        assert!(ttls.len() == 3 && ttls.iter().all(|ttl| *ttl != -1 && *ttl <= 1000), "{ttls:?}");
+        eventually(5 * SECOND, "all is gone with the lease", || cluster.count_keys(&key) == 0).await;
+        for victim in victims {
+            cluster.restart(victim, false);
+        }
+        assert_eq!(cluster.count_keys(&key), 0);
+    }
 }
 
 #[tokio::test]

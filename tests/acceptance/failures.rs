@@ -72,6 +72,28 @@ async fn acc_20_a_minority_refuses() {
 }
 
 #[tokio::test]
+async fn acc_20_two_paused_nodes_cost_the_usual_cycle_nothing() {
+    let mut cluster = Cluster::quiet(5);
+    let locks = cluster.client(60 * SECOND).await;
+    cycles(&locks, 100).await;
+    let (mut all_up, mut paused) = (Vec::new(), Vec::new());
+    // In turns, so that whatever else the machine does falls on both.
+    for _ in 0..5 {
+        all_up.extend(cycles(&locks, 60).await);
+        cluster.pause(1);
+        cluster.pause(3);
+        paused.extend(cycles(&locks, 60).await);
+        cluster.resume(1);
+        cluster.resume(3);
+        locks.flush().await;
+    }
+    all_up.sort_unstable();
+    paused.sort_unstable();
+    let (all_up, paused) = (all_up[all_up.len() / 2], paused[paused.len() / 2]);
+    assert!(paused <= all_up.mul_f64(1.2), "p50 {paused:?} with two paused, {all_up:?} with all up");
+}
+
+#[tokio::test]
 async fn acc_21_a_majority_that_stalls_is_no_quorum_and_leaves_nothing() {
     let mut cluster = Cluster::quiet(5);
     let locks = cluster.client(60 * SECOND).await;
