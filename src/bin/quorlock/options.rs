@@ -93,6 +93,11 @@ struct RunFlags {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     lease: Duration,
 
+    /// The longest lease of anybody who uses these nodes, where that is not this one: for so long, a node that restarted
+    /// without its log is not counted.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    longest_lease: Option<Duration>,
+
     /// How long to wait while another owner holds the lock [default: for ever].
     #[arg(long, short, value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "try")]
     wait: Option<Duration>,
@@ -160,6 +165,7 @@ pub struct RunOptions {
     pub command: Vec<OsString>,
     pub place: Place,
     pub lease: Duration,
+    pub longest_lease: Option<Duration>,
     pub patience: Patience,
     pub conflict_exit_code: u8,
     pub grace: Option<Duration>,
@@ -271,6 +277,7 @@ impl RunFlags {
             command: self.command,
             place,
             lease: self.lease,
+            longest_lease: self.longest_lease,
             patience,
             conflict_exit_code: self.conflict_exit_code,
             grace: self.grace,

@@ -52,6 +52,9 @@ async fn connect(options: &RunOptions) -> Result<Quorlock, ConfigError> {
         // The warning comes with a third of the lease left unless told otherwise.
         builder = builder.danger(grace);
     }
+    if let Some(longest) = options.longest_lease {
+        builder = builder.longest_lease(longest);
+    }
     builder.connect().await
 }
 

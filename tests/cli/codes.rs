@@ -1,0 +1,162 @@
+//! Exit codes, variables, standard streams.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::sandbox::{Sandbox, finish};
+
+#[test]
+fn the_command_s_own_code_and_128_plus_its_signal() {
+    let sandbox = Sandbox::new(3);
+    for (script, code) in
+        [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
+    {
+        let ended = sandbox.end(&["run", "job", "--", "sh", "-c", script]);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(code), ""), "{script}");
+        assert_eq!(sandbox.lock_keys("job"), 0, "it must be released after: {script}");
+    }
+    sandbox.is_clean();
+}
+
+#[test]
+fn a_command_that_cannot_be_run() {
+    let sandbox = Sandbox::new(3);
+    let missing = sandbox.end(&["run", "job", "--", "no-such-command-anywhere"]);
+    assert_eq!(missing.code, Some(127));
+    assert!(missing.stderr.starts_with("quorlock: there is no command no-such-command-anywhere"), "{missing:?}");
+    let folder = sandbox.end(&["run", "job", "--", "/"]);
+    assert_eq!(folder.code, Some(126));
+    assert!(folder.stderr.starts_with("quorlock: cannot run /: "), "{folder:?}");
+    assert_eq!(sandbox.lock_keys("job"), 0, "the lock must be released");
+    // A shell's operators are no more than words.
+    let line = sandbox.end(&["run", "job", "--", "echo", "a;", "exit", "3"]);
+    assert_eq!((line.code, line.stdout.as_str()), (Some(0), "a; exit 3\n"));
+}
+
+#[test]
+fn usage() {
+    let sandbox = Sandbox::new(1);
+    let nodes = sandbox.cluster.urls().join(",");
+    let twice = format!("{nodes},{nodes}/1");
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "quorlock run NAME -- COMMAND"),
+        (&["walk"], "unrecognized subcommand"),
+        (&["run", "job"], "stands behind two dashes"),
+        (&["run", "job", "true"], "stands behind two dashes"),
+        (&["run", "job", "--"], "stands behind two dashes"),
+        (&["run", "--", "true"], "<NAME>"),
+        (&["run", "", "--", "true"], "is a shell variable not set?"),
+        (&["run", "--leese", "3s", "job", "--", "true"], "'--lease'"),
+        (&["run", "--lease", "10", "job", "--", "true"], "--lease"),
+        (&["run", "--lease", "0s", "job", "--", "true"], "too short"),
+        (&["run", "--lease", "9days", "job", "--", "true"], "too long"),
+        (&["run", "--lease", "3s", "--grace", "2s", "job", "--", "true"], "shorter --grace"),
+        (&["run", "--wait", "soon", "job", "--", "true"], "--wait"),
+        (&["run", "--wait", "1s", "--try", "job", "--", "true"], "cannot be used with"),
+        (&["run", "-E", "256", "job", "--", "true"], "--conflict-exit-code"),
+        (&["run", "-q", "-v", "job", "--", "true"], "cannot be used with"),
+        (&["run", "--nodes", "", "job", "--", "true"], "no nodes were given"),
+        (&["run", "--nodes", "localhost:6379", "job", "--", "true"], "redis://localhost:6379"),
+        (&["run", "--nodes", &twice, "job", "--", "true"], "the same server"),
+        (&["run", "--prefix", "", "quorlock:ballot:x", "--", "true"], "choose another NAME"),
+        (&["inspect"], "<NAME>"),
+        (&["inspect", "--nodes", "nonsense", "job"], "write it as a URL"),
+    ];
+    for (args, said) in cases {
+        let ended = sandbox.end(args);
+        assert_eq!(ended.code, Some(64), "{args:?}: {ended:?}");
+        assert!(ended.stderr.starts_with("quorlock: ") && ended.stderr.contains(said), "{args:?}: {}", ended.stderr);
+        assert_eq!(ended.stdout, "", "{args:?}");
+    }
+}
+
+#[test]
+fn help_names_every_exit_code() {
+    let sandbox = Sandbox::new(1);
+    for args in [&["--help"][..], &["run", "--help"], &["run", "-h"]] {
+        let help = sandbox.end(args);
+        assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""));
+        for code in ["  N  ", "  128+N  ", "  64  ", "  69  ", "  75  ", "  79  ", "  126  ", "  127  "] {
+            assert!(help.stdout.contains(code), "{args:?} does not explain {code}");
+        }
+    }
+    let version = sandbox.end(&["--version"]);
+    assert_eq!((version.code, version.stdout), (Some(0), format!("quorlock {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn no_quorum() {
+    let mut sandbox = Sandbox::new(3);
+    sandbox.cluster.kill(0);
+    assert_eq!(sandbox.end(&["run", "job", "--", "true"]).code, Some(0), "two of three are a quorum");
+    sandbox.cluster.kill(1);
+    for patience in [&["--try"][..], &["--wait", "100ms"], &["--lease", "1s"]] {
+        let args = [&["run"], patience, &["job", "--", "touch", "started"]].concat();
+        let mut command = sandbox.quorlock(&args);
+        let ended = finish(command.current_dir(sandbox.cluster.dir()).spawn().expect("quorlock"));
+        assert_eq!(ended.code, Some(69), "{patience:?}: {ended:?}");
+        assert!(ended.stderr.contains("2 of 3 nodes are needed"), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&sandbox.cluster.ports()[1].to_string()), "{}", ended.stderr);
+    }
+    assert!(!sandbox.path("started").exists());
+}
+
+#[test]
+fn the_command_knows_what_it_holds() {
+    let sandbox = Sandbox::new(3);
+    let script =
+        "echo $QUORLOCK_NAME; echo $QUORLOCK_TOKEN; echo $QUORLOCK_LEASE; echo $QUORLOCK_NODES; echo $QUORLOCK_PREFIX";
+    let ended = sandbox.end(&["run", "-v", "--prefix", "p:", "b b", "a", "--", "sh", "-c", script]);
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    let [names, token, lease, nodes, prefix] = lines.as_slice() else { panic!("{ended:?}") };
+    assert_eq!((*names, *prefix), ("b b a", "p:"));
+    assert_eq!(*nodes, sandbox.cluster.urls().join(","));
+    assert!(token.parse::<u64>().is_ok_and(|token| token > 0), "{token}");
+    quorlock::Owner::import(lease).expect("an exported lease");
+    let said: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(said, [format!("quorlock: acquired b b a with token {token}"), "quorlock: released b b a".to_owned()]);
+    assert_eq!(sandbox.end(&["run", "a", "--", "true"]).stderr, "", "without -v nothing is said");
+}
+
+#[test]
+fn an_empty_prefix_from_the_environment() {
+    let sandbox = Sandbox::new(1);
+    let holding = sandbox
+        .quorlock(&["run", "plain", "--", "sh", "-c", "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done"])
+        .env("QUORLOCK_PREFIX", "")
+        .spawn()
+        .expect("quorlock");
+    sandbox.wait_for("held");
+    assert_eq!(sandbox.cluster.count_keys("plain"), 1);
+    sandbox.touch("end");
+    assert_eq!(finish(holding).code, Some(0));
+}
+
+#[test]
+fn standard_streams_are_the_command_s() {
+    let sandbox = Sandbox::new(3);
+    let mut command = sandbox.quorlock(&["run", "job", "--", "sh", "-c", "cat; echo err >&2"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("quorlock");
+    let sent = "many lines\n".repeat(20_000);
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let writer = std::thread::spawn({
+        let sent = sent.clone();
+        move || stdin.write_all(sent.as_bytes()).expect("the command reads it all")
+    });
+    let output = child.wait_with_output().expect("what it said");
+    writer.join().expect("all was written");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout == sent.as_bytes(), "stdin must arrive as it is");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
+}
+
+#[test]
+fn a_quorum_of_one_by_default_is_said() {
+    let sandbox = Sandbox::new(1);
+    // `inspect`, as it changes nothing on a server that somebody may have on the default port.
+    let look = |args: &[&str]| finish(sandbox.quorlock(args).env_remove("QUORLOCK_NODES").spawn().expect("quorlock"));
+    let said = look(&["inspect", "job"]).stderr;
+    assert!(said.contains("using redis://127.0.0.1:6379 alone, a quorum of one"), "{said}");
+    let said = look(&["inspect", "-q", "job"]).stderr;
+    assert!(!said.contains("quorum of one"), "{said}");
+}

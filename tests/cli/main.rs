@@ -1,0 +1,16 @@
+//! The `quorlock` command against real redis-server processes: exit codes, nesting, signals, loss of the lock, and what
+//! `inspect` shows.
+//!
+//! Programs under the lock are small shell scripts that report through files; tests wait for the files, never for time.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod codes;
+mod danger;
+mod inspect;
+mod nesting;
+mod sandbox;
+mod secrets;
+mod signals;
+mod waiting;

@@ -1,0 +1,100 @@
+//! A `quorlock run` inside another one.
+
+use std::collections::BTreeSet;
+
+use crate::sandbox::{Sandbox, finish};
+
+/// Runs a shell script under `quorlock run`, whose own arguments come first. `run` stands for the command in the script.
+fn nest(sandbox: &Sandbox, args: &[&str], script: &str) -> crate::sandbox::Ended {
+    let script = format!(
+        "run() {{ \"$QUORLOCK\" run --try \"$@\"; }}; inspect() {{ \"$QUORLOCK\" inspect --json \"$1\"; }}; {script}"
+    );
+    sandbox.end(&[&["run"], args, &["--", "bash", "-ec", &script]].concat())
+}
+
+#[test]
+fn three_deep_on_one_name() {
+    let sandbox = Sandbox::new(5);
+    let ended = nest(
+        &sandbox,
+        &["job"],
+        r#"echo $QUORLOCK_TOKEN
+           run job -- sh -c 'echo $QUORLOCK_TOKEN
+               "$QUORLOCK" run --try job -- sh -c "echo \$QUORLOCK_TOKEN
+                   \"\$QUORLOCK\" inspect --json job > \$DIR/deep; exit 11" && exit 1 || exit $(($? + 1))' || code=$?
+           inspect job > $DIR/shallow
+           exit $code"#,
+    );
+    assert_eq!(ended.code, Some(12), "{ended:?}");
+    let tokens: Vec<&str> = ended.stdout.lines().collect();
+    assert_eq!(tokens.len(), 3, "{ended:?}");
+    assert!(tokens.iter().all(|token| *token == tokens[0]), "a re-entry keeps the token: {tokens:?}");
+    let deep: serde_json::Value = serde_json::from_str(&sandbox.text("deep")).expect("JSON");
+    let shallow: serde_json::Value = serde_json::from_str(&sandbox.text("shallow")).expect("JSON");
+    assert_eq!((deep["holds"].as_u64(), shallow["holds"].as_u64()), (Some(3), Some(1)));
+    assert_eq!(deep["owner"], shallow["owner"]);
+    assert_eq!(sandbox.lock_keys("job"), 0);
+    sandbox.is_clean();
+}
+
+#[test]
+fn other_names_join_the_same_owner_and_the_way_back_is_open() {
+    let sandbox = Sandbox::new(5);
+    let ended = nest(
+        &sandbox,
+        &["a"],
+        r#"echo $QUORLOCK_TOKEN
+           run b -- sh -c 'echo $QUORLOCK_TOKEN
+               "$QUORLOCK" run --try c a -- sh -c "echo \$QUORLOCK_NAME; echo \$QUORLOCK_TOKEN
+                   \"\$QUORLOCK\" run --try b -- true && for name in a b c; do \"\$QUORLOCK\" inspect --json \$name | grep owner; done"'"#,
+    );
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    let [a, b, "c a", tokens, owners @ ..] = lines.as_slice() else { panic!("{ended:?}") };
+    let (c, again) = tokens.split_once(' ').expect("two names with different tokens");
+    let [a, b, c, again] = [a, b, &c, &again].map(|token| token.parse::<u64>().expect("a token"));
+    assert!(a < b && b < c && again == a, "{ended:?}");
+    let owners: BTreeSet<&str> = owners.iter().map(|line| line.trim()).collect();
+    assert_eq!(owners.len(), 1, "of all three names, on every node");
+    assert!(owners.iter().all(|owner| owner.starts_with(r#""owner": ""#)), "{owners:?}");
+    for name in ["a", "b", "c"] {
+        assert_eq!(sandbox.lock_keys(name), 0, "{name}");
+    }
+}
+
+#[test]
+fn only_where_the_enclosing_lock_is() {
+    let sandbox = Sandbox::new(3);
+    let ended = nest(
+        &sandbox,
+        &["job"],
+        r#"reversed=$(echo $QUORLOCK_NODES | tr , '\n' | tac | paste -sd ,)
+           run --nodes "$reversed" job -- echo order does not matter
+           run --prefix other: job -- echo another key
+           run --nodes ${QUORLOCK_NODES%%,*} job -- true || echo other nodes $?
+           env -u QUORLOCK_LEASE "$QUORLOCK" run --try job -- true || echo a stranger $?
+           QUORLOCK_LEASE=x "$QUORLOCK" run --try --prefix other: job -- echo nothing is inherited
+           QUORLOCK_LEASE=x "$QUORLOCK" run --try job -- true || echo malformed $?"#,
+    );
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    let expected = [
+        "order does not matter",
+        "another key",
+        "other nodes 75",
+        "a stranger 75",
+        "nothing is inherited",
+        "malformed 64",
+    ];
+    assert_eq!(lines, expected, "{ended:?}");
+    assert!(ended.stderr.contains("QUORLOCK_LEASE") && ended.stderr.contains("unset it"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_lease_that_is_over_is_not_entered() {
+    let sandbox = Sandbox::new(3);
+    let lease = sandbox.end(&["run", "job", "--", "sh", "-c", "echo $QUORLOCK_LEASE"]).stdout;
+    let mut late = sandbox.quorlock(&["run", "job", "--", "touch", "/nowhere"]);
+    let late = finish(late.env("QUORLOCK_LEASE", lease.trim()).spawn().expect("quorlock"));
+    assert_eq!(late.code, Some(79), "{late:?}");
+    assert!(late.stderr.contains("cannot be entered again"), "{}", late.stderr);
+}

@@ -1,0 +1,153 @@
+//! Signals, the end of quorlock itself, and the terminal.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal};
+
+use crate::sandbox::{Sandbox, finish, is_in_state, signal, within};
+
+#[test]
+fn signals_reach_the_whole_group() {
+    let sandbox = Sandbox::new(3);
+    // The grandchild hears of it by itself: nobody passes it on.
+    let grandchild = r#"trap : USR1; trap "echo grandchild >> \$DIR/heard; exit" TERM; echo > $DIR/deep; while :; do sleep 0.01; done"#;
+    let script = format!(
+        r#"trap "echo usr1 >> \$DIR/heard" USR1; trap "echo child >> \$DIR/heard; until grep -q grandchild \$DIR/heard; do sleep 0.01; done; exit 4" TERM
+           sh -c '{grandchild}' & echo > $DIR/ready; while :; do sleep 0.01; done"#
+    );
+    let run = sandbox.start(&["run", "job", "--", "sh", "-c", &script]);
+    sandbox.wait_for("ready");
+    sandbox.wait_for("deep");
+    signal(&run, Signal::USR1);
+    within("USR1", || sandbox.text("heard") == "usr1\n");
+    signal(&run, Signal::TERM);
+    assert_eq!(finish(run).code, Some(4));
+    let heard = sandbox.text("heard");
+    assert!(heard.contains("child\n") && heard.contains("grandchild\n"), "{heard}");
+    assert_eq!(sandbox.lock_keys("job"), 0);
+    sandbox.is_clean();
+}
+
+#[test]
+fn what_the_command_inherits() {
+    let sandbox = Sandbox::new(1);
+    let own = sandbox.end(&[
+        "run",
+        "job",
+        "--",
+        "sh",
+        "-c",
+        "ps -o pgid= -p $$ | tr -d ' '; echo $$; exec cat /proc/self/status",
+    ]);
+    let lines: Vec<&str> = own.stdout.lines().collect();
+    assert_eq!(lines[0], lines[1], "a process group of its own");
+    let field = |status: &str, name: &str| {
+        let field = status.lines().find_map(|line| line.strip_prefix(name));
+        let mask = u64::from_str_radix(field.expect("the field").trim(), 16).expect("a mask");
+        mask & !(0b11 << 31) // 32 and 33 are the C library's own.
+    };
+    assert_eq!(field(&own.stdout, "SigBlk:"), 0);
+    // What was ignored on purpose stays so, and nothing else is: Rust programs, such as this one, ignore SIGPIPE.
+    let here = std::fs::read_to_string("/proc/self/status").expect("/proc");
+    let ignored = field(&here, "SigIgn:") & !bit(Signal::PIPE);
+    assert_eq!(field(&own.stdout, "SigIgn:"), ignored);
+    let nohup = [env!("CARGO_BIN_EXE_quorlock"), "run", "job", "--", "cat", "/proc/self/status"];
+    let kept = finish(sandbox.command("nohup", &nohup).spawn().expect("nohup"));
+    assert_eq!(field(&kept.stdout, "SigIgn:"), ignored | bit(Signal::HUP));
+}
+
+fn bit(signal: Signal) -> u64 {
+    1 << (signal.as_raw() - 1)
+}
+
+#[test]
+fn when_quorlock_is_killed() {
+    let sandbox = Sandbox::new(5);
+    let script = r#"trap "echo > \$DIR/told; exit" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
+    let mut run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", script]);
+    sandbox.wait_for("ready");
+    run.kill().expect("SIGKILL");
+    run.wait().expect("its end");
+    sandbox.wait_for("told");
+    sandbox.is_clean();
+    // Nobody extends it any more.
+    let next = sandbox.end(&["run", "job", "--", "echo", "mine"]);
+    assert_eq!((next.code, next.stdout.as_str()), (Some(0), "mine\n"));
+}
+
+/// Tells its process number, and waits for a line. It starts no program meanwhile: a process that waits for another one's
+/// vfork cannot be seen to stop.
+const WAIT: &str = "mkfifo $DIR/line; echo $$ > $DIR/pid; read line < $DIR/line";
+
+/// The line that [`WAIT`] waits for, as long as this is open.
+fn go_on(sandbox: &Sandbox) -> File {
+    // Opened both ways, so that it does not wait for a reader that is stopped.
+    let mut line = File::options().read(true).write(true).open(sandbox.path("line")).expect("the script's fifo");
+    line.write_all(b"go on\n").expect("a line");
+    line
+}
+
+/// In a group of its own, as a shell has its jobs: there the kernel lets a process stop.
+#[test]
+fn a_stopped_job_stops_with_its_command_and_goes_on_with_it() {
+    let sandbox = Sandbox::new(3);
+    let script = format!("{WAIT}; exit 6");
+    let mut run = sandbox.quorlock(&["run", "--lease", "1minute", "job", "--", "sh", "-c", &script]);
+    let run = run.process_group(0).spawn().expect("quorlock");
+    let command = sandbox.wait_for("pid").trim().parse().ok().and_then(Pid::from_raw).expect("a pid");
+    signal(&run, Signal::TSTP);
+    within("the command's stop", || is_in_state(command, 'T'));
+    within("quorlock's stop", || is_in_state(Pid::from_child(&run), 'T'));
+    signal(&run, Signal::CONT);
+    within("the command's going on", || !is_in_state(command, 'T'));
+    let _go = go_on(&sandbox);
+    assert_eq!(finish(run).code, Some(6));
+}
+
+#[test]
+fn a_job_that_was_stopped_for_too_long_does_not_go_on() {
+    let sandbox = Sandbox::new(3);
+    let script = format!("{WAIT}; echo went on > $DIR/on");
+    let mut run = sandbox.quorlock(&["run", "--lease", "3s", "job", "--", "sh", "-c", &script]);
+    let run = run.process_group(0).spawn().expect("quorlock");
+    let command = sandbox.wait_for("pid").trim().parse().ok().and_then(Pid::from_raw).expect("a pid");
+    signal(&run, Signal::TSTP);
+    within("the command's stop", || is_in_state(command, 'T'));
+    within("quorlock's stop", || is_in_state(Pid::from_child(&run), 'T'));
+    within("the end of the lease", || sandbox.lock_keys("job") == 0);
+    let _go = go_on(&sandbox);
+    signal(&run, Signal::CONT);
+    assert_eq!(finish(run).code, Some(79));
+    assert_eq!(sandbox.text("on"), "");
+    sandbox.is_clean();
+}
+
+/// `script` gives it a terminal. A command that is not in the foreground would be stopped when it reads, and one that
+/// keeps the foreground would stop the shell that reads after it.
+#[test]
+fn the_terminal_goes_to_the_command_and_back() {
+    let sandbox = Sandbox::new(3);
+    let line = "\"$QUORLOCK\" run job -- sh -c 'read x < /dev/tty; echo got=$x'; read y < /dev/tty; echo after=$y; \
+                \"$QUORLOCK\" run job -- sh -c 'read x < /dev/tty; echo piped=$x' | cat";
+    let mut command = sandbox.command("script", &["-qec", line, "/dev/null"]);
+    let mut terminal = command.stdin(Stdio::piped()).env("SHELL", "/bin/sh").spawn().expect("script, of bsdutils");
+    let mut keys = terminal.stdin.take().expect("it is piped");
+    let mut screen = terminal.stdout.take().expect("it is piped");
+    keys.write_all(b"one\ntwo\nthree\n").expect("keys are typed");
+    let reader = std::thread::spawn(move || {
+        let mut seen = String::new();
+        screen.read_to_string(&mut seen).expect("text");
+        seen
+    });
+    let ended = finish(terminal);
+    drop(keys);
+    let seen = reader.join().expect("what was on the screen");
+    assert_eq!(ended.code, Some(0), "{seen}");
+    for words in ["got=one", "after=two", "piped=three"] {
+        assert!(seen.contains(words), "{seen}");
+    }
+    sandbox.is_clean();
+}

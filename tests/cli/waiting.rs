@@ -1,0 +1,79 @@
+//! Somebody else has the lock.
+
+use std::fs;
+
+use rustix::process::Signal;
+
+use crate::sandbox::{Sandbox, finish, signal, within};
+
+const HOLD: &str =
+    "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done; echo first $QUORLOCK_TOKEN >> $DIR/log";
+
+#[test]
+fn the_second_is_turned_away_or_waits() {
+    let sandbox = Sandbox::new(5);
+    let first = sandbox.start(&["run", "--label", "nightly", "job", "--", "sh", "-c", HOLD]);
+    sandbox.wait_for("held");
+
+    let refused = sandbox.end(&["run", "--try", "job", "--", "touch", "/nowhere"]);
+    assert_eq!(refused.code, Some(75), "{refused:?}");
+    assert!(refused.stderr.contains("job is held by") && refused.stderr.contains(":nightly"), "{}", refused.stderr);
+    assert_eq!(sandbox.end(&["run", "--wait", "0s", "job", "--", "true"]).code, Some(75));
+    assert_eq!(sandbox.end(&["run", "--try", "-E", "9", "job", "--", "true"]).code, Some(9));
+    assert_eq!(sandbox.end(&["run", "--try", "-E", "0", "job", "other", "--", "false"]).code, Some(0), "all or none");
+    let late = sandbox.end(&["run", "--wait", "1s", "job", "--", "true"]);
+    assert_eq!(late.code, Some(75), "{late:?}");
+    assert!(late.stderr.contains("not acquired within 1s"), "{}", late.stderr);
+
+    let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
+    let mut second =
+        sandbox.quorlock(&["run", "-v", "job", "--", "sh", "-c", "echo second $QUORLOCK_TOKEN >> $DIR/log"]);
+    let second = second.stderr(err).spawn().expect("quorlock");
+    within("word of the holder", || sandbox.text("err").contains("quorlock: waiting: job is held by"));
+    assert!(sandbox.text("err").contains(":nightly"));
+    sandbox.touch("end");
+    assert_eq!((finish(first).code, finish(second).code), (Some(0), Some(0)));
+
+    let log = sandbox.text("log");
+    let words: Vec<&str> = log.split_whitespace().collect();
+    let ["first", old, "second", new] = words.as_slice() else { panic!("{log}") };
+    assert!(old.parse::<u64>().expect("a token") < new.parse().expect("a token"), "tokens must grow: {log}");
+    assert_eq!(sandbox.lock_keys("job"), 0);
+    sandbox.is_clean();
+}
+
+/// The last try of a wait is cut short by its end; that must not look as if the nodes were silent.
+#[test]
+fn a_wait_that_ends_is_a_conflict_every_time() {
+    let sandbox = Sandbox::new(5);
+    let first = sandbox.start(&["run", "job", "--", "sh", "-c", HOLD]);
+    sandbox.wait_for("held");
+    let waits: Vec<String> = (0..12).map(|i| format!("{}ms", 1000 + 7 * i)).collect();
+    let waiting = waits.iter().map(|wait| sandbox.start(&["run", "--wait", wait, "job", "--", "true"]));
+    for (run, wait) in waiting.collect::<Vec<_>>().into_iter().zip(&waits) {
+        let ended = finish(run);
+        assert_eq!(ended.code, Some(75), "{wait}: {ended:?}");
+    }
+    sandbox.touch("end");
+    assert_eq!(finish(first).code, Some(0));
+}
+
+#[test]
+fn whoever_waits_can_be_interrupted_and_leaves_nothing() {
+    let sandbox = Sandbox::new(3);
+    let first = sandbox.start(&["run", "job", "--", "sh", "-c", HOLD]);
+    sandbox.wait_for("held");
+    for (sent, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
+        let mut second = sandbox.quorlock(&["run", "-v", "job", "other", "--", "touch", "/nowhere"]);
+        let second = second.stderr(err).spawn().expect("quorlock");
+        within("its waiting", || sandbox.text("err").contains("waiting: job"));
+        signal(&second, Signal::WINCH); // Ends nobody.
+        signal(&second, sent);
+        assert_eq!(finish(second).code, Some(code));
+        assert_eq!(sandbox.lock_keys("other"), 0);
+    }
+    sandbox.touch("end");
+    assert_eq!(finish(first).code, Some(0));
+    assert_eq!(sandbox.end(&["run", "--try", "job", "other", "--", "true"]).code, Some(0));
+}
