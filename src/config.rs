@@ -289,8 +289,14 @@ impl NodeAddress {
             return Err("TLS needs quorlock built with its feature `tls`".to_owned());
         }
         let info = ConnectionInfo::from_str(url).map_err(|error| {
-            // The crate's own words never quote the URL, but they may be about the part that holds a password.
-            error.detail().map_or_else(|| error.to_string(), str::to_owned)
+            // The crate's words never quote the URL. Where it has none of its own, it could not take the URL apart.
+            match error.to_string().split(" - ").next() {
+                None | Some("Redis URL did not parse") => {
+                    "write it as redis://[user:password@]host[:port][/database], the port a number up to 65535"
+                        .to_owned()
+                }
+                Some(reason) => reason.to_lowercase(),
+            }
         })?;
         let server = match info.addr() {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } if host.contains(':') => {
