@@ -15,7 +15,7 @@ use crate::keeper::Keeper;
 use crate::lock::LockRequest;
 use crate::node::{self, Asker, Common, Node, Request, parse_sighting};
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot};
+use crate::protocol::{self, Ballot, is_near};
 use crate::resource::{Resource, readable};
 use crate::table::Table;
 
@@ -52,6 +52,7 @@ pub(crate) struct Core {
     label: Arc<str>,
     ids: AtomicU64,
     last_ballot: AtomicU64,
+    last_far_ballot: AtomicU64,
     /// The wall clock less the monotonic one at the start, in µs: later steps of the wall clock do not reach proposals.
     wall_offset: u64,
 }
@@ -74,19 +75,22 @@ impl Core {
         Owner::anonymous(self.environment.as_ref(), &self.label)
     }
 
-    fn wall(&self) -> u64 {
+    /// The wall clock in µs, as it went on from when the client was made.
+    pub(crate) fn wall(&self) -> u64 {
         self.wall_offset + self.now().micros()
     }
 
-    /// A ballot larger than `floor` and than every other one of this client: no owner ever uses one twice.
+    /// A ballot larger than `floor`, and never the same one twice: an owner must not use a ballot again.
     ///
     /// A floor that is ahead of this machine's clock pulls the client's later proposals along, as a hybrid logical clock
-    /// does. Floors are what a quorum of nodes has accepted, so no single clock can pull it away.
+    /// does. A floor so far ahead that sound nodes would refuse it (this machine's clock is hours behind, or a node's is
+    /// hours ahead) does not: it is answered with a ballot from another line, so that one cannot spoil the other.
     pub(crate) fn propose_above(&self, floor: Ballot) -> Ballot {
         let wall = self.wall();
+        let (line, wall) = if is_near(floor, wall) { (&self.last_ballot, wall) } else { (&self.last_far_ballot, 0) };
         let mut proposed = 0;
         // The closure never declines, so both results carry the old value; it is the new one that counts.
-        let _ = self.last_ballot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+        let _ = line.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
             proposed = protocol::propose(last.max(floor.get()), wall);
             Some(proposed)
         });
@@ -133,6 +137,7 @@ impl Quorlock {
             label: Owner::labelled(label).label().into(),
             ids: AtomicU64::new(0),
             last_ballot: AtomicU64::new(0),
+            last_far_ballot: AtomicU64::new(0),
             wall_offset: wall.saturating_sub(environment.now().micros()),
             environment,
         });

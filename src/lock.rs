@@ -7,7 +7,7 @@ use crate::guard::Guard;
 use crate::lease::{Lease, lock_states, send_hold};
 use crate::node::Refusal;
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, Phase, Verdict, ballot_beating_a_quorum};
+use crate::protocol::{self, Ballot, Phase, Verdict, floor_for_a_quorum};
 use crate::resource::Resource;
 use crate::round::Round;
 use crate::table::Reserved;
@@ -97,9 +97,7 @@ impl LockRequest {
                 Ok(guard) => return Ok(guard),
                 Err(failed) => failed,
             };
-            if let Again::Above(ballot) = again {
-                above = ballot;
-            }
+            above = if let Again::Above(floor) = again { floor } else { Ballot::ZERO };
             patience.wait_after(core, attempt.lease, error, again).await?;
         }
     }
@@ -251,13 +249,15 @@ impl Attempt {
         if unheard > core.nodes.len() - quorum {
             return (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard);
         }
-        let stale =
-            refusals.iter().filter_map(|no| if let Refusal::Stale { floor } = no { Some(*floor) } else { None });
-        let mut floors: Vec<Ballot> = stale.collect();
-        let had_stale = !floors.is_empty();
-        floors.resize(floors.len() + tally.votes(), Ballot::ZERO);
-        if let Some(ballot) = ballot_beating_a_quorum(floors, quorum).filter(|_| had_stale) {
-            return (AcquireError::Contended { resource, nodes }, Again::Above(ballot));
+        let is_stale = refusals.iter().any(|refusal| matches!(refusal, Refusal::Stale { .. }));
+        // Whoever has not answered a round that was decided early may yet agree to another ballot.
+        let unanswered = match verdict {
+            Verdict::Lost => core.nodes.len() - tally.votes() - refusals.len() - tally.unheard_votes(),
+            Verdict::Pending | Verdict::Won => 0,
+        };
+        let floor = floor_for_a_quorum(&round.rooms(), unanswered, core.wall(), quorum);
+        if let Some(floor) = floor.filter(|_| is_stale) {
+            return (AcquireError::Contended { resource, nodes }, Again::Above(floor));
         }
         match most_frequent_holder(&nodes) {
             // Nobody has a majority, but some are claimed: a race that nobody won, or somebody's eroded lease.
@@ -265,6 +265,10 @@ impl Attempt {
                 (AcquireError::Contended { resource, nodes }, Again::AfterRace(core.now().since(round.started)))
             }
             Some((by, free_in, _)) => (AcquireError::Held { resource, by, free_in, nodes }, Again::WhenFree(free_in)),
+            // Some are stale, and no ballot suits a majority of those that answered: perhaps others will.
+            None if is_stale => {
+                (AcquireError::Contended { resource, nodes }, Again::AfterRace(core.now().since(round.started)))
+            }
             None => (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard),
         }
     }

@@ -10,8 +10,8 @@ use redis::{Cmd, Value};
 use crate::client::Core;
 use crate::error::{Answer, NodeError, NodeReport, Reports};
 use crate::lease::Lease;
-use crate::node::{Asker, Refusal, Request, Vote, parse_hold, parse_release};
-use crate::protocol::{Ballot, Moment, Tally, Verdict};
+use crate::node::{Asker, Refusal, Request, Vote, node_time, parse_hold, parse_release};
+use crate::protocol::{Ballot, Moment, Room, Tally, Verdict};
 use crate::sync::locked;
 
 /// What a round is for.
@@ -40,6 +40,8 @@ pub(crate) struct Round {
 
 struct Count {
     votes: Vec<Option<Vote>>,
+    /// The node's clock when it answered, in µs.
+    clocks: Vec<Option<u64>>,
     tally: Tally,
     /// For each lease: how many nodes say that it is over. (A node names the first that it refuses.)
     over: Vec<Tally>,
@@ -62,7 +64,13 @@ impl Round {
             started,
             ballot,
             leases,
-            count: Mutex::new(Count { votes: vec![None; nodes], tally: Tally::new(nodes), over, waiting: None }),
+            count: Mutex::new(Count {
+                votes: vec![None; nodes],
+                clocks: vec![None; nodes],
+                tally: Tally::new(nodes),
+                over,
+                waiting: None,
+            }),
         })
     }
 
@@ -99,6 +107,8 @@ impl Round {
     }
 
     pub(crate) fn answered(&self, node: usize, answer: Result<Value, NodeError>) {
+        let clock = answer.as_ref().ok().and_then(node_time);
+        locked(&self.count).clocks[node] = clock;
         let vote = match (answer, self.purpose) {
             (Ok(value), Purpose::Hold { .. }) => parse_hold(&value),
             (Ok(value), Purpose::Release) => parse_release(&value),
@@ -196,6 +206,20 @@ impl Round {
         let count = locked(&self.count);
         let over = count.votes.iter().flatten().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None });
         over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
+    }
+
+    /// What the nodes that answered would take.
+    pub(crate) fn rooms(&self) -> Vec<Room> {
+        let count = locked(&self.count);
+        let room = |(vote, clock): (&Option<Vote>, &Option<u64>)| {
+            let floor = match vote.as_ref()? {
+                Vote::Yes | Vote::No(Refusal::Ahead) => Ballot::ZERO,
+                Vote::No(Refusal::Stale { floor }) => *floor,
+                _ => return None,
+            };
+            Some(Room { floor, clock: (*clock)? })
+        };
+        count.votes.iter().zip(&count.clocks).filter_map(room).collect()
     }
 
     /// Every refusal so far.

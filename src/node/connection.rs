@@ -38,6 +38,9 @@ const REDIS_QUEUE: usize = 4 * MOST_IN_FLIGHT;
 /// At least this long may a connection take to be made, or be silent before another is tried.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
+/// A server that answers so was asked at a bad moment.
+const PASSING: [&str; 4] = ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN"];
+
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -286,6 +289,12 @@ impl Connection {
             {
                 return Err(NodeError::Disconnected(error.to_string()));
             }
+            if let Err(error) = &result
+                && let Some(Sent { request: Request { asker: Asker::Release(_), .. }, .. }) = line.in_flight.front()
+                && error.code().is_some_and(|code| PASSING.contains(&code))
+            {
+                return Err(node_error(error)); // A release must be heard: it is sent again on the next connection.
+            }
             // The loop's condition saw it at the front.
             let Some(sent) = line.in_flight.pop_front() else { break };
             line.silent = false;
@@ -296,11 +305,15 @@ impl Connection {
                 Asker::Look(_) | Asker::Nobody => None,
             };
             self.trust.answered(sent.since, now, stamp, self.common.shortest_lease());
-            match (result, sent.uncounted) {
+            // This very answer may have shown that the node's clock jumped.
+            let uncounted = sent.uncounted.or_else(|| self.trust.quarantine(now, self.common.longest_lease()));
+            match (result, uncounted) {
                 (Err(error), uncounted) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                     line.reload(sent.request, now, uncounted, cx);
                 }
-                (Ok(value), Some(why)) if parse_hold(&value).is_yes() => {
+                (Ok(value), Some(why))
+                    if matches!(sent.request.asker, Asker::Hold(_)) && parse_hold(&value).is_yes() =>
+                {
                     sent.request.asker.answer(self.index, Err(why));
                 }
                 (result, _) => sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error))),

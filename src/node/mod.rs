@@ -23,7 +23,7 @@ use crate::protocol::Validity;
 use crate::round::Round;
 use crate::sync::locked;
 
-pub(crate) use reply::{Refusal, Sighting, Vote, parse_hold, parse_release, parse_sighting};
+pub(crate) use reply::{Refusal, Sighting, Vote, node_time, parse_hold, parse_release, parse_sighting};
 pub(crate) use script::{Entry, hold, inspect, release};
 
 /// What a node is asked, and who wants to know.

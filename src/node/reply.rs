@@ -57,7 +57,7 @@ impl From<&Vote> for Answer {
 }
 
 /// The node's own time in µs, which every script's answer carries among its first two numbers: the larger one.
-pub(super) fn node_time(value: &Value) -> Option<u64> {
+pub(crate) fn node_time(value: &Value) -> Option<u64> {
     let Value::Array(fields) = value else { return None };
     let numbers = fields.iter().take(2).filter_map(|field| if let Value::Int(n) = field { Some(*n) } else { None });
     u64::try_from(numbers.max()?).ok()

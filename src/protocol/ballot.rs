@@ -28,6 +28,7 @@ impl Ballot {
         self.0
     }
 
+    #[cfg(test)]
     pub(crate) fn next(self) -> Self {
         Self(self.0 + 1)
     }
@@ -44,13 +45,43 @@ pub(crate) fn propose(last: u64, wall_micros: u64) -> u64 {
     (last + 1).max(wall_micros)
 }
 
-/// The smallest ballot that at least `quorum` of the nodes with these floors would not call stale.
+/// What a node's answer says of the ballots that it would take: more than `floor`, and not too far ahead of its clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) floor: Ballot,
+    /// Its clock when it answered, in µs.
+    pub(crate) clock: u64,
+}
+
+impl Room {
+    fn takes(&self, ballot: u64) -> bool {
+        ballot > self.floor.0 && ballot <= self.clock.saturating_add(window_micros())
+    }
+}
+
+/// The smallest floor above which a proposal would be taken by `quorum` nodes, as far as their answers tell. A node that
+/// has not answered yet is taken to be like this machine, whose wall clock is `wall`.
 ///
 /// It deliberately does not chase the largest floor: one node with a broken clock would otherwise drag every proposal to
 /// where all the other nodes refuse it.
-pub(crate) fn ballot_beating_a_quorum(mut floors: Vec<Ballot>, quorum: usize) -> Option<Ballot> {
+pub(crate) fn floor_for_a_quorum(heard: &[Room], unanswered: usize, wall: u64, quorum: usize) -> Option<Ballot> {
+    let like_us = Room { floor: Ballot::ZERO, clock: wall };
+    let mut floors: Vec<Ballot> = heard.iter().map(|room| room.floor).collect();
     floors.sort_unstable();
-    floors.get(quorum.checked_sub(1)?).map(|floor| floor.next())
+    floors.into_iter().find(|floor| {
+        let ballot = floor.0 + 1;
+        let taken = heard.iter().filter(|room| room.takes(ballot)).count();
+        taken + if like_us.takes(ballot) { unanswered } else { 0 } >= quorum
+    })
+}
+
+/// Is this ballot so close to the wall clock that nodes whose clocks agree with it would take it?
+pub(crate) fn is_near(ballot: Ballot, wall_micros: u64) -> bool {
+    ballot.0 <= wall_micros.saturating_add(window_micros())
+}
+
+fn window_micros() -> u64 {
+    u64::try_from(CLOCK_WINDOW.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A fencing token: grows with every acquisition of a resource, by whomever.
@@ -107,14 +138,41 @@ mod tests {
         assert_eq!(propose(10, 500), 500);
     }
 
+    const NOW: u64 = 1_790_000_000_000_000;
+    const HOUR: u64 = 3_600_000_000;
+
+    fn room(floor: u64, clock: u64) -> Room {
+        Room { floor: Ballot(floor), clock }
+    }
+
+    fn floor(heard: &[Room], unanswered: usize, quorum: usize) -> Option<u64> {
+        floor_for_a_quorum(heard, unanswered, NOW, quorum).map(Ballot::get)
+    }
+
     #[test]
     fn stale_answers_raise_the_next_proposal_just_past_a_quorum() {
-        let floors = |numbers: &[u64]| numbers.iter().map(|n| Ballot(*n)).collect::<Vec<_>>();
-        assert_eq!(ballot_beating_a_quorum(floors(&[7, 7, 7]), 2), Some(Ballot(8)));
-        assert_eq!(ballot_beating_a_quorum(floors(&[3, 900_000, 5]), 2), Some(Ballot(6)));
-        assert_eq!(ballot_beating_a_quorum(floors(&[0, 0, 9, 4, 2]), 3), Some(Ballot(3)));
-        assert_eq!(ballot_beating_a_quorum(floors(&[9]), 2), None);
-        assert_eq!(ballot_beating_a_quorum(floors(&[]), 1), None);
+        assert_eq!(floor(&[room(NOW, NOW), room(NOW, NOW), room(NOW, NOW)], 0, 2), Some(NOW));
+        assert_eq!(floor(&[room(NOW + 3, NOW), room(NOW + 9, NOW), room(NOW + 5, NOW)], 0, 2), Some(NOW + 5));
+        assert_eq!(floor(&[room(0, NOW), room(0, NOW), room(NOW + 9, NOW)], 0, 3), Some(NOW + 9));
+        assert_eq!(floor(&[room(NOW, NOW)], 0, 2), None);
+        assert_eq!(floor(&[], 0, 1), None);
+    }
+
+    #[test]
+    fn a_node_that_has_not_answered_may_take_a_sensible_proposal() {
+        assert_eq!(floor(&[room(NOW + 1, NOW)], 1, 2), Some(NOW + 1));
+        assert_eq!(floor(&[room(NOW + HOUR, NOW + HOUR)], 1, 2), None, "but not one of an hour ahead");
+    }
+
+    #[test]
+    fn broken_clocks_are_not_chased() {
+        let broken = room(NOW + HOUR, NOW + HOUR);
+        let sound = room(0, NOW);
+        assert_eq!(floor(&[sound, sound, broken, broken], 0, 3), None);
+        assert_eq!(floor(&[sound, sound, sound, broken, broken], 0, 3), Some(0));
+        assert_eq!(floor(&[broken, broken, broken, sound, sound], 0, 3), Some(NOW + HOUR), "unless a quorum agrees");
+        assert!(is_near(Ballot(NOW + HOUR / 2), NOW));
+        assert!(!is_near(Ballot(NOW + HOUR / 2 + 1), NOW));
     }
 
     #[test]

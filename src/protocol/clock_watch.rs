@@ -33,8 +33,9 @@ impl ClockWatch {
         let now = Bounds { at: received, lowest: difference(received), highest: difference(sent) };
         let base = self.base.get_or_insert(now);
         let ahead = now.lowest.saturating_sub(base.highest);
-        // Half of the allowance in each of two windows of a lease: no lease sees more of them than two.
-        let allowed = signed(u64::try_from(validity.drift(lease).as_micros()).unwrap_or(u64::MAX)) / 2;
+        // A step that takes half of a lease's allowance, or the drift that is allowed for the time since.
+        let allowed = (validity.drift(lease) / 2).max(validity.drift(received.since(base.at)));
+        let allowed = signed(u64::try_from(allowed.as_micros()).unwrap_or(u64::MAX));
         let excess = u64::try_from(ahead.saturating_sub(allowed)).ok().filter(|excess| *excess > 0);
         if excess.is_some() || received.since(base.at) >= lease {
             *base = now;
@@ -92,6 +93,18 @@ mod tests {
     }
 
     #[test]
+    fn drift_within_the_allowance_is_silent_for_ever_and_after_any_pause() {
+        let mut watch = ClockWatch::default();
+        // One percent fast, less a hair; asked every 300 ms, then not for an hour.
+        let node = |at: u64| 1000 + at + at / 101;
+        for at in (0..60_000).step_by(300) {
+            assert_eq!(observe(&mut watch, at, at, node(at)), None, "at {at}");
+        }
+        assert_eq!(observe(&mut watch, 3_660_000, 3_660_000, node(3_660_000)), None);
+        assert_eq!(observe(&mut watch, 3_661_000, 3_661_000, node(3_661_000)), None);
+    }
+
+    #[test]
     fn after_a_lease_the_count_begins_anew() {
         let mut watch = ClockWatch::default();
         assert_eq!(observe(&mut watch, 0, 0, 1000), None);
@@ -105,6 +118,6 @@ mod tests {
         let mut watch = ClockWatch::default();
         assert_eq!(observe(&mut watch, 0, 2, 1), None);
         assert_eq!(observe(&mut watch, 1000, 9000, 8999), None, "it may have been stamped at the end");
-        assert_eq!(observe(&mut watch, 9100, 9102, 9300), Some(146));
+        assert_eq!(observe(&mut watch, 9100, 9102, 9300), Some(104));
     }
 }

@@ -1,0 +1,103 @@
+//! The command line.
+
+use std::time::Duration;
+
+pub const HELP: &str = "\
+cluster/simulate: the lock under simulated faults, as decided by seeds.
+
+  --seeds A..B   run these seeds (B is not run)
+  --for TIME     run seeds for so long, such as 90s, 10m or 2h; from 0, or from A with --seeds A..
+  --seed N       run this seed alone
+  --trace        with --seed: print everything that happened
+  --json         print the figures as one JSON object
+  --threads N    use so many threads (default: all cores)
+  --no-controls  do not run the negative controls
+  --clock-steps  also set nodes' clocks ahead while locks are held there: more than the lock promises to survive
+  --help         this text
+
+Exit status: 0 when every invariant held and every control was caught, 1 otherwise, 2 for a wrong argument.
+Without arguments, as cargo test runs it: a short fixed range, and tests of the simulation itself.";
+
+#[derive(Clone, Debug, Default)]
+pub struct Arguments {
+    pub from: u64,
+    pub to: Option<u64>,
+    pub time: Option<Duration>,
+    pub trace: bool,
+    pub json: bool,
+    pub threads: Option<usize>,
+    pub controls: bool,
+    pub clock_steps: bool,
+}
+
+pub enum Wanted {
+    /// As cargo test runs it, perhaps only tests whose names contain this.
+    Tests(Option<String>),
+    List,
+    Help,
+    Simulation(Arguments),
+}
+
+pub fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
+    let mut parsed = Arguments { controls: true, ..Arguments::default() };
+    let (mut simulates, mut filter) = (false, None);
+    let mut args = args;
+    while let Some(arg) = args.next() {
+        let (name, inline) = match arg.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (arg.clone(), None),
+        };
+        let mut value = || inline.clone().or_else(|| args.next()).ok_or(format!("{name} needs a value"));
+        match name.as_str() {
+            "--help" | "-h" => return Ok(Wanted::Help),
+            "--list" => return Ok(Wanted::List),
+            "--seeds" => (parsed.from, parsed.to) = range(&value()?)?,
+            "--seed" => {
+                let seed = number(&value()?)?;
+                (parsed.from, parsed.to, parsed.controls) = (seed, Some(seed + 1), false);
+            }
+            "--for" => {
+                let text = value()?;
+                parsed.time = Some(humantime::parse_duration(&text).map_err(|error| format!("--for {text}: {error}"))?);
+            }
+            "--threads" => {
+                parsed.threads = Some(usize::try_from(number(&value()?)?.max(1)).map_err(|e| e.to_string())?)
+            }
+            "--trace" => parsed.trace = true,
+            "--json" => parsed.json = true,
+            "--no-controls" => parsed.controls = false,
+            "--clock-steps" => parsed.clock_steps = true,
+            // What cargo test passes on to every test program.
+            "--nocapture" | "--exact" | "--quiet" | "-q" | "--ignored" | "--include-ignored" | "--show-output" => {
+                continue;
+            }
+            "--test-threads" | "--format" | "--color" | "-Z" | "--skip" => {
+                value()?;
+                continue;
+            }
+            other if other.starts_with('-') => return Err(format!("unknown argument {other}; see --help")),
+            other => {
+                filter = Some(other.to_owned());
+                continue;
+            }
+        }
+        simulates = true;
+    }
+    if !simulates {
+        return Ok(Wanted::Tests(filter));
+    }
+    if parsed.to.is_none() && parsed.time.is_none() {
+        return Err("say how much: --seeds A..B, --for TIME or --seed N".to_owned());
+    }
+    Ok(Wanted::Simulation(parsed))
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.replace('_', "").parse().map_err(|error| format!("{text}: {error}"))
+}
+
+fn range(text: &str) -> Result<(u64, Option<u64>), String> {
+    let (from, to) = text.split_once("..").ok_or(format!("{text}: seeds are written A..B"))?;
+    let to = if to.is_empty() { None } else { Some(number(to)?) };
+    Ok((number(from)?, to))
+}

@@ -1,0 +1,148 @@
+//! What a run did, in numbers.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+macro_rules! faults {
+    ($($kind:ident = $name:literal),* $(,)?) => {
+        /// Everything that goes wrong on purpose.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Fault { $($kind),* }
+
+        impl Fault {
+            pub const NAMES: &[&str] = &[$($name),*];
+        }
+    };
+}
+
+faults! {
+    LostRequest = "lost request",
+    LostReply = "applied, reply lost",
+    LateRequest = "late request",
+    LateReply = "late reply",
+    Reorder = "reordered by a reconnect",
+    SplitFrame = "split frame",
+    Reset = "connection reset",
+    ConnectRefused = "connection refused",
+    Partition = "partition",
+    OneWayPartition = "one-way partition",
+    NodePause = "node pause",
+    NodeCrash = "node crash, memory kept",
+    NodeAmnesia = "node crash, memory lost",
+    NodeLoading = "node answers with errors",
+    NodeClockStep = "node clock step",
+    NodeClockRate = "node clock rate",
+    ScriptFlush = "scripts flushed",
+    ClientPause = "client pause",
+    ClientCrash = "client crash",
+    ClientClockRate = "client clock rate",
+    DroppedFuture = "dropped future",
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Figures {
+    pub seeds: u64,
+    pub simulated_us: u64,
+    pub commands: u64,
+    pub faults: [u64; Fault::NAMES.len()],
+    pub grants: u64,
+    pub reentries: u64,
+    pub joins: u64,
+    pub extensions: u64,
+    pub releases: u64,
+    pub losses: u64,
+    pub refusals: u64,
+    pub writes: u64,
+    pub stale_writes_rejected: u64,
+}
+
+impl Figures {
+    pub fn fault(&mut self, fault: Fault) {
+        self.faults[fault as usize] += 1;
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.simulated_us += other.simulated_us;
+        self.commands += other.commands;
+        self.faults.iter_mut().zip(other.faults).for_each(|(mine, theirs)| *mine += theirs);
+        self.grants += other.grants;
+        self.reentries += other.reentries;
+        self.joins += other.joins;
+        self.extensions += other.extensions;
+        self.releases += other.releases;
+        self.losses += other.losses;
+        self.refusals += other.refusals;
+        self.writes += other.writes;
+        self.stale_writes_rejected += other.stale_writes_rejected;
+    }
+
+    pub fn simulated_hours(&self) -> f64 {
+        self.simulated_us as f64 / 3.6e9
+    }
+
+    pub fn all_faults(&self) -> u64 {
+        self.faults.iter().sum()
+    }
+
+    fn counts(&self) -> [(&'static str, u64); 9] {
+        [
+            ("grants", self.grants),
+            ("reentries", self.reentries),
+            ("joins", self.joins),
+            ("extensions", self.extensions),
+            ("releases", self.releases),
+            ("losses", self.losses),
+            ("refusals", self.refusals),
+            ("fenced_writes", self.writes),
+            ("stale_writes_rejected", self.stale_writes_rejected),
+        ]
+    }
+
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let mut row = |name: &str, value: String| writeln!(text, "{name:>28}  {value:>14}").expect("a string");
+        row("seeds", grouped(self.seeds));
+        row("simulated hours", format!("{:.1}", self.simulated_hours()));
+        row("commands", grouped(self.commands));
+        for (name, count) in self.counts() {
+            row(&name.replace('_', " "), grouped(count));
+        }
+        row("faults", grouped(self.all_faults()));
+        for (name, count) in Fault::NAMES.iter().zip(self.faults) {
+            row(name, grouped(count));
+        }
+        text
+    }
+
+    /// One JSON object. `violations` by invariant, `controls` by name with what caught them.
+    pub fn json(&self, violations: &BTreeMap<&'static str, u64>, controls: &BTreeMap<&'static str, String>) -> String {
+        let mut text = String::from("{");
+        write!(text, "\"seeds\":{},\"simulated_hours\":{:.3},", self.seeds, self.simulated_hours()).expect("a string");
+        write!(text, "\"commands\":{},\"faults\":{{", self.commands).expect("a string");
+        let faults: Vec<String> =
+            Fault::NAMES.iter().zip(self.faults).map(|(name, count)| format!("\"{name}\":{count}")).collect();
+        write!(text, "{}}},", faults.join(",")).expect("a string");
+        for (name, count) in self.counts() {
+            write!(text, "\"{name}\":{count},").expect("a string");
+        }
+        let violations: Vec<String> = violations.iter().map(|(name, count)| format!("\"{name}\":{count}")).collect();
+        write!(text, "\"violations\":{{{}}},", violations.join(",")).expect("a string");
+        let controls: Vec<String> = controls.iter().map(|(name, by)| format!("\"{name}\":\"{by}\"")).collect();
+        write!(text, "\"controls\":{{{}}}}}", controls.join(",")).expect("a string");
+        text
+    }
+}
+
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let first = digits.len() % 3;
+    let mut text = digits[..first].to_owned();
+    for chunk in digits.as_bytes()[first..].chunks(3) {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text.extend(chunk.iter().map(|byte| char::from(*byte)));
+    }
+    text
+}

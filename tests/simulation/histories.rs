@@ -1,0 +1,314 @@
+//! The checkers checked: histories that no lock may have, made by hand. A checker that lets one pass would let anything
+//! pass.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::ledger::{Belief, Ledger};
+use crate::node::{Node, Script};
+use crate::oracle::Oracle;
+use crate::rules::Rules;
+
+const SECOND: u64 = 1_000_000;
+
+/// A guard that says what it is told to say.
+#[derive(Clone)]
+struct Puppet {
+    remaining: Arc<AtomicU64>,
+    lost: Arc<AtomicBool>,
+    token: Arc<AtomicU64>,
+    depth: Arc<AtomicU32>,
+    clock: Arc<AtomicU64>,
+}
+
+impl Puppet {
+    fn new(token: u64) -> Self {
+        Self {
+            remaining: Arc::new(AtomicU64::new(SECOND)),
+            lost: Arc::default(),
+            token: Arc::new(AtomicU64::new(token)),
+            depth: Arc::new(AtomicU32::new(1)),
+            clock: Arc::default(),
+        }
+    }
+
+    fn lose(&self) {
+        self.remaining.store(0, Relaxed);
+        self.lost.store(true, Relaxed);
+    }
+}
+
+impl Belief for Puppet {
+    fn remaining(&self) -> u64 {
+        self.remaining.load(Relaxed)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lost.load(Relaxed)
+    }
+
+    fn token_of(&self, _: usize) -> Option<u64> {
+        Some(self.token.load(Relaxed))
+    }
+
+    fn depth(&self) -> u32 {
+        self.depth.load(Relaxed)
+    }
+
+    fn clock(&self) -> u64 {
+        self.clock.load(Relaxed)
+    }
+
+    fn paused_until(&self) -> u64 {
+        0
+    }
+}
+
+fn ledger() -> Ledger {
+    Ledger::new(1, true, SECOND, Arc::default())
+}
+
+fn grant(ledger: &mut Ledger, at: u64, client: usize, owner: &str, puppet: &Puppet) -> u64 {
+    let asked = ledger.asks(client, owner, &[0]);
+    ledger.asked(client, owner, &[0]);
+    ledger.granted(at, client, owner, &asked, None, Box::new(puppet.clone()), |_, _| 2, 2)
+}
+
+type History = fn(&mut Ledger);
+
+/// Each with the invariant that it breaks.
+const ILLEGAL: [(&str, &str, History); 14] = [
+    ("MutualExclusion", "two owners at once", |ledger| {
+        grant(ledger, 1, 0, "a", &Puppet::new(7));
+        grant(ledger, 2, 1, "b", &Puppet::new(8));
+    }),
+    ("MutualExclusion", "one owner twice, with two tokens", |ledger| {
+        grant(ledger, 1, 0, "a", &Puppet::new(7));
+        grant(ledger, 2, 1, "a", &Puppet::new(8));
+    }),
+    ("ReentrantDepth", "a hold too many", |ledger| {
+        let puppet = Puppet::new(7);
+        grant(ledger, 1, 0, "a", &puppet);
+        puppet.depth.store(2, Relaxed);
+        ledger.observe(2);
+    }),
+    ("TokenUnique", "a token for the second time", |ledger| {
+        let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
+        ledger.given_back(id);
+        grant(ledger, 2, 1, "b", &Puppet::new(7));
+    }),
+    ("TokenMonotonic", "a smaller token", |ledger| {
+        let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
+        ledger.given_back(id);
+        grant(ledger, 2, 1, "b", &Puppet::new(6));
+    }),
+    ("TokenStable", "another token on re-entry", |ledger| {
+        grant(ledger, 1, 0, "a", &Puppet::new(7));
+        grant(ledger, 2, 0, "a", &Puppet::new(8));
+    }),
+    ("TokenStable", "a token that changes", |ledger| {
+        let puppet = Puppet::new(7);
+        grant(ledger, 1, 0, "a", &puppet);
+        puppet.token.store(8, Relaxed);
+        ledger.observe(2);
+    }),
+    ("FencedStore", "a holder's write rejected", |ledger| {
+        let first = Puppet::new(7);
+        let a = grant(ledger, 1, 0, "a", &first);
+        first.lose();
+        let b = grant(ledger, 2, 1, "b", &Puppet::new(6));
+        ledger.write(3, a);
+        ledger.write(4, b);
+    }),
+    ("FencedStore", "a stale write accepted", |ledger| {
+        let first = Puppet::new(7);
+        let a = grant(ledger, 1, 0, "a", &first);
+        first.lose();
+        let b = grant(ledger, 2, 1, "b", &Puppet::new(6));
+        ledger.write(3, b);
+        ledger.write(4, a);
+    }),
+    ("NoFalseGrant", "a grant with nothing left of it", |ledger| {
+        let puppet = Puppet::new(7);
+        puppet.remaining.store(0, Relaxed);
+        grant(ledger, 1, 0, "a", &puppet);
+    }),
+    ("NoResurrection", "lost and held again", |ledger| {
+        let puppet = Puppet::new(7);
+        grant(ledger, 1, 0, "a", &puppet);
+        puppet.lose();
+        ledger.observe(2);
+        puppet.lost.store(false, Relaxed);
+        puppet.remaining.store(5, Relaxed);
+        ledger.observe(3);
+    }),
+    ("NoResurrection", "renewed after a newer acquisition", |ledger| {
+        let first = Puppet::new(7);
+        grant(ledger, 1, 0, "a", &first);
+        first.remaining.store(0, Relaxed);
+        grant(ledger, 2, 1, "b", &Puppet::new(8));
+        first.remaining.store(2 * SECOND, Relaxed);
+        ledger.observe(3);
+    }),
+    ("LeaseNeverShrinks", "an earlier end", |ledger| {
+        let puppet = Puppet::new(7);
+        grant(ledger, 1, 0, "a", &puppet);
+        puppet.remaining.store(SECOND / 2, Relaxed);
+        ledger.observe(2);
+    }),
+    ("LossOnTime", "a loss that is noticed late", |ledger| {
+        let puppet = Puppet::new(7);
+        let id = grant(ledger, 1, 0, "a", &puppet);
+        puppet.lose();
+        puppet.clock.store(2 * SECOND, Relaxed);
+        ledger.loss_noticed(2 * SECOND, id);
+    }),
+];
+
+/// Says which histories were not noticed.
+pub fn unnoticed() -> Vec<String> {
+    let mut missed = Vec::new();
+    for (invariant, what, history) in ILLEGAL {
+        let mut ledger = ledger();
+        history(&mut ledger);
+        if !ledger.violations.iter().any(|violation| violation.invariant == invariant) {
+            missed.push(format!("{invariant}: {what}: {:?}", ledger.violations));
+        }
+    }
+    let mut few = ledger();
+    let asked = few.asks(0, "a", &[0]);
+    few.granted(1, 0, "a", &asked, None, Box::new(Puppet::new(7)), |_, _| 1, 2);
+    if !few.violations.iter().any(|violation| violation.invariant == "NoFalseGrant") {
+        missed.push("NoFalseGrant: a grant without a quorum of votes".to_owned());
+    }
+    missed
+}
+
+/// A history in which nothing is wrong must not be called wrong.
+pub fn legal_is_legal() -> Vec<String> {
+    let mut ledger = ledger();
+    let first = Puppet::new(7);
+    let outer = grant(&mut ledger, 1, 0, "a", &first);
+    let again = Puppet { depth: Arc::clone(&first.depth), ..first.clone() };
+    first.depth.store(2, Relaxed);
+    let inner = grant(&mut ledger, 2, 0, "a", &again);
+    ledger.observe(3);
+    ledger.write(4, inner);
+    first.depth.store(1, Relaxed);
+    ledger.given_back(inner);
+    ledger.observe(5);
+    first.lose();
+    ledger.loss_noticed(6, outer);
+    let next = grant(&mut ledger, 7, 1, "b", &Puppet::new(9));
+    ledger.write(8, next);
+    ledger.write(9, outer);
+    ledger.observe(10);
+    let mut wrong: Vec<String> = ledger.violations.iter().map(|violation| format!("{violation:?}")).collect();
+    if ledger.figures.stale_writes_rejected != 1 {
+        wrong.push("the stale write was not rejected".to_owned());
+    }
+    wrong
+}
+
+/// Broken nodes, one command after another, under the eyes of the oracle.
+pub fn broken_nodes_unnoticed() -> Vec<String> {
+    const NOW: u64 = crate::world::EPOCH_US;
+    let hold = |next: &str, token: &str, known: &str, lease: &str, owner: &str| -> Vec<String> {
+        [
+            "EVALSHA",
+            Script::Hold.hash(),
+            "2",
+            "quorlock:lock:x",
+            "quorlock:ballot:x",
+            next,
+            lease,
+            "3600000",
+            "1800000000",
+            owner,
+            "51",
+            "label",
+            token,
+            known,
+            "1",
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    };
+    let release = |next: &str, token: &str, owner: &str| -> Vec<String> {
+        [
+            "EVALSHA",
+            Script::Release.hash(),
+            "2",
+            "quorlock:lock:x",
+            "quorlock:ballot:x",
+            next,
+            "3600000",
+            "1800000000",
+            owner,
+            "51",
+            token,
+            token,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    };
+    let base = NOW;
+    let n = |plus: u64| (base + plus).to_string();
+    let cases: Vec<(&str, Rules, Vec<Vec<String>>)> = vec![
+        (
+            "ReleaseSafe",
+            Rules { releases_blindly: true, ..Rules::default() },
+            vec![hold(&n(1), "0", &n(1), "5000", "aa"), release(&n(9), &n(5), "bb")],
+        ),
+        (
+            "LeaseNeverShrinks",
+            Rules { shrinks_leases: true, ..Rules::default() },
+            vec![hold(&n(1), "0", &n(1), "5000", "aa"), hold(&n(2), &n(1), &n(1), "1000", "aa")],
+        ),
+        (
+            "NoOrphan",
+            Rules { releases_without_mark: true, ..Rules::default() },
+            vec![
+                hold(&n(1), "0", &n(1), "5000", "aa"),
+                release(&n(9), &n(1), "aa"),
+                hold(&n(2), &n(1), &n(1), "5000", "aa"),
+            ],
+        ),
+        (
+            "TokenUnique",
+            Rules { grants_equal_ballots: true, ..Rules::default() },
+            vec![
+                hold(&n(9), "0", &n(9), "5000", "aa"),
+                release(&n(9), &n(9), "aa"),
+                hold(&n(9), "0", &n(9), "5000", "bb"),
+            ],
+        ),
+        (
+            "NoFalseGrant",
+            Rules { grants_over_others: true, ..Rules::default() },
+            vec![hold(&n(1), "0", &n(1), "5000", "aa"), hold(&n(2), "0", &n(2), "5000", "bb")],
+        ),
+        (
+            "ReentrantDepth",
+            Rules { increments_counts: true, ..Rules::default() },
+            vec![hold(&n(1), "0", &n(1), "5000", "aa"), hold(&n(2), &n(1), &n(1), "5000", "aa")],
+        ),
+    ];
+    let mut missed = Vec::new();
+    for (invariant, rules, commands) in cases {
+        for (rules, expected) in [(rules, true), (Rules::default(), false)] {
+            let (mut oracle, mut node) = (Oracle::default(), Node::new(rules, "id".to_owned(), 0));
+            for code in crate::node::SCRIPTS {
+                node.execute(&[b"SCRIPT", b"LOAD", code.as_bytes()], NOW);
+            }
+            for command in &commands {
+                let args: Vec<&[u8]> = command.iter().map(String::as_bytes).collect();
+                oracle.execute(0, &mut node, &args, NOW, 0);
+            }
+            if oracle.violations.iter().any(|violation| violation.invariant == invariant) != expected {
+                missed.push(format!("{invariant}, broken {expected}: {:?}", oracle.violations));
+            }
+        }
+    }
+    missed
+}

@@ -1,0 +1,48 @@
+//! The shipped client (coordinator, watchdog, guards, waiting, and the codec of redis-rs) against nodes in memory, for
+//! thousands of simulated hours: time is tokio's paused clock, and everything that happens is decided by a seed.
+//!
+//! Run by `cargo test` it takes a short fixed range of seeds and tests itself; `cluster/simulate` gives it arguments.
+//!
+//! What it proves: the named invariants of `ledger.rs`, `oracle.rs` and `calm.rs`, on every seed. What makes that worth
+//! something: `histories.rs` and `controls.rs`, which break things on purpose, and `tests/conformance.rs`, which shows
+//! that the nodes here and a real server do the same.
+
+mod arguments;
+mod calm;
+mod controls;
+mod figures;
+mod histories;
+mod ledger;
+mod machine;
+mod node;
+mod oracle;
+mod plan;
+mod resp;
+mod rng;
+mod rules;
+mod run;
+mod selftest;
+mod simulate;
+mod trouble;
+mod user;
+mod world;
+
+use std::process::ExitCode;
+
+use arguments::Wanted;
+
+fn main() -> ExitCode {
+    match arguments::parse(std::env::args().skip(1)) {
+        Ok(Wanted::Tests(filter)) => selftest::run(filter.as_deref()),
+        Ok(Wanted::List) => ExitCode::SUCCESS,
+        Ok(Wanted::Help) => {
+            println!("{}", arguments::HELP);
+            ExitCode::SUCCESS
+        }
+        Ok(Wanted::Simulation(arguments)) => simulate::run(&arguments),
+        Err(error) => {
+            eprintln!("simulate: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

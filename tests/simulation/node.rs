@@ -1,0 +1,232 @@
+//! A Redis master in memory: keys that expire by its own clock, and the few commands that the lock sends.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use super::resp::Reply;
+use super::rules::{self, Rules};
+
+pub const SCRIPTS: [&str; 3] = [
+    include_str!("../../src/node/lua/hold.lua"),
+    include_str!("../../src/node/lua/release.lua"),
+    include_str!("../../src/node/lua/inspect.lua"),
+];
+
+/// Which script a hash stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Script {
+    Hold,
+    Release,
+    Inspect,
+}
+
+static HASHES: LazyLock<[String; 3]> =
+    LazyLock::new(|| SCRIPTS.map(|code| redis::Script::new(code).get_hash().to_owned()));
+
+impl Script {
+    const ALL: [Self; 3] = [Self::Hold, Self::Release, Self::Inspect];
+
+    pub fn by_hash(hash: &[u8]) -> Option<Self> {
+        HASHES.iter().position(|known| known.as_bytes() == hash).map(|i| Self::ALL[i])
+    }
+
+    pub fn hash(self) -> &'static str {
+        &HASHES[self as usize]
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    Text(Vec<u8>),
+    /// A key of another type, by its name.
+    #[allow(dead_code, reason = "only the conformance test makes such keys")]
+    Other(&'static str),
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    data: Data,
+    /// In ms of the node's clock.
+    until: Option<u64>,
+}
+
+/// The keys. `now` is the node's clock in µs; as in Redis, a key is gone when its last millisecond is over.
+#[derive(Clone, Debug, Default)]
+pub struct Store(BTreeMap<Vec<u8>, Entry>);
+
+impl Store {
+    fn entry(&mut self, key: &[u8], now: u64) -> Option<&mut Entry> {
+        if self.0.get(key).is_some_and(|entry| entry.until.is_some_and(|until| now / 1000 > until)) {
+            self.0.remove(key);
+        }
+        self.0.get_mut(key)
+    }
+
+    pub fn data(&mut self, key: &[u8], now: u64) -> Option<&Data> {
+        self.entry(key, now).map(|entry| &entry.data)
+    }
+
+    /// As MGET sees it: a key of another type is missing.
+    pub fn text(&mut self, key: &[u8], now: u64) -> Option<&[u8]> {
+        match self.data(key, now) {
+            Some(Data::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// As PTTL says it: -1 for ever, -2 not there.
+    pub fn pttl(&mut self, key: &[u8], now: u64) -> i64 {
+        match self.entry(key, now) {
+            None => -2,
+            Some(Entry { until: None, .. }) => -1,
+            Some(Entry { until: Some(until), .. }) => (*until - now / 1000).cast_signed(),
+        }
+    }
+
+    pub fn put(&mut self, key: &[u8], data: Data, life: Option<u64>, now: u64) {
+        self.0.insert(key.to_vec(), Entry { data, until: life.map(|life| now / 1000 + life) });
+    }
+
+    /// SET key value PX life.
+    pub fn set(&mut self, key: &[u8], value: Vec<u8>, life: u64, now: u64) {
+        self.put(key, Data::Text(value), Some(life), now);
+    }
+
+    pub fn remove(&mut self, key: &[u8]) {
+        self.0.remove(key);
+    }
+
+    /// The text keys under a prefix that have not expired.
+    pub fn texts<'a>(&'a self, prefix: &'a [u8], now: u64) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let live = move |entry: &Entry| entry.until.is_none_or(|until| now / 1000 <= until);
+        self.0.iter().filter(move |(key, entry)| key.starts_with(prefix) && live(entry)).filter_map(|(key, entry)| {
+            match &entry.data {
+                Data::Text(text) => Some((key.as_slice(), text.as_slice())),
+                Data::Other(_) => None,
+            }
+        })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub store: Store,
+    pub rules: Rules,
+    pub run_id: String,
+    /// Node clock in µs when the process started.
+    pub started: u64,
+    /// Every write is logged before it is answered.
+    pub durable: bool,
+    known: [bool; 3],
+}
+
+impl Node {
+    pub fn new(rules: Rules, run_id: String, started: u64) -> Self {
+        Self { store: Store::default(), rules, run_id, started, durable: false, known: [false; 3] }
+    }
+
+    /// What the bundled scripts do when they start a new cluster.
+    pub fn declare_new(&mut self, now: u64) {
+        let run_id = self.run_id.clone().into_bytes();
+        self.store.put(b"quorlock:new", Data::Text(run_id), None, now);
+    }
+
+    /// SCRIPT FLUSH, or what a restart does to scripts.
+    pub fn flush_scripts(&mut self) {
+        self.known = [false; 3];
+    }
+
+    /// `now` is the node's wall clock in µs.
+    pub fn execute(&mut self, args: &[&[u8]], now: u64) -> Reply {
+        let word = |i: usize| args.get(i).map(|arg| arg.to_ascii_uppercase()).unwrap_or_default();
+        match (word(0).as_slice(), word(1).as_slice()) {
+            (b"EVALSHA", _) => self.evalsha(args, now),
+            (b"PING", _) => Reply::Simple("PONG".to_owned()),
+            (b"SCRIPT", b"LOAD") => {
+                let hash = match SCRIPTS.iter().position(|code| Some(&code.as_bytes()) == args.get(2)) {
+                    Some(i) => {
+                        self.known[i] = true;
+                        Script::ALL[i].hash().to_owned()
+                    }
+                    None => return Reply::Error("ERR a script that this node has no code for".to_owned()),
+                };
+                Reply::bulk(hash)
+            }
+            (b"SCRIPT", b"FLUSH") => {
+                self.flush_scripts();
+                Reply::Okay
+            }
+            (b"INFO", _) => Reply::bulk(self.info(now)),
+            (b"CONFIG", b"GET") => Reply::Array(
+                args[2..]
+                    .iter()
+                    .filter_map(|name| self.config(name).map(|value| [name.to_vec(), value.into()]))
+                    .flatten()
+                    .map(Reply::Bulk)
+                    .collect(),
+            ),
+            (b"GET", _) => self.store.text(args[1], now).map_or(Reply::Nil, Reply::bulk),
+            (b"EXISTS", _) => Reply::Int(i64::from(self.store.data(args[1], now).is_some())),
+            (b"SET", _) => {
+                // As the client sends it: SET key value EX seconds.
+                let seconds = args.get(4).and_then(|life| std::str::from_utf8(life).ok()?.parse::<u64>().ok());
+                self.store.put(args[1], Data::Text(args[2].to_vec()), seconds.map(|life| 1000 * life), now);
+                Reply::Okay
+            }
+            (b"TIME", _) => Reply::Array([now / 1_000_000, now % 1_000_000].map(|n| Reply::bulk(n.to_string())).into()),
+            (b"CLIENT" | b"AUTH" | b"SELECT", _) => Reply::Okay,
+            (b"HELLO", _) => Reply::Error("NOPROTO unsupported protocol version".to_owned()),
+            (other, _) => Reply::Error(format!("ERR unknown command '{}'", String::from_utf8_lossy(other))),
+        }
+    }
+
+    fn evalsha(&mut self, args: &[&[u8]], now: u64) -> Reply {
+        let Some(script) = args.get(1).and_then(|hash| Script::by_hash(hash)).filter(|s| self.known[*s as usize])
+        else {
+            return Reply::Error("NOSCRIPT No matching script. Please use EVAL.".to_owned());
+        };
+        let Some((keys, argv)) = split(args) else { return Reply::Error("ERR wrong number of arguments".to_owned()) };
+        match script {
+            Script::Hold => rules::hold(&mut self.store, &self.rules, keys, argv, now),
+            Script::Release => rules::release(&mut self.store, &self.rules, keys, argv, now),
+            Script::Inspect => rules::inspect(&mut self.store, keys, now),
+        }
+    }
+
+    fn config(&self, name: &[u8]) -> Option<&'static str> {
+        Some(match name {
+            b"maxmemory-policy" => "noeviction",
+            b"maxmemory" => "0",
+            b"appendonly" if self.durable => "yes",
+            b"appendonly" => "no",
+            b"appendfsync" if self.durable => "always",
+            b"appendfsync" => "everysec",
+            _ => return None,
+        })
+    }
+
+    fn info(&self, now: u64) -> String {
+        let uptime = now.saturating_sub(self.started) / 1_000_000;
+        [
+            "# Server".to_owned(),
+            "redis_version:7.0.15".to_owned(),
+            "redis_mode:standalone".to_owned(),
+            format!("run_id:{}", self.run_id),
+            format!("server_time_usec:{now}"),
+            format!("uptime_in_seconds:{uptime}"),
+            "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction".to_owned(),
+            format!("# Persistence\r\nloading:0\r\naof_enabled:{}", u8::from(self.durable)),
+            "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n".to_owned(),
+        ]
+        .join("\r\n")
+    }
+}
+
+/// The words of a command.
+type Args<'a, 'b> = &'a [&'b [u8]];
+
+/// Keys and arguments of an EVALSHA.
+pub fn split<'a, 'b>(args: Args<'a, 'b>) -> Option<(Args<'a, 'b>, Args<'a, 'b>)> {
+    let count: usize = std::str::from_utf8(args.get(2)?).ok()?.parse().ok()?;
+    args.get(3..)?.split_at_checked(count)
+}

@@ -1,0 +1,182 @@
+//! What a seed decides before anything happens.
+
+use std::time::Duration;
+
+use crate::rng::Rng;
+use crate::rules::Rules;
+
+/// What is broken on purpose: nothing, or one thing that the checkers must notice.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Broken {
+    pub rules: Rules,
+    /// A crashed node comes back empty at once.
+    pub forgets_at_once: bool,
+    /// Nodes whose clocks run faster than the drift allowance.
+    pub drifts_beyond_allowance: bool,
+    /// The client's monotonic clock is a wall clock that somebody sets back.
+    pub clock_is_set_back: bool,
+    /// Two answers of a node change places.
+    pub swaps_answers: bool,
+    /// Node clocks are stepped although locks are held, and exclusion is still expected.
+    pub steps_under_locks: bool,
+}
+
+/// What may be expected of the clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clocks {
+    /// Rates within the drift allowance; steps never cut a lease short. Everything must hold.
+    Bounded,
+    /// Nodes' clocks jump as they like, within 10 minutes. Tokens must stay unique and ordered, nothing lost may come
+    /// back; exclusion is not promised.
+    Wild,
+}
+
+#[derive(Clone, Debug)]
+pub struct ClientPlan {
+    pub lease: Duration,
+    pub node_timeout: Option<Duration>,
+    pub extends: bool,
+    pub actors: usize,
+    pub ppm: i64,
+    pub skew_us: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeClock {
+    pub offset_us: i64,
+    pub ppm: i64,
+    /// Hours off: such a node refuses everybody.
+    pub useless: bool,
+    /// Its append-only file keeps every vote.
+    pub durable: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub broken: Broken,
+    pub nodes: Vec<NodeClock>,
+    pub clients: Vec<ClientPlan>,
+    pub resources: usize,
+    pub clocks: Clocks,
+    /// Some nodes lose their memory. Wall clocks agree in these runs, because a forgotten ballot is replaced by nothing
+    /// but the wall clock.
+    pub forgetful: bool,
+    /// The servers have just been started; declared new or not.
+    pub young: bool,
+    pub declared_new: bool,
+    pub safety: Duration,
+    pub latency_us: (u64, u64),
+    pub late: f64,
+    pub lost: f64,
+    pub split: f64,
+    /// The mean time between two faults that somebody causes.
+    pub faults_every: Duration,
+}
+
+const MINUTE_US: u64 = 60_000_000;
+
+impl Plan {
+    pub fn new(seed: u64, broken: Broken) -> Self {
+        let mut rng = Rng::new(seed, 1);
+        let count = rng.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
+        let forgetful = rng.chance(0.2) || broken.forgets_at_once;
+        let wild = rng.chance(0.2) && !forgetful && !broken.steps_under_locks && !broken.drifts_beyond_allowance;
+        let skewed = !forgetful && rng.chance(0.5);
+        let ppm = |rng: &mut Rng| if forgetful { 0 } else { rng.signed(4000) };
+        let skew = |rng: &mut Rng| if skewed { rng.signed(9 * MINUTE_US) } else { 0 };
+        let mut nodes: Vec<NodeClock> = (0..count)
+            .map(|_| NodeClock {
+                offset_us: skew(&mut rng),
+                ppm: ppm(&mut rng),
+                useless: false,
+                durable: rng.chance(0.3),
+            })
+            .collect();
+        if broken.drifts_beyond_allowance {
+            nodes.iter_mut().for_each(|node| node.ppm = 150_000);
+        }
+        if skewed && rng.chance(0.3) {
+            let minority = (count - 1) / 2;
+            for node in nodes.iter_mut().take(minority) {
+                node.offset_us = rng.pick(&[-1, 1]) * rng.between(100 * MINUTE_US..300 * MINUTE_US).cast_signed();
+                node.useless = true;
+            }
+        }
+        let slow = rng.chance(0.15);
+        let leases = if slow {
+            [1500, 2000, 3000]
+        } else {
+            rng.pick(&[[300, 500, 1000], [1000, 2000, 3000], [400, 1500, 5000], [2000, 2000, 2000]])
+        };
+        let client = |rng: &mut Rng| {
+            let lease = Duration::from_millis(rng.pick(&leases));
+            ClientPlan {
+                lease,
+                node_timeout: (!slow && rng.chance(0.3))
+                    .then(|| lease / u32::try_from(rng.between(3..12)).unwrap_or(4)),
+                extends: rng.chance(0.75),
+                actors: rng.pick(&[1, 1, 2, 3]),
+                ppm: if forgetful { 0 } else { rng.signed(4000) },
+                skew_us: if skewed { rng.signed(9 * MINUTE_US) } else { 0 },
+            }
+        };
+        let clients = (0..rng.between(2..6)).map(|_| client(&mut rng)).collect();
+        Self {
+            seed,
+            broken,
+            nodes,
+            clients,
+            resources: rng.pick(&[1, 2, 2, 3, 4]),
+            clocks: if wild { Clocks::Wild } else { Clocks::Bounded },
+            forgetful,
+            young: rng.chance(0.3),
+            declared_new: rng.chance(0.5),
+            safety: Duration::from_secs(rng.between(10..30)),
+            latency_us: if slow { (1_000, rng.between(10_000..40_000)) } else { (50, rng.between(200..4_000)) },
+            late: rng.pick(&[0.0, 0.01, 0.05, 0.15]),
+            lost: rng.pick(&[0.0, 0.001, 0.005, 0.02]),
+            split: rng.pick(&[0.0, 0.02, 0.1]),
+            faults_every: Duration::from_millis(rng.pick(&[60, 150, 400, 1500])),
+        }
+    }
+
+    /// For the head of a trace.
+    pub fn described(&self) -> String {
+        let skewed = self.clients.iter().any(|client| client.skew_us != 0);
+        format!(
+            "seed {}: {} nodes ({} with a useless clock, {} durable), {} clients, {} resources, clocks {:?}, skewed {skewed}, \
+             forgetful {}, latency {:?} us, late {}, lost {}, leases {:?}",
+            self.seed,
+            self.nodes.len(),
+            self.nodes.iter().filter(|node| node.useless).count(),
+            self.nodes.iter().filter(|node| node.durable).count(),
+            self.clients.len(),
+            self.resources,
+            self.clocks,
+            self.forgetful,
+            self.latency_us,
+            self.late,
+            self.lost,
+            self.clients.iter().map(|client| client.lease).collect::<Vec<_>>(),
+        )
+    }
+
+    pub fn quorum(&self) -> usize {
+        self.nodes.len() / 2 + 1
+    }
+
+    /// How many nodes may fail beside those that are of no use anyway.
+    pub fn spare(&self) -> usize {
+        (self.nodes.len() - self.quorum()) - self.nodes.iter().filter(|node| node.useless).count()
+    }
+
+    /// The longest lease that anybody asks for.
+    pub fn longest_lease(&self) -> Duration {
+        self.clients.iter().map(|client| client.lease).max().unwrap_or_default()
+    }
+
+    pub fn longest_latency(&self) -> Duration {
+        Duration::from_micros(self.latency_us.1)
+    }
+}

@@ -1,0 +1,177 @@
+//! One seed, from start to verdict.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quorlock::Quorlock;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::calm;
+use crate::figures::Figures;
+use crate::ledger::{LOOK_EVERY_US, Ledger};
+use crate::machine::{Clock, Machine, Turns, Weakly};
+use crate::oracle::Violation;
+use crate::plan::{Broken, ClientPlan, Clocks, Plan};
+use crate::rng::Rng;
+use crate::trouble;
+use crate::user::{Client, Scene, User};
+use crate::world::{Time, World, lock, micros, network};
+
+pub struct Outcome {
+    pub figures: Figures,
+    pub violations: Vec<Violation>,
+    pub digest: u64,
+    pub trace: Option<String>,
+}
+
+/// A client with its users.
+pub struct Troupe {
+    pub client: Client,
+    pub plan: ClientPlan,
+    users: Vec<JoinHandle<()>>,
+}
+
+pub struct Stage {
+    pub scene: Scene,
+    pub clients: Vec<Troupe>,
+    truth: Arc<AtomicBool>,
+}
+
+/// The whole of a seed. Nothing in it may take longer than this, in simulated time.
+const LONGEST_RUN: Duration = Duration::from_secs(1800);
+
+pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime");
+    let plan = Arc::new(Plan::new(seed, broken));
+    runtime.block_on(async {
+        let time = Time::start();
+        let truth = Arc::new(AtomicBool::new(false));
+        let ledger = Ledger::new(
+            plan.resources + calm::EXTRA_RESOURCES,
+            plan.clocks == Clocks::Bounded,
+            micros(plan.longest_lease().max(calm::LEASE)),
+            Arc::clone(&truth),
+        );
+        let scene = Scene {
+            world: Arc::new(Mutex::new(World::new(Arc::clone(&plan), time, traced))),
+            ledger: Arc::new(Mutex::new(ledger)),
+            mail: Arc::new(Mutex::new(VecDeque::new())),
+            stop: Arc::new(AtomicBool::new(false)),
+            plan,
+        };
+        let described = scene.plan.described();
+        lock(&scene.world).note(format_args!("{described}"));
+        let network = tokio::spawn(network(Arc::clone(&scene.world)));
+        let looking = tokio::spawn(look(scene.clone()));
+        let mut stage = Stage { scene: scene.clone(), clients: Vec::new(), truth };
+        if timeout(LONGEST_RUN, stage.play()).await.is_err() {
+            lock(&scene.ledger).violated("MinorityFaultLive", time.now(), "the run does not come to an end".to_owned());
+        }
+        looking.abort();
+        network.abort();
+        let mut world = lock(&scene.world);
+        let mut ledger = lock(&scene.ledger);
+        let mut figures = world.figures.clone();
+        figures.add(&ledger.figures);
+        figures.seeds = 1;
+        figures.simulated_us = time.now();
+        let mut violations = std::mem::take(&mut ledger.violations);
+        violations.append(&mut world.oracle.violations);
+        violations.sort_by_key(|violation| violation.at);
+        Outcome { figures, violations, digest: world.digest, trace: world.trace.take() }
+    })
+}
+
+/// Looks at all holds, again and again.
+async fn look(scene: Scene) {
+    loop {
+        sleep(Duration::from_micros(LOOK_EVERY_US)).await;
+        let now = scene.now();
+        lock(&scene.ledger).observe(now);
+    }
+}
+
+impl Stage {
+    async fn play(&mut self) {
+        let plan = Arc::clone(&self.scene.plan);
+        for i in 0..plan.clients.len() {
+            self.start_client(i).await;
+        }
+        // A first connection takes a few round trips.
+        sleep(20 * plan.longest_latency()).await;
+        lock(&self.scene.world).troubled = true;
+        let until = self.scene.now() + micros(plan.safety);
+        trouble::make(self, until).await;
+        lock(&self.scene.world).heal();
+        self.scene.stop.store(true, Relaxed);
+        calm::judge(self).await;
+    }
+
+    /// Starts the client at this place, or another in place of one that crashed.
+    pub async fn start_client(&mut self, place: usize) {
+        let scene = &self.scene;
+        let plan = scene.plan.clients[place].clone();
+        let time = lock(&scene.world).time;
+        let clock = Arc::new(Clock::new(time, plan.ppm, plan.skew_us, Arc::clone(&self.truth)));
+        let index = lock(&scene.world).add_client(Arc::clone(&clock));
+        let machine = Machine {
+            client: index,
+            clock: Arc::clone(&clock),
+            rng: Mutex::new(Rng::new(scene.plan.seed, 1000 + index as u64)),
+            world: Weakly(Arc::clone(&scene.world)),
+        };
+        let mut builder = Quorlock::builder()
+            .nodes((0..scene.plan.nodes.len()).map(|node| format!("redis://node{node}")))
+            .lease(plan.lease)
+            .longest_lease(scene.plan.longest_lease())
+            .extend(plan.extends)
+            .environment(Arc::new(machine));
+        if let Some(timeout) = plan.node_timeout {
+            builder = builder.node_timeout(timeout);
+        }
+        let locks = builder.connect().await.expect("settings that work");
+        let client = Client { index, locks, clock };
+        let users = (0..plan.actors).map(|i| {
+            let rng = Rng::new(scene.plan.seed, 10_000 + 100 * index as u64 + i as u64);
+            let user = User { scene: scene.clone(), client: client.clone(), rng };
+            tokio::spawn(Turns { world: Arc::clone(&scene.world), client: index, task: Box::pin(user.run()) })
+        });
+        let troupe = Troupe { users: users.collect(), client, plan };
+        if place < self.clients.len() {
+            self.clients[place] = troupe;
+        } else {
+            self.clients.push(troupe);
+        }
+    }
+
+    /// The process is killed.
+    pub fn crash(&mut self, place: usize) {
+        let troupe = &self.clients[place];
+        lock(&self.scene.world).crash_client(troupe.client.index);
+        let gone = lock(&self.scene.ledger).forget_client(troupe.client.index);
+        drop(gone);
+        troupe.users.iter().for_each(JoinHandle::abort);
+    }
+
+    /// Waits until all users have given back what they held.
+    pub async fn users_finish(&mut self) {
+        for troupe in &mut self.clients {
+            for user in std::mem::take(&mut troupe.users) {
+                if let Err(error) = user.await
+                    && error.is_panic()
+                {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }
+        }
+    }
+
+    pub fn user(&self, place: usize, number: u64) -> User {
+        let rng = Rng::new(self.scene.plan.seed, 50_000 + number);
+        User { scene: self.scene.clone(), client: self.clients[place].client.clone(), rng }
+    }
+}

@@ -1,0 +1,96 @@
+//! Faults that somebody causes, at times and places that the seed decides.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::plan::Clocks;
+use crate::rng::Rng;
+use crate::run::Stage;
+use crate::world::{lock, micros};
+
+const MILLI: u64 = 1_000;
+const SECOND: u64 = 1_000_000;
+/// A node's clock is never stepped further away than this from where it began.
+const FURTHEST_STEP: i64 = 600 * 1_000_000;
+
+/// Makes trouble until the time is up.
+pub async fn make(stage: &mut Stage, until: u64) {
+    let mut rng = Rng::new(stage.scene.plan.seed, 3);
+    let every = micros(stage.scene.plan.faults_every);
+    let mut clients_to_crash = rng.below(3);
+    loop {
+        let now = stage.scene.now();
+        let pause = rng.between(0..2 * every).min(until.saturating_sub(now));
+        sleep(Duration::from_micros(pause)).await;
+        let now = stage.scene.now();
+        if now >= until {
+            return;
+        }
+        one(stage, &mut rng, &mut clients_to_crash).await;
+    }
+}
+
+/// Short ones are common, long ones are possible.
+fn duration(rng: &mut Rng) -> u64 {
+    match rng.between(0..10) {
+        0..5 => rng.between(MILLI..100 * MILLI),
+        5..9 => rng.between(100 * MILLI..SECOND),
+        _ => rng.between(SECOND..6 * SECOND),
+    }
+}
+
+async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
+    let plan = std::sync::Arc::clone(&stage.scene.plan);
+    let node = rng.below(plan.nodes.len());
+    let client = rng.below(stage.clients.len());
+    let index = stage.clients[client].client.index;
+    let long = duration(rng);
+    let mut world = lock(&stage.scene.world);
+    match rng.between(0..100) {
+        0..15 => {
+            let ways = rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);
+            let keeps = rng.chance(0.5);
+            world.cut(index, node, ways.0, ways.1, keeps, long);
+        }
+        15..30 => world.pause_node(node, long),
+        30..40 => {
+            let forgets = plan.forgetful && !plan.nodes[node].durable && rng.chance(0.5);
+            world.crash_node(node, long, forgets);
+        }
+        40..45 => world.load_node(node, long),
+        45..52 => world.reset_connections(node),
+        52..60 => world.flush_scripts(node),
+        60..72 => {
+            let most = rng.pick(&[100 * MILLI, SECOND, 5 * SECOND, 60 * SECOND]);
+            let by = rng.signed(most);
+            let stays = (world.stepped(node) + by).abs() <= FURTHEST_STEP;
+            let harmless = by <= 0 || world.locks(node).is_empty();
+            if stays && !plan.forgetful && (harmless || plan.clocks == Clocks::Wild || plan.broken.steps_under_locks) {
+                world.step_clock(node, by);
+            }
+        }
+        72..90 => {
+            world.pause_client(index, long);
+            if plan.broken.clock_is_set_back {
+                let clock = &stage.clients[client].client.clock;
+                clock.set_back_us.fetch_add(rng.signed(2 * SECOND).abs(), std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        90..93 if *clients_to_crash > 0 => {
+            *clients_to_crash -= 1;
+            drop(world);
+            stage.crash(client);
+            stage.start_client(client).await;
+        }
+        _ => {
+            // Everything at once: a switch goes down for a moment.
+            let keeps = rng.chance(0.5);
+            for node in 0..plan.nodes.len() {
+                if rng.chance(0.6) {
+                    world.cut(index, node, true, true, keeps, long);
+                }
+            }
+        }
+    }
+}
