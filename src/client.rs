@@ -15,9 +15,17 @@ use crate::keeper::Keeper;
 use crate::lock::LockRequest;
 use crate::node::{self, Asker, Common, Node, Request, parse_sighting};
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, is_near};
+use crate::protocol::{self, Ballot};
 use crate::resource::{Resource, readable};
 use crate::table::Table;
+
+/// How far ahead of this machine's clock a ballot may pull the client's own proposals: what NTP leaves between clocks.
+const TRUSTED_LEAD: Duration = Duration::from_secs(60);
+
+/// Replaces a number, and gives the old one.
+fn raise(line: &AtomicU64, next: impl Fn(u64) -> u64) -> u64 {
+    line.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).unwrap_or_else(|last| last)
+}
 
 /// A client: connections to all nodes, and the leases held through them.
 ///
@@ -52,7 +60,6 @@ pub(crate) struct Core {
     label: Arc<str>,
     ids: AtomicU64,
     last_ballot: AtomicU64,
-    last_far_ballot: AtomicU64,
     /// The wall clock less the monotonic one at the start, in µs: later steps of the wall clock do not reach proposals.
     wall_offset: u64,
 }
@@ -80,20 +87,19 @@ impl Core {
         self.wall_offset + self.now().micros()
     }
 
-    /// A ballot larger than `floor`, and never the same one twice: an owner must not use a ballot again.
+    /// A ballot larger than `floor`, and than every other one of this owner's here: none is ever used twice.
     ///
-    /// A floor that is ahead of this machine's clock pulls the client's later proposals along, as a hybrid logical clock
-    /// does. A floor so far ahead that sound nodes would refuse it (this machine's clock is hours behind, or a node's is
-    /// hours ahead) does not: it is answered with a ballot from another line, so that one cannot spoil the other.
-    pub(crate) fn propose_above(&self, floor: Ballot) -> Ballot {
+    /// A floor that is a little ahead of this machine's clock pulls all later proposals of the client along, as a hybrid
+    /// logical clock does. One that is far ahead counts for this owner only, or a few broken clocks would pull everybody
+    /// to where sound nodes refuse them.
+    pub(crate) fn propose_above(&self, owner: &Owner, floor: Ballot) -> Ballot {
         let wall = self.wall();
-        let (line, wall) = if is_near(floor, wall) { (&self.last_ballot, wall) } else { (&self.last_far_ballot, 0) };
-        let mut proposed = 0;
-        // The closure never declines, so both results carry the old value; it is the new one that counts.
-        let _ = line.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
-            proposed = protocol::propose(last.max(floor.get()), wall);
-            Some(proposed)
-        });
+        let trusted = wall.saturating_add(u64::try_from(TRUSTED_LEAD.as_micros()).unwrap_or(0));
+        let pull = if floor.get() <= trusted { floor.get() } else { 0 };
+        let propose = |last: u64| protocol::propose(last.max(pull), wall);
+        let proposed = propose(raise(&self.last_ballot, propose));
+        let ahead = |last: u64| protocol::propose(last.max(floor.get()), proposed);
+        let proposed = ahead(raise(owner.last_ballot(), ahead));
         // Nodes take no ballot that is far ahead of their clocks, so the limit is centuries away.
         Ballot::from_wire(proposed).unwrap_or(floor)
     }
@@ -137,7 +143,6 @@ impl Quorlock {
             label: Owner::labelled(label).label().into(),
             ids: AtomicU64::new(0),
             last_ballot: AtomicU64::new(0),
-            last_far_ballot: AtomicU64::new(0),
             wall_offset: wall.saturating_sub(environment.now().micros()),
             environment,
         });

@@ -186,7 +186,7 @@ pub(crate) fn send_hold(
     ballot: Option<Ballot>,
 ) -> Arc<Round> {
     let started = core.now();
-    let ballot = ballot.unwrap_or_else(|| fresh_ballot(core, states));
+    let ballot = ballot.unwrap_or_else(|| fresh_ballot(core, &leases[0].owner, states));
     for state in states.iter_mut() {
         state.sent = ballot;
     }
@@ -203,7 +203,7 @@ pub(crate) fn send_hold(
 /// Sends a round that takes this session's holds away.
 pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut [&mut State]) -> Arc<Round> {
     let started = core.now();
-    let ballot = fresh_ballot(core, states);
+    let ballot = fresh_ballot(core, &leases[0].owner, states);
     let command = {
         let entries = entries(leases, states);
         node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.session)
@@ -214,8 +214,8 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
 }
 
 /// Larger than every ballot that was sent for these leases.
-fn fresh_ballot(core: &Core, states: &[&mut State]) -> Ballot {
-    core.propose_above(states.iter().map(|state| state.sent).max().unwrap_or(Ballot::ZERO))
+fn fresh_ballot(core: &Core, owner: &Owner, states: &[&mut State]) -> Ballot {
+    core.propose_above(owner, states.iter().map(|state| state.sent).max().unwrap_or(Ballot::ZERO))
 }
 
 fn entries<'a>(leases: &'a [Arc<Lease>], states: &'a [&mut State]) -> Vec<Entry<'a>> {

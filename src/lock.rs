@@ -201,7 +201,7 @@ impl Attempt {
         }
         let inherited = |resource: &Resource| self.owner.inherited().and_then(|export| export.lease(resource));
         let known = free.iter().filter_map(|resource| inherited(resource)).map(|lease| lease.known);
-        let ballot = core.propose_above(known.fold(above, Ballot::max));
+        let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));
         // New leases have larger ids than all before, so the order by id holds.
         let create = |resource: &Resource| {
             let (token, known, fresh) = match inherited(resource) {
@@ -255,7 +255,7 @@ impl Attempt {
             Verdict::Lost => core.nodes.len() - tally.votes() - refusals.len() - tally.unheard_votes(),
             Verdict::Pending | Verdict::Won => 0,
         };
-        let floor = floor_for_a_quorum(&round.rooms(), unanswered, core.wall(), quorum);
+        let floor = floor_for_a_quorum(&round.rooms(), unanswered, core.wall(), round.ballot, quorum);
         if let Some(floor) = floor.filter(|_| is_stale) {
             return (AcquireError::Contended { resource, nodes }, Again::Above(floor));
         }

@@ -2,6 +2,7 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::environment::{Environment, System};
 use crate::error::ExportError;
@@ -22,6 +23,8 @@ struct Identity {
     id: u128,
     label: Arc<str>,
     inherited: Option<Export>,
+    /// The largest ballot that was proposed for it in this process.
+    last_ballot: AtomicU64,
 }
 
 impl Owner {
@@ -42,7 +45,12 @@ impl Owner {
     pub(crate) fn anonymous(environment: &dyn Environment, label: &Arc<str>) -> Self {
         let mut id = [0; 16];
         environment.fill(&mut id);
-        Self(Arc::new(Identity { id: u128::from_be_bytes(id), label: Arc::clone(label), inherited: None }))
+        Self(Arc::new(Identity {
+            id: u128::from_be_bytes(id),
+            label: Arc::clone(label),
+            inherited: None,
+            last_ballot: AtomicU64::new(0),
+        }))
     }
 
     /// The owner of an [exported](crate::Guard::export) lease: whatever it acquires of the leases named there joins them.
@@ -54,7 +62,12 @@ impl Owner {
     /// When `exported` is not what [`export`](crate::Guard::export) wrote.
     pub fn import(exported: &str) -> Result<Self, ExportError> {
         let export = Export::from_str(exported)?;
-        Ok(Self(Arc::new(Identity { id: export.owner, label: export.label.as_str().into(), inherited: Some(export) })))
+        Ok(Self(Arc::new(Identity {
+            id: export.owner,
+            label: export.label.as_str().into(),
+            inherited: Some(export),
+            last_ballot: AtomicU64::new(0),
+        })))
     }
 
     /// Runs `future` with this owner as the one that acquisitions inside it take when none is passed.
@@ -78,6 +91,10 @@ impl Owner {
     #[must_use]
     pub fn label(&self) -> &str {
         &self.0.label
+    }
+
+    pub(crate) fn last_ballot(&self) -> &AtomicU64 {
+        &self.0.last_ballot
     }
 
     pub(crate) fn number(&self) -> u128 {

@@ -388,7 +388,8 @@ fn broken_nodes_disagree() {
         Rules { grants_over_others: true, ..all },
         Rules { ignores_ballots: true, ..all },
     ] {
-        assert!(agree(seed(), rules).is_err(), "{rules:?} was not noticed");
+        // Some rules matter only in rare situations, which one random sequence may miss.
+        assert!((0..6).any(|_| agree(seed(), rules).is_err()), "{rules:?} was not noticed");
     }
 }
 

@@ -59,25 +59,26 @@ impl Room {
     }
 }
 
-/// The smallest floor above which a proposal would be taken by `quorum` nodes, as far as their answers tell. A node that
-/// has not answered yet is taken to be like this machine, whose wall clock is `wall`.
+/// The smallest floor, from the ballot `used` up, above which a proposal would be taken by `quorum` nodes, as far as their
+/// answers tell. Only when those that were heard are not enough, a node that has not answered yet is taken to be like this
+/// machine, whose wall clock is `wall`.
 ///
 /// It deliberately does not chase the largest floor: one node with a broken clock would otherwise drag every proposal to
 /// where all the other nodes refuse it.
-pub(crate) fn floor_for_a_quorum(heard: &[Room], unanswered: usize, wall: u64, quorum: usize) -> Option<Ballot> {
+pub(crate) fn floor_for_a_quorum(
+    heard: &[Room],
+    unanswered: usize,
+    wall: u64,
+    used: Ballot,
+    quorum: usize,
+) -> Option<Ballot> {
     let like_us = Room { floor: Ballot::ZERO, clock: wall };
-    let mut floors: Vec<Ballot> = heard.iter().map(|room| room.floor).collect();
+    let mut floors: Vec<Ballot> = heard.iter().map(|room| room.floor.max(used)).collect();
     floors.sort_unstable();
-    floors.into_iter().find(|floor| {
-        let ballot = floor.0 + 1;
-        let taken = heard.iter().filter(|room| room.takes(ballot)).count();
-        taken + if like_us.takes(ballot) { unanswered } else { 0 } >= quorum
-    })
-}
-
-/// Is this ballot so close to the wall clock that nodes whose clocks agree with it would take it?
-pub(crate) fn is_near(ballot: Ballot, wall_micros: u64) -> bool {
-    ballot.0 <= wall_micros.saturating_add(window_micros())
+    let heard_takes = |ballot| heard.iter().filter(|room| room.takes(ballot)).count();
+    let all_take = |ballot| heard_takes(ballot) + if like_us.takes(ballot) { unanswered } else { 0 };
+    let surely = floors.iter().find(|floor| heard_takes(floor.0 + 1) >= quorum);
+    surely.or_else(|| floors.iter().find(|floor| all_take(floor.0 + 1) >= quorum)).copied()
 }
 
 fn window_micros() -> u64 {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     fn floor(heard: &[Room], unanswered: usize, quorum: usize) -> Option<u64> {
-        floor_for_a_quorum(heard, unanswered, NOW, quorum).map(Ballot::get)
+        floor_for_a_quorum(heard, unanswered, NOW, Ballot(NOW - 1), quorum).map(Ballot::get)
     }
 
     #[test]
@@ -161,7 +162,18 @@ mod tests {
     #[test]
     fn a_node_that_has_not_answered_may_take_a_sensible_proposal() {
         assert_eq!(floor(&[room(NOW + 1, NOW)], 1, 2), Some(NOW + 1));
+        assert_eq!(
+            floor(&[room(NOW + 1, NOW), room(NOW + 5, NOW), room(NOW + 3, NOW)], 2, 3),
+            Some(NOW + 5),
+            "those that were heard are enough"
+        );
         assert_eq!(floor(&[room(NOW + HOUR, NOW + HOUR)], 1, 2), None, "but not one of an hour ahead");
+    }
+
+    #[test]
+    fn a_node_that_is_behind_is_left_behind() {
+        let behind = room(0, NOW - HOUR);
+        assert_eq!(floor(&[behind, room(0, NOW), room(NOW + 7, NOW)], 0, 2), Some(NOW + 7));
     }
 
     #[test]
@@ -169,10 +181,8 @@ mod tests {
         let broken = room(NOW + HOUR, NOW + HOUR);
         let sound = room(0, NOW);
         assert_eq!(floor(&[sound, sound, broken, broken], 0, 3), None);
-        assert_eq!(floor(&[sound, sound, sound, broken, broken], 0, 3), Some(0));
+        assert_eq!(floor(&[sound, sound, sound, broken, broken], 0, 3), Some(NOW - 1));
         assert_eq!(floor(&[broken, broken, broken, sound, sound], 0, 3), Some(NOW + HOUR), "unless a quorum agrees");
-        assert!(is_near(Ballot(NOW + HOUR / 2), NOW));
-        assert!(!is_near(Ballot(NOW + HOUR / 2 + 1), NOW));
     }
 
     #[test]

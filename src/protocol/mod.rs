@@ -13,7 +13,7 @@ mod tally;
 mod validity;
 
 pub use ballot::Token;
-pub(crate) use ballot::{Ballot, CLOCK_WINDOW, Room, floor_for_a_quorum, is_near, propose};
+pub(crate) use ballot::{Ballot, CLOCK_WINDOW, Room, floor_for_a_quorum, propose};
 pub(crate) use clock_watch::ClockWatch;
 pub(crate) use lease::{Due, Lease, Phase};
 pub use moment::Moment;

@@ -20,13 +20,14 @@ const MILLI: Duration = Duration::from_millis(1);
 pub async fn judge(stage: &mut Stage) {
     let plan = std::sync::Arc::clone(&stage.scene.plan);
     let round_trip = 2 * plan.longest_latency() + 2 * MILLI;
-    let patience = plan.longest_lease() * 3 + Duration::from_secs(20);
+    // A node whose clock was set back keeps a dead client's key for that much longer.
+    let set_back = lock(&stage.scene.world).furthest_set_back();
+    let patience = plan.longest_lease() * 3 + Duration::from_secs(20) + set_back;
     if timeout(patience, stage.users_finish()).await.is_err() {
         violated(stage, "MinorityFaultLive", "after all has healed, somebody still waits for a lock that nobody holds");
         return;
     }
     // What is late has arrived, connections are made again, and keys of crashed clients are gone.
-    let set_back = lock(&stage.scene.world).furthest_set_back();
     sleep(2 * LEASE + Duration::from_secs(10) + set_back).await;
     everybody_acquires(stage, round_trip).await;
     minority_fails(stage, round_trip).await;
@@ -52,12 +53,22 @@ async fn acquires(stage: &Stage, place: usize, resource: usize, limit: Duration,
             violated(stage, invariant, &format!("{when}: c{} waited {took} µs for r{resource}", user.client.index));
             user.give_back(holding).await;
         }
+        // A node's clock was seen to jump just now, when it was first asked after all was mended: it is not counted, and
+        // with a minority away that is one too many.
+        Err(error) if invariant == "MinorityFaultLive" && is_quarantined(&error) => {}
         Err(error) => {
             // Whoever is told that somebody holds it met what the invariant is about; otherwise nobody could be asked.
             let invariant = if error.is_held() { invariant } else { "MinorityFaultLive" };
             violated(stage, invariant, &format!("{when}: c{} did not get r{resource}: {error}", user.client.index));
         }
     }
+}
+
+fn is_quarantined(error: &quorlock::AcquireError) -> bool {
+    let quarantined = |report: &quorlock::NodeReport| {
+        matches!(report.answer, quorlock::Answer::Failed(quorlock::NodeError::Quarantined { .. }))
+    };
+    error.nodes().iter().any(quarantined)
 }
 
 async fn everybody_acquires(stage: &Stage, round_trip: Duration) {
@@ -87,8 +98,8 @@ async fn minority_fails(stage: &Stage, round_trip: Duration) {
         }
         for place in 0..stage.clients.len() {
             // Whoever meets another's release that is still under way may have to hear of a hung node that it hangs: the
-            // node timeout, and a pause after a lost race.
-            let limit = 8 * round_trip + Duration::from_secs(1);
+            // node timeout (1.25 s at most), and a pause after a lost race.
+            let limit = 8 * round_trip + Duration::from_millis(2500);
             acquires(stage, place, plan.resources, limit, "MinorityFaultLive", "with a minority away").await;
         }
         sleep(Duration::from_secs(8)).await;

@@ -201,6 +201,8 @@ impl Ledger {
                 }
                 let count = if exported.is_some() { &mut self.figures.joins } else { &mut self.figures.reentries };
                 *count += 1;
+            } else if self.is_held_elsewhere(owner, resource, token) {
+                self.figures.joins += 1; // What the owner had inherited further up was entered on the way.
             } else {
                 self.acquired(at, &name, owner, *asked, token);
             }
@@ -221,6 +223,12 @@ impl Ledger {
         self.ids += 1;
         self.holds.insert(self.ids, hold);
         self.ids
+    }
+
+    /// Does somebody hold this very lease of this owner now?
+    fn is_held_elsewhere(&self, owner: &str, resource: usize, token: u64) -> bool {
+        let same = |share: &Share| share.resource == resource && share.token == token;
+        self.holds.values().any(|hold| hold.owner == owner && hold.shares.iter().any(same))
     }
 
     /// An outermost acquisition.
