@@ -26,8 +26,9 @@
 //!
 //! - At most one owner holds a resource at a time, while clocks run at about the same rate and no majority of nodes has
 //!   its clock stepped within one lease.
-//! - Tokens of a resource are unique and increase from one acquisition to the next, whatever the clocks do. What refuses
-//!   a token smaller than one it has seen is safe even from a holder that does not know that it lost the lock.
+//! - Tokens of a resource are unique and increase from one acquisition to the next, as long as a majority of nodes keeps
+//!   its ballots. What refuses a token smaller than one it has seen is safe even from a holder that does not know that it
+//!   lost the lock.
 //! - A lost lease never comes back, and its holder hears of the loss before anybody else can be granted the lock.
 //! - A minority of nodes that is dead, hung or slow costs no time. A node that may have forgotten its votes has none.
 //!

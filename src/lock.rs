@@ -205,7 +205,9 @@ impl Attempt {
         // New leases have larger ids than all before, so the order by id holds.
         let create = |resource: &Resource| {
             let (token, known, fresh) = match inherited(resource) {
-                Some(lease) => (lease.token, lease.known, false),
+                // What is over is not begun again by joining it: no key is repaired on its word before a majority still
+                // has one.
+                Some(lease) => (lease.token, Ballot::ZERO, false),
                 None => (ballot.into(), ballot, true),
             };
             let lease = protocol::Lease::pending(token, known, self.lease, core.settings.schedule, now);

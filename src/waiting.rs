@@ -146,7 +146,7 @@ fn only_quarantined(error: &AcquireError) -> bool {
     let AcquireError::NoQuorum { needed, nodes } = error else { return false };
     let gone = nodes.0.iter().filter(|report| match &report.answer {
         Answer::Failed(NodeError::Quarantined { .. }) => false,
-        Answer::Failed(_) => true,
+        Answer::Failed(_) | Answer::ClockBehind => true,
         _ => false,
     });
     nodes.0.len() - gone.count() >= *needed

@@ -16,6 +16,7 @@ pub(super) struct Trust {
     heard: Option<Moment>,
     /// The latest moment at which votes may have been lost, and how.
     forgot: Option<(Moment, Distrust)>,
+    /// Not begun anew with a new process: a machine that comes back with its clock ahead expires keys that it has kept.
     clock: ClockWatch,
 }
 
@@ -34,9 +35,6 @@ impl Trust {
             let age = health.run_id.as_ref().map_or(Duration::ZERO, |_| health.uptime);
             let age = since_heard.map_or(age, |since| age.min(since));
             self.forgot = self.forgot.max(Some((now.minus(age), Distrust::Restarted)));
-        }
-        if !same {
-            self.clock = ClockWatch::default();
         }
         self.process.clone_from(&health.run_id);
         self.heard = Some(now);
@@ -143,6 +141,7 @@ mod tests {
         trust.answered(at(100), at(100), Some(7_000_000), LEASE);
         trust.answered(at(101), at(101), Some(8_000_000), LEASE);
         assert_eq!(left(&trust, 101), 0);
+        trust.connected(at(102), &Health { keeps_votes: true, ..server("b", 0) });
         trust.answered(at(102), at(102), Some(29_000_000), LEASE);
         assert!(matches!(
             trust.quarantine(at(102), LEASE),
