@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use redis::Cmd;
 use tokio::sync::Notify;
 
 use crate::client::Core;
@@ -130,6 +131,17 @@ impl Lease {
         }
     }
 
+    /// Asks one node to take the lease up again.
+    pub(crate) fn repair(self: &Arc<Self>, node: usize) {
+        let now = self.core.now();
+        let mut state = self.state();
+        if matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
+            let length = state.lease.length;
+            let (round, command) = hold_round(&self.core, std::slice::from_ref(self), &mut [&mut state], length, None);
+            round.send_to(node, command);
+        }
+    }
+
     /// Does what time has made due. Called by the keeper.
     pub(crate) fn tick(self: &Arc<Self>) {
         let now = self.core.now();
@@ -185,6 +197,18 @@ pub(crate) fn send_hold(
     length: Duration,
     ballot: Option<Ballot>,
 ) -> Arc<Round> {
+    let (round, command) = hold_round(core, leases, states, length, ballot);
+    round.send(command);
+    round
+}
+
+fn hold_round(
+    core: &Arc<Core>,
+    leases: &[Arc<Lease>],
+    states: &mut [&mut State],
+    length: Duration,
+    ballot: Option<Ballot>,
+) -> (Arc<Round>, Cmd) {
     let started = core.now();
     let ballot = ballot.unwrap_or_else(|| fresh_ballot(core, &leases[0].owner, states));
     for state in states.iter_mut() {
@@ -195,9 +219,7 @@ pub(crate) fn send_hold(
         let entries = entries(leases, states);
         node::hold(&entries, ballot, length, core.settings.memory, &leases[0].owner, core.session)
     };
-    let round = Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec());
-    round.send(command);
-    round
+    (Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec()), command)
 }
 
 /// Sends a round that takes this session's holds away.

@@ -74,6 +74,11 @@ impl Round {
         })
     }
 
+    /// Hands the command to one node's queue only.
+    pub(crate) fn send_to(self: &Arc<Self>, node: usize, command: Cmd) {
+        self.core.nodes[node].send(Request { command: Arc::new(command), asker: Asker::Hold(Arc::clone(self)) });
+    }
+
     /// Hands the command to every node's queue. Never waits.
     pub(crate) fn send(self: &Arc<Self>, command: Cmd) {
         let command = Arc::new(command);
@@ -123,7 +128,8 @@ impl Round {
                 lease.left_nothing_on(node);
             }
         }
-        let (before, tally, over, waker) = {
+        let is_gone = |vote: &Vote| matches!(vote, Vote::No(Refusal::Gone { .. }));
+        let (before, tally, over, gone, waker) = {
             let mut count = locked(&self.count);
             if count.votes[node].is_some() {
                 return;
@@ -144,10 +150,16 @@ impl Round {
                 Vote::Untouched => count.tally.no(),
                 Vote::Unheard(_) => count.tally.unheard(),
             }
+            let newly_won = before == Verdict::Pending && count.tally.verdict() == Verdict::Won;
+            let mut gone: Vec<usize> = if is_gone(&vote) { vec![node] } else { Vec::new() };
+            if newly_won {
+                let earlier = count.votes.iter().enumerate().filter(|(_, vote)| vote.as_ref().is_some_and(is_gone));
+                gone.extend(earlier.map(|(node, _)| node));
+            }
             count.votes[node] = Some(vote);
             let settled = count.tally.is_complete() || self.verdict(&count) != Verdict::Pending;
             let waker = if settled { count.waiting.take() } else { None };
-            (before, count.tally, over, waker)
+            (before, count.tally, over, gone, waker)
         };
         if let Purpose::Hold { length, .. } = self.purpose {
             if tally.verdict() == Verdict::Won {
@@ -156,6 +168,11 @@ impl Round {
                     if before == Verdict::Pending {
                         lease.confirmed(self, length);
                     }
+                }
+                // These have met somebody's ballot since the last confirmation, perhaps of one who only asked. The one
+                // that was confirmed just now is newer: with it they can be repaired, before another node fails.
+                if let ([lease], false) = (self.leases.as_slice(), self.acquires()) {
+                    gone.into_iter().for_each(|node| lease.repair(node));
                 }
             } else if let Some(lease) = over {
                 self.leases[lease].refused();

@@ -186,3 +186,28 @@ async fn a_client_comes_back_to_a_node_that_was_silent() {
     assert_eq!(cluster.count_keys(&Cluster::lock_key("margin")), 5, "the restarted node was repaired");
     guard.release().await.expect("a release");
 }
+
+#[tokio::test]
+async fn a_node_that_comes_back_is_repaired_although_somebody_waits() {
+    let mut cluster = Cluster::with_options(3, &["--appendonly", "yes", "--appendfsync", "always"]);
+    let holder = cluster.client(2 * SECOND).await;
+    let waiter = cluster.client(2 * SECOND).await;
+    let guard = holder.lock("wanted").acquire().await.expect("the lock");
+    let waiting = tokio::spawn(async move { waiter.lock("wanted").acquire().await });
+    cluster.kill(0);
+    eventually(20 * SECOND, "the vote is missed", || guard.margin() == 0).await;
+    tokio::time::sleep(2500 * Duration::from_millis(1)).await; // So long that the node's key is over.
+    cluster.restart(0, false);
+    let key = Cluster::lock_key("wanted");
+    let mine = |value: String| value.contains(&guard.token().to_string());
+    let repaired = || {
+        let value: Option<String> = redis::cmd("GET").arg(&key).query(&mut cluster.redis(0)).expect("an answer");
+        value.is_some_and(mine)
+    };
+    eventually(20 * SECOND, "the node has the lease again", repaired).await;
+    cluster.kill(1);
+    guard.extend().await.expect("two of three hold it");
+    assert!(!waiting.is_finished());
+    waiting.abort();
+    guard.release().await.expect("a release");
+}
