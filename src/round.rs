@@ -172,7 +172,9 @@ impl Round {
                 // These have met somebody's ballot since the last confirmation, perhaps of one who only asked. The one
                 // that was confirmed just now is newer: with it they can be repaired, before another node fails.
                 if let ([lease], false) = (self.leases.as_slice(), self.acquires()) {
-                    gone.into_iter().for_each(|node| lease.repair(node));
+                    for node in gone {
+                        lease.repair(node);
+                    }
                 }
             } else if let Some(lease) = over {
                 self.leases[lease].refused();
