@@ -3,17 +3,16 @@
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 
 pub mod proxy;
+#[path = "../../src/bin/quorlock/lab/server.rs"]
+mod server;
 pub mod worker;
 
-use std::fs;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use quorlock::{Builder, Quorlock};
-use rustix::process::{Pid, Signal, kill_process};
+use server::Server;
 
 /// Tests that measure time have the machine to themselves; all others share it.
 static MACHINE: RwLock<()> = RwLock::new(());
@@ -47,11 +46,12 @@ impl Cluster {
 
     fn launch(nodes: usize, options: &[&str], share: Share) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let start = |i| Server::start(dir.path().join(format!("node-{i}")), options);
+        let start = |i| {
+            let node = Server::start(dir.path().join(format!("node-{i}")), options, &[]).expect("a server");
+            node.declare_new().expect("a declaration");
+            node
+        };
         let nodes: Vec<Server> = (0..nodes).map(start).collect();
-        for node in &nodes {
-            node.declare_new();
-        }
         Self { nodes, dir, _share: share }
     }
 
@@ -64,11 +64,11 @@ impl Cluster {
     }
 
     pub fn urls(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| format!("redis://127.0.0.1:{}", node.port)).collect()
+        self.nodes.iter().map(Server::url).collect()
     }
 
     pub fn ports(&self) -> Vec<u16> {
-        self.nodes.iter().map(|node| node.port).collect()
+        self.nodes.iter().map(Server::port).collect()
     }
 
     pub fn builder(&self) -> Builder {
@@ -84,13 +84,13 @@ impl Cluster {
 
     /// A connection of the test's own, for looking behind the curtain.
     pub fn redis(&self, node: usize) -> redis::Connection {
-        self.nodes[node].redis()
+        self.nodes[node].try_redis().expect("a connection to a node that is up")
     }
 
     /// `command` on every node that is up and not paused.
     pub fn each<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> Vec<T> {
-        let live = self.nodes.iter().filter(|node| node.process.is_some() && !node.paused);
-        live.map(|node| command.query(&mut node.redis()).expect("an answer")).collect()
+        let live = (0..self.nodes.len()).filter(|node| self.nodes[*node].is_up());
+        live.map(|node| command.query(&mut self.redis(node)).expect("an answer")).collect()
     }
 
     /// On how many live nodes there is a key of this name.
@@ -104,7 +104,7 @@ impl Cluster {
     }
 
     pub fn pid(&self, node: usize) -> u32 {
-        self.nodes[node].process.as_ref().expect("a running node").id()
+        self.nodes[node].pid().expect("a running node")
     }
 
     /// SIGKILL.
@@ -114,126 +114,17 @@ impl Cluster {
 
     /// Starts a killed node again on its port, with or without what it had stored.
     pub fn restart(&mut self, node: usize, empty: bool) {
-        self.nodes[node].kill();
-        self.nodes[node].launch(empty);
+        self.nodes[node].restart(empty).expect("the node, back on its port");
     }
 
     /// SIGSTOP.
     pub fn pause(&mut self, node: usize) {
-        self.nodes[node].signal(Signal::STOP);
-        self.nodes[node].paused = true;
+        self.nodes[node].pause().expect("a signal to our own child");
     }
 
     /// SIGCONT.
     pub fn resume(&mut self, node: usize) {
-        self.nodes[node].signal(Signal::CONT);
-        self.nodes[node].paused = false;
-    }
-}
-
-struct Server {
-    port: u16,
-    dir: PathBuf,
-    options: Vec<String>,
-    process: Option<Child>,
-    paused: bool,
-}
-
-impl Server {
-    fn start(dir: PathBuf, options: &[&str]) -> Self {
-        fs::create_dir_all(&dir).expect("a folder for the node");
-        let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut server = Self { port: 0, dir, options, process: None, paused: false };
-        for _ in 0..20 {
-            let probe = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-            server.port = probe.local_addr().expect("its address").port();
-            drop(probe);
-            if server.try_launch() {
-                return server;
-            }
-        }
-        panic!("no redis-server could be started; is it installed? (Debian: apt-get install redis-server)");
-    }
-
-    fn launch(&mut self, empty: bool) {
-        if empty {
-            fs::remove_dir_all(&self.dir).expect("the node's folder");
-            fs::create_dir_all(&self.dir).expect("a folder for the node");
-        }
-        assert!(self.try_launch(), "the node did not come back on port {}", self.port);
-    }
-
-    /// `false` when the port was taken in between.
-    fn try_launch(&mut self) -> bool {
-        let program = std::env::var("QUORLOCK_TEST_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-        let mut child = Command::new(program)
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
-            .arg(&self.dir)
-            .args(&self.options)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("redis-server; Debian: apt-get install redis-server");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < deadline {
-            if child.try_wait().expect("the state of a child").is_some() {
-                return false;
-            }
-            let answers = self.try_redis().and_then(|mut connection| {
-                let info: String = redis::cmd("INFO").arg("server").query(&mut connection).ok()?;
-                info.lines().find_map(|line| line.strip_prefix("process_id:")?.trim().parse::<u32>().ok())
-            });
-            if answers == Some(child.id()) {
-                self.process = Some(child);
-                return true;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        drop((child.kill(), child.wait()));
-        false
-    }
-
-    fn try_redis(&self) -> Option<redis::Connection> {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).ok()?;
-        let connection = client.get_connection_with_timeout(Duration::from_secs(5)).ok()?;
-        connection.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        Some(connection)
-    }
-
-    fn redis(&self) -> redis::Connection {
-        self.try_redis().expect("a connection to a node that is up")
-    }
-
-    /// As `cluster/up` does: these processes have no earlier votes to forget.
-    fn declare_new(&self) {
-        let mut redis = self.redis();
-        let info: String = redis::cmd("INFO").arg("server").query(&mut redis).expect("its state");
-        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("a run id").trim();
-        for database in [3, 2, 1, 0] {
-            redis::cmd("SELECT").arg(database).query::<()>(&mut redis).expect("a database");
-            let mut declare = redis::cmd("SET");
-            declare.arg("quorlock:new").arg(run_id).arg("EX").arg(3600).query::<()>(&mut redis).expect("a declaration");
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(process) = &self.process {
-            kill_process(Pid::from_child(process), signal).expect("a signal to our own child");
-        }
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            drop((process.kill(), process.wait()));
-        }
-        self.paused = false;
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
+        self.nodes[node].resume().expect("a signal to our own child");
     }
 }
 

@@ -10,6 +10,8 @@ mod child;
 mod descendants;
 mod exit;
 mod inspect;
+#[cfg(feature = "lab")]
+mod lab;
 mod messages;
 mod options;
 mod run;
@@ -31,6 +33,11 @@ fn main() -> ExitCode {
 
 fn perform() -> Result<u8, Failure> {
     let Some(task) = options::parse()? else { return Ok(Exit::Success.code()) };
+    #[cfg(feature = "lab")]
+    let task = match task {
+        Task::Lab(flags) => return lab::run(flags),
+        task => task,
+    };
     terminal::write_from_the_background();
     // This thread must do everything, and live as long as the process: a child's parent, to the kernel, is the thread
     // that made it, and the child gets a signal when that ends.
@@ -40,6 +47,8 @@ fn perform() -> Result<u8, Failure> {
         match &task {
             Task::Run(options) => run::run(options).await,
             Task::Inspect(options) => inspect::inspect(options).await,
+            #[cfg(feature = "lab")]
+            Task::Lab(_) => unreachable!("was run above"),
         }
     });
     // A name lookup may hang in a thread of its own; its answer is of no use any more.

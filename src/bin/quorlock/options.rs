@@ -33,6 +33,9 @@ struct Flags {
 enum CommandFlags {
     Run(RunFlags),
     Inspect(InspectFlags),
+    #[cfg(feature = "lab")]
+    #[command(flatten)]
+    Lab(crate::lab::Flags),
 }
 
 /// Where the lock is.
@@ -150,6 +153,8 @@ struct InspectFlags {
 pub enum Task {
     Run(RunOptions),
     Inspect(InspectOptions),
+    #[cfg(feature = "lab")]
+    Lab(crate::lab::Flags),
 }
 
 /// Where the lock is. No `Debug`: the URLs may hold passwords.
@@ -202,6 +207,8 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     match flags.command {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),
         CommandFlags::Inspect(flags) => flags.check().map(Task::Inspect),
+        #[cfg(feature = "lab")]
+        CommandFlags::Lab(flags) => Ok(Task::Lab(flags)),
     }
     .map(Some)
 }

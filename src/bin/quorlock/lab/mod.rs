@@ -1,0 +1,22 @@
+//! Real clusters, broken on purpose (`quorlock chaos`) and measured (`quorlock bench`).
+
+mod bench;
+mod chaos;
+mod server;
+
+use clap::Subcommand;
+
+use crate::exit::Failure;
+
+#[derive(Subcommand)]
+pub enum Flags {
+    Bench(bench::Flags),
+    Chaos(chaos::Flags),
+}
+
+pub fn run(flags: Flags) -> Result<u8, Failure> {
+    match flags {
+        Flags::Bench(flags) => bench::run(flags),
+        Flags::Chaos(flags) => chaos::run(flags),
+    }
+}
