@@ -18,6 +18,8 @@ use crate::owner::Owner;
 use crate::protocol::{self, Ballot};
 use crate::resource::{Resource, readable};
 use crate::table::Table;
+use crate::ticket::Ticket;
+use crate::turn::Turns;
 
 /// How far ahead of this machine's clock a ballot may pull the client's own proposals: what NTP leaves between clocks.
 const TRUSTED_LEAD: Duration = Duration::from_secs(60);
@@ -54,8 +56,7 @@ pub(crate) struct Core {
     pub(crate) common: Arc<Common>,
     pub(crate) keeper: Keeper,
     pub(crate) table: Arc<Table>,
-    /// This client's share in the leases of any owner.
-    pub(crate) session: u64,
+    pub(crate) turns: Arc<Turns>,
     environment: Arc<dyn Environment>,
     label: Arc<str>,
     ids: AtomicU64,
@@ -80,6 +81,12 @@ impl Core {
     /// An owner of its own for one acquisition.
     pub(crate) fn anonymous(&self) -> Owner {
         Owner::anonymous(self.environment.as_ref(), &self.label)
+    }
+
+    /// A place in the nodes' lines for a request of this owner that begins now.
+    pub(crate) fn ticket(&self, owner: &Owner) -> Arc<Ticket> {
+        let number = self.propose_above(owner, Ballot::ZERO);
+        self.common.tickets.issue(number, self.common.session, self.settings.quorum)
     }
 
     /// The wall clock in µs, as it went on from when the client was made.
@@ -122,7 +129,10 @@ impl Quorlock {
         label: &str,
     ) -> Self {
         let timeout = settings.node_timeout(settings.lease);
-        let common = Arc::new(Common::new(addresses.len(), timeout, settings.schedule.validity));
+        let mut session = [0; 8];
+        environment.fill(&mut session);
+        let session = u64::from_be_bytes(session);
+        let common = Arc::new(Common::new(addresses.len(), timeout, settings.schedule.validity, session));
         common.use_lease(settings.lease);
         common.use_lease(settings.longest_lease);
         let nodes = addresses
@@ -130,16 +140,14 @@ impl Quorlock {
             .enumerate()
             .map(|(index, address)| Node::start(index, address, Arc::clone(&environment), Arc::clone(&common)));
         let nodes = nodes.collect();
-        let mut session = [0; 8];
-        environment.fill(&mut session);
         let wall = u64::try_from(environment.wall().as_micros()).unwrap_or(0);
         let core = Arc::new(Core {
             settings,
             nodes,
             common,
             keeper: Keeper::new(),
-            table: Arc::new(Table::default()),
-            session: u64::from_be_bytes(session),
+            table: Arc::default(),
+            turns: Arc::default(),
             label: Owner::labelled(label).label().into(),
             ids: AtomicU64::new(0),
             last_ballot: AtomicU64::new(0),
@@ -193,7 +201,7 @@ impl Quorlock {
     ///
     /// # Errors
     ///
-    /// When the name's key would lie where ballots are kept. A node that cannot be asked is no error but part of the
+    /// When the name's key would lie where ballots or waiters are kept. A node that cannot be asked is no error but part of the
     /// answer.
     ///
     /// # Cancel safety

@@ -87,8 +87,11 @@ pub enum ConfigError {
         /// The largest that works.
         longest: Duration,
     },
-    /// The name's key would lie where ballots are kept.
-    #[error("the name {0:?} cannot be locked under this key prefix: keys that begin with quorlock:ballot: are ballots")]
+    /// The name's key would lie where ballots or waiters are kept.
+    #[error(
+        "the name {0:?} cannot be locked under this key prefix: keys that begin with quorlock:ballot: or quorlock:line: \
+         are quorlock's own"
+    )]
     ReservedName(String),
     /// No name was given to lock.
     #[error("no name was given: lock_all needs at least one")]
@@ -218,6 +221,12 @@ pub enum Answer {
     /// The proposal is further ahead of its clock than can be right.
     #[error("its clock is more than 30 minutes behind this machine's: set the clocks")]
     ClockBehind,
+    /// Nobody has the resource there, but it is kept for a moment for somebody who has waited longer.
+    #[error("free, but kept for {} for somebody who has waited longer", format_duration(*left))]
+    Kept {
+        /// For how long.
+        left: Duration,
+    },
     /// The lease is over there: somebody newer was granted, or it was released.
     #[error("no longer honours this lease")]
     Gone,
@@ -234,6 +243,13 @@ fn for_another(free_in: Option<Duration>) -> String {
         Some(left) => format!(", for {} more unless renewed", format_duration(Duration::from_millis(millis(left)))),
         None => ", without an end".to_owned(),
     }
+}
+
+fn contention(nodes: &Reports) -> String {
+    if nodes.0.is_empty() {
+        return "another task of this process is asking for it".to_owned();
+    }
+    format!("nobody got a majority ({nodes})")
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -283,15 +299,15 @@ pub enum AcquireError {
         by: Holder,
         /// When it is free if nobody renews it; `None` when that is never.
         free_in: Option<Duration>,
-        /// Every node's answer.
+        /// Every node's answer; empty when no node was asked because this process holds it.
         nodes: Reports,
     },
     /// Others asked at the same moment and nobody got a majority; trying again may help.
-    #[error("{resource} is contended: nobody got a majority ({nodes})")]
+    #[error("{resource} is contended: {}", contention(nodes))]
     Contended {
         /// What is contended, as readable text.
         resource: String,
-        /// Every node's answer.
+        /// Every node's answer; empty when no node was asked because another task of this process was asking.
         nodes: Reports,
     },
     /// So many nodes cannot be heard that no majority is left.

@@ -304,6 +304,7 @@ impl Guard {
         let lease = shortest(states.iter().map(|state| state.lease.length));
         let mut parting = Parting { release: None, lower: None, lowered: Vec::new(), lost: None, lease, holds: 0 };
         let (mut release, mut lower) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        let mut turns = Vec::new();
         for (lease, state) in leases.iter().zip(&mut states) {
             let phase = state.lease.phase(now);
             state.lease.holds -= 1;
@@ -314,6 +315,7 @@ impl Guard {
                 parting.holds = state.lease.holds;
             }
             if state.lease.holds == 0 {
+                turns.extend(state.turn.take());
                 // What was lost was released on the nodes when that was noticed.
                 if state.lease.released() {
                     lease.reschedule(state);
@@ -334,6 +336,9 @@ impl Guard {
             parting.lower = Some(send_hold(core, &lower.0, &mut lower.1, length, None));
             parting.lowered = lower.0;
         }
+        // Whoever is next in this process asks behind the release, on the same connections.
+        drop(states);
+        drop(turns);
         parting
     }
 }

@@ -16,6 +16,11 @@ use crate::protocol::{self, Ballot, Due, Phase};
 use crate::resource::Resource;
 use crate::round::{Purpose, Round};
 use crate::sync::locked;
+use crate::ticket::Ticket;
+use crate::turn::Turn;
+
+/// How soon after a contested acquisition the nodes that refused are asked again.
+const SOON: Duration = Duration::from_millis(5);
 
 /// One resource held, or asked for, by one owner in this process. All its guards share it.
 pub(crate) struct Lease {
@@ -29,6 +34,8 @@ pub(crate) struct Lease {
     changed: Notify,
     /// One bit for each node that was ever sent something that may have left a key.
     touched: AtomicU64,
+    /// Of the request that asks, or asked, for it: to be taken from the nodes' lines when the lease ends.
+    ticket: Option<Arc<Ticket>>,
 }
 
 pub(crate) struct State {
@@ -39,6 +46,9 @@ pub(crate) struct State {
     pub(crate) sent: Ballot,
     /// Where the keeper has it.
     scheduled: Option<Moment>,
+    /// Lets the next one in this process ask for the resource when the lease is over.
+    pub(crate) turn: Option<Turn>,
+    began: Moment,
 }
 
 impl fmt::Debug for Lease {
@@ -54,15 +64,24 @@ impl Lease {
         owner: Owner,
         lease: protocol::Lease,
         fresh: bool,
+        ticket: Option<Arc<Ticket>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             core: Arc::clone(core),
             id: core.next_id(),
             resource,
             owner,
-            state: Mutex::new(State { sent: lease.known, lease, fresh, scheduled: None }),
+            state: Mutex::new(State {
+                sent: lease.known,
+                lease,
+                fresh,
+                scheduled: None,
+                turn: None,
+                began: core.now(),
+            }),
             changed: Notify::new(),
             touched: AtomicU64::new(0),
+            ticket,
         })
     }
 
@@ -87,8 +106,20 @@ impl Lease {
         }
     }
 
+    /// May there be something of it on this node to take away? What only waited there keeps its place while its request
+    /// tries again.
     pub(crate) fn has_touched(&self, node: usize) -> bool {
-        self.touched.load(Ordering::Relaxed) & (1 << node) != 0
+        let is_in_line = || self.ticket.as_ref().is_some_and(|ticket| ticket.may_be_on(node)) && !self.state().fresh;
+        self.touched.load(Ordering::Relaxed) & (1 << node) != 0 || is_in_line()
+    }
+
+    /// Keeps the turn that led to this lease until it is over.
+    pub(crate) fn keep_turn(self: &Arc<Self>, turn: Turn) {
+        turn.used_for(self);
+        let mut state = self.state();
+        if matches!(state.lease.phase(self.core.now()), Phase::Held | Phase::Endangered) {
+            state.turn = Some(turn);
+        }
     }
 
     /// Resolves when the phase satisfies `wanted`.
@@ -131,6 +162,16 @@ impl Lease {
         }
     }
 
+    /// A few nodes have refused what a majority honours: extends earlier than usual, when they may have become free. A
+    /// node that goes on refusing is asked less and less often, after twice the time that the lease has lasted.
+    pub(crate) fn extend_soon(self: &Arc<Self>) {
+        let now = self.core.now();
+        let mut state = self.state();
+        let lasted = now.since(state.began);
+        state.lease.extend_before(now + lasted.max(SOON));
+        self.reschedule(&mut state);
+    }
+
     /// Asks one node to take the lease up again.
     pub(crate) fn repair(self: &Arc<Self>, node: usize) {
         let now = self.core.now();
@@ -169,7 +210,9 @@ impl Lease {
     fn over(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         send_release(&self.core, &[Arc::clone(self)], &mut [&mut state]);
         self.reschedule(&mut state);
+        let turn = state.turn.take();
         drop(state);
+        drop(turn);
         self.changed.notify_waiters();
     }
 
@@ -215,11 +258,12 @@ fn hold_round(
         state.sent = ballot;
     }
     let acquires = states.iter().any(|state| state.fresh);
+    let ticket = ticket_of(leases, states);
     let command = {
         let entries = entries(leases, states);
-        node::hold(&entries, ballot, length, core.settings.memory, &leases[0].owner, core.session)
+        node::hold(&entries, ballot, length, core.settings.memory, &leases[0].owner, core.common.session)
     };
-    (Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec()), command)
+    (Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec(), ticket), command)
 }
 
 /// Sends a round that takes this session's holds away.
@@ -228,11 +272,24 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
     let ballot = fresh_ballot(core, &leases[0].owner, states);
     let command = {
         let entries = entries(leases, states);
-        node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.session)
+        node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.common.session)
     };
-    let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec());
+    let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket_of(leases, states));
     round.send(command);
     round
+}
+
+/// Takes the ticket of a request that has stopped waiting from the lines of the nodes.
+pub(crate) fn send_leave(core: &Arc<Core>, owner: &Owner, resources: &[Resource], ticket: &Arc<Ticket>) {
+    let ballot = core.propose_above(owner, Ballot::ZERO);
+    let command = node::leave(resources, ticket, ballot, core.settings.memory, core.common.session);
+    Round::new(core, Purpose::Leave, core.now(), ballot, Vec::new(), Some(Arc::clone(ticket))).send(command);
+}
+
+/// Of the request that asks for those of the leases that are not granted yet.
+fn ticket_of(leases: &[Arc<Lease>], states: &[&mut State]) -> Option<Arc<Ticket>> {
+    let mut fresh = leases.iter().zip(states).filter(|(_, state)| state.fresh);
+    fresh.find_map(|(lease, _)| lease.ticket.clone())
 }
 
 /// Larger than every ballot that was sent for these leases.
@@ -242,5 +299,11 @@ fn fresh_ballot(core: &Core, owner: &Owner, states: &[&mut State]) -> Ballot {
 
 fn entries<'a>(leases: &'a [Arc<Lease>], states: &'a [&mut State]) -> Vec<Entry<'a>> {
     let pairs = leases.iter().zip(states);
-    pairs.map(|(lease, state)| Entry { resource: &lease.resource, lease: &state.lease, fresh: state.fresh }).collect()
+    let entry = |(lease, state): (&'a Arc<Lease>, &'a &mut State)| Entry {
+        resource: &lease.resource,
+        lease: &state.lease,
+        fresh: state.fresh,
+        ticket: lease.ticket.as_deref(),
+    };
+    pairs.map(entry).collect()
 }

@@ -66,6 +66,9 @@ mod resource;
 mod round;
 mod sync;
 mod table;
+mod ticket;
+mod turn;
+mod waiter;
 mod waiting;
 
 #[doc(hidden)]

@@ -11,6 +11,8 @@ use crate::protocol::{self, Ballot, Phase, Verdict, floor_for_a_quorum};
 use crate::resource::Resource;
 use crate::round::Round;
 use crate::table::Reserved;
+use crate::ticket::Ticket;
+use crate::waiter::Waiter;
 use crate::waiting::{Again, Patience};
 
 const MOST_NAMES: usize = 500;
@@ -91,14 +93,16 @@ impl LockRequest {
     async fn run(self, mut patience: Patience) -> Result<Guard, AcquireError> {
         let core = &self.handle.0;
         let attempt = self.prepare()?;
+        let mut waiter = Waiter::new(core, &attempt.owner, &attempt.resources, !patience.is_over_at_once());
         let mut above = Ballot::ZERO;
         loop {
-            let (error, again) = match attempt.make(&self.handle, above, &patience).await {
+            let (error, again) = match attempt.make(&self.handle, above, &patience, &mut waiter).await {
                 Ok(guard) => return Ok(guard),
                 Err(failed) => failed,
             };
             above = if let Again::Above(floor) = again { floor } else { Ballot::ZERO };
-            patience.wait_after(core, attempt.lease, error, again).await?;
+            waiter.failed(again);
+            patience.wait_after(core, attempt.lease, error, again, waiter.ticket()).await?;
         }
     }
 
@@ -135,13 +139,22 @@ type Failed = (AcquireError, Again);
 #[expect(clippy::result_large_err, reason = "the error of a try is the error of the request, and seldom moved")]
 impl Attempt {
     /// One round. What it leaves behind when it fails or is dropped, the guard's drop takes away.
-    async fn make(&self, handle: &Arc<Handle>, above: Ballot, patience: &Patience) -> Result<Guard, Failed> {
+    async fn make(
+        &self,
+        handle: &Arc<Handle>,
+        above: Ballot,
+        patience: &Patience,
+        waiter: &mut Waiter<'_>,
+    ) -> Result<Guard, Failed> {
         let core = &handle.0;
         // Declared before the guard, so dropped after it: the next try of the same owner is sent behind our release.
         let reservation;
         let (guard, round) = loop {
             let (reserved, held) = self.reserve(core, patience).await?;
-            if let Some(begun) = self.begin(handle, held, above)? {
+            let missing = self.resources.iter().zip(&held).filter(|(_, lease)| lease.is_none());
+            let missing: Vec<&Resource> = missing.map(|(resource, _)| resource).collect();
+            self.take_turns(core, &missing, patience, waiter).await?;
+            if let Some(begun) = self.begin(handle, held, above, waiter.ticket())? {
                 reservation = reserved;
                 break begun;
             }
@@ -150,6 +163,7 @@ impl Attempt {
         let verdict = round.decided_within(limit).await;
         if verdict == Verdict::Won && !guard.remaining().is_zero() {
             reservation.fulfil(guard.leases().iter());
+            waiter.granted(guard.leases());
             return Ok(guard);
         }
         Err(self.explain(core, &guard, &round, verdict, limit))
@@ -170,12 +184,35 @@ impl Attempt {
         }
     }
 
+    /// Waits until this request is the one of this process that may compete for what is missing.
+    async fn take_turns(
+        &self,
+        core: &Arc<Core>,
+        missing: &[&Resource],
+        patience: &Patience,
+        waiter: &mut Waiter<'_>,
+    ) -> Result<(), Failed> {
+        let inherited =
+            |resource: &Resource| self.owner.inherited().is_some_and(|export| export.lease(resource).is_some());
+        let wanted: Vec<&Resource> = missing.iter().copied().filter(|resource| !inherited(resource)).collect();
+        let turns = waiter.take_turns(&wanted);
+        match patience.left(core.now()) {
+            None => turns.await,
+            Some(left) => match tokio::time::timeout(left, turns).await {
+                Ok(()) => {}
+                Err(_) => return Err((in_turn(core, &wanted, &self.first), Again::Later)),
+            },
+        }
+        Ok(())
+    }
+
     /// Sends the round. `None` when a lease that was to be entered was released meanwhile: reserve again.
     fn begin(
         &self,
         handle: &Arc<Handle>,
         held: Vec<Option<Arc<Lease>>>,
         above: Ballot,
+        ticket: Option<&Arc<Ticket>>,
     ) -> Result<Option<(Guard, Arc<Round>)>, Failed> {
         let core = &handle.0;
         let now = core.now();
@@ -211,7 +248,8 @@ impl Attempt {
                 None => (ballot.into(), ballot, true),
             };
             let lease = protocol::Lease::pending(token, known, self.lease, core.settings.schedule, now);
-            Lease::new(core, resource.clone(), self.owner.clone(), lease, fresh)
+            let ticket = ticket.filter(|_| fresh).cloned();
+            Lease::new(core, resource.clone(), self.owner.clone(), lease, fresh, ticket)
         };
         created = free.into_iter().map(create).collect();
         states.extend(lock_states(&created));
@@ -261,19 +299,42 @@ impl Attempt {
         if let Some(floor) = floor.filter(|_| is_stale) {
             return (AcquireError::Contended { resource, nodes }, Again::Above(floor));
         }
-        match most_frequent_holder(&nodes) {
+        let kept = refusals.iter().filter_map(|no| if let Refusal::Kept { left } = no { Some(*left) } else { None });
+        match (most_frequent_holder(&nodes), kept.max()) {
+            // Somebody else has been called and is about to take it.
+            (holder, Some(left)) if holder.as_ref().is_none_or(|(_, _, votes)| *votes < quorum) => {
+                (AcquireError::Contended { resource, nodes }, Again::WhenFree { free_in: Some(left), calls: true })
+            }
             // Nobody has a majority, but some are claimed: a race that nobody won, or somebody's eroded lease.
-            Some((_, _, votes)) if votes < quorum && tally.votes() > 0 => {
+            (Some((_, _, votes)), _) if votes < quorum && tally.votes() > 0 => {
                 (AcquireError::Contended { resource, nodes }, Again::AfterRace(core.now().since(round.started)))
             }
-            Some((by, free_in, _)) => (AcquireError::Held { resource, by, free_in, nodes }, Again::WhenFree(free_in)),
+            (Some((by, free_in, _)), _) => {
+                let again = Again::WhenFree { free_in, calls: by != Holder::Foreign };
+                (AcquireError::Held { resource, by, free_in, nodes }, again)
+            }
             // Some are stale, and no ballot suits a majority of those that answered: perhaps others will.
-            None if is_stale => {
+            (None, _) if is_stale => {
                 (AcquireError::Contended { resource, nodes }, Again::AfterRace(core.now().since(round.started)))
             }
-            None => (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard),
+            (None, _) => (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard),
         }
     }
+}
+
+/// Why a request of this process had not its turn: another one has the lock, or is asking for it.
+fn in_turn(core: &Core, wanted: &[&Resource], first: &Resource) -> AcquireError {
+    let now = core.now();
+    let held = |resource: &&Resource| {
+        let lease = core.turns.lease(resource)?;
+        let state = lease.state();
+        let by =
+            Holder::Owner { label: lease.owner.label().to_owned(), id: lease.owner.id(), token: state.lease.token };
+        let free_in = Some(state.lease.remaining(now));
+        Some(AcquireError::Held { resource: resource.to_string(), by, free_in, nodes: Reports(Vec::new()) })
+    };
+    let contended = || AcquireError::Contended { resource: first.to_string(), nodes: Reports(Vec::new()) };
+    wanted.iter().find_map(held).unwrap_or_else(contended)
 }
 
 fn lost(resource: &Resource) -> Failed {

@@ -1,9 +1,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Lock keys may not begin like this, or one resource's lock key could be another's ballot key. Only an empty or odd
+const BALLOT: &[u8] = b"quorlock:ballot:";
+const LINE: &[u8] = b"quorlock:line:";
+
+/// Lock keys may not begin like these, or one resource's lock key could be another's ballot key. Only an empty or odd
 /// prefix can bring that about.
-const RESERVED: &[u8] = b"quorlock:ballot:";
+const RESERVED: [&[u8]; 2] = [BALLOT, LINE];
 
 /// What is locked: a name of any bytes, and the keys that stand for it on a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,15 +16,17 @@ pub(crate) struct Resource(Arc<Keys>);
 struct Keys {
     lock: Vec<u8>,
     ballot: Vec<u8>,
+    line: Vec<u8>,
     name_at: usize,
 }
 
 impl Resource {
-    /// `None` when the lock key would lie where ballots are kept.
+    /// `None` when the lock key would lie where ballots or lines are kept.
     pub(crate) fn new(prefix: &[u8], name: &[u8]) -> Option<Self> {
         let lock = [prefix, name].concat();
-        let ballot = [RESERVED, &lock].concat();
-        (!lock.starts_with(RESERVED)).then(|| Self(Arc::new(Keys { lock, ballot, name_at: prefix.len() })))
+        let (ballot, line) = ([BALLOT, &lock].concat(), [LINE, &lock].concat());
+        let is_reserved = RESERVED.iter().any(|reserved| lock.starts_with(reserved));
+        (!is_reserved).then(|| Self(Arc::new(Keys { lock, ballot, line, name_at: prefix.len() })))
     }
 
     pub(crate) fn name(&self) -> &[u8] {
@@ -34,6 +39,11 @@ impl Resource {
 
     pub(crate) fn ballot_key(&self) -> &[u8] {
         &self.0.ballot
+    }
+
+    /// Where those who wait for it stand in line.
+    pub(crate) fn line_key(&self) -> &[u8] {
+        &self.0.line
     }
 }
 
@@ -66,14 +76,16 @@ mod tests {
         let resource = Resource::new(b"quorlock:lock:", b"account:42").unwrap();
         assert_eq!(resource.lock_key(), b"quorlock:lock:account:42");
         assert_eq!(resource.ballot_key(), b"quorlock:ballot:quorlock:lock:account:42");
+        assert_eq!(resource.line_key(), b"quorlock:line:quorlock:lock:account:42");
         assert_eq!(resource.name(), b"account:42");
         assert!(Resource::new(b"", b"").is_some());
     }
 
     #[test]
-    fn a_lock_key_is_never_a_ballot_key() {
+    fn a_lock_key_is_never_a_key_of_another_kind() {
         assert_eq!(Resource::new(b"", b"quorlock:ballot:x"), None);
         assert_eq!(Resource::new(b"quorlock:", b"ballot:x"), None);
+        assert_eq!(Resource::new(b"", b"quorlock:line:x"), None);
         assert!(Resource::new(b"quorlock:lock:", b"quorlock:ballot:x").is_some());
     }
 

@@ -13,6 +13,7 @@ use crate::lease::Lease;
 use crate::node::{Asker, Refusal, Request, Vote, node_time, parse_hold, parse_release};
 use crate::protocol::{Ballot, Moment, Room, Tally, Verdict};
 use crate::sync::locked;
+use crate::ticket::Ticket;
 
 /// What a round is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(crate) enum Purpose {
         acquires: bool,
     },
     Release,
+    /// Take a ticket away from the nodes' lines.
+    Leave,
 }
 
 /// A round that has been sent. It completes by itself, in the tasks of the nodes, whether or not anybody waits for it:
@@ -35,6 +38,8 @@ pub(crate) struct Round {
     pub(crate) started: Moment,
     pub(crate) ballot: Ballot,
     leases: Vec<Arc<Lease>>,
+    /// What it may leave in a node's line, or what it takes from there.
+    ticket: Option<Arc<Ticket>>,
     count: Mutex<Count>,
 }
 
@@ -55,6 +60,7 @@ impl Round {
         started: Moment,
         ballot: Ballot,
         leases: Vec<Arc<Lease>>,
+        ticket: Option<Arc<Ticket>>,
     ) -> Arc<Self> {
         let nodes = core.nodes.len();
         let over = vec![Tally::new(nodes); leases.len()];
@@ -64,6 +70,7 @@ impl Round {
             started,
             ballot,
             leases,
+            ticket,
             count: Mutex::new(Count {
                 votes: vec![None; nodes],
                 clocks: vec![None; nodes],
@@ -85,7 +92,7 @@ impl Round {
         for node in &self.core.nodes {
             let asker = match self.purpose {
                 Purpose::Hold { .. } => Asker::Hold(Arc::clone(self)),
-                Purpose::Release => Asker::Release(Arc::clone(self)),
+                Purpose::Release | Purpose::Leave => Asker::Release(Arc::clone(self)),
             };
             node.send(Request { command: Arc::clone(&command), asker });
         }
@@ -95,15 +102,22 @@ impl Round {
         matches!(self.purpose, Purpose::Hold { acquires: true, .. })
     }
 
-    /// This node is about to be sent something that may leave a key.
+    /// This node is about to be sent the round, which may leave something there.
     pub(crate) fn touch(&self, node: usize) {
-        for lease in &self.leases {
-            lease.touch(node);
+        if let Purpose::Hold { .. } = self.purpose {
+            for lease in &self.leases {
+                lease.touch(node);
+            }
+        }
+        if let (Purpose::Hold { .. } | Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
+            ticket.leave_on(node);
         }
     }
 
+    /// May there be something on this node for the round to take away?
     pub(crate) fn has_touched(&self, node: usize) -> bool {
-        self.leases.iter().any(|lease| lease.has_touched(node))
+        let left_ticket = self.purpose == Purpose::Leave && self.ticket.as_ref().is_some_and(|t| t.may_be_on(node));
+        left_ticket || self.leases.iter().any(|lease| lease.has_touched(node))
     }
 
     /// There is nothing to release on this node: nothing was ever sent there.
@@ -116,7 +130,7 @@ impl Round {
         locked(&self.count).clocks[node] = clock;
         let vote = match (answer, self.purpose) {
             (Ok(value), Purpose::Hold { .. }) => parse_hold(&value),
-            (Ok(value), Purpose::Release) => parse_release(&value),
+            (Ok(value), Purpose::Release | Purpose::Leave) => parse_release(&value),
             (Err(error), _) => Vote::Unheard(error),
         };
         self.vote(node, vote);
@@ -128,8 +142,11 @@ impl Round {
                 lease.left_nothing_on(node);
             }
         }
+        if let (Purpose::Hold { .. } | Purpose::Leave, Vote::Yes, Some(ticket)) = (self.purpose, &vote, &self.ticket) {
+            ticket.taken_from(node);
+        }
         let is_gone = |vote: &Vote| matches!(vote, Vote::No(Refusal::Gone { .. }));
-        let (before, tally, over, gone, waker) = {
+        let (before, tally, over, gone, is_refused_somewhere, waker) = {
             let mut count = locked(&self.count);
             if count.votes[node].is_some() {
                 return;
@@ -156,10 +173,12 @@ impl Round {
                 let earlier = count.votes.iter().enumerate().filter(|(_, vote)| vote.as_ref().is_some_and(is_gone));
                 gone.extend(earlier.map(|(node, _)| node));
             }
+            let is_no = |vote: &Vote| matches!(vote, Vote::No(_));
+            let is_refused_somewhere = is_no(&vote) || (newly_won && count.votes.iter().flatten().any(is_no));
             count.votes[node] = Some(vote);
             let settled = count.tally.is_complete() || self.verdict(&count) != Verdict::Pending;
             let waker = if settled { count.waiting.take() } else { None };
-            (before, count.tally, over, gone, waker)
+            (before, count.tally, over, gone, is_refused_somewhere, waker)
         };
         if let Purpose::Hold { length, .. } = self.purpose {
             if tally.verdict() == Verdict::Won {
@@ -167,6 +186,11 @@ impl Round {
                     lease.voted(self.ballot, tally.votes());
                     if before == Verdict::Pending {
                         lease.confirmed(self, length);
+                    }
+                    // Whoever lost the race for those nodes is about to leave them. Had they to wait for the usual
+                    // extension, the next failure would cost the lease.
+                    if is_refused_somewhere {
+                        lease.extend_soon();
                     }
                 }
                 // These have met somebody's ballot since the last confirmation, perhaps of one who only asked. The one
@@ -189,7 +213,7 @@ impl Round {
     fn verdict(&self, count: &Count) -> Verdict {
         match self.purpose {
             Purpose::Hold { .. } => count.tally.verdict(),
-            Purpose::Release => match count.tally.release_verdict() {
+            Purpose::Release | Purpose::Leave => match count.tally.release_verdict() {
                 Verdict::Pending if count.tally.is_complete() && count.tally.is_free() => Verdict::Won,
                 verdict => verdict,
             },

@@ -1,16 +1,24 @@
 //! When to try again.
 
+use std::future;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::client::Core;
 use crate::environment::Moment;
 use crate::error::{AcquireError, Answer, NodeError};
 use crate::protocol::Ballot;
+use crate::ticket::Ticket;
 
-/// Between two looks at a lock that somebody holds.
-const LOOK_EVERY: std::ops::Range<Duration> = Duration::from_millis(20)..Duration::from_millis(60);
+/// Between two looks at a lock whose release will be called: only a call that was lost makes such a look worth its while.
+const LOOK_EVERY: Range<Duration> = Duration::from_millis(1000)..Duration::from_millis(2000);
+/// Between two looks at a key of another kind of client, which calls nobody.
+const LOOK_AT_FOREIGN_EVERY: Range<Duration> = Duration::from_millis(100)..Duration::from_millis(200);
 /// Between two tries to hear a majority.
-const LISTEN_EVERY: std::ops::Range<Duration> = Duration::from_millis(20)..Duration::from_millis(100);
+const LISTEN_EVERY: Range<Duration> = Duration::from_millis(20)..Duration::from_millis(100);
 /// A round trip is taken to be no shorter and no longer than this when a pause is measured in round trips.
 const ROUND_TRIP: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(50));
 /// A pause after a lost race is at most this many round trips, times two for each race lost before.
@@ -26,8 +34,11 @@ pub(crate) enum Again {
     Above(Ballot),
     /// A random pause, so that contenders do not meet again; the duration is what a round took.
     AfterRace(Duration),
-    /// Waiting for the holder, whose lease ends then.
-    WhenFree(Option<Duration>),
+    /// Waiting for the holder, whose lease ends then; does its release call who waits?
+    WhenFree {
+        free_in: Option<Duration>,
+        calls: bool,
+    },
     /// Waiting for nodes to come back.
     WhenHeard,
     /// Waiting for another task of the same owner.
@@ -58,6 +69,11 @@ impl Patience {
         Self { once: true, ..Self::until(now, None) }
     }
 
+    /// Is there no waiting at all?
+    pub(crate) fn is_over_at_once(&self) -> bool {
+        self.once
+    }
+
     /// What is left of the time; `None` for ever.
     pub(crate) fn left(&self, now: Moment) -> Option<Duration> {
         if self.once { Some(Duration::ZERO) } else { self.until.map(|until| until.since(now)) }
@@ -75,6 +91,7 @@ impl Patience {
         lease: Duration,
         error: AcquireError,
         again: Again,
+        ticket: Option<&Arc<Ticket>>,
     ) -> Result<(), AcquireError> {
         let now = core.now();
         if !matches!(again, Again::WhenHeard) {
@@ -89,9 +106,9 @@ impl Patience {
             _ if self.once => return Err(error),
             Again::Above(_) => self.after_race(core, ROUND_TRIP.1),
             Again::AfterRace(round_trip) => self.after_race(core, round_trip),
-            Again::WhenFree(free_in) => {
+            Again::WhenFree { free_in, calls } => {
                 self.races = 0;
-                let look = core.random_time(LOOK_EVERY);
+                let look = core.random_time(if calls { LOOK_EVERY } else { LOOK_AT_FOREIGN_EVERY });
                 free_in.map_or(look, |free_in| look.min(free_in + core.random_time(Duration::ZERO..ROUND_TRIP.1 / 10)))
             }
             Again::WhenHeard => {
@@ -103,16 +120,21 @@ impl Patience {
             }
             Again::Later => Duration::ZERO,
         };
+        let called = async {
+            match ticket {
+                Some(ticket) => ticket.called().await,
+                None => future::pending().await,
+            }
+        };
         let Some(until) = self.until else {
-            tokio::time::sleep(pause).await;
+            drop(timeout(pause, called).await);
             return Ok(());
         };
         let left = until.since(now);
         if left.is_zero() {
             return Err(self.over(now, error));
         }
-        tokio::time::sleep(pause.min(left)).await;
-        if pause >= left {
+        if timeout(pause.min(left), called).await.is_err() && pause >= left {
             return Err(self.over(core.now(), error));
         }
         if self.unheard_since.is_none() {

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::aio::{MultiplexedConnection, SendError};
+use redis::{
+    AsyncConnectionConfig, ErrorKind, ProtocolVersion, PushInfo, RedisError, RedisResult, ServerErrorKind, Value,
+};
 use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Sleep, sleep, timeout};
@@ -24,6 +26,7 @@ use super::{Asker, Common, Message, Request, script};
 use crate::config::NodeAddress;
 use crate::environment::{Environment, Moment, random_time};
 use crate::error::NodeError;
+use crate::ticket::channel;
 
 /// How much may be under way to a node at once. What comes on top waits in the queue, and is turned away if the node
 /// falls silent.
@@ -106,7 +109,8 @@ impl Connection {
             let attempt = {
                 let environment = Arc::clone(&self.environment);
                 let address = self.address.clone();
-                async move { establish(environment.as_ref(), &address).await }
+                let (index, common) = (self.index, Arc::clone(&self.common));
+                async move { establish(environment.as_ref(), &address, index, &common).await }
             };
             let patience = self.patience();
             let mut attempt = Box::pin(timeout(patience, attempt));
@@ -272,7 +276,11 @@ impl Connection {
                     line.push(request, now, uncounted, cx);
                 }
             },
-            Asker::Release(_) | Asker::Look(_) | Asker::Nobody => line.push(request, now, None, cx),
+            Asker::Release(round) => {
+                round.touch(index);
+                line.push(request, now, None, cx);
+            }
+            Asker::Look(_) | Asker::Nobody => line.push(request, now, None, cx),
         }
     }
 
@@ -401,22 +409,36 @@ impl Asker {
 async fn establish(
     environment: &dyn Environment,
     address: &NodeAddress,
+    index: usize,
+    common: &Common,
 ) -> Result<(MultiplexedConnection, Driver, Health), NodeError> {
     let connect = |error: std::io::Error| NodeError::Connect(error.to_string());
     let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
+    let tickets = Arc::clone(&common.tickets);
+    let calls = move |push: PushInfo| -> Result<(), SendError> {
+        tickets.heard(index, &push);
+        Ok(())
+    };
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(None)
         .set_response_timeout(None) // Rounds keep the time; an answer that comes late is still wanted.
-        .set_pipeline_buffer_size(REDIS_QUEUE);
+        .set_pipeline_buffer_size(REDIS_QUEUE)
+        .set_push_sender(calls);
+    // The third version of the protocol lets a node call a waiter on the very connection that everything else uses.
+    let settings = address.info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let (mut connection, driver) =
-        MultiplexedConnection::new_with_config(address.info.redis_settings(), stream, config)
-            .await
-            .map_err(|error| node_error(&error))?;
+        MultiplexedConnection::new_with_config(&settings, stream, config).await.map_err(|error| node_error(&error))?;
     let mut driver: Driver = Box::pin(driver);
     let introduce = async {
         let health = examine(&mut connection).await?;
         for command in script::load() {
             command.query_async::<()>(&mut connection).await?;
+        }
+        // A server that forbids it calls nobody: whoever waits looks again now and then.
+        if let Err(error) = connection.subscribe(channel(common.session)).await
+            && !is_from_server(&error)
+        {
+            return Err(error);
         }
         Ok((connection, health))
     };

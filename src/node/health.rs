@@ -1,5 +1,6 @@
 //! Can this server's votes be counted on? What it says of itself when a connection is made.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use redis::RedisResult;
@@ -37,7 +38,7 @@ pub(super) struct Health {
 
 pub(super) async fn examine(connection: &mut MultiplexedConnection) -> RedisResult<Health> {
     let info: RedisResult<String> = redis::cmd("INFO").query_async(connection).await;
-    let config: RedisResult<Vec<String>> =
+    let config: RedisResult<HashMap<String, String>> =
         redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async(connection).await;
     let kept: RedisResult<bool> = redis::cmd("EXISTS").arg(KEPT).query_async(connection).await;
     let declared: RedisResult<Option<String>> = redis::cmd("GET").arg(DECLARED_NEW).query_async(connection).await;
@@ -47,7 +48,7 @@ pub(super) async fn examine(connection: &mut MultiplexedConnection) -> RedisResu
     {
         return Err(error.clone());
     }
-    let appendfsync = config.ok().and_then(|pair| pair.into_iter().nth(1));
+    let appendfsync = config.ok().and_then(|mut settings| settings.remove("appendfsync"));
     let declared = declared.ok().flatten();
     Ok(judge(&info.unwrap_or_default(), appendfsync.as_deref(), kept.unwrap_or(false), declared.as_deref()))
 }

@@ -22,9 +22,10 @@ use crate::error::NodeError;
 use crate::protocol::Validity;
 use crate::round::Round;
 use crate::sync::locked;
+use crate::ticket::Tickets;
 
 pub(crate) use reply::{Refusal, Sighting, Vote, node_time, parse_hold, parse_release, parse_sighting};
-pub(crate) use script::{Entry, hold, inspect, release};
+pub(crate) use script::{Entry, hold, inspect, leave, release};
 
 /// What a node is asked, and who wants to know.
 pub(crate) struct Request {
@@ -100,16 +101,22 @@ pub(crate) struct Common {
     shortest_lease: AtomicU64,
     /// Which server process answers at which place in the node list: no process may have two votes.
     run_ids: Mutex<Vec<Option<Claim>>>,
+    /// This client's share in the leases of any owner, and where nodes call it.
+    pub(crate) session: u64,
+    /// The requests that nodes may call.
+    pub(crate) tickets: Arc<Tickets>,
 }
 
 impl Common {
-    pub(crate) fn new(nodes: usize, timeout: Duration, validity: Validity) -> Self {
+    pub(crate) fn new(nodes: usize, timeout: Duration, validity: Validity, session: u64) -> Self {
         Self {
             timeout,
             validity,
             longest_lease: AtomicU64::new(0),
             shortest_lease: AtomicU64::new(u64::MAX),
             run_ids: Mutex::new(vec![None; nodes]),
+            session,
+            tickets: Arc::default(),
         }
     }
 

@@ -27,10 +27,22 @@ impl Vote {
 /// Why a node did not do as asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    Held { resource: usize, by: Holder, free_in: Option<Duration> },
-    Stale { floor: Ballot },
+    Held {
+        resource: usize,
+        by: Holder,
+        free_in: Option<Duration>,
+    },
+    Stale {
+        floor: Ballot,
+    },
     Ahead,
-    Gone { resource: usize },
+    Gone {
+        resource: usize,
+    },
+    /// Free, but kept for so long for somebody who has waited longer.
+    Kept {
+        left: Duration,
+    },
 }
 
 impl Refusal {
@@ -38,7 +50,7 @@ impl Refusal {
     pub(crate) fn ends(&self) -> Option<usize> {
         match self {
             Self::Held { resource, .. } | Self::Gone { resource } => Some(*resource),
-            Self::Stale { .. } | Self::Ahead => None,
+            Self::Stale { .. } | Self::Ahead | Self::Kept { .. } => None,
         }
     }
 }
@@ -51,6 +63,7 @@ impl From<&Vote> for Answer {
             Vote::No(Refusal::Stale { .. }) => Self::Stale,
             Vote::No(Refusal::Ahead) => Self::ClockBehind,
             Vote::No(Refusal::Gone { .. }) => Self::Gone,
+            Vote::No(Refusal::Kept { left }) => Self::Kept { left: *left },
             Vote::Unheard(error) => Self::Failed(error.clone()),
         }
     }
@@ -86,6 +99,9 @@ fn hold(value: &Value) -> Option<Vote> {
         }
         [Value::Int(4), Value::Int(_), Value::Int(_)] => Refusal::Ahead,
         [Value::Int(5), Value::Int(_), Value::Int(i), Value::Int(_)] => Refusal::Gone { resource: place(*i)? },
+        [Value::Int(6), Value::Int(_), Value::Int(_), Value::Int(left)] => {
+            Refusal::Kept { left: Duration::from_millis(u64::try_from(*left).ok()?) }
+        }
         _ => return None,
     };
     Some(Vote::No(refusal))

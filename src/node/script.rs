@@ -8,9 +8,10 @@ use redis::{Cmd, Script};
 use crate::owner::Owner;
 use crate::protocol::{Ballot, CLOCK_WINDOW, Lease};
 use crate::resource::Resource;
+use crate::ticket::Ticket;
 
-const HOLD_CODE: &str = include_str!("lua/hold.lua");
-const RELEASE_CODE: &str = include_str!("lua/release.lua");
+const HOLD_CODE: &str = concat!(include_str!("lua/line.lua"), include_str!("lua/hold.lua"));
+const RELEASE_CODE: &str = concat!(include_str!("lua/line.lua"), include_str!("lua/release.lua"));
 const INSPECT_CODE: &str = include_str!("lua/inspect.lua");
 
 static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(HOLD_CODE));
@@ -32,13 +33,18 @@ pub(crate) struct Entry<'a> {
     pub(crate) lease: &'a Lease,
     /// Is this a new acquisition, and not the continuation of a lease?
     pub(crate) fresh: bool,
+    /// What a request that waits has left in the nodes' lines, or may leave.
+    pub(crate) ticket: Option<&'a Ticket>,
 }
 
-fn evalsha(script: &Script, entries: &[Entry<'_>]) -> Cmd {
+/// In place of a token or a ticket: there is none.
+const NONE: &str = "0";
+
+fn evalsha<'a>(script: &Script, resources: impl ExactSizeIterator<Item = &'a Resource>) -> Cmd {
     let mut command = redis::cmd("EVALSHA");
-    command.arg(script.get_hash()).arg(2 * entries.len());
-    for entry in entries {
-        command.arg(entry.resource.lock_key()).arg(entry.resource.ballot_key());
+    command.arg(script.get_hash()).arg(3 * resources.len());
+    for resource in resources {
+        command.arg(resource.lock_key()).arg(resource.ballot_key()).arg(resource.line_key());
     }
     command
 }
@@ -52,9 +58,11 @@ pub(crate) fn hold(
     owner: &Owner,
     session: u64,
 ) -> Cmd {
-    let mut command = evalsha(&HOLD, entries);
+    let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
+    let ticket = entries.iter().filter(|entry| entry.fresh).find_map(|entry| entry.ticket);
     command.arg(next.get()).arg(millis(lease)).arg(millis(memory)).arg(window());
     command.arg(owner.id()).arg(session_id(session)).arg(owner.label());
+    command.arg(ticket.map_or(NONE, Ticket::text));
     for Entry { lease, fresh, .. } in entries {
         let token = if *fresh { 0 } else { lease.token.get() };
         command.arg(token).arg(lease.known.get()).arg(lease.holds);
@@ -64,10 +72,23 @@ pub(crate) fn hold(
 
 /// "Make it so that this session has no holds, and that nothing late brings them back."
 pub(crate) fn release(entries: &[Entry<'_>], next: Ballot, memory: Duration, owner: &Owner, session: u64) -> Cmd {
-    let mut command = evalsha(&RELEASE, entries);
+    let mut command = evalsha(&RELEASE, entries.iter().map(|entry| entry.resource));
     command.arg(next.get()).arg(millis(memory)).arg(window()).arg(owner.id()).arg(session_id(session));
-    for Entry { lease, .. } in entries {
+    for Entry { lease, fresh, ticket, .. } in entries {
         command.arg(lease.token.get()).arg(lease.known.get());
+        // What was not granted is asked for again: the request keeps its place until it gives up.
+        let keeps_place = *fresh && ticket.is_some();
+        command.arg(ticket.map_or(NONE, Ticket::text)).arg(u8::from(keeps_place));
+    }
+    command
+}
+
+/// "I have stopped waiting."
+pub(crate) fn leave(resources: &[Resource], ticket: &Ticket, next: Ballot, memory: Duration, session: u64) -> Cmd {
+    let mut command = evalsha(&RELEASE, resources.iter());
+    command.arg(next.get()).arg(millis(memory)).arg(window()).arg(NONE).arg(session_id(session));
+    for _ in resources {
+        command.arg(NONE).arg(NONE).arg(ticket.text()).arg(0);
     }
     command
 }

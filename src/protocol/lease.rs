@@ -123,6 +123,11 @@ impl Lease {
         running
     }
 
+    /// The next extension is due at `at`, if not before.
+    pub(crate) fn extend_before(&mut self, at: Moment) {
+        self.extend_at = self.extend_at.min(at);
+    }
+
     /// So many nodes honour the round of this ballot by now.
     pub(crate) fn voted(&mut self, ballot: Ballot, votes: usize) {
         if ballot >= self.voted.0 {
@@ -263,6 +268,16 @@ mod tests {
         assert_eq!(lease.next_due(), Some(at(1100)));
         lease.confirmed(at(200), at(190), NEXT, Duration::from_secs(9));
         assert_eq!(lease.length, Duration::from_secs(9));
+    }
+
+    #[test]
+    fn an_extension_can_be_moved_forward_and_not_back() {
+        let mut lease = held(true);
+        lease.extend_before(at(1101));
+        assert_eq!(lease.next_due(), Some(at(1100)));
+        lease.extend_before(at(150));
+        assert_eq!((lease.next_due(), lease.due(at(149))), (Some(at(150)), Due::Nothing));
+        assert_eq!(lease.due(at(150)), Due::Extension);
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! Rows 17 to 19: waiting ends when it should, and leaves nothing.
+//! Rows 17 to 19, 28 and 29: waiting ends when it should, costs little, is fair, and leaves nothing.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use quorlock::AcquireError;
+use quorlock::{AcquireError, Quorlock};
 
+use crate::support::worker::Worker;
 use crate::support::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -56,12 +58,134 @@ async fn acc_18_a_limit_is_kept_and_a_try_is_quick() {
     guard.release().await.expect("a release");
 }
 
+/// Where the nodes keep those who wait for a name.
+fn line_key(name: &str) -> String {
+    format!("quorlock:line:{}", Cluster::lock_key(name))
+}
+
+/// How many scripts each node has run so far.
+fn scripts_run(cluster: &Cluster) -> Vec<u64> {
+    let calls = |stats: String| {
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default().to_owned();
+        let calls = line.split(['=', ',']).nth(1).unwrap_or("0").to_owned();
+        calls.parse().expect("a number of calls")
+    };
+    cluster.each::<String>(redis::cmd("INFO").arg("commandstats")).into_iter().map(calls).collect()
+}
+
+#[tokio::test]
+async fn acc_28_fifty_waiters_cost_two_commands_a_second_each() {
+    const WAITERS: u32 = 50;
+    let cluster = Cluster::quiet(5);
+    let holder = cluster.client(10 * SECOND).await;
+    let mut clients = Vec::new();
+    for _ in 0..WAITERS {
+        clients.push(cluster.client(10 * SECOND).await);
+    }
+    let guard = holder.lock("busy").acquire().await.expect("the lock");
+    let before = scripts_run(&cluster);
+    let start = Instant::now();
+    let wait_for = |locks: &Quorlock| tokio::spawn(locks.lock("busy").acquire());
+    let waiting: Vec<_> = clients.iter().map(wait_for).collect();
+    tokio::time::sleep(4 * SECOND).await; // How long they wait, not a wait for something.
+    let (waited, after) = (start.elapsed(), scripts_run(&cluster));
+    assert!(waiting.iter().all(|waiter| !waiter.is_finished()));
+    for (before, after) in before.iter().zip(after) {
+        let each = (after - before) as f64 / f64::from(WAITERS) / waited.as_secs_f64();
+        assert!(each <= 2.0, "{each:.2} commands per node, waiter and second");
+    }
+    guard.release().await.expect("a release");
+    for waiter in waiting {
+        let guard = waiter.await.expect("a waiter").expect("its turn");
+        guard.release().await.expect("a release");
+    }
+}
+
+#[tokio::test]
+async fn acc_28_waiters_of_one_process_cost_one_of_them() {
+    let cluster = Cluster::quiet(5);
+    let holder = cluster.client(10 * SECOND).await;
+    let locks = cluster.client(10 * SECOND).await;
+    let guard = holder.lock("busy").acquire().await.expect("the lock");
+    let before = scripts_run(&cluster);
+    let waiting: Vec<_> = (0..50).map(|_| tokio::spawn(locks.lock("busy").acquire())).collect();
+    tokio::time::sleep(2 * SECOND).await; // How long they wait, not a wait for something.
+    for (before, after) in before.iter().zip(scripts_run(&cluster)) {
+        assert!(after - before <= 8, "{} commands for one place in the line", after - before);
+    }
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    guard.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn acc_29_three_workers_that_ask_again_at_once_share_alike() {
+    let cluster = Cluster::quiet(5);
+    let urls = cluster.urls().join(",");
+    let begin = || Worker::spawn(&["take-turns", &urls, "shared", "10"]);
+    let mut workers: Vec<Worker> = (0..3).map(|_| begin()).collect();
+    for worker in &mut workers {
+        worker.next().expect("it is ready");
+    }
+    tokio::time::sleep(3 * SECOND).await; // How long they work, not a wait for something.
+    workers.iter_mut().for_each(Worker::kill);
+    let grants: Vec<usize> = workers.iter_mut().map(|worker| std::iter::from_fn(|| worker.next()).count()).collect();
+    let total: usize = grants.iter().sum();
+    assert!(total >= 60, "only {total} grants in 3 s");
+    assert!(grants.iter().all(|share| 4 * share >= total), "the shares are {grants:?}");
+}
+
+#[tokio::test]
+async fn acc_29_tasks_of_one_process_are_served_in_order() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let guard = locks.lock("in order").acquire().await.expect("the lock");
+    let served = Arc::new(Mutex::new(Vec::new()));
+    let mut waiting = Vec::new();
+    for i in 0..20 {
+        let (request, served) = (locks.lock("in order").acquire(), Arc::clone(&served));
+        waiting.push(tokio::spawn(async move {
+            let guard = request.await.expect("its turn");
+            served.lock().expect("nobody panics").push(i);
+            guard.release().await.expect("a release");
+        }));
+        tokio::task::yield_now().await; // It queues up before the next one does.
+    }
+    guard.release().await.expect("a release");
+    for task in waiting {
+        task.await.expect("a task");
+    }
+    assert_eq!(*served.lock().expect("nobody panics"), (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn acc_29_a_waiter_that_died_does_not_keep_the_next_one_waiting() {
+    let cluster = Cluster::quiet(5);
+    let holder = cluster.client(10 * SECOND).await;
+    let other = cluster.client(10 * SECOND).await;
+    let urls = cluster.urls().join(",");
+    let guard = holder.lock("next").acquire().await.expect("the lock");
+    let mut dead = Worker::spawn(&["take-turns", &urls, "next", "10"]);
+    dead.next().expect("it is ready");
+    let in_line = || cluster.count_keys(&line_key("next"));
+    eventually(5 * SECOND, "it waits", || in_line() == 5).await;
+    dead.kill();
+    let waiting = tokio::spawn(other.lock("next").acquire());
+    let text = || -> Vec<String> { cluster.each(redis::cmd("GET").arg(line_key("next"))) };
+    eventually(5 * SECOND, "the other one waits", || text().iter().all(|line| line.matches(':').count() == 2)).await;
+    let released = Instant::now();
+    guard.release().await.expect("a release");
+    let guard = waiting.await.expect("a task").expect("the lock");
+    assert!(released.elapsed() <= Duration::from_millis(150), "granted after {:?}", released.elapsed());
+    guard.release().await.expect("a release");
+}
+
 #[tokio::test]
 async fn acc_19_nothing_of_a_cancelled_waiter_is_left() {
     let cluster = Cluster::quiet(5);
     let holder = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
     let key = Cluster::lock_key("given up");
+    let left = || cluster.count_keys(&key) + cluster.count_keys(&line_key("given up"));
     for round in 0..20 {
         let guard = holder.lock("given up").acquire().await.expect("the lock");
         let waiting = tokio::spawn({
@@ -78,7 +202,7 @@ async fn acc_19_nothing_of_a_cancelled_waiter_is_left() {
             waiting.abort();
         }
         drop(waiting.await);
-        eventually(Duration::from_millis(100), "no key is left", || cluster.count_keys(&key) == 0).await;
+        eventually(Duration::from_millis(100), "no key and no ticket is left", || left() == 0).await;
         other.lock("given up").try_acquire().await.expect("free").release().await.expect("a release");
     }
 }

@@ -17,6 +17,7 @@ pub async fn run(job: &[String]) {
         ["add", urls, name, register, times] => add(urls, name, register, times.parse().unwrap()).await,
         ["hold", urls, name, lease_ms] => hold(urls, name, lease_ms.parse().unwrap()).await,
         ["hammer", urls, name, lease_ms] => hammer(urls, name, lease_ms.parse().unwrap()).await,
+        ["take-turns", urls, name, millis] => take_turns(urls, name, millis.parse().unwrap()).await,
         ["grants", urls, name] => grants(urls, name).await,
         ["stale-writer", urls, name, lease_ms] => stale_writer(urls, name, lease_ms.parse().unwrap()).await,
         ["try", urls, name] => {
@@ -94,6 +95,18 @@ async fn hammer(urls: &str, name: &str, lease_ms: u64) {
         // Either may be unconfirmed while nodes are being killed.
         drop(inner.release().await);
         drop(guard.release().await);
+    }
+}
+
+/// Reports each grant, holds it for so long, and asks again at once.
+async fn take_turns(urls: &str, name: &str, millis: u64) {
+    let locks = client(urls, 10_000).await;
+    report("ready");
+    loop {
+        let guard = locks.lock(name).acquire().await.expect("the lock");
+        report("granted");
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        guard.release().await.expect("a release");
     }
 }
 

@@ -1,11 +1,12 @@
 -- Acquire, re-enter, extend, repair: "make it so that this session has this many holds". All resources or none.
 --
--- KEYS  lock, ballot                          for each resource
+-- KEYS  lock, ballot, line                    for each resource
 -- ARGV  next       this round's ballot: the token of what is newly acquired
 --       lease      ms
 --       memory     ms that the ballot key outlives its last use
 --       window     us that `next` and `known` may lie from this node's clock
 --       owner session label
+--       ticket     NUMBER:CHANNEL, left where somebody else is in the way; '0' leaves none
 --       token, known, holds                   for each resource; token 0 acquires, any other continues that lease
 --
 -- Answer  {GRANTED, now} or, with i the refusing resource (from 1) and now in us,
@@ -13,20 +14,31 @@
 --         {STALE, now, i, floor}              propose more than floor
 --         {AHEAD, now, i}                     the proposal is absurdly ahead of this node's clock
 --         {GONE, now, i, ballot}              no key, and somebody newer was here, or this lease was released
-local GRANTED, HELD, STALE, AHEAD, GONE = 1, 2, 3, 4, 5
+--         {KEPT, now, i, ms}                  free, but kept for somebody who has waited longer
+local GRANTED, HELD, STALE, AHEAD, GONE, KEPT = 1, 2, 3, 4, 5, 6
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local next, lease, memory, window = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local owner, session, label = ARGV[5], ARGV[6], ARGV[7]
+local owner, session, label, ticket = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 if next > now + window then return {AHEAD, now, 1} end
 
 local stored = redis.call('MGET', unpack(KEYS))
-local created, lock_values, ballots = {}, {}, {}
+local created, lock_values, ballots, lines = {}, {}, {}, {}
 
 local function refuse(answer)
   if #created > 0 then redis.call('DEL', unpack(created)) end
   return answer
+end
+
+-- Refuses because of somebody else, and leaves the ticket for when that is over.
+local function busy(k, answer)
+  local line = ticket ~= '0' and line_at(KEYS[k + 2], stored[k + 2], now)
+  if line then
+    line.enter(ticket)
+    line.write()
+  end
+  return refuse(answer)
 end
 
 -- MGET shows a key of another type as missing; NX does not. So a missing key is created at once, and what cannot be
@@ -38,10 +50,10 @@ local function create(key, value, ms)
   end
 end
 
-for k = 1, #KEYS, 2 do
-  local lock, ballot, i = KEYS[k], KEYS[k + 1], (k + 1) / 2
+for k = 1, #KEYS, 3 do
+  local lock, ballot, i = KEYS[k], KEYS[k + 1], (k + 2) / 3
   local value, mark = stored[k], stored[k + 1]
-  local token, known, holds = ARGV[3 * i + 5], tonumber(ARGV[3 * i + 6]), ARGV[3 * i + 7]
+  local token, known, holds = ARGV[3 * i + 6], tonumber(ARGV[3 * i + 7]), ARGV[3 * i + 8]
   local highest = mark and tonumber(mark) or 0
   local floor = math.max(highest, now - window)
   local fresh = token == '0'
@@ -53,9 +65,16 @@ for k = 1, #KEYS, 2 do
       -- Only a leftover of this very session's older lease may be replaced.
       local theirs, sessions = string.match(value, '^ql1 %d+ (%x+) %S+ (.*)$')
       if theirs ~= owner or not string.match(sessions, '^' .. session .. ':%d+$') then
-        return refuse({HELD, now, i, redis.call('PTTL', lock), value})
+        return busy(k, {HELD, now, i, redis.call('PTTL', lock), value})
       end
       lock_values[lock] = head .. label .. ' ' .. entry
+    end
+    local line = stored[k + 2] and line_at(KEYS[k + 2], stored[k + 2], now)
+    if line then
+      local kept = line.kept_from(ticket)
+      if kept > 0 and not value then return busy(k, {KEPT, now, i, kept}) end
+      line.leave(ticket)
+      lines[#lines + 1] = line
     end
     if next <= highest then return refuse({STALE, now, i, highest}) end
     -- Too far behind this clock: one more than the floor would be too old again by the time it comes.
@@ -92,4 +111,5 @@ for lock, value in pairs(lock_values) do
   redis.call('SET', lock, value, 'PX', math.max(redis.call('PTTL', lock), lease))
 end
 for ballot, number in pairs(ballots) do redis.call('SET', ballot, number, 'PX', memory) end
+for _, line in ipairs(lines) do line.write() end
 return {GRANTED, now}
