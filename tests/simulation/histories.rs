@@ -217,9 +217,10 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
         [
             "EVALSHA",
             Script::Hold.hash(),
-            "2",
+            "3",
             "quorlock:lock:x",
             "quorlock:ballot:x",
+            "quorlock:line:x",
             next,
             lease,
             "3600000",
@@ -227,6 +228,7 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
             owner,
             "51",
             "label",
+            "0",
             token,
             known,
             "1",
@@ -238,9 +240,10 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
         [
             "EVALSHA",
             Script::Release.hash(),
-            "2",
+            "3",
             "quorlock:lock:x",
             "quorlock:ballot:x",
+            "quorlock:line:x",
             next,
             "3600000",
             "1800000000",
@@ -248,6 +251,8 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
             "51",
             token,
             token,
+            "0",
+            "0",
         ]
         .map(str::to_owned)
         .to_vec()
@@ -299,11 +304,11 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
         for (rules, expected) in [(rules, true), (Rules::default(), false)] {
             let (mut oracle, mut node) = (Oracle::default(), Node::new(rules, "id".to_owned(), 0));
             for code in crate::node::SCRIPTS {
-                node.execute(&[b"SCRIPT", b"LOAD", code.as_bytes()], NOW);
+                node.execute(&[b"SCRIPT", b"LOAD", code.as_bytes()], 0, NOW);
             }
             for command in &commands {
                 let args: Vec<&[u8]> = command.iter().map(String::as_bytes).collect();
-                oracle.execute(0, &mut node, &args, NOW, 0);
+                oracle.execute(0, &mut node, &args, 0, NOW, 0);
             }
             if oracle.violations.iter().any(|violation| violation.invariant == invariant) != expected {
                 missed.push(format!("{invariant}, broken {expected}: {:?}", oracle.violations));

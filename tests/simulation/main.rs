@@ -13,6 +13,7 @@ mod controls;
 mod figures;
 mod histories;
 mod ledger;
+mod line;
 mod machine;
 mod node;
 mod oracle;

@@ -7,8 +7,8 @@ use super::resp::Reply;
 use super::rules::{self, Rules};
 
 pub const SCRIPTS: [&str; 3] = [
-    include_str!("../../src/node/lua/hold.lua"),
-    include_str!("../../src/node/lua/release.lua"),
+    concat!(include_str!("../../src/node/lua/line.lua"), include_str!("../../src/node/lua/hold.lua")),
+    concat!(include_str!("../../src/node/lua/line.lua"), include_str!("../../src/node/lua/release.lua")),
     include_str!("../../src/node/lua/inspect.lua"),
 ];
 
@@ -118,11 +118,16 @@ pub struct Node {
     /// Every write is logged before it is answered.
     pub durable: bool,
     known: [bool; 3],
+    /// Which connections listen to which channel.
+    subscribers: Vec<(Vec<u8>, usize)>,
+    /// What is to be sent unasked, and on which connection.
+    pub pushes: Vec<(usize, Reply)>,
 }
 
 impl Node {
     pub fn new(rules: Rules, run_id: String, started: u64) -> Self {
-        Self { store: Store::default(), rules, run_id, started, durable: false, known: [false; 3] }
+        let (subscribers, pushes) = (Vec::new(), Vec::new());
+        Self { store: Store::default(), rules, run_id, started, durable: false, known: [false; 3], subscribers, pushes }
     }
 
     /// What the bundled scripts do when they start a new cluster.
@@ -136,8 +141,18 @@ impl Node {
         self.known = [false; 3];
     }
 
-    /// `now` is the node's wall clock in µs.
-    pub fn execute(&mut self, args: &[&[u8]], now: u64) -> Reply {
+    /// The connection is gone, as far as the server knows.
+    pub fn disconnected(&mut self, connection: usize) {
+        self.subscribers.retain(|(_, subscriber)| *subscriber != connection);
+    }
+
+    /// The process has ended.
+    pub fn disconnect_all(&mut self) {
+        self.subscribers.clear();
+    }
+
+    /// `connection` is where the command came from, `now` the node's wall clock in µs.
+    pub fn execute(&mut self, args: &[&[u8]], connection: usize, now: u64) -> Reply {
         let word = |i: usize| args.get(i).map(|arg| arg.to_ascii_uppercase()).unwrap_or_default();
         match (word(0).as_slice(), word(1).as_slice()) {
             (b"EVALSHA", _) => self.evalsha(args, now),
@@ -175,7 +190,11 @@ impl Node {
             }
             (b"TIME", _) => Reply::Array([now / 1_000_000, now % 1_000_000].map(|n| Reply::bulk(n.to_string())).into()),
             (b"CLIENT" | b"AUTH" | b"SELECT", _) => Reply::Okay,
-            (b"HELLO", _) => Reply::Error("NOPROTO unsupported protocol version".to_owned()),
+            (b"HELLO", _) => Reply::Map(vec![Reply::bulk("proto"), Reply::Int(3)]),
+            (b"SUBSCRIBE", _) => {
+                self.subscribers.push((args[1].to_vec(), connection));
+                Reply::Push(vec![Reply::bulk("subscribe"), Reply::bulk(args[1]), Reply::Int(1)])
+            }
             (other, _) => Reply::Error(format!("ERR unknown command '{}'", String::from_utf8_lossy(other))),
         }
     }
@@ -188,7 +207,17 @@ impl Node {
         let Some((keys, argv)) = split(args) else { return Reply::Error("ERR wrong number of arguments".to_owned()) };
         match script {
             Script::Hold => rules::hold(&mut self.store, &self.rules, keys, argv, now),
-            Script::Release => rules::release(&mut self.store, &self.rules, keys, argv, now),
+            Script::Release => {
+                let (subscribers, pushes) = (&self.subscribers, &mut self.pushes);
+                let mut publish = |channel: &[u8], text: &[u8]| {
+                    let heard = subscribers.iter().filter(|(theirs, _)| theirs == channel);
+                    let message = || Reply::Push(vec![Reply::bulk("message"), Reply::bulk(channel), Reply::bulk(text)]);
+                    let before = pushes.len();
+                    pushes.extend(heard.map(|(_, connection)| (*connection, message())));
+                    pushes.len() - before
+                };
+                rules::release(&mut self.store, &self.rules, keys, argv, now, &mut publish)
+            }
             Script::Inspect => rules::inspect(&mut self.store, keys, now),
         }
     }

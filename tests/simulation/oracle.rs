@@ -60,21 +60,29 @@ impl Oracle {
         self.newest.retain(|(at, _), _| *at != node);
     }
 
-    /// Lets the node execute a command and looks at what that did.
-    pub fn execute(&mut self, index: usize, node: &mut Node, args: &[&[u8]], clock: u64, at: u64) -> Reply {
+    /// Lets the node execute a command that came on `conn`, and looks at what that did.
+    pub fn execute(
+        &mut self,
+        index: usize,
+        node: &mut Node,
+        args: &[&[u8]],
+        conn: usize,
+        clock: u64,
+        at: u64,
+    ) -> Reply {
         let script = args.get(1).and_then(|hash| Script::by_hash(hash));
         let watched = script.filter(|script| *script != Script::Inspect && args[0] == b"EVALSHA").zip(split(args));
-        let Some((script, (keys, argv))) = watched else { return node.execute(args, clock) };
+        let Some((script, (keys, argv))) = watched else { return node.execute(args, conn, clock) };
         let look = |node: &mut Node| -> Vec<State> {
             let look = |pair: &[&[u8]]| State {
                 value: node.store.text(pair[0], clock).map(<[u8]>::to_vec),
                 pttl: node.store.pttl(pair[0], clock),
                 ballot: node.store.text(pair[1], clock).and_then(lua_number).unwrap_or(0.0),
             };
-            keys.chunks_exact(2).map(look).collect()
+            keys.chunks_exact(3).map(look).collect()
         };
         let before = look(node);
-        let reply = node.execute(args, clock);
+        let reply = node.execute(args, conn, clock);
         let after = look(node);
         let Reply::Array(answer) = &reply else { return reply };
         let mut judge = Judge { oracle: self, index, keys, argv, before: &before, after: &after, at };
@@ -112,7 +120,7 @@ impl Judge<'_> {
         let what = format!(
             "node {}: {what}: {} was [{}], is [{}], after {}",
             self.index,
-            text(self.keys[2 * i]),
+            text(self.keys[3 * i]),
             state(&self.before[i]),
             state(&self.after[i]),
             self.argv.iter().map(|arg| text(arg)).collect::<Vec<_>>().join(" "),
@@ -123,8 +131,8 @@ impl Judge<'_> {
     fn granted(&mut self) {
         let (next, lease) = (integer(self.argv[0]), integer(self.argv[1]).cast_signed());
         let (owner, session) = (self.argv[4], self.argv[5]);
-        for (i, args) in self.argv[7..].chunks_exact(3).enumerate() {
-            let key = self.keys[2 * i].to_vec();
+        for (i, args) in self.argv[8..].chunks_exact(3).enumerate() {
+            let key = self.keys[3 * i].to_vec();
             let fresh = args[0] == b"0";
             let token = if fresh { next } else { integer(args[0]) };
             let (before, after) = (&self.before[i], &self.after[i]);
@@ -176,7 +184,10 @@ impl Judge<'_> {
 
     fn released(&mut self) {
         let (next, owner, session) = (integer(self.argv[0]), self.argv[3], self.argv[4]);
-        for (i, args) in self.argv[5..].chunks_exact(2).enumerate() {
+        for (i, args) in self.argv[5..].chunks_exact(4).enumerate() {
+            if args[0] == b"0" {
+                continue; // Somebody has stopped waiting.
+            }
             let (before, after) = (self.before[i].clone(), &self.after[i]);
             let parsed = before.value.as_deref().and_then(LockValue::parse);
             let honest = match parsed.filter(|value| value.owner == owner && value.token == args[0]) {
@@ -193,7 +204,7 @@ impl Judge<'_> {
             if !honest {
                 self.violated("ReleaseSafe", i, "a release touched what was not its own");
             }
-            let share = (self.index, self.keys[2 * i].to_vec(), owner.to_vec(), session.to_vec());
+            let share = (self.index, self.keys[3 * i].to_vec(), owner.to_vec(), session.to_vec());
             let released = self.oracle.released.entry(share).or_default();
             *released = (*released).max(next);
         }

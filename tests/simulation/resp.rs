@@ -9,6 +9,10 @@ pub enum Reply {
     Bulk(Vec<u8>),
     Nil,
     Array(Vec<Reply>),
+    /// What RESP3 sends unasked, or as the confirmation of a subscription.
+    Push(Vec<Reply>),
+    /// Names and values in turn.
+    Map(Vec<Reply>),
 }
 
 impl Reply {
@@ -28,12 +32,16 @@ impl Reply {
                 out.extend_from_slice(bytes);
                 out.extend_from_slice(b"\r\n");
             }
-            Self::Array(items) => {
-                line(out, b'*', items.len().to_string().as_bytes());
-                items.iter().for_each(|item| item.encode(out));
-            }
+            Self::Array(items) => all(out, b'*', items.len(), items),
+            Self::Push(items) => all(out, b'>', items.len(), items),
+            Self::Map(items) => all(out, b'%', items.len() / 2, items),
         }
     }
+}
+
+fn all(out: &mut Vec<u8>, kind: u8, count: usize, items: &[Reply]) {
+    line(out, kind, count.to_string().as_bytes());
+    items.iter().for_each(|item| item.encode(out));
 }
 
 fn line(out: &mut Vec<u8>, kind: u8, text: &[u8]) {

@@ -1,6 +1,7 @@
 //! What `hold.lua`, `release.lua` and `inspect.lua` do, once more and in Rust. That both do the same is what
 //! `tests/conformance.rs` shows, against a real server.
 
+use super::line::Line;
 use super::node::{Data, Store};
 use super::resp::Reply;
 
@@ -29,6 +30,7 @@ const HELD: i64 = 2;
 const STALE: i64 = 3;
 const AHEAD: i64 = 4;
 const GONE: i64 = 5;
+const KEPT: i64 = 6;
 
 fn int(number: f64) -> Reply {
     Reply::Int(number as i64)
@@ -110,7 +112,7 @@ fn replaced(value: &[u8], session: &[u8], entry: &[u8]) -> Option<Vec<u8>> {
 
 pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], now: u64) -> Reply {
     let clock = now as f64;
-    let &[next_text, lease, memory, window, owner, session, label, ref resources @ ..] = argv else {
+    let &[next_text, lease, memory, window, owner, session, label, ticket, ref resources @ ..] = argv else {
         return Reply::Error("ERR too few arguments".to_owned());
     };
     let (next, lease, memory, window) = (number(next_text), millis(lease), millis(memory), number(window));
@@ -121,11 +123,14 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
     let mut created: Vec<&[u8]> = Vec::new();
     let mut lock_values: Vec<(&[u8], Vec<u8>)> = Vec::new();
     let mut ballots: Vec<(&[u8], Vec<u8>)> = Vec::new();
+    let mut lines: Vec<Line> = Vec::new();
+    // Somebody else is in the way at the k-th resource: the ticket is left for when that is over.
+    let mut busy_at = None;
 
     let refused = 'all: {
-        for (i, (pair, args)) in keys.chunks_exact(2).zip(resources.chunks_exact(3)).enumerate() {
-            let (lock, ballot) = (pair[0], pair[1]);
-            let (value, mark) = (stored[2 * i].as_deref(), stored[2 * i + 1].as_deref());
+        for (i, (place_keys, args)) in keys.chunks_exact(3).zip(resources.chunks_exact(3)).enumerate() {
+            let (lock, ballot) = (place_keys[0], place_keys[1]);
+            let (value, mark) = (stored[3 * i].as_deref(), stored[3 * i + 1].as_deref());
             let (token, known, holds) = (args[0], number(args[1]), args[2]);
             let place = Reply::Int(i as i64 + 1);
             let highest = mark.and_then(lua_number).unwrap_or(0.0);
@@ -147,9 +152,21 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
                                 .is_some_and(|count| !count.is_empty() && count.iter().all(u8::is_ascii_digit))
                     });
                     if !leftover && !rules.grants_over_others {
+                        busy_at = Some(i);
                         break 'all Some(held(store, lock, value));
                     }
                     lock_values.push((lock, [&head, label, &entry].concat()));
+                }
+                if let Some(mut line) =
+                    stored[3 * i + 2].as_deref().and_then(|text| Line::at(place_keys[2], Some(text)))
+                {
+                    let kept = line.kept_from(ticket, now);
+                    if kept > 0 && value.is_none() {
+                        busy_at = Some(i);
+                        break 'all Some(refusal(KEPT, now, vec![place, Reply::Int(kept.cast_signed())]));
+                    }
+                    line.leave(ticket);
+                    lines.push(line);
                 }
                 let beyond = |mark: f64| next > mark || (next >= mark && rules.grants_equal_ballots);
                 if !beyond(highest) && !rules.ignores_ballots {
@@ -195,6 +212,12 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         None
     };
     if let Some(refusal) = refused {
+        if let Some(i) = busy_at.filter(|_| ticket != b"0")
+            && let Some(mut line) = Line::at(keys[3 * i + 2], stored[3 * i + 2].as_deref())
+        {
+            line.enter(ticket);
+            line.write(store, now);
+        }
         created.iter().for_each(|key| store.remove(key));
         return refusal;
     }
@@ -205,6 +228,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
     for (ballot, number) in ballots {
         store.set(ballot, number, memory, now);
     }
+    lines.into_iter().for_each(|line| line.write(store, now));
     Reply::Array(vec![Reply::Int(1), Reply::Int(now.cast_signed())])
 }
 
@@ -215,22 +239,36 @@ fn incremented(value: &[u8], session: &[u8]) -> Vec<u8> {
     replaced(value, session, &[b" ", session, b":", count.as_bytes()].concat()).unwrap_or_default()
 }
 
-pub fn release(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], now: u64) -> Reply {
+/// `publish` says how many heard a message on a channel.
+pub fn release(
+    store: &mut Store,
+    rules: &Rules,
+    keys: &[&[u8]],
+    argv: &[&[u8]],
+    now: u64,
+    publish: &mut dyn FnMut(&[u8], &[u8]) -> usize,
+) -> Reply {
     let &[next_text, memory, window, owner, session, ref resources @ ..] = argv else {
         return Reply::Error("ERR too few arguments".to_owned());
     };
     let (next, memory, window) = (number(next_text), millis(memory), number(window));
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
     let mut answer = vec![Reply::Int(now.cast_signed())];
-    for (i, (pair, args)) in keys.chunks_exact(2).zip(resources.chunks_exact(2)).enumerate() {
-        let lock = pair[0];
-        let (value, mark) = (stored[2 * i].as_deref(), stored[2 * i + 1].as_deref());
+    let mut is_free = vec![false; keys.len() / 3];
+    for (i, (place_keys, args)) in keys.chunks_exact(3).zip(resources.chunks_exact(4)).enumerate() {
+        let lock = place_keys[0];
+        let (value, mark) = (stored[3 * i].as_deref(), stored[3 * i + 1].as_deref());
         let head = [b"ql1 ", args[0], b" ", owner, b" "].concat();
         let mut honoured = 0;
         match value {
+            _ if args[0] == b"0" => {
+                honoured = 1;
+                is_free[i] = store.data(lock, now).is_none();
+            }
             None => {
+                is_free[i] = store.data(lock, now).is_none();
                 let floor = mark.and_then(lua_number).unwrap_or(0.0).max(now as f64 - window);
-                honoured = i64::from(number(args[1]) >= floor && store.data(lock, now).is_none());
+                honoured = i64::from(number(args[1]) >= floor && is_free[i]);
             }
             Some(value) if value.starts_with(&head) => {
                 honoured = 1;
@@ -238,6 +276,7 @@ pub fn release(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]],
                 let left = rest.as_deref().unwrap_or(value);
                 if !left.get(head.len()..).is_some_and(|sessions| sessions.contains(&b' ')) {
                     store.remove(lock);
+                    is_free[i] = true;
                 } else if let Some(rest) = rest {
                     let life = u64::try_from(store.pttl(lock, now)).unwrap_or(0).max(1);
                     store.set(lock, rest, life, now);
@@ -248,15 +287,34 @@ pub fn release(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]],
         }
         answer.push(Reply::Int(honoured));
     }
-    for (i, pair) in keys.chunks_exact(2).enumerate().filter(|_| !rules.releases_without_mark) {
-        let ballot = pair[1];
-        match stored[2 * i + 1].as_deref() {
+    for (i, (place_keys, args)) in keys.chunks_exact(3).zip(resources.chunks_exact(4)).enumerate() {
+        if rules.releases_without_mark || args[0] == b"0" {
+            continue;
+        }
+        let ballot = place_keys[1];
+        match stored[3 * i + 1].as_deref() {
             None if store.data(ballot, now).is_none() => store.set(ballot, next_text.to_vec(), memory, now),
             Some(mark) if lua_number(mark).is_some_and(|mark| next > mark) => {
                 store.set(ballot, next_text.to_vec(), memory, now);
             }
             _ => {}
         }
+    }
+    for (i, (place_keys, args)) in keys.chunks_exact(3).zip(resources.chunks_exact(4)).enumerate() {
+        let (waiting, ticket, keeps_place) = (stored[3 * i + 2].as_deref(), args[2], args[3] == b"1");
+        if waiting.is_none() && !keeps_place {
+            continue;
+        }
+        let Some(mut line) = Line::at(place_keys[2], waiting) else { continue };
+        if keeps_place {
+            line.enter(ticket);
+        } else {
+            line.leave(ticket);
+        }
+        if is_free[i] && line.kept_from(b"-", now) == 0 {
+            line.call(now, publish);
+        }
+        line.write(store, now);
     }
     Reply::Array(answer)
 }

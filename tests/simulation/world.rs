@@ -379,6 +379,7 @@ impl World {
 
     pub fn close(&mut self, conn: usize) {
         self.conns[conn].closed = true;
+        self.servers[self.conns[conn].node].node.disconnected(conn);
         self.conns[conn].reader = None;
         self.conns[conn].received = Vec::new();
     }
@@ -494,7 +495,7 @@ impl World {
         let (mut at, mut replies) = (0, Vec::new());
         while let Some((args, length)) = parse_command(&buffer[at..]) {
             at += length;
-            replies.push(self.execute(client, node, &args));
+            replies.push(self.execute(client, node, id, &args));
         }
         buffer.drain(..at);
         self.conns[id].partial = buffer;
@@ -507,16 +508,21 @@ impl World {
         if !out.is_empty() {
             self.answer(id, &out);
         }
+        for (listener, push) in std::mem::take(&mut self.servers[node].node.pushes) {
+            let mut out = Vec::new();
+            push.encode(&mut out);
+            self.answer(listener, &out);
+        }
     }
 
-    fn execute(&mut self, client: usize, node: usize, args: &[&[u8]]) -> Reply {
+    fn execute(&mut self, client: usize, node: usize, conn: usize, args: &[&[u8]]) -> Reply {
         let (clock, now) = (self.clock(node), self.time.now());
         self.figures.commands += 1;
         let server = &mut self.servers[node];
         let reply = if server.loading_until > now {
             Reply::Error("LOADING Redis is loading the dataset in memory".to_owned())
         } else {
-            self.oracle.execute(node, &mut server.node, args, clock, now)
+            self.oracle.execute(node, &mut server.node, args, conn, clock, now)
         };
         let code = match &reply {
             Reply::Array(items) => match items.first() {
@@ -579,6 +585,9 @@ impl World {
         }
         conn.broken = true;
         conn.dead |= dead;
+        if conn.dead {
+            self.servers[conn.node].node.disconnected(id);
+        }
         if let Some(reader) = conn.reader.take() {
             reader.wake();
         }
@@ -652,6 +661,7 @@ impl World {
         server.up = false;
         server.paused_until = 0;
         server.node.flush_scripts();
+        server.node.disconnect_all();
         if forgets {
             server.node.store = crate::node::Store::default();
             self.oracle.forget(node);
@@ -727,7 +737,7 @@ fn run_id(rng: &mut Rng, node: usize) -> String {
 fn describe(args: &[&[u8]], reply: &Reply) -> String {
     let (Some(script), Some((keys, argv))) = (Script::by_hash(args[1]), split(args)) else { return String::new() };
     let per_key = match script {
-        Script::Hold => 7,
+        Script::Hold => 8,
         Script::Release => 5,
         Script::Inspect => 0,
     };
@@ -738,9 +748,9 @@ fn describe(args: &[&[u8]], reply: &Reply) -> String {
         Script::Release => format!("next {} {}", text(common[0]), shown(&common[3..5])),
         Script::Inspect => String::new(),
     };
-    let width = rest.len() / (keys.len() / 2).max(1);
+    let width = rest.len() / (keys.len() / 3).max(1);
     let mut line = format!("{script:?} {common}");
-    for (i, key) in keys.chunks_exact(2).enumerate() {
+    for (i, key) in keys.chunks_exact(3).enumerate() {
         write!(line, " [{} {}]", text(key[0]), shown(&rest[i * width..(i + 1) * width])).expect("a string");
     }
     let answer = match reply {
