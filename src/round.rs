@@ -112,6 +112,9 @@ impl Round {
         if let (Purpose::Hold { .. } | Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
             ticket.leave_on(node);
         }
+        if let (Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
+            ticket.wait_on(node);
+        }
     }
 
     /// May there be something on this node for the round to take away?
@@ -144,6 +147,9 @@ impl Round {
         }
         if let (Purpose::Hold { .. } | Purpose::Leave, Vote::Yes, Some(ticket)) = (self.purpose, &vote, &self.ticket) {
             ticket.taken_from(node);
+        }
+        if let (Vote::No(Refusal::Held { .. } | Refusal::Kept { .. }), Some(ticket)) = (&vote, &self.ticket) {
+            ticket.wait_on(node);
         }
         let is_gone = |vote: &Vote| matches!(vote, Vote::No(Refusal::Gone { .. }));
         let (before, tally, over, gone, is_refused_somewhere, waker) = {

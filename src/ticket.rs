@@ -24,6 +24,7 @@ impl Tickets {
             text: format!("{}:{session:016x}", number.get()),
             quorum,
             left_on: AtomicU64::new(0),
+            waits_on: AtomicU64::new(0),
             called_by: AtomicU64::new(0),
             called: Notify::new(),
         });
@@ -55,6 +56,8 @@ pub(crate) struct Ticket {
     quorum: usize,
     /// One bit for each node in whose line it may stand.
     left_on: AtomicU64,
+    /// One bit for each node that has put it in its line since the last try began, and so will call.
+    waits_on: AtomicU64,
     /// One bit for each node that has called since the last try.
     called_by: AtomicU64,
     called: Notify,
@@ -69,6 +72,12 @@ impl Ticket {
     /// This node is about to be sent what may leave the ticket there.
     pub(crate) fn leave_on(&self, node: usize) {
         self.left_on.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
+    /// This node was busy, and will call, or has called before its answer was looked at.
+    pub(crate) fn wait_on(&self, node: usize) {
+        self.waits_on.fetch_or(1 << node, Ordering::SeqCst);
+        self.wake_if_called();
     }
 
     /// This node has said that the ticket is not there.
@@ -86,18 +95,26 @@ impl Ticket {
     }
 
     fn call(&self, node: usize) {
-        let called_by = self.called_by.fetch_or(1 << node, Ordering::Relaxed) | 1 << node;
-        if called_by.count_ones() as usize >= self.quorum {
+        self.called_by.fetch_or(1 << node, Ordering::SeqCst);
+        self.wake_if_called();
+    }
+
+    /// After a change of either side, in whichever order the tasks of two nodes make theirs.
+    fn wake_if_called(&self) {
+        let (called_by, waits_on) = (self.called_by.load(Ordering::SeqCst), self.waits_on.load(Ordering::SeqCst));
+        let has_all = waits_on != 0 && called_by & waits_on == waits_on;
+        if has_all || called_by.count_ones() as usize >= self.quorum {
             self.called.notify_one();
         }
     }
 
     /// Another try begins: earlier calls are answered by it.
     pub(crate) fn begin_try(&self) {
-        self.called_by.store(0, Ordering::Relaxed);
+        self.called_by.store(0, Ordering::SeqCst);
+        self.waits_on.store(0, Ordering::SeqCst);
     }
 
-    /// Resolves when a quorum of nodes has called since the last try, perhaps once too often.
+    /// Resolves when a quorum of nodes has called since the last try, or all that were busy then; perhaps once too often.
     pub(crate) async fn called(&self) {
         self.called.notified().await;
     }
@@ -140,6 +157,18 @@ mod tests {
         }
         tickets.heard(0, &call("1"));
         assert!(poll!(&mut called).is_ready());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_calls_that_will_not_come() {
+        let tickets = Arc::new(Tickets::default());
+        let ticket = tickets.issue(Ballot::ZERO.next(), 7, 3);
+        ticket.wait_on(1);
+        ticket.wait_on(2);
+        tickets.heard(1, &call("1"));
+        assert!(poll!(pin!(ticket.called())).is_pending());
+        tickets.heard(2, &call("1"));
+        assert!(poll!(pin!(ticket.called())).is_ready());
     }
 
     #[tokio::test]

@@ -85,23 +85,21 @@ impl Lease {
 
     /// A majority honoured a round that began at `started`. Returns the phase that this leaves the lease in.
     pub(crate) fn confirmed(&mut self, now: Moment, started: Moment, ballot: Ballot, length: Duration) -> Phase {
-        self.phase = match self.phase(now) {
-            over @ (Phase::Lost | Phase::Released) => over,
-            phase @ (Phase::Pending | Phase::Held | Phase::Endangered) => {
-                let deadline = self.schedule.validity.deadline(started, length);
-                if phase == Phase::Pending && deadline <= now {
-                    Phase::Pending // Granted too late to be of use: whoever waits for it sees no validity.
-                } else {
-                    self.length = self.length.max(length);
-                    self.known = self.known.max(ballot);
-                    if deadline > self.valid_until {
-                        self.valid_until = deadline;
-                        self.extend_at = started + Schedule::extend_after(length);
-                    }
-                    Phase::Held
-                }
-            }
-        };
+        let phase = self.phase(now);
+        let deadline = self.schedule.validity.deadline(started, length);
+        // What comes after the end changes nothing: the loss is still to be told. What was granted too late to be of use
+        // stays pending: whoever waits for it sees no validity.
+        let over = matches!(phase, Phase::Lost | Phase::Released);
+        if over || (phase == Phase::Pending && deadline <= now) {
+            return phase;
+        }
+        self.phase = Phase::Held;
+        self.length = self.length.max(length);
+        self.known = self.known.max(ballot);
+        if deadline > self.valid_until {
+            self.valid_until = deadline;
+            self.extend_at = started + Schedule::extend_after(length);
+        }
         self.phase(now)
     }
 
@@ -289,10 +287,19 @@ mod tests {
         assert!(!refused.refused());
         assert!(!refused.released());
         for lease in [&mut late, &mut refused] {
-            assert_eq!(lease.confirmed(at(200), at(190), NEXT, Duration::from_secs(3)), Phase::Lost);
-            assert_eq!(lease.remaining(at(200)), Duration::ZERO);
-            assert_eq!((lease.due(at(200)), lease.next_due()), (Due::Nothing, None));
+            assert_eq!(lease.confirmed(at(3100), at(3090), NEXT, Duration::from_secs(3)), Phase::Lost);
+            assert_eq!((lease.phase(at(3100)), lease.remaining(at(3100))), (Phase::Lost, Duration::ZERO));
+            lease.due(at(3100));
+            assert_eq!((lease.due(at(3100)), lease.next_due()), (Due::Nothing, None));
         }
+    }
+
+    #[test]
+    fn a_confirmation_after_the_end_does_not_swallow_the_loss() {
+        let mut lease = held(true);
+        assert_eq!(lease.confirmed(at(3068), at(3000), NEXT, Duration::from_secs(3)), Phase::Lost);
+        assert_eq!(lease.due(at(3068)), Due::Loss);
+        assert_eq!((lease.due(at(3069)), lease.next_due()), (Due::Nothing, None));
     }
 
     #[test]
