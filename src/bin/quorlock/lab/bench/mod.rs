@@ -1,13 +1,244 @@
-//! `quorlock bench`.
+//! `quorlock bench`: what lock and unlock cost, beside what the same nodes allow at all.
+//!
+//! `cargo bench` runs this very code with other crates beside quorlock; see `benches/peers.rs`.
+
+mod cases;
+mod fleet;
+pub mod lockers;
+mod measure;
+mod plot;
+mod report;
+mod turns;
+mod worker;
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::process;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use clap::Args;
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::exit::{Exit, Failure};
+use self::cases::Case;
+use self::fleet::Fleet;
+use self::lockers::{Floor, InRuntime, Measured, Ours, fan_out};
+use self::report::Report;
+use crate::exit::{self, Exit, Failure};
+use crate::messages::Verbosity;
 
-/// Measure lock and unlock beside the floor
+/// The exit code of `--check` when a target is missed.
+const MISSED: u8 = 1;
+
+const SHORTEST_STRETCH: Duration = Duration::from_millis(1);
+
+const ABOUT: &str = "\
+Measure lock and unlock beside what the same nodes allow at all.
+
+Each case runs in rounds: every implementation for a short stretch of time, one after the other, again and again. What \
+counts are ratios within a round, so that noise which lasts longer hits all alike; printed is the median of the rounds.
+
+  floor     bare sockets: one thread, bytes written by hand, one-line scripts, back at the answer that makes a majority
+  redis-rs  the same scripts by redis-rs, one multiplexed connection for each node, from a spawned tokio task
+  quorlock  this library, as its users call it, from a spawned tokio task
+
+Without --nodes it starts redis-servers of its own on loopback and stops them at the end. On given nodes it writes keys \
+that begin with quorlock:bench: and, for an hour, their ballots; the cases that pause servers are left out.
+
+Missed targets are printed as such; the exit code does not change unless --check is given (then it is 1).";
+
+/// Measure lock and unlock beside what the same nodes allow at all
 #[derive(Args)]
-pub struct Flags {}
+#[command(long_about = ABOUT)]
+pub struct Flags {
+    /// Measure on these Redis masters, URLs with commas between, instead of servers of its own
+    #[arg(long, short, value_name = "URL,...", value_delimiter = ',', conflicts_with = "nodes_count")]
+    nodes: Vec<String>,
 
-pub fn run(_flags: Flags) -> Result<u8, Failure> {
-    Err(Failure::new(Exit::NotRunnable, "not there yet"))
+    /// With how many servers of its own
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [3, 5])]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=63))]
+    nodes_count: Vec<u8>,
+
+    /// How many rounds
+    #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+
+    /// How long an implementation is measured in each round
+    #[arg(long = "for", value_name = "DURATION", default_value = "400ms", value_parser = humantime::parse_duration)]
+    stretch: Duration,
+
+    /// Which cases [default: all]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_enum)]
+    case: Vec<Case>,
+
+    /// Print one JSON object per line
+    #[arg(long)]
+    json: bool,
+
+    /// Draw what was measured, too
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+
+    /// End with code 1 when a target is missed
+    #[arg(long)]
+    check: bool,
+
+    /// Do not say what is being done
+    #[arg(long, short)]
+    quiet: bool,
+
+    /// What processes do that it starts itself
+    #[arg(long, hide = true, value_enum)]
+    worker: Option<worker::Kind>,
+
+    #[arg(long, hide = true, default_value = "quorlock")]
+    locker: String,
+}
+
+/// Another implementation: its name, and how it connects in a runtime.
+pub struct Peer {
+    pub name: &'static str,
+    pub connect: fn(&Handle, &[String]) -> Connected,
+}
+
+pub type Connected = Result<Box<dyn Measured>, Failure>;
+
+pub fn run(flags: &Flags) -> Result<u8, Failure> {
+    run_beside(&[], &["bench"], flags)
+}
+
+/// With `peers`, in a program that `words` make do what `flags` say.
+pub fn run_beside(peers: &[Peer], words: &'static [&'static str], flags: &Flags) -> Result<u8, Failure> {
+    if flags.stretch < SHORTEST_STRETCH {
+        return Err(Failure::new(Exit::Usage, "a measurement takes time: choose a longer --for, as in `--for 400ms`"));
+    }
+    // What `#[tokio::main]` makes.
+    let runtime = Runtime::new().map_err(|error| fleet::failure("cannot start", &error))?;
+    if let Some(kind) = flags.worker {
+        return worker::work(kind, &runtime, peers, flags).map(|()| Exit::Success.code());
+    }
+    let fleet = Arc::new(Mutex::new(Fleet::given(flags.nodes.clone())));
+    let _stop = StopAtEnd(Arc::clone(&fleet));
+    stop_on_signals(&runtime, &fleet)?;
+    let mut counts: Vec<usize> = flags.nodes_count.iter().copied().map(usize::from).collect();
+    if flags.nodes.is_empty() {
+        let most = counts.iter().copied().max().unwrap_or(1);
+        locked(&fleet).start(most).map_err(|error| fleet::failure("cannot start the servers", &error))?;
+    } else {
+        counts = vec![flags.nodes.len()];
+    }
+    let verbosity = if flags.quiet { Verbosity::Quiet } else { Verbosity::Normal };
+    let runtime = runtime.handle();
+    let mut bench = Bench { flags, counts, fleet, runtime, peers, words, verbosity, fields: Vec::new() };
+    let mut report = Report::new(flags.json);
+    for case in Case::chosen(&flags.case) {
+        bench.verbosity.notice(format_args!("measuring {}: {}", case.name(), case.about()));
+        case.measure(&mut bench, &mut report)?;
+    }
+    report.print(!peers.is_empty());
+    if let Some(file) = &flags.plot {
+        let drawn = std::fs::write(file, plot::draw(report.entries()));
+        drawn.map_err(|error| fleet::failure(&format!("cannot write {}", file.display()), &error))?;
+    }
+    Ok(if flags.check && report.has_missed() { MISSED } else { Exit::Success.code() })
+}
+
+/// All that cases share.
+pub struct Bench<'a> {
+    flags: &'a Flags,
+    counts: Vec<usize>,
+    fleet: Arc<Mutex<Fleet>>,
+    runtime: &'a Handle,
+    peers: &'a [Peer],
+    words: &'static [&'static str],
+    verbosity: Verbosity,
+    /// The implementations for each number of nodes, connected when they are first needed.
+    fields: Vec<(usize, Field)>,
+}
+
+/// The implementations side by side.
+pub type Field = Rc<Vec<Box<dyn Measured>>>;
+
+impl Bench<'_> {
+    /// The largest number of nodes.
+    fn nodes(&self) -> usize {
+        self.counts.iter().copied().max().unwrap_or(1)
+    }
+
+    fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        locked(&self.fleet)
+    }
+
+    /// On the first `nodes` nodes: the floor (unless they need TLS), redis-rs, quorlock, and the peers.
+    fn field(&mut self, nodes: usize) -> Result<Field, Failure> {
+        if let Some((_, field)) = self.fields.iter().find(|(count, _)| *count == nodes) {
+            return Ok(Rc::clone(field));
+        }
+        let urls = self.fleet().urls(nodes);
+        let mut all: Vec<Box<dyn Measured>> = Vec::new();
+        match Floor::new(&urls)? {
+            Some(floor) => all.push(Box::new(floor)),
+            None => self.skip("bare sockets", "they speak plain TCP only"),
+        }
+        for name in ["redis-rs", "quorlock"].into_iter().chain(self.peers.iter().map(|peer| peer.name)) {
+            all.push(connect(name, self.runtime, self.peers, &urls)?);
+        }
+        let field = Rc::new(all);
+        self.fields.push((nodes, Rc::clone(&field)));
+        Ok(field)
+    }
+
+    fn skip(&self, what: &str, why: impl Display) {
+        self.verbosity.notice(format_args!("left out: {what}; {why}"));
+    }
+}
+
+/// Connects one implementation in a runtime.
+fn connect(name: &str, runtime: &Handle, peers: &[Peer], urls: &[String]) -> Connected {
+    let runtime = || runtime.clone();
+    match name {
+        "redis-rs" => {
+            let locker = runtime().block_on(fan_out(urls))?;
+            Ok(Box::new(InRuntime { name: "redis-rs", locker, runtime: runtime(), waits: false }))
+        }
+        "quorlock" => {
+            let locker = runtime().block_on(Ours::connect(urls))?;
+            Ok(Box::new(InRuntime { name: "quorlock", locker, runtime: runtime(), waits: true }))
+        }
+        name => {
+            let peer = peers.iter().find(|peer| peer.name == name);
+            let peer = peer.ok_or_else(|| Failure::new(Exit::Usage, format!("there is no implementation '{name}'")))?;
+            (peer.connect)(&runtime(), urls)
+        }
+    }
+}
+
+/// Servers end with the bench, however that ends.
+struct StopAtEnd(Arc<Mutex<Fleet>>);
+
+impl Drop for StopAtEnd {
+    fn drop(&mut self) {
+        locked(&self.0).stop();
+    }
+}
+
+fn stop_on_signals(runtime: &Runtime, fleet: &Arc<Mutex<Fleet>>) -> Result<(), Failure> {
+    let _inside = runtime.enter();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut signals = signal(kind).map_err(|error| fleet::failure("cannot wait for signals", &error))?;
+        let fleet = Arc::clone(fleet);
+        runtime.spawn(async move {
+            signals.recv().await;
+            locked(&fleet).stop();
+            process::exit(exit::ended_by(kind.as_raw_value()).into());
+        });
+    }
+    Ok(())
+}
+
+fn locked(fleet: &Mutex<Fleet>) -> MutexGuard<'_, Fleet> {
+    fleet.lock().unwrap_or_else(PoisonError::into_inner)
 }

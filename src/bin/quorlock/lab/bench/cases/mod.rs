@@ -1,0 +1,105 @@
+//! The cases, in the order in which they are measured.
+
+mod paused;
+mod scale;
+mod scripts;
+mod silent;
+mod speed;
+mod turns;
+
+pub use turns::INSIDE;
+
+use clap::ValueEnum;
+
+use super::Bench;
+use super::measure::{Rounds, Stretch};
+use super::report::Report;
+use crate::exit::Failure;
+
+/// The number of nodes that targets are about.
+const TARGET_NODES: usize = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Case {
+    /// lock and unlock, one task
+    Cycle,
+    /// lock and unlock in 64 tasks, each with its own lock
+    Tasks,
+    /// lock and unlock while one and two nodes are paused
+    Paused,
+    /// entering a lock again that is held
+    Reentry,
+    /// four locks at once
+    LockAll,
+    /// one lock that 8 tasks want
+    HandOver,
+    /// one lock that 8 processes want
+    Processes,
+    /// what 50 waiters ask the nodes
+    Waiters,
+    /// a node that is silent for 30 s under full load
+    Silent,
+    /// 10,000 held leases
+    Held,
+    /// what the scripts cost a node
+    Scripts,
+}
+
+impl Case {
+    /// In order and once each; all when none is named.
+    pub fn chosen(named: &[Case]) -> Vec<Case> {
+        let all = Self::value_variants().iter().copied();
+        all.filter(|case| named.is_empty() || named.contains(case)).collect()
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cycle => "cycle",
+            Self::Tasks => "tasks",
+            Self::Paused => "paused",
+            Self::Reentry => "reentry",
+            Self::LockAll => "lock-all",
+            Self::HandOver => "hand-over",
+            Self::Processes => "processes",
+            Self::Waiters => "waiters",
+            Self::Silent => "silent",
+            Self::Held => "held",
+            Self::Scripts => "scripts",
+        }
+    }
+
+    /// What `--help` says of it.
+    pub fn about(self) -> String {
+        let value = self.to_possible_value();
+        value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
+    }
+
+    pub fn measure(self, bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
+        match self {
+            Self::Cycle => speed::cycle(bench, report),
+            Self::Tasks => speed::tasks(bench, report),
+            Self::Paused => paused::measure(bench, report),
+            Self::Reentry => speed::reentry(bench, report),
+            Self::LockAll => speed::lock_all(bench, report),
+            Self::HandOver => turns::among_tasks(bench, report),
+            Self::Processes => turns::among_processes(bench, report),
+            Self::Waiters => scale::waiters(bench, report),
+            Self::Silent => silent::measure(bench, report),
+            Self::Held => scale::held(bench, report),
+            Self::Scripts => scripts::measure(bench, report),
+        }
+    }
+}
+
+/// Measures all columns in every round, beginning with another one each time.
+fn in_rounds(bench: &Bench<'_>, columns: usize, measure: impl Fn(usize) -> Stretch) -> Rounds {
+    let mut rounds = Rounds::default();
+    for round in 0..usize::from(bench.flags.rounds) {
+        let mut order: Vec<usize> = (0..columns).collect();
+        order.rotate_left(round % columns);
+        let mut measured: Vec<(usize, Stretch)> = order.into_iter().map(|column| (column, measure(column))).collect();
+        measured.sort_unstable_by_key(|(column, _)| *column);
+        rounds.push(measured.into_iter().map(|(_, stretch)| stretch).collect());
+    }
+    rounds
+}

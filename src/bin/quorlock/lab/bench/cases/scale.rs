@@ -1,0 +1,77 @@
+//! Many at once: waiters for a held lock, and held leases.
+
+use std::time::Duration;
+
+use super::super::Bench;
+use super::super::lockers::{LEASE, Ours};
+use super::super::measure::number;
+use super::super::report::{Entry, Report, Target};
+use super::super::worker::{HELD, Kind, Worker};
+use super::{Case, TARGET_NODES};
+use crate::exit::Failure;
+
+const WAITERS: usize = 50;
+/// How long they are let wait before and while their commands are counted.
+const SETTLE: Duration = Duration::from_millis(500);
+const WAIT: Duration = Duration::from_secs(4);
+
+pub fn waiters(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
+    const NAME: &str = "waited-for";
+    let nodes = bench.nodes();
+    let urls = bench.fleet().urls(nodes);
+    let (holder, other) = bench
+        .runtime
+        .block_on(async { Ok::<_, Failure>((Ours::connect(&urls).await?.locks, Ours::connect(&urls).await?.locks)) })?;
+    // A lease that is not extended meanwhile.
+    let guard = bench.runtime.block_on(holder.lock(NAME).lease(6 * LEASE).acquire())?;
+    let wait = |_| bench.runtime.spawn(other.lock(NAME).acquire());
+    let waiting: Vec<_> = (0..WAITERS).map(wait).collect();
+    std::thread::sleep(SETTLE);
+    let before = bench.fleet().commands(nodes)?;
+    std::thread::sleep(WAIT);
+    let commands = bench.fleet().commands(nodes)? - before;
+    for task in waiting {
+        task.abort();
+    }
+    bench.runtime.block_on(async {
+        drop(guard);
+        holder.flush().await;
+        other.flush().await;
+    });
+    let rate =
+        number(usize::try_from(commands).unwrap_or(usize::MAX)) / number(nodes) / number(WAITERS) / WAIT.as_secs_f64();
+    let mut entry = Entry::new(Case::Waiters, nodes, "quorlock");
+    entry.add("waiters", WAITERS);
+    entry.add("commands_per_node_waiter_and_s", rate);
+    let target = (nodes == TARGET_NODES).then_some(Target::AtMost(2.0));
+    entry.find(format!("{WAITERS} waiters, commands per node, waiter and second"), rate, "", target);
+    report.add(entry);
+    Ok(())
+}
+
+pub fn held(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
+    let nodes = bench.nodes();
+    // In a process of its own, whose memory nothing else has stretched.
+    let mut worker = Worker::start(bench, Kind::Held, "quorlock", nodes, bench.flags.stretch)?;
+    worker.go()?;
+    let figures = worker.figures()?;
+    let mut entry = Entry::new(Case::Held, nodes, "quorlock");
+    entry.add("leases", HELD);
+    let targeted = |target| (nodes == TARGET_NODES).then_some(target);
+    let findings = [
+        ("cpu_share", "CPU, share of one core", 100.0, " %", 25.0),
+        ("lost", "lost", 1.0, "", 0.0),
+        ("bytes_per_lease", "bytes each", 1.0, "", 2048.0),
+    ];
+    for (field, what, factor, unit, limit) in findings {
+        let Some(figure) = figures.get(field).and_then(serde_json::Value::as_f64) else {
+            bench.skip(field, "this system does not tell");
+            continue;
+        };
+        entry.add(field, figure);
+        let what = format!("{HELD} held leases of {LEASE:?}, {what}");
+        entry.find(what, figure * factor, unit, targeted(Target::AtMost(limit)));
+    }
+    report.add(entry);
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! A node that says nothing for a long time while clients go on at full load: what they remember for it, how soon it has a
+//! part again, and what is left on it.
+
+use std::time::{Duration, Instant};
+
+use super::super::Bench;
+use super::super::lockers::LOCK_PREFIX;
+use super::super::measure::{number, resident};
+use super::super::report::{Entry, Report, Target};
+use super::super::turns::now;
+use super::super::worker::{Kind, Worker};
+use super::{Case, TARGET_NODES};
+use crate::exit::Failure;
+
+/// Until memory has its size.
+const WARM_UP: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(30);
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+/// A node that has no part again by then is reported as taking so long.
+const RETURN_LIMIT: Duration = Duration::from_secs(10);
+/// What is late must have been dealt with by then.
+const ORPHANS_AFTER: Duration = Duration::from_millis(300);
+
+const MEBIBYTE: f64 = 1024.0 * 1024.0;
+
+pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
+    let nodes = bench.nodes();
+    if !bench.fleet().can_pause() || nodes < 3 {
+        bench.skip(Case::Silent.name(), "it needs three servers of its own");
+        return Ok(());
+    }
+    let mut entry = Entry::new(Case::Silent, nodes, "quorlock");
+    let targeted = |target| (nodes == TARGET_NODES).then_some(target);
+    let mut worker = Worker::start(bench, Kind::Load, "quorlock", nodes, bench.flags.stretch)?;
+    worker.go()?;
+    std::thread::sleep(WARM_UP);
+    let before = resident(worker.pid());
+
+    bench.fleet().pause(0)?;
+    let silent_since = Instant::now();
+    let mut most = before;
+    while silent_since.elapsed() < SILENCE {
+        std::thread::sleep(SAMPLE_EVERY);
+        most = most.max(resident(worker.pid()));
+    }
+    bench.fleet().resume(0)?;
+    let answered = now();
+    let back = worker.whole_again(answered, RETURN_LIMIT)?;
+    let cycles = worker.end()?;
+    std::thread::sleep(ORPHANS_AFTER);
+    let orphans = bench.fleet().keys(nodes, LOCK_PREFIX)?;
+
+    entry.add("silent_s", SILENCE.as_secs());
+    entry.add("cycles", cycles);
+    if let Some((before, most)) = before.zip(most) {
+        let grown = number(usize::try_from(most.saturating_sub(before)).unwrap_or(usize::MAX)) / MEBIBYTE;
+        entry.add("memory_grown_mib", grown);
+        let what = format!("a node silent for {SILENCE:?} under load: client memory, most");
+        entry.find(what, grown, " MiB more", targeted(Target::AtMost(8.0)));
+    } else {
+        bench.skip("memory", "this system does not tell");
+    }
+    let back = back.map_or(f64::INFINITY, |back| back.as_secs_f64());
+    entry.add("back_after_s", back);
+    entry.find("part of rounds again after it answers", back, " s", targeted(Target::AtMost(1.0)));
+    entry.add("orphans", orphans);
+    entry.find("orphans", number(orphans), "", targeted(Target::AtMost(0.0)));
+    report.add(entry);
+    Ok(())
+}

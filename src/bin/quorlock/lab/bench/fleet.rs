@@ -1,0 +1,162 @@
+//! The nodes that are measured on: servers of our own, or those that were given.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::io;
+use std::time::{Duration, Instant};
+
+use redis::Client;
+
+use super::super::server::Server;
+use crate::exit::{Exit, Failure};
+
+/// What only a client can send. The server counts a script's inner commands under their own names, which are not these.
+const FROM_CLIENTS: [&str; 12] = [
+    "blpop",
+    "brpop",
+    "bzpopmin",
+    "eval",
+    "evalsha",
+    "evalsha_ro",
+    "fcall",
+    "psubscribe",
+    "ssubscribe",
+    "subscribe",
+    "unsubscribe",
+    "xread",
+];
+
+/// A server that was paused has this long to answer again.
+const WAKE_LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+pub struct Fleet {
+    servers: Vec<Server>,
+    urls: Vec<String>,
+    /// Gone when the fleet is.
+    dir: Option<tempfile::TempDir>,
+}
+
+/// How often a command was called, and what that cost the server, on all nodes together.
+#[derive(Clone, Copy, Default)]
+pub struct Calls {
+    pub count: u64,
+    pub micros: u64,
+}
+
+impl Fleet {
+    pub fn given(urls: Vec<String>) -> Self {
+        Self { urls, ..Self::default() }
+    }
+
+    pub fn start(&mut self, count: usize) -> io::Result<()> {
+        let dir = tempfile::Builder::new().prefix("quorlock-bench.").tempdir()?;
+        let path = dir.path().to_owned();
+        self.dir = Some(dir);
+        for i in 0..count {
+            self.servers.push(Server::start(path.join(format!("node-{i}")), &[], &[])?);
+            self.servers[i].declare_new()?;
+            self.urls.push(self.servers[i].url());
+        }
+        Ok(())
+    }
+
+    /// Stops our own servers and takes their data away.
+    pub fn stop(&mut self) {
+        self.servers.clear();
+        self.dir = None;
+    }
+
+    pub fn urls(&self, count: usize) -> Vec<String> {
+        self.urls.iter().take(count).cloned().collect()
+    }
+
+    /// Servers that were given are not ours to pause.
+    pub fn can_pause(&self) -> bool {
+        !self.servers.is_empty()
+    }
+
+    pub fn pause(&mut self, node: usize) -> Result<(), Failure> {
+        self.servers[node].pause().map_err(|error| failure("cannot pause a server", &error))
+    }
+
+    /// Returns when the node has answered, with the time at which it had.
+    pub fn resume(&mut self, node: usize) -> Result<Instant, Failure> {
+        self.servers[node].resume().map_err(|error| failure("cannot resume a server", &error))?;
+        let deadline = Instant::now() + WAKE_LIMIT;
+        loop {
+            let answer = Client::open(self.urls[node].as_str())
+                .and_then(|client| client.get_connection_with_timeout(WAKE_LIMIT))
+                .and_then(|mut redis| redis::cmd("PING").query::<()>(&mut redis));
+            match answer {
+                Ok(()) => return Ok(Instant::now()),
+                Err(error) if Instant::now() > deadline => return Err(unreachable(&self.urls[node], &error)),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// What the first `count` nodes have counted of one command.
+    pub fn calls(&self, count: usize, command: &str) -> Result<Calls, Failure> {
+        Ok(self.statistics(count)?.get(command).copied().unwrap_or_default())
+    }
+
+    /// How many commands clients have sent to the first `count` nodes, without those of a connection's beginning.
+    pub fn commands(&self, count: usize) -> Result<u64, Failure> {
+        let statistics = self.statistics(count)?;
+        Ok(FROM_CLIENTS.iter().filter_map(|command| statistics.get(*command)).map(|calls| calls.count).sum())
+    }
+
+    fn statistics(&self, count: usize) -> Result<HashMap<String, Calls>, Failure> {
+        let mut all: HashMap<String, Calls> = HashMap::new();
+        for url in self.urls.iter().take(count) {
+            let info: String = query(url, redis::cmd("INFO").arg("commandstats"))?;
+            for (command, calls) in info.lines().filter_map(parse_calls) {
+                let sum = all.entry(command.to_owned()).or_default();
+                sum.count += calls.count;
+                sum.micros += calls.micros;
+            }
+        }
+        Ok(all)
+    }
+
+    /// How many keys with this prefix there are on the first `count` nodes.
+    pub fn keys(&self, count: usize, prefix: &str) -> Result<usize, Failure> {
+        let keys = |url: &String| query::<Vec<String>>(url, redis::cmd("KEYS").arg(format!("{prefix}*")));
+        self.urls.iter().take(count).map(|url| keys(url).map(|keys| keys.len())).sum()
+    }
+}
+
+/// `cmdstat_evalsha:calls=3,usec=152,...`
+fn parse_calls(line: &str) -> Option<(&str, Calls)> {
+    let (command, fields) = line.strip_prefix("cmdstat_")?.split_once(':')?;
+    let field = |name: &str| fields.split(',').find_map(|field| field.strip_prefix(name)?.parse().ok());
+    Some((command, Calls { count: field("calls=")?, micros: field("usec=")? }))
+}
+
+fn query<T: redis::FromRedisValue>(url: &str, command: &redis::Cmd) -> Result<T, Failure> {
+    let ask = || command.query(&mut Client::open(url)?.get_connection_with_timeout(WAKE_LIMIT)?);
+    ask().map_err(|error: redis::RedisError| unreachable(url, &error))
+}
+
+pub fn unreachable(url: &str, error: &dyn Display) -> Failure {
+    let address = url.rsplit('@').next().unwrap_or(url); // Without user and password.
+    Failure::new(Exit::NoQuorum, format!("{address}: {error}. Every node must be up to be measured; see --nodes"))
+}
+
+pub fn failure(what: &str, error: &dyn Display) -> Failure {
+    Failure::new(Exit::NoQuorum, format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_of_commands_are_read() {
+        let line = "cmdstat_evalsha:calls=3,usec=152,usec_per_call=50.67,rejected_calls=0,failed_calls=0";
+        let (command, calls) = parse_calls(line).expect("a statistic");
+        assert_eq!((command, calls.count, calls.micros), ("evalsha", 3, 152));
+        assert!(parse_calls("# Commandstats").is_none());
+    }
+}

@@ -1,0 +1,294 @@
+//! The floor: what the sockets themselves allow. One thread, one connection to each node, bytes written by hand, and no
+//! other work than to count the answers. Locks are the one-line scripts of [`fan_out`](super::fan_out).
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Script};
+
+use super::super::fleet::unreachable;
+use super::super::measure::{Clock, Stretch};
+use super::fan_out::{ACQUIRE, PREFIX, RELEASE};
+use super::{LEASE, Measured, WARM_UP};
+use crate::exit::Failure;
+
+/// A node that says nothing for so long has failed.
+const SILENCE: Duration = Duration::from_secs(5);
+
+pub struct Floor {
+    urls: Vec<String>,
+    acquire: String,
+    release: String,
+}
+
+impl Floor {
+    /// `None` when the nodes are not to be had by plain TCP.
+    pub fn new(urls: &[String]) -> Result<Option<Self>, Failure> {
+        let (acquire, release) = (Script::new(ACQUIRE), Script::new(RELEASE));
+        for url in urls {
+            let info = url.as_str().into_connection_info().map_err(|error| unreachable(url, &error))?;
+            if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
+                return Ok(None);
+            }
+        }
+        let hash = |script: &Script| script.get_hash().to_owned();
+        Ok(Some(Self { urls: urls.to_vec(), acquire: hash(&acquire), release: hash(&release) }))
+    }
+
+    fn measure(&self, tasks: usize, stretch: Duration) -> io::Result<Stretch> {
+        let wires = self.urls.iter().map(|url| Wire::connect(url)).collect::<io::Result<Vec<Wire>>>()?;
+        let slots = (0..tasks).map(|task| Slot::new(task, &self.acquire, &self.release)).collect();
+        let mut loom = Loom { quorum: wires.len() / 2 + 1, wires, slots, latencies: Vec::new(), failed: 0 };
+        loom.run(|loom| loom.latencies.len() >= WARM_UP * tasks)?;
+        (loom.latencies, loom.failed) = (Vec::new(), 0);
+        let (clock, began) = (Clock::start(), Instant::now());
+        loom.run(|loom| !loom.latencies.is_empty() && began.elapsed() >= stretch)?;
+        Ok(clock.stop(loom.latencies, loom.failed))
+    }
+}
+
+impl Measured for Floor {
+    fn name(&self) -> &'static str {
+        "floor"
+    }
+
+    fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch {
+        self.measure(tasks, stretch).unwrap_or_else(|error| {
+            crate::messages::error(format_args!("the bare sockets failed: {error}"));
+            Clock::start().stop(Vec::new(), 1)
+        })
+    }
+}
+
+/// One of the cycles that go on at the same time.
+struct Slot {
+    acquire: Vec<u8>,
+    release: Vec<u8>,
+    /// Numbers the rounds, so that late answers are told from those that are waited for.
+    round: u32,
+    is_release: bool,
+    yes: usize,
+    no: usize,
+    began: Instant,
+    running: bool,
+}
+
+impl Slot {
+    fn new(task: usize, acquire: &str, release: &str) -> Self {
+        let (key, value) = (format!("{PREFIX}floor:{task}"), format!("{:032x}", rand::random::<u128>()));
+        let lease = LEASE.as_millis().to_string();
+        Self {
+            acquire: encode(&["EVALSHA", acquire, "1", &key, &value, &lease]),
+            release: encode(&["EVALSHA", release, "1", &key, &value]),
+            round: 0,
+            is_release: false,
+            yes: 0,
+            no: 0,
+            began: Instant::now(),
+            running: false,
+        }
+    }
+}
+
+/// A connection that never blocks.
+struct Wire {
+    stream: TcpStream,
+    output: Vec<u8>,
+    input: Vec<u8>,
+    /// Of which slot and round the next answers are.
+    expected: VecDeque<(usize, u32)>,
+}
+
+impl Wire {
+    fn connect(url: &str) -> io::Result<Self> {
+        let info = url.into_connection_info().map_err(io::Error::other)?;
+        let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let stream = TcpStream::connect((host.as_str(), *port))?;
+        stream.set_nodelay(true)?;
+        let mut wire = Self { stream, output: Vec::new(), input: Vec::new(), expected: VecDeque::new() };
+        wire.introduce(info.redis_settings())?;
+        wire.stream.set_nonblocking(true)?;
+        Ok(wire)
+    }
+
+    /// While it still blocks.
+    fn introduce(&mut self, settings: &RedisConnectionInfo) -> io::Result<()> {
+        let mut greetings = vec![encode(&["SELECT", &settings.db().to_string()])];
+        if let Some(password) = settings.password() {
+            let mut auth = vec!["AUTH"];
+            auth.extend(settings.username());
+            auth.push(password);
+            greetings.insert(0, encode(&auth));
+        }
+        greetings.extend([ACQUIRE, RELEASE].map(|code| encode(&["SCRIPT", "LOAD", code])));
+        self.stream.set_read_timeout(Some(SILENCE))?;
+        for greeting in greetings {
+            self.stream.write_all(&greeting)?;
+            let mut answer = [0; 512]; // The longest is a hash.
+            match self.stream.read(&mut answer)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read if answer[0] == b'-' => return Err(io::Error::other(String::from_utf8_lossy(&answer[..read]))),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(written) => drop(self.output.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The answers that are there: of whom, and whether they are a yes. Every answer of the two scripts is one line.
+    fn receive(&mut self, answers: &mut Vec<(usize, u32, bool)>) -> io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => self.input.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let mut rest = self.input.as_slice();
+        while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
+            let (slot, round) = self.expected.pop_front().ok_or(io::ErrorKind::InvalidData)?;
+            answers.push((slot, round, [b"+OK".as_slice(), b":1"].contains(&&rest[..end])));
+            rest = &rest[end + 2..];
+        }
+        let parsed = self.input.len() - rest.len();
+        self.input.drain(..parsed);
+        Ok(())
+    }
+}
+
+/// All cycles over all wires.
+struct Loom {
+    wires: Vec<Wire>,
+    slots: Vec<Slot>,
+    quorum: usize,
+    latencies: Vec<Duration>,
+    failed: usize,
+}
+
+impl Loom {
+    /// Until `enough`, and until all answers are in that were asked for.
+    fn run(&mut self, enough: impl Fn(&Self) -> bool) -> io::Result<()> {
+        for slot in 0..self.slots.len() {
+            self.slots[slot].running = true;
+            self.begin(slot);
+        }
+        let mut answers = Vec::new();
+        loop {
+            self.wires.iter_mut().try_for_each(Wire::flush)?;
+            if self.wires.iter().all(|wire| wire.expected.is_empty()) {
+                return Ok(());
+            }
+            let ready = self.wait()?;
+            let alone = self.slots.len() == 1;
+            for (wire, _) in ready.into_iter().enumerate().filter(|(_, ready)| *ready) {
+                self.wires[wire].receive(&mut answers)?;
+                let mut decided = false;
+                for answer in answers.drain(..) {
+                    decided |= self.count(answer, &enough);
+                }
+                if decided && alone {
+                    break; // The next request goes first; what is late can wait.
+                }
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Vec<bool>> {
+        let mut waited: Vec<PollFd> = self
+            .wires
+            .iter()
+            .map(|wire| {
+                let unsent = if wire.output.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+                PollFd::new(wire.stream.as_fd(), PollFlags::POLLIN | unsent)
+            })
+            .collect();
+        let limit = PollTimeout::try_from(SILENCE).unwrap_or(PollTimeout::MAX);
+        if poll(&mut waited, limit)? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let readable = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
+        Ok(waited.iter().map(|fd| fd.revents().is_some_and(|events| events.intersects(readable))).collect())
+    }
+
+    /// `true` when this answer decided a round.
+    fn count(&mut self, (slot, round, is_yes): (usize, u32, bool), enough: &impl Fn(&Self) -> bool) -> bool {
+        let most_no = self.wires.len() - self.quorum;
+        let it = &mut self.slots[slot];
+        if round != it.round || !it.running {
+            return false;
+        }
+        if is_yes {
+            it.yes += 1;
+        } else {
+            it.no += 1;
+        }
+        if it.yes < self.quorum && it.no <= most_no {
+            return false;
+        }
+        let won = it.yes >= self.quorum;
+        if it.is_release {
+            let latency = it.began.elapsed();
+            self.latencies.push(latency);
+            self.failed += usize::from(!won);
+            self.slots[slot].running = !enough(self);
+            if self.slots[slot].running {
+                self.begin(slot);
+            }
+        } else {
+            self.failed += usize::from(!won);
+            it.is_release = true;
+            self.send(slot);
+        }
+        true
+    }
+
+    fn begin(&mut self, slot: usize) {
+        self.slots[slot].is_release = false;
+        self.slots[slot].began = Instant::now();
+        self.send(slot);
+    }
+
+    fn send(&mut self, slot: usize) {
+        let it = &mut self.slots[slot];
+        it.round += 1;
+        (it.yes, it.no) = (0, 0);
+        let command = if it.is_release { &it.release } else { &it.acquire };
+        for wire in &mut self.wires {
+            wire.output.extend_from_slice(command);
+            wire.expected.push_back((slot, it.round));
+        }
+    }
+}
+
+/// A command as Redis reads it.
+fn encode(words: &[&str]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
+    for word in words {
+        bytes.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_arrays_of_strings() {
+        assert_eq!(encode(&["GET", "ä"]), "*2\r\n$3\r\nGET\r\n$2\r\nä\r\n".as_bytes());
+    }
+}

@@ -1,0 +1,196 @@
+//! What is measured: locks behind one small interface.
+
+mod fan_out;
+mod floor;
+mod ours;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::Barrier;
+
+use super::measure::{Clock, Stretch};
+use super::turns::{Turn, Turns, now};
+
+pub use fan_out::fan_out;
+pub use floor::Floor;
+pub use ours::{LOCK_PREFIX, Nested, Ours};
+
+/// How long a lock outlives its holder, for every implementation.
+pub const LEASE: Duration = Duration::from_secs(10);
+
+/// Cycles of every task before its stretch is measured.
+const WARM_UP: usize = 20;
+
+/// Numbers the stretches: what was left on a node that was paused in one must not be met in the next.
+static SERIAL: AtomicUsize = AtomicUsize::new(0);
+
+/// A lock as a task uses it. Each task has a clone of its own.
+pub trait Locker: Clone + Send + 'static {
+    type Hold: Send;
+
+    /// As long as the implementation waits by default. `None` when it gave up or failed.
+    fn acquire(&mut self, name: &str) -> impl Future<Output = Option<Self::Hold>> + Send;
+
+    /// `false` when it was not held any more.
+    fn release(&mut self, hold: Self::Hold) -> impl Future<Output = bool> + Send;
+
+    /// Several at once, or else one after the other.
+    fn acquire_all(&mut self, names: &[String]) -> impl Future<Output = Option<Vec<Self::Hold>>> + Send {
+        async move {
+            let mut holds = Vec::with_capacity(names.len());
+            for name in names {
+                holds.push(self.acquire(name).await?);
+            }
+            Some(holds)
+        }
+    }
+
+    /// Sees through what is still on its way, for a limited time.
+    fn settle(&mut self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+}
+
+/// An implementation as the cases measure it.
+pub trait Measured {
+    fn name(&self) -> &'static str;
+
+    /// Lock and unlock in a loop, in so many tasks at once, each with a name of its own.
+    fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch;
+
+    /// The same with so many names at once, in one task.
+    fn sets(&self, _size: usize, _stretch: Duration) -> Option<Stretch> {
+        None
+    }
+
+    /// So many tasks that want the same lock all the time and keep it for `inside`.
+    fn turns(&self, _tasks: usize, _inside: Duration, _stretch: Duration) -> Option<Turns> {
+        None
+    }
+}
+
+/// A [`Locker`] in a tokio runtime, measured from spawned tasks: the thread that waits for the runtime from outside is
+/// slower to be woken.
+pub struct InRuntime<L> {
+    pub name: &'static str,
+    pub locker: L,
+    pub runtime: Handle,
+    /// Whether it waits for a lock that somebody else has.
+    pub waits: bool,
+}
+
+impl<L: Locker> Measured for InRuntime<L> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let names = (0..tasks).map(|task| vec![format!("{}:{serial}:{task}", self.name)]).collect();
+        self.runtime.block_on(in_tasks(&self.locker, names, stretch))
+    }
+
+    fn sets(&self, size: usize, stretch: Duration) -> Option<Stretch> {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let names = (0..size).map(|i| format!("{}:{serial}:set:{i}", self.name)).collect();
+        Some(self.runtime.block_on(in_tasks(&self.locker, vec![names], stretch)))
+    }
+
+    fn turns(&self, tasks: usize, inside: Duration, stretch: Duration) -> Option<Turns> {
+        self.waits.then(|| self.runtime.block_on(take_turns(&self.locker, self.name, tasks, inside, stretch)))
+    }
+}
+
+async fn in_tasks<L: Locker>(locker: &L, names: Vec<Vec<String>>, stretch: Duration) -> Stretch {
+    let start = Arc::new(Barrier::new(names.len() + 1));
+    let spawn = |names: Vec<String>| {
+        let (mut locker, start) = (locker.clone(), Arc::clone(&start));
+        tokio::spawn(async move {
+            let (mut failed, warming) = (0, Instant::now());
+            for _ in 0..WARM_UP {
+                if warming.elapsed() > stretch / 4 {
+                    break;
+                }
+                cycle(&mut locker, &names).await;
+            }
+            start.wait().await;
+            let began = Instant::now();
+            let (mut latencies, mut last) = (Vec::new(), began);
+            while latencies.is_empty() || last - began < stretch {
+                failed += usize::from(!cycle(&mut locker, &names).await);
+                let now = Instant::now();
+                latencies.push(now - last);
+                last = now;
+            }
+            (locker, latencies, failed)
+        })
+    };
+    let tasks: Vec<_> = names.into_iter().map(spawn).collect();
+    start.wait().await;
+    let clock = Clock::start();
+    let (mut latencies, mut failed, mut lockers) = (Vec::new(), 0, Vec::new());
+    for task in tasks {
+        let (locker, its_latencies, its_failed) = joined(task.await);
+        latencies.extend(its_latencies);
+        failed += its_failed;
+        lockers.push(locker);
+    }
+    let done = clock.stop(latencies, failed);
+    for mut locker in lockers {
+        locker.settle().await;
+    }
+    done
+}
+
+async fn cycle<L: Locker>(locker: &mut L, names: &[String]) -> bool {
+    if let [name] = names {
+        return match locker.acquire(name).await {
+            Some(hold) => locker.release(hold).await,
+            None => false,
+        };
+    }
+    let Some(holds) = locker.acquire_all(names).await else { return false };
+    let mut all = true;
+    for hold in holds {
+        all &= locker.release(hold).await;
+    }
+    all
+}
+
+/// Also what a worker process does, as one of many.
+pub async fn take_turns<L: Locker>(locker: &L, name: &str, tasks: usize, inside: Duration, stretch: Duration) -> Turns {
+    let began = Instant::now();
+    let spawn = |task: usize| {
+        let (mut locker, name) = (locker.clone(), format!("{name}:turns"));
+        tokio::spawn(async move {
+            let (mut taken, mut failed) = (Vec::new(), 0);
+            while began.elapsed() < stretch {
+                let Some(hold) = locker.acquire(&name).await else {
+                    failed += 1;
+                    continue;
+                };
+                let entered = now();
+                tokio::time::sleep(inside).await;
+                taken.push(Turn { who: task, entered, left: now() });
+                failed += usize::from(!locker.release(hold).await);
+            }
+            locker.settle().await;
+            (taken, failed)
+        })
+    };
+    let mut turns = Turns::new(tasks);
+    for task in (0..tasks).map(spawn).collect::<Vec<_>>() {
+        let (taken, failed) = joined(task.await);
+        turns.add(taken, failed);
+    }
+    turns
+}
+
+/// A panic goes on in the caller.
+fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
+    result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}

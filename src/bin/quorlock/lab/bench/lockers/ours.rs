@@ -1,0 +1,65 @@
+//! quorlock, by its public interface.
+
+use quorlock::{Guard, Owner, Quorlock};
+
+use super::{LEASE, Locker};
+use crate::exit::Failure;
+
+/// Before its names, so that no lock in use on given nodes is met.
+pub const LOCK_PREFIX: &str = "quorlock:bench:lock:";
+
+#[derive(Clone)]
+pub struct Ours {
+    pub locks: Quorlock,
+}
+
+impl Ours {
+    pub async fn connect(urls: &[String]) -> Result<Self, Failure> {
+        let locks = Quorlock::builder().nodes(urls).prefix(LOCK_PREFIX).lease(LEASE).connect().await?;
+        // Nodes that have just started may be in quarantine for a lease.
+        let guard = locks.lock("first").wait(2 * LEASE).acquire().await?;
+        drop(guard);
+        locks.flush().await;
+        Ok(Self { locks })
+    }
+}
+
+impl Locker for Ours {
+    type Hold = Guard;
+
+    async fn acquire(&mut self, name: &str) -> Option<Guard> {
+        self.locks.lock(name).acquire().await.ok()
+    }
+
+    async fn release(&mut self, hold: Guard) -> bool {
+        hold.release().await.is_ok()
+    }
+
+    async fn acquire_all(&mut self, names: &[String]) -> Option<Vec<Guard>> {
+        Some(vec![self.locks.lock_all(names).acquire().await.ok()?])
+    }
+
+    async fn settle(&mut self) {
+        self.locks.flush().await;
+    }
+}
+
+/// Enters, whatever the name, the one lock that it holds already.
+#[derive(Clone)]
+pub struct Nested {
+    pub locks: Quorlock,
+    pub owner: Owner,
+    pub name: &'static str,
+}
+
+impl Locker for Nested {
+    type Hold = Guard;
+
+    async fn acquire(&mut self, _: &str) -> Option<Guard> {
+        self.locks.lock(self.name).owner(&self.owner).acquire().await.ok()
+    }
+
+    async fn release(&mut self, hold: Guard) -> bool {
+        hold.release().await.is_ok()
+    }
+}

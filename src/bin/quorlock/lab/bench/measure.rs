@@ -1,0 +1,152 @@
+//! Stretches of time in which one implementation is measured, rounds of such stretches, and what they come to.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
+
+/// What one implementation did in one stretch of time.
+#[derive(Default)]
+pub struct Stretch {
+    /// Of every cycle, sorted.
+    latencies: Vec<Duration>,
+    pub failed: usize,
+    took: Duration,
+    /// Of this whole process.
+    cpu: Duration,
+}
+
+/// Measures a stretch from its start on.
+pub struct Clock {
+    began: Instant,
+    cpu: Duration,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        Self { began: Instant::now(), cpu: cpu_time() }
+    }
+
+    pub fn stop(self, mut latencies: Vec<Duration>, failed: usize) -> Stretch {
+        let (took, cpu) = (self.began.elapsed(), cpu_time().saturating_sub(self.cpu));
+        latencies.sort_unstable();
+        Stretch { latencies, failed, took, cpu }
+    }
+}
+
+impl Stretch {
+    pub fn p50_us(&self) -> f64 {
+        micros(quantile(&self.latencies, 0.5))
+    }
+
+    pub fn p99_us(&self) -> f64 {
+        micros(quantile(&self.latencies, 0.99))
+    }
+
+    pub fn cycles_per_s(&self) -> f64 {
+        number(self.latencies.len()) / self.took.as_secs_f64()
+    }
+
+    pub fn cpu_us_per_cycle(&self) -> f64 {
+        micros(self.cpu) / number(self.latencies.len())
+    }
+}
+
+/// The same stretches again and again, one implementation after the other: whatever disturbs the machine for longer than
+/// a stretch disturbs them all. Implementations and circumstances are the columns.
+#[derive(Default)]
+pub struct Rounds(Vec<Vec<Stretch>>);
+
+impl Rounds {
+    pub fn push(&mut self, round: Vec<Stretch>) {
+        self.0.push(round);
+    }
+
+    /// The median over the rounds.
+    pub fn median(&self, column: usize, figure: impl Fn(&Stretch) -> f64) -> f64 {
+        median(self.0.iter().map(|round| figure(&round[column])).collect())
+    }
+
+    /// The median of what each round says of two columns: `figure` of the one divided by that of the other.
+    pub fn ratio(&self, column: usize, other: usize, figure: impl Fn(&Stretch) -> f64) -> f64 {
+        median(self.0.iter().map(|round| figure(&round[column]) / figure(&round[other])).collect())
+    }
+
+    pub fn failed(&self, column: usize) -> usize {
+        self.0.iter().map(|round| round[column].failed).sum()
+    }
+}
+
+/// Not a number when there is nothing.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    match figures.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => figures[n / 2],
+        n => f64::midpoint(figures[n / 2 - 1], figures[n / 2]),
+    }
+}
+
+/// Of sorted durations; zero when there are none.
+pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the length")]
+    let rank = (number(sorted.len()) * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
+pub fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of things that were waited for stay far below 2^52")]
+pub fn number(count: usize) -> f64 {
+    count as f64
+}
+
+/// What this process has used of all processors, in its own code and in the kernel.
+pub fn cpu_time() -> Duration {
+    // Fails only for a wrong first argument.
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return Duration::ZERO };
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Duration::from_micros(micros.unsigned_abs())
+}
+
+/// The memory of a process that is not swapped out, in bytes, where the system tells (Linux).
+pub fn resident(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kibibytes: u64 =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().split(' ').next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_occurred() {
+        let sorted: Vec<Duration> = (1..=200).map(Duration::from_micros).collect();
+        assert_eq!(quantile(&sorted, 0.5), Duration::from_micros(100));
+        assert_eq!(quantile(&sorted, 0.99), Duration::from_micros(198));
+        assert_eq!(quantile(&sorted[..1], 0.99), Duration::from_micros(1));
+        assert_eq!(quantile(&[], 0.5), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_the_round() {
+        let stretch = |us| Stretch { latencies: vec![Duration::from_micros(us)], ..Stretch::default() };
+        let mut rounds = Rounds::default();
+        for (ours, theirs) in [(100, 50), (900, 600), (200, 100)] {
+            rounds.push(vec![stretch(ours), stretch(theirs)]);
+        }
+        assert!((rounds.ratio(0, 1, Stretch::p50_us) - 2.0).abs() < 1e-9);
+        assert!((rounds.median(0, Stretch::p50_us) - 200.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn this_process_has_memory_and_uses_time() {
+        let before = cpu_time();
+        while cpu_time() < before + Duration::from_millis(2) {}
+        assert!(!cfg!(target_os = "linux") || resident(std::process::id()).is_some_and(|bytes| bytes > 1 << 20));
+    }
+}
