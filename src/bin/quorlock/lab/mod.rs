@@ -16,7 +16,7 @@ pub enum Flags {
 
 pub fn run(flags: Flags) -> Result<u8, Failure> {
     match flags {
-        Flags::Bench(flags) => bench::run(&flags),
+        Flags::Bench(flags) => bench::run(&flags, &[], &["bench"]),
         Flags::Chaos(flags) => chaos::run(flags),
     }
 }

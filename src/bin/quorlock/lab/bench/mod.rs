@@ -74,6 +74,10 @@ pub struct Flags {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_enum)]
     case: Vec<Case>,
 
+    /// Which implementations [default: all]; with one alone, a profiler sees nothing else
+    #[arg(long = "impl", value_name = "NAME,...", value_delimiter = ',')]
+    implementations: Vec<String>,
+
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
@@ -106,14 +110,15 @@ pub struct Peer {
 
 pub type Connected = Result<Box<dyn Measured>, Failure>;
 
-pub fn run(flags: &Flags) -> Result<u8, Failure> {
-    run_beside(&[], &["bench"], flags)
-}
-
-/// With `peers`, in a program that `words` make do what `flags` say.
-pub fn run_beside(peers: &[Peer], words: &'static [&'static str], flags: &Flags) -> Result<u8, Failure> {
+/// With `peers` beside quorlock, in a program that takes `words` before these flags.
+pub fn run(flags: &Flags, peers: &[Peer], words: &'static [&'static str]) -> Result<u8, Failure> {
     if flags.stretch < SHORTEST_STRETCH {
         return Err(Failure::new(Exit::Usage, "a measurement takes time: choose a longer --for, as in `--for 400ms`"));
+    }
+    let known: Vec<&str> = implementations(peers).collect();
+    if let Some(unknown) = flags.implementations.iter().find(|name| !known.contains(&name.as_str())) {
+        let message = format!("there is no implementation '{unknown}'; --impl takes {}", known.join(", "));
+        return Err(Failure::new(Exit::Usage, message));
     }
     // What `#[tokio::main]` makes.
     let runtime = Runtime::new().map_err(|error| fleet::failure("cannot start", &error))?;
@@ -179,12 +184,17 @@ impl Bench<'_> {
         }
         let urls = self.fleet().urls(nodes);
         let mut all: Vec<Box<dyn Measured>> = Vec::new();
-        match Floor::new(&urls)? {
-            Some(floor) => all.push(Box::new(floor)),
-            None => self.skip("bare sockets", "they speak plain TCP only"),
-        }
-        for name in ["redis-rs", "quorlock"].into_iter().chain(self.peers.iter().map(|peer| peer.name)) {
-            all.push(connect(name, self.runtime, self.peers, &urls)?);
+        let chosen = |name: &str| {
+            self.flags.implementations.is_empty() || self.flags.implementations.iter().any(|it| it == name)
+        };
+        for name in implementations(self.peers).filter(|name| chosen(name)) {
+            match name {
+                FLOOR => match Floor::new(&urls)? {
+                    Some(floor) => all.push(Box::new(floor)),
+                    None => self.skip(FLOOR, "bare sockets speak plain TCP only"),
+                },
+                name => all.push(connect(name, self.runtime, self.peers, &urls)?),
+            }
         }
         let field = Rc::new(all);
         self.fields.push((nodes, Rc::clone(&field)));
@@ -194,6 +204,12 @@ impl Bench<'_> {
     fn skip(&self, what: &str, why: impl Display) {
         self.verbosity.notice(format_args!("left out: {what}; {why}"));
     }
+}
+
+const FLOOR: &str = "floor";
+
+fn implementations(peers: &[Peer]) -> impl Iterator<Item = &'static str> {
+    [FLOOR, "redis-rs", "quorlock"].into_iter().chain(peers.iter().map(|peer| peer.name))
 }
 
 /// Connects one implementation in a runtime.

@@ -247,8 +247,12 @@ async fn load(urls: &[String]) -> Result<(), Failure> {
     };
     let tasks: Vec<_> = (0..LOAD_TASKS).map(task).collect();
     let spare = urls.len() - (urls.len() / 2 + 1);
-    while !done.load(Ordering::Relaxed) {
-        if let Ok(guard) = locks.lock("look").acquire().await {
+    // A name of its own each time: what one left on a node says nothing about the next.
+    for look in 0_u64.. {
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+        if let Ok(guard) = locks.lock(format!("look:{look}")).acquire().await {
             tokio::time::sleep(LOOK_AFTER).await;
             if guard.margin() == spare {
                 say(&format!("whole {}", now().as_nanos()));

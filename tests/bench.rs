@@ -1,0 +1,112 @@
+//! `quorlock bench` keeps to its form. What it measures is judged on a quiet machine, not here.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// With this folder for whatever it needs.
+fn bench(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock"));
+    command.arg("bench").args(arguments).env("TMPDIR", dir).env_remove("QUORLOCK_NODES");
+    command.output().expect("the command that was built for this test")
+}
+
+/// The command lines of processes that work in a folder.
+fn processes_in(dir: &Path) -> Vec<String> {
+    let dir = dir.to_str().expect("a path that we made");
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let lines = processes.filter_map(|process| fs::read_to_string(process.path().join("cmdline")).ok());
+    lines.filter(|line| line.contains(dir)).collect()
+}
+
+fn is_empty(dir: &Path) -> bool {
+    fs::read_dir(dir).expect("the folder").next().is_none()
+}
+
+#[test]
+fn cycles_as_json_for_every_implementation() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let pictures = tempfile::tempdir().expect("a temporary folder");
+    let plot = pictures.path().join("cycle.svg");
+    let plot_argument = plot.to_str().expect("a path that we made");
+    let arguments =
+        ["--case", "reentry,cycle", "--rounds", "1", "--for", "200ms", "--nodes-count", "3", "--json", "--quiet"];
+    let ended = bench(dir.path(), &[arguments.as_slice(), &["--plot", plot_argument]].concat());
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+    let text = String::from_utf8(ended.stdout).expect("JSON is UTF-8");
+    let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+
+    let heads: Vec<_> = objects.iter().map(|object| (object["case"].as_str(), object["impl"].as_str())).collect();
+    let cycle = ["floor", "redis-rs", "quorlock"].map(|name| (Some("cycle"), Some(name)));
+    assert_eq!(heads, [cycle.as_slice(), &[(Some("reentry"), Some("quorlock"))]].concat());
+    for object in &objects {
+        assert_eq!((&object["nodes"], &object["failed"]), (&3.into(), &0.into()), "{object}");
+        let [p50, p99, per_s, cpu] = ["p50_us", "p99_us", "cycles_per_s", "client_cpu_us_per_cycle"]
+            .map(|field| object[field].as_f64().filter(|figure| *figure > 0.0).expect(field));
+        assert!(p50 <= p99, "{object}");
+        // In one task cycles come one after the other, so their number is what their durations allow.
+        assert!(per_s < 1e6 / p50 * 2.0 && cpu < 1e6, "{object}");
+    }
+    let quorlock = objects[2]["findings"].as_array().expect("findings");
+    assert_eq!(quorlock.len(), 2, "beside the floor and beside redis-rs: {quorlock:?}");
+    assert!(objects[2]["vs_floor"].as_f64().is_some_and(|ratio| ratio > 0.5), "{}", objects[2]);
+
+    let drawn = fs::read_to_string(&plot).expect("a picture");
+    assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"), "{drawn}");
+    assert_eq!(drawn.matches("<rect").count(), 1 + objects.len(), "a ground and a bar each: {drawn}");
+    assert_eq!(processes_in(dir.path()), Vec::<String>::new(), "its servers end with it");
+    assert!(is_empty(dir.path()), "its folder, too");
+}
+
+#[test]
+fn wrong_words_are_refused_before_anything_starts() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for (arguments, part) in [
+        (["--case", "cycles"], "possible values: cycle, tasks,"),
+        (["--rounds", "0"], "--rounds <R>"),
+        (["--for", "0s"], "choose a longer --for"),
+        (["--nodes-count", "0"], "--nodes-count <N,...>"),
+    ] {
+        let ended = bench(dir.path(), &arguments);
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(64), "{arguments:?}: {said}");
+        assert!(said.contains(part) && ended.stdout.is_empty(), "{arguments:?}: {said}");
+    }
+    assert!(is_empty(dir.path()));
+}
+
+#[test]
+fn nodes_that_are_not_there_are_named_without_password() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let ended = bench(dir.path(), &["--case", "cycle", "--nodes", "redis://:hunter2@127.0.0.1:1"]);
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(69), "{said}");
+    assert!(said.contains("127.0.0.1:1") && !said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn an_interrupted_bench_takes_its_servers_along() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock"));
+    let mut running = command
+        .args(["bench", "--case", "cycle", "--for", "60s", "--nodes-count", "3", "--quiet"])
+        .env("TMPDIR", dir.path())
+        .spawn()
+        .expect("the command that was built for this test");
+    let begun = Instant::now();
+    while processes_in(dir.path()).len() < 3 {
+        assert!(begun.elapsed() < LIMIT, "three servers are started");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pid = rustix::process::Pid::from_child(&running);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a signal to our own child");
+    let ended = running.wait().expect("an end");
+    assert_eq!(ended.code(), Some(130));
+    assert_eq!(processes_in(dir.path()), Vec::<String>::new());
+    assert!(is_empty(dir.path()));
+}
