@@ -38,7 +38,7 @@ pub enum Kind {
 
 pub const HELD: usize = 10_000;
 /// How long they are held while the processor's time is counted: each is extended several times.
-const HELD_FOR: Duration = LEASE.saturating_mul(2);
+const HELD_FOR: Duration = Duration::from_secs(15);
 /// So many are asked for at once.
 const ASKED_AT_ONCE: usize = 64;
 
@@ -216,8 +216,8 @@ async fn held(urls: &[String]) -> Result<(), Failure> {
     let cpu_share = cpu_time().saturating_sub(cpu).as_secs_f64() / since.elapsed().as_secs_f64();
     let bytes = resident().zip(before).map(|(after, before)| after.saturating_sub(before));
     let bytes = bytes.map(|bytes| number(usize::try_from(bytes).unwrap_or(usize::MAX)) / number(HELD));
-    let lost = refused + guards.iter().flatten().filter(|guard| guard.is_lost()).count();
-    let figures = json!({ "cpu_share": cpu_share, "lost": lost, "bytes_per_lease": bytes });
+    let lost = guards.iter().flatten().filter(|guard| guard.is_lost()).count();
+    let figures = json!({ "cpu_share": cpu_share, "refused": refused, "lost": lost, "bytes_per_lease": bytes });
     drop(guards);
     locks.flush().await;
     say(&format!("figures {figures}"));

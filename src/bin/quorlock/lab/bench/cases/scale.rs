@@ -60,6 +60,7 @@ pub fn held(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
     let targeted = |target| (nodes == TARGET_NODES).then_some(target);
     let findings = [
         ("cpu_share", "CPU, share of one core", 100.0, " %", 25.0),
+        ("refused", "not granted", 1.0, "", 0.0),
         ("lost", "lost", 1.0, "", 0.0),
         ("bytes_per_lease", "bytes each", 1.0, "", 2048.0),
     ];
