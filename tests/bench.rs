@@ -1,10 +1,11 @@
 //! `quorlock bench` keeps to its form. What it measures is judged on a quiet machine, not here.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -16,12 +17,10 @@ fn bench(dir: &Path, arguments: &[&str]) -> Output {
     command.output().expect("the command that was built for this test")
 }
 
-/// The command lines of processes that work in a folder.
-fn processes_in(dir: &Path) -> Vec<String> {
-    let dir = dir.to_str().expect("a path that we made");
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let lines = processes.filter_map(|process| fs::read_to_string(process.path().join("cmdline")).ok());
-    lines.filter(|line| line.contains(dir)).collect()
+/// The processes whose working folder is inside this one: a redis-server hides its command line.
+fn processes_in(dir: &Path) -> Vec<PathBuf> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|process| process.path());
+    processes.filter(|process| fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir))).collect()
 }
 
 fn is_empty(dir: &Path) -> bool {
@@ -59,7 +58,7 @@ fn cycles_as_json_for_every_implementation() {
     let drawn = fs::read_to_string(&plot).expect("a picture");
     assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"), "{drawn}");
     assert_eq!(drawn.matches("<rect").count(), 1 + objects.len(), "a ground and a bar each: {drawn}");
-    assert_eq!(processes_in(dir.path()), Vec::<String>::new(), "its servers end with it");
+    assert_eq!(processes_in(dir.path()), Vec::<PathBuf>::new(), "its servers end with it");
     assert!(is_empty(dir.path()), "its folder, too");
 }
 
@@ -89,24 +88,43 @@ fn nodes_that_are_not_there_are_named_without_password() {
     assert!(said.contains("127.0.0.1:1") && !said.contains("hunter2"), "{said}");
 }
 
+/// Is not left behind by a test that fails, nor are its servers.
+struct Running(Child);
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("a signal to our own child");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            self.signal(Signal::TERM);
+            let _ = self.0.wait(); // It ends by that signal.
+        }
+    }
+}
+
 #[test]
 fn an_interrupted_bench_takes_its_servers_along() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock"));
-    let mut running = command
+    let running = command
         .args(["bench", "--case", "cycle", "--for", "60s", "--nodes-count", "3", "--quiet"])
         .env("TMPDIR", dir.path())
-        .spawn()
-        .expect("the command that was built for this test");
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut running = Running(running.expect("the command that was built for this test"));
     let begun = Instant::now();
     while processes_in(dir.path()).len() < 3 {
         assert!(begun.elapsed() < LIMIT, "three servers are started");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let pid = rustix::process::Pid::from_child(&running);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a signal to our own child");
-    let ended = running.wait().expect("an end");
+    running.signal(Signal::INT);
+    let ended = running.0.wait().expect("an end");
     assert_eq!(ended.code(), Some(130));
-    assert_eq!(processes_in(dir.path()), Vec::<String>::new());
+    assert_eq!(processes_in(dir.path()), Vec::<PathBuf>::new());
     assert!(is_empty(dir.path()));
 }
