@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
 use super::cases::INSIDE;
-use super::lockers::{LEASE, Ours};
+use super::lockers::Ours;
 use super::measure::{cpu_time, number, resident};
 use super::turns::{Turn, now};
 use super::{Bench, Flags, Peer, connect, fleet};
