@@ -4,9 +4,6 @@
 //! A failure prints the seed; `CONFORMANCE_SEED=N cargo test --test conformance` repeats it.
 
 #[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "simulation/line.rs"]
-mod line;
-#[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "simulation/node.rs"]
 mod node;
 #[allow(dead_code, reason = "the simulation uses the rest")]
@@ -19,6 +16,9 @@ mod rng;
 #[path = "simulation/rules.rs"]
 mod rules;
 mod support;
+#[allow(dead_code, reason = "the simulation uses the rest")]
+#[path = "simulation/tickets.rs"]
+mod tickets;
 
 use std::time::Duration;
 

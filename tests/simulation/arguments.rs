@@ -11,8 +11,11 @@ cluster/simulate: the lock under simulated faults, as decided by seeds.
   --trace        with --seed: print everything that happened
   --json         print the figures as one JSON object
   --threads N    use so many threads (default: all cores)
-  --no-controls  do not run the negative controls
-  --clock-steps  also set nodes' clocks ahead while locks are held there: more than the lock promises to survive
+  --controls     only try the negative controls: copies of the client and the nodes, each broken in one place
+  --soon         with --controls: without those that take many seeds
+  --no-controls  leave them out
+  --clock-steps  set nodes' clocks ahead while locks are held there, in every run: more than exclusion can survive, but
+                 tokens and losses must; the output says what is judged
   --help         this text
 
 Exit status: 0 when every invariant held and every control was caught, 1 otherwise, 2 for a wrong argument.
@@ -27,6 +30,9 @@ pub struct Arguments {
     pub json: bool,
     pub threads: Option<usize>,
     pub controls: bool,
+    pub only_controls: bool,
+    /// Only those controls that are caught within a few seeds.
+    pub soon: bool,
     pub clock_steps: bool,
 }
 
@@ -65,6 +71,8 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
             }
             "--trace" => parsed.trace = true,
             "--json" => parsed.json = true,
+            "--controls" => parsed.only_controls = true,
+            "--soon" => parsed.soon = true,
             "--no-controls" => parsed.controls = false,
             "--clock-steps" => parsed.clock_steps = true,
             // What cargo test passes on to every test program.
@@ -86,8 +94,8 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
     if !simulates {
         return Ok(Wanted::Tests(filter));
     }
-    if parsed.to.is_none() && parsed.time.is_none() {
-        return Err("say how much: --seeds A..B, --for TIME or --seed N".to_owned());
+    if parsed.to.is_none() && parsed.time.is_none() && !parsed.only_controls {
+        return Err("say how much: --seeds A..B, --for TIME, --seed N or --controls".to_owned());
     }
     Ok(Wanted::Simulation(parsed))
 }

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::rules::LockValue;
+use crate::asking::{Dropped, How};
+use crate::figures::Fault;
+use crate::invariant::Invariant;
+use crate::plan::ClientPlan;
 use crate::run::Stage;
-use crate::user::{Dropped, How};
-use crate::world::{lock, micros};
+use crate::time::{EPOCH_US, micros};
+use crate::world::lock;
 
 /// Resources that only this phase uses, beside those of the plan.
-pub const EXTRA_RESOURCES: usize = 3;
+pub const EXTRA_RESOURCES: usize = 4;
 
 /// Leases of this phase are long, so that nothing is freed by the mere end of a lease before a limit.
 pub const LEASE: Duration = Duration::from_secs(8);
@@ -23,8 +26,12 @@ pub async fn judge(stage: &mut Stage) {
     // A node whose clock was set back keeps a dead client's key for that much longer.
     let set_back = lock(&stage.scene.world).furthest_set_back();
     let patience = plan.longest_lease() * 3 + Duration::from_secs(20) + set_back;
-    if timeout(patience, stage.users_finish()).await.is_err() {
-        violated(stage, "MinorityFaultLive", "after all has healed, somebody still waits for a lock that nobody holds");
+    let finished = timeout(patience, stage.users_finish()).await.is_ok();
+    let at = stage.scene.now();
+    lock(&stage.scene.ledger).findings.judge(Invariant::MinorityFaultLive, at, finished, || {
+        "after all has healed, somebody still waits for a lock that nobody holds".to_owned()
+    });
+    if !finished {
         return;
     }
     // What is late has arrived, connections are made again, and keys of crashed clients are gone.
@@ -36,32 +43,32 @@ pub async fn judge(stage: &mut Stage) {
     nothing_is_left(stage).await;
 }
 
-fn violated(stage: &Stage, invariant: &'static str, what: &str) {
-    let at = stage.scene.now();
-    lock(&stage.scene.ledger).violated(invariant, at, what.to_owned());
-}
-
 /// Acquires within the limit and gives back.
-async fn acquires(stage: &Stage, place: usize, resource: usize, limit: Duration, invariant: &'static str, when: &str) {
+async fn acquires(stage: &Stage, place: usize, resource: usize, limit: Duration, invariant: Invariant, when: &str) {
     let mut user = stage.user(place, resource as u64);
     let began = stage.scene.now();
     let asked = user.ask(&[resource], None, Some(LEASE), How::Wait(Some(limit))).await;
-    let took = stage.scene.now() - began;
+    let at = stage.scene.now();
+    let who = || format!("{when}: c{} and r{resource}", user.client.index);
+    let judge = |invariant, took, what: &str| {
+        lock(&stage.scene.ledger).waited(at, invariant, took, micros(limit), || format!("{} {what}", who()));
+    };
     match asked {
-        Ok(holding) if took <= micros(limit) => user.give_back(holding).await,
         Ok(holding) => {
-            violated(stage, invariant, &format!("{when}: c{} waited {took} µs for r{resource}", user.client.index));
+            judge(invariant, Some(at - began), "");
             user.give_back(holding).await;
         }
+        // Whoever is told that somebody holds it met what the invariant is about; otherwise too few could be asked.
+        Err(error) if is_held(&error) => judge(invariant, None, &error.to_string()),
         // A node's clock was seen to jump just now, when it was first asked after all was mended: it is not counted, and
-        // with a minority away that is one too many.
-        Err(error) if (invariant == "MinorityFaultLive" || !error.is_held()) && is_quarantined(&error) => {}
-        Err(error) => {
-            // Whoever is told that somebody holds it met what the invariant is about; otherwise nobody could be asked.
-            let invariant = if error.is_held() { invariant } else { "MinorityFaultLive" };
-            violated(stage, invariant, &format!("{when}: c{} did not get r{resource}: {error}", user.client.index));
-        }
+        // beside nodes that are of no use anyway, or with a minority away, that is one too many.
+        Err(error) if is_quarantined(&error) => {}
+        Err(error) => judge(Invariant::MinorityFaultLive, None, &error.to_string()),
     }
+}
+
+fn is_held(error: &quorlock::AcquireError) -> bool {
+    error.nodes().iter().any(|report| matches!(report.answer, quorlock::Answer::Held { .. }))
 }
 
 fn is_quarantined(error: &quorlock::AcquireError) -> bool {
@@ -74,7 +81,8 @@ fn is_quarantined(error: &quorlock::AcquireError) -> bool {
 async fn everybody_acquires(stage: &Stage, round_trip: Duration) {
     for resource in 0..stage.scene.plan.resources {
         for place in 0..stage.clients.len() {
-            acquires(stage, place, resource, 6 * round_trip + 150 * MILLI, "NoOrphan", "after all has healed").await;
+            acquires(stage, place, resource, 6 * round_trip + 150 * MILLI, Invariant::NoOrphan, "after all has healed")
+                .await;
         }
     }
 }
@@ -100,7 +108,7 @@ async fn minority_fails(stage: &Stage, round_trip: Duration) {
             // Whoever meets another's release that is still under way may have to hear of a hung node that it hangs: the
             // node timeout (1.25 s at most), and a pause after a lost race.
             let limit = 8 * round_trip + Duration::from_millis(2500);
-            acquires(stage, place, plan.resources, limit, "MinorityFaultLive", "with a minority away").await;
+            acquires(stage, place, plan.resources, limit, Invariant::MinorityFaultLive, "with a minority away").await;
         }
         sleep(Duration::from_secs(8)).await;
     }
@@ -113,7 +121,7 @@ async fn requests_are_dropped(stage: &Stage, round_trip: Duration) {
     let places = stage.clients.len();
     for polls in 0..6 {
         let user = stage.user(polls % places, 100 + polls as u64);
-        lock(&stage.scene.world).figures.fault(crate::figures::Fault::DroppedFuture);
+        lock(&stage.scene.world).figures.fault(Fault::DroppedFuture);
         let request = user.ask(&resources, None, Some(LEASE), How::Wait(None));
         let holding = if polls % 2 == 0 {
             Dropped { future: Some(Box::pin(request)), polls: polls / 2 }.await.and_then(Result::ok)
@@ -124,27 +132,52 @@ async fn requests_are_dropped(stage: &Stage, round_trip: Duration) {
             stage.user(0, 200).give_back(holding).await;
         }
         let limit = 10 * round_trip + 200 * MILLI;
-        acquires(stage, (polls + 1) % places, resource, limit, "CancelSafe", "after a request was dropped").await;
+        acquires(stage, (polls + 1) % places, resource, limit, Invariant::CancelSafe, "after a request was dropped")
+            .await;
     }
 }
 
-/// What a crashed client held is free when its lease is over, and not before its validity is.
+/// What a crashed client held is free when its lease is over, and not before its validity is; also for somebody whose wall
+/// clock is so far behind that it proposes the very number that the lost lease had.
 async fn holder_crashes(stage: &mut Stage, round_trip: Duration) {
-    let resource = stage.scene.plan.resources + 2;
+    let (resource, twin) = (stage.scene.plan.resources + 2, stage.scene.plan.resources + 3);
     let lease = stage.clients[0].plan.lease;
     let victim = stage.user(0, 300);
-    let Ok(holding) = victim.ask(&[resource], None, Some(lease), How::Try).await else {
-        return violated(stage, "MinorityFaultLive", "a free lock was not to be had");
-    };
-    let valid = holding.guard.remaining();
+    let began = stage.scene.now();
+    let asked = victim.ask(&[resource, twin], None, Some(lease), How::Try).await;
+    let took = asked.is_ok().then(|| stage.scene.now() - began);
+    let limit = 6 * round_trip + 150 * MILLI;
+    let who = || "a free lock was not to be had".to_owned();
+    lock(&stage.scene.ledger).waited(began, Invariant::MinorityFaultLive, took, micros(limit), who);
+    let Ok(holding) = asked else { return };
+    let (valid, token) = (holding.guard.remaining(), holding.guard.token().get());
     stage.crash(0);
     drop(holding);
     let began = stage.scene.now();
     let limit = lease + lease / 50 + 4 * round_trip + 150 * MILLI;
-    acquires(stage, 1 % stage.clients.len(), resource, limit, "FreeAfterTtl", "after its holder crashed").await;
-    if stage.scene.now() - began < micros(valid - valid / 50) {
-        violated(stage, "MutualExclusion", "a crashed client's lock was granted before its validity was over");
-    }
+    acquires(stage, 1 % stage.clients.len(), resource, limit, Invariant::FreeAfterTtl, "after its holder crashed")
+        .await;
+    let took = stage.scene.now() - began;
+    lock(&stage.scene.ledger).findings.judge(
+        Invariant::MutualExclusion,
+        began,
+        took >= micros(valid - valid / 50),
+        || "a crashed client's lock was granted before its validity was over".to_owned(),
+    );
+
+    sleep(lease / 10).await;
+    let time = lock(&stage.scene.world).time;
+    let moment = (time.now() + 40 * micros(round_trip)).next_multiple_of(1000);
+    let plan = ClientPlan {
+        actors: 0,
+        ppm: 0,
+        skew_us: token.cast_signed() - (EPOCH_US + moment).cast_signed(),
+        ..stage.clients[0].plan.clone()
+    };
+    stage.start_client(0, plan).await;
+    sleep_until(time.at(moment)).await;
+    let limit = 6 * round_trip + 150 * MILLI;
+    acquires(stage, 0, twin, limit, Invariant::FreeAfterTtl, "with the clock of somebody who crashed").await;
 }
 
 /// No lock stands on any node once everybody has released.
@@ -152,9 +185,6 @@ async fn nothing_is_left(stage: &Stage) {
     sleep(stage.clients[0].plan.lease + Duration::from_secs(2)).await;
     for node in 0..stage.scene.plan.nodes.len() {
         let locks = lock(&stage.scene.world).locks(node);
-        for (name, value) in locks {
-            let known = LockValue::parse(value.as_bytes()).is_some();
-            violated(stage, "NoOrphan", &format!("node {node} still has {name}: {value} (well-formed {known})"));
-        }
+        lock(&stage.scene.ledger).left_over(stage.scene.now(), node, &locks);
     }
 }

@@ -1,20 +1,53 @@
-//! Negative controls: the lock, or what it may rely on, broken in one place. The simulation must notice each of them.
+//! Negative controls: the lock, or what it relies on, broken in one place. The simulation must notice each of them, and by
+//! an invariant that is about it.
 
+use std::fmt::Write as _;
+use std::sync::Mutex;
+
+use crate::invariant::Invariant::{self, *};
 use crate::plan::Broken;
 use crate::rules::Rules;
-use crate::run::run;
+use crate::simulate::outcome;
+use crate::variant;
+use crate::world::lock;
+
+/// So many seeds may it take.
+pub const BUDGET: u64 = 150;
 
 pub struct Control {
     pub name: &'static str,
     broken: Broken,
+    /// The client is broken, by the change of this name in `breaks.rs`.
+    client: bool,
     /// One of these must be violated; a violation of something else proves nothing.
-    by: &'static [&'static str],
+    by: &'static [Invariant],
+    /// It takes many seeds, so it is left out of everyday runs.
+    rare: bool,
+}
+
+pub struct Caught {
+    /// Those of the expected invariants that did not hold.
+    pub by: Vec<Invariant>,
+    pub seed: u64,
+    /// Commands that the nodes had executed until then, in all seeds.
+    pub commands: u64,
+}
+
+const fn client(name: &'static str, by: &'static [Invariant]) -> Control {
+    Control { name, broken: NONE, client: true, by, rare: false }
+}
+
+const fn node(name: &'static str, rules: Rules, by: &'static [Invariant]) -> Control {
+    Control { name, broken: Broken { rules, ..NONE }, client: false, by, rare: false }
+}
+
+const fn world(name: &'static str, broken: Broken, by: &'static [Invariant]) -> Control {
+    Control { name, broken, client: false, by, rare: false }
 }
 
 const NONE: Broken = Broken {
     rules: RULES,
     forgets_at_once: false,
-    drifts_beyond_allowance: false,
     clock_is_set_back: false,
     swaps_answers: false,
     steps_under_locks: false,
@@ -29,72 +62,128 @@ const RULES: Rules = Rules {
     increments_counts: false,
     grants_over_others: false,
     ignores_ballots: false,
+    counts_grants: false,
 };
 
-/// So many seeds may it take.
-pub const BUDGET: u64 = 400;
-
-pub const ALL: [Control; 10] = [
+pub const ALL: [Control; 28] = [
+    // Votes and numbers.
+    client("quorum too small", &[MutualExclusion, Linearizable]),
+    node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
+    node("ballots ignored", Rules { ignores_ballots: true, ..RULES }, &[TokenMonotonic, TokenUnique]),
     Control {
-        name: "ballots ignored",
-        broken: Broken { rules: Rules { ignores_ballots: true, ..RULES }, ..NONE },
-        by: &["TokenMonotonic", "TokenUnique", "FencedStore"],
+        broken: Broken { rules: Rules { counts_grants: true, ..RULES }, ..NONE },
+        ..client("token = max of per-node counters", &[TokenMonotonic, TokenUnique])
     },
+    client("owner reused without a fresh ballot", &[TokenMonotonic, TokenUnique]),
+    client("extension under a new token", &[TokenStable]),
+    node("votes over another's key", Rules { grants_over_others: true, ..RULES }, &[MutualExclusion]),
+    // Later messages.
+    rare(client("extension confirmed below quorum", &[MutualExclusion, NoResurrection])),
+    rare(client("extension after expiry", &[NoResurrection, Linearizable])),
+    node("repair ignoring F", Rules { repairs_over_newer: true, ..RULES }, &[NoResurrection, NoOrphan]),
+    node("TTL set, not raised", Rules { shrinks_leases: true, ..RULES }, &[LeaseNeverShrinks]),
+    client("validity set, not raised", &[LeaseNeverShrinks]),
+    node("count by increment, with a resend", Rules { increments_counts: true, ..RULES }, &[ReentrantDepth]),
+    client("late reply credited to another round", &[NoFalseGrant, MutualExclusion, NoResurrection]),
+    world(
+        "answers of a node change places",
+        Broken { swaps_answers: true, ..NONE },
+        &[NoFalseGrant, MutualExclusion, NoResurrection],
+    ),
+    // Releases.
+    node("release without the mark", Rules { releases_without_mark: true, ..RULES }, &[NoOrphan]),
+    node("blind DEL on release", Rules { releases_blindly: true, ..RULES }, &[ReleaseSafe, MutualExclusion]),
+    client("release says yes after a loss", &[ReleaseSafe]),
+    client("dropped request not released", &[CancelSafe]),
+    // Time.
+    rare(client("validity ignoring elapsed", &[MutualExclusion])),
+    rare(client("validity ignoring drift", &[MutualExclusion])),
+    client("validity not checked last", &[NoFalseGrant]),
+    client("no watch over the deadline", &[LossOnTime]),
+    client("keys that outlive the lease", &[FreeAfterTtl]),
+    world("wall clock in the client", Broken { clock_is_set_back: true, ..NONE }, &[MutualExclusion]),
+    // Nodes that are away or forget.
+    rare(client("waiting for every node", &[MinorityFaultLive])),
     Control {
-        name: "repair ignoring F",
-        broken: Broken { rules: Rules { repairs_over_newer: true, ..RULES }, ..NONE },
-        by: &["NoResurrection", "NoOrphan", "MutualExclusion"],
-    },
-    Control {
-        name: "release without mark",
-        broken: Broken { rules: Rules { releases_without_mark: true, ..RULES }, ..NONE },
-        by: &["NoOrphan"],
-    },
-    Control {
-        name: "blind DEL on release",
-        broken: Broken { rules: Rules { releases_blindly: true, ..RULES }, ..NONE },
-        by: &["MutualExclusion", "ReleaseSafe"],
-    },
-    Control {
-        name: "TTL set, not raised",
-        broken: Broken { rules: Rules { shrinks_leases: true, ..RULES }, ..NONE },
-        by: &["LeaseNeverShrinks"],
-    },
-    Control {
-        name: "count by increment",
-        broken: Broken { rules: Rules { increments_counts: true, ..RULES }, ..NONE },
-        by: &["ReentrantDepth"],
-    },
-    Control {
-        name: "votes over another's key",
-        broken: Broken { rules: Rules { grants_over_others: true, ..RULES }, ..NONE },
-        by: &["MutualExclusion"],
-    },
-    Control {
-        name: "empty restart without quarantine",
         broken: Broken { forgets_at_once: true, ..NONE },
-        by: &["MutualExclusion"],
+        ..node("empty restart declared to be new", RULES, &[MutualExclusion])
     },
-    Control {
-        name: "wall clock in the client",
-        broken: Broken { clock_is_set_back: true, ..NONE },
-        by: &["MutualExclusion"],
-    },
-    Control {
-        name: "answer credited to another request",
-        broken: Broken { swaps_answers: true, ..NONE },
-        by: &["NoFalseGrant", "MutualExclusion", "TokenUnique", "TokenMonotonic"],
-    },
+    client("no quarantine in the client", &[QuarantineHolds, MutualExclusion]),
 ];
 
+const fn rare(control: Control) -> Control {
+    Control { rare: true, ..control }
+}
+
+/// And the simulation itself.
+pub const RANDOM: Control = client("randomness from elsewhere", &[Deterministic]);
+
 impl Control {
-    /// Which invariant caught it, and at which seed.
-    pub fn caught(&self) -> Option<(&'static str, u64)> {
+    fn caught(&self) -> Option<Caught> {
+        let mut commands = 0;
         (0..BUDGET).find_map(|seed| {
-            let outcome = run(seed, self.broken, false);
-            let caught =
-                self.by.iter().find(|by| outcome.violations.iter().any(|violation| violation.invariant == **by));
-            caught.map(|by| (*by, seed))
+            variant::choose(if self.client { self.name } else { "" });
+            let twice = self.by.contains(&Deterministic);
+            let outcome = outcome(seed, self.broken, false, twice);
+            variant::choose("");
+            let expected = |invariant: &Invariant| outcome.violations.iter().any(|found| found.invariant == *invariant);
+            let by: Vec<Invariant> = self.by.iter().copied().filter(expected).collect();
+            let first = outcome.violations.iter().find(|found| by.contains(&found.invariant));
+            commands += first.map_or(outcome.figures.commands, |found| found.commands);
+            (!by.is_empty()).then_some(Caught { by, seed, commands })
         })
+    }
+}
+
+/// What became of each control, in order.
+pub struct Results(Vec<(&'static str, Option<Caught>)>);
+
+/// Tries all of them, or those that are caught soon, on so many threads.
+pub fn run(threads: usize, soon: bool) -> Results {
+    let all: Vec<&Control> = ALL.iter().chain([&RANDOM]).filter(|control| !(soon && control.rare)).collect();
+    let results = Mutex::new(all.iter().map(|control| (control.name, None)).collect::<Vec<_>>());
+    let next = Mutex::new(0..all.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while let Some(i) = { lock(&next).next() } {
+                    let caught = all[i].caught();
+                    lock(&results)[i].1 = caught;
+                }
+            });
+        }
+    });
+    Results(results.into_inner().unwrap_or_default())
+}
+
+impl Results {
+    pub fn all_caught(&self) -> bool {
+        self.0.iter().all(|(_, caught)| caught.is_some())
+    }
+
+    /// As DESIGN.md quotes it.
+    pub fn table(&self) -> String {
+        let mut text = String::from("| broken | caught by | seed | commands until then |\n|---|---|---|---|\n");
+        for (name, caught) in &self.0 {
+            match caught {
+                Some(Caught { by, seed, commands }) => {
+                    let by: Vec<String> = by.iter().map(ToString::to_string).collect();
+                    writeln!(text, "| {name} | {} | {seed} | {commands} |", by.join(", ")).expect("a string");
+                }
+                None => writeln!(text, "| {name} | NOT CAUGHT in {BUDGET} seeds | | |").expect("a string"),
+            }
+        }
+        text
+    }
+
+    pub fn json(&self) -> String {
+        let one = |(name, caught): &(&str, Option<Caught>)| match caught {
+            None => format!("\"{name}\":null"),
+            Some(Caught { by, seed, commands }) => {
+                let by: Vec<String> = by.iter().map(|by| format!("\"{by}\"")).collect();
+                format!("\"{name}\":{{\"by\":[{}],\"seed\":{seed},\"commands\":{commands}}}", by.join(","))
+            }
+        };
+        format!("{{{}}}", self.0.iter().map(one).collect::<Vec<_>>().join(","))
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::invariant::{Checks, Invariant};
+
 macro_rules! faults {
     ($($kind:ident = $name:literal),* $(,)?) => {
         /// Everything that goes wrong on purpose.
@@ -54,6 +56,9 @@ pub struct Figures {
     pub refusals: u64,
     pub writes: u64,
     pub stale_writes_rejected: u64,
+    /// Two who believed to hold the same, where clocks jump and nobody promises otherwise.
+    pub overlaps_outside_the_promise: u64,
+    pub checks: Checks,
 }
 
 impl Figures {
@@ -75,6 +80,8 @@ impl Figures {
         self.refusals += other.refusals;
         self.writes += other.writes;
         self.stale_writes_rejected += other.stale_writes_rejected;
+        self.overlaps_outside_the_promise += other.overlaps_outside_the_promise;
+        self.checks.add(&other.checks);
     }
 
     pub fn simulated_hours(&self) -> f64 {
@@ -85,7 +92,7 @@ impl Figures {
         self.faults.iter().sum()
     }
 
-    fn counts(&self) -> [(&'static str, u64); 9] {
+    fn counts(&self) -> [(&'static str, u64); 10] {
         [
             ("grants", self.grants),
             ("reentries", self.reentries),
@@ -96,6 +103,7 @@ impl Figures {
             ("refusals", self.refusals),
             ("fenced_writes", self.writes),
             ("stale_writes_rejected", self.stale_writes_rejected),
+            ("overlaps_outside_the_promise", self.overlaps_outside_the_promise),
         ]
     }
 
@@ -115,21 +123,25 @@ impl Figures {
         text
     }
 
-    /// One JSON object. `violations` by invariant, `controls` by name with what caught them.
-    pub fn json(&self, violations: &BTreeMap<&'static str, u64>, controls: &BTreeMap<&'static str, String>) -> String {
+    /// One JSON object. `violations` by invariant; `controls` is the object of what became of each.
+    pub fn json(&self, violations: &BTreeMap<Invariant, u64>, controls: &str) -> String {
         let mut text = String::from("{");
         write!(text, "\"seeds\":{},\"simulated_hours\":{:.3},", self.seeds, self.simulated_hours()).expect("a string");
         write!(text, "\"commands\":{},\"faults\":{{", self.commands).expect("a string");
-        let faults: Vec<String> =
-            Fault::NAMES.iter().zip(self.faults).map(|(name, count)| format!("\"{name}\":{count}")).collect();
-        write!(text, "{}}},", faults.join(",")).expect("a string");
+        let object = |pairs: Vec<(String, u64)>| {
+            let pairs = pairs.into_iter().map(|(name, count)| format!("\"{name}\":{count}"));
+            pairs.collect::<Vec<_>>().join(",")
+        };
+        let faults = Fault::NAMES.iter().zip(self.faults).map(|(name, count)| ((*name).to_owned(), count));
+        write!(text, "{}}},", object(faults.collect())).expect("a string");
         for (name, count) in self.counts() {
             write!(text, "\"{name}\":{count},").expect("a string");
         }
-        let violations: Vec<String> = violations.iter().map(|(name, count)| format!("\"{name}\":{count}")).collect();
-        write!(text, "\"violations\":{{{}}},", violations.join(",")).expect("a string");
-        let controls: Vec<String> = controls.iter().map(|(name, by)| format!("\"{name}\":\"{by}\"")).collect();
-        write!(text, "\"controls\":{{{}}}}}", controls.join(",")).expect("a string");
+        let checks = Invariant::ALL.map(|invariant| (invariant.to_string(), self.checks.of(invariant)));
+        write!(text, "\"checks\":{{{}}},", object(checks.into())).expect("a string");
+        let violations = violations.iter().map(|(invariant, count)| (invariant.to_string(), *count));
+        write!(text, "\"violations\":{{{}}},", object(violations.collect())).expect("a string");
+        write!(text, "\"controls\":{controls}}}").expect("a string");
         text
     }
 }

@@ -1,158 +1,131 @@
 //! The judge of what clients see. It is told of every hold when it is granted and before it is given back, looks at all of
-//! them again and again, and knows nothing of how the lock works.
+//! them again and again (`looks.rs`), and knows nothing of how the lock works.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::figures::Figures;
-use crate::oracle::Violation;
-
-/// The watchdog naps at most this long, so this late may a loss be noticed after a pause.
-const NAP_US: u64 = 250_000;
-/// Timers have whole milliseconds, and a deadline is known as it was when the checker last looked.
-const TICK_US: u64 = 3_000 + LOOK_EVERY_US;
-/// So often must [`Ledger::observe`] be called.
-pub const LOOK_EVERY_US: u64 = 20_000;
-
-/// What a guard says of itself.
-pub trait Belief: Send {
-    /// Validity left, in µs.
-    fn remaining(&self) -> u64;
-    fn is_lost(&self) -> bool;
-    fn token_of(&self, resource: usize) -> Option<u64>;
-    /// Nesting depth on the resource that was named first.
-    fn depth(&self) -> u32;
-    /// The client's monotonic clock in µs.
-    fn clock(&self) -> u64;
-    /// The client's clock when it last had been paused.
-    fn paused_until(&self) -> u64;
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Share {
-    pub resource: usize,
-    pub token: u64,
-    /// The how manieth acquisition of the resource it belongs to.
-    turn: u64,
-}
-
-pub struct Hold {
-    pub client: usize,
-    pub owner: String,
-    /// In the order in which they were named.
-    pub shares: Vec<Share>,
-    belief: Box<dyn Belief>,
-    /// The latest end of validity that was seen, by the client's clock.
-    deadline: u64,
-    was_lost: bool,
-    /// Of a joined lease over several resources it is not known which was named first, and so of which the depth is.
-    depth_known: bool,
-    /// True time that the validity may not reach beyond: somebody else has completed an acquisition.
-    cap: u64,
-}
-
-/// One resource's history.
-#[derive(Default)]
-struct Record {
-    /// The largest token of a completed acquisition.
-    newest: u64,
-    /// Whose each token is, and its turn.
-    tokens: BTreeMap<u64, (String, u64)>,
-    turns: u64,
-    store: FencedStore,
-}
-
-#[derive(Default)]
-struct FencedStore {
-    largest: u64,
-    latest_turn: u64,
-}
-
-/// What was known of one resource when somebody asked for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Asked {
-    pub resource: usize,
-    newest: u64,
-    /// The token that this owner already holds in this client.
-    held: Option<u64>,
-    lost: bool,
-}
+use crate::history::{NEVER, Op, What};
+use crate::holds::{Asked, Belief, Claim, Grant, Hold, Leaving, Record, Said, Share};
+use crate::invariant::{Findings, Invariant, Watch};
+use crate::linear::{self, Verdict};
+use crate::plan::Clocks;
 
 pub struct Ledger {
-    pub violations: Vec<Violation>,
+    pub findings: Findings,
     pub figures: Figures,
-    holds: BTreeMap<u64, Hold>,
+    pub holds: BTreeMap<u64, Hold>,
     ids: u64,
-    records: Vec<Record>,
+    pub records: Vec<Record>,
     /// Acquisitions under way, by client, owner and resource.
-    asking: BTreeMap<(usize, String, usize), u32>,
-    /// Exclusion is promised: clocks are bounded.
-    strict: bool,
+    asking: BTreeMap<(usize, Arc<str>, usize), u32>,
+    /// Owners, and what a client enters of an owner's until it holds nothing of that any more, have numbers in histories.
+    owners: BTreeMap<Arc<str>, u32>,
+    sessions: BTreeMap<(usize, Arc<str>, usize), u32>,
+    last_session: u32,
+    moments: u64,
+    pub clocks: Clocks,
+    quorum: u32,
     longest_lease: u64,
-    /// Makes clients' clocks show the truth while a checker looks.
-    truth: Arc<AtomicBool>,
 }
 
 impl Ledger {
-    pub fn new(resources: usize, strict: bool, longest_lease: u64, truth: Arc<AtomicBool>) -> Self {
+    pub fn new(resources: usize, clocks: Clocks, quorum: usize, longest_lease: u64, watch: Arc<Watch>) -> Self {
         Self {
-            violations: Vec::new(),
+            findings: Findings::new(watch),
             figures: Figures::default(),
             holds: BTreeMap::new(),
             ids: 0,
             records: (0..resources).map(|_| Record::default()).collect(),
             asking: BTreeMap::new(),
-            strict,
+            owners: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            last_session: 0,
+            moments: 0,
+            clocks,
+            quorum: u32::try_from(quorum).unwrap_or(u32::MAX),
             longest_lease,
-            truth,
         }
     }
 
-    pub fn violated(&mut self, invariant: &'static str, at: u64, what: String) {
-        self.violations.push(Violation { invariant, at, what });
+    /// Is this promised, as the clocks are?
+    pub fn is_promised(&self, invariant: Invariant) -> bool {
+        self.clocks.promise(invariant)
     }
 
-    fn truly<T>(&self, look: impl FnOnce() -> T) -> T {
-        self.truth.store(true, Relaxed);
-        let seen = look();
-        self.truth.store(false, Relaxed);
-        seen
+    fn shares_of(&self, client: usize, owner: &str, resource: usize) -> impl Iterator<Item = (&Hold, Share)> {
+        let mine = self.holds.values().filter(move |hold| hold.claim.is_of(client, owner));
+        mine.filter_map(move |hold| Some((hold, hold.claim.share_of(resource)?)))
     }
 
-    fn share_of(&self, client: usize, owner: &str, resource: usize) -> impl Iterator<Item = (&Hold, Share)> {
-        let mine = self.holds.values().filter(move |hold| hold.client == client && hold.owner == owner);
-        mine.flat_map(|hold| hold.shares.iter().map(move |share| (hold, *share)))
-            .filter(move |(_, share)| share.resource == resource)
+    /// How deep an owner may be nested: as often as it was granted, and as often more as it is asking.
+    pub fn depths(&self, client: usize, owner: &Arc<str>, resource: usize) -> (u32, u32) {
+        let depth = u32::try_from(self.shares_of(client, owner, resource).count()).unwrap_or(u32::MAX);
+        let asking =
+            if self.asking.is_empty() { None } else { self.asking.get(&(client, Arc::clone(owner), resource)) };
+        (depth, depth + asking.copied().unwrap_or(0))
     }
 
-    fn depth(&self, client: usize, owner: &str, resource: usize) -> u32 {
-        u32::try_from(self.share_of(client, owner, resource).count()).unwrap_or(u32::MAX)
+    pub fn moment(&mut self) -> u64 {
+        self.moments += 1;
+        self.moments
+    }
+
+    fn session(&mut self, client: usize, owner: &Arc<str>, resource: usize) -> u32 {
+        let known = self.sessions.get(&(client, Arc::clone(owner), resource));
+        known.copied().unwrap_or_else(|| self.begin_session(client, owner, resource))
+    }
+
+    fn begin_session(&mut self, client: usize, owner: &Arc<str>, resource: usize) -> u32 {
+        self.last_session += 1;
+        self.sessions.insert((client, Arc::clone(owner), resource), self.last_session);
+        self.last_session
+    }
+
+    /// Writes into the histories what this hold did; gives the places.
+    pub fn record(
+        &mut self,
+        claim: &Claim,
+        invoked: u64,
+        returned: u64,
+        what: &dyn Fn(usize) -> What,
+    ) -> Vec<(usize, usize)> {
+        let next = u32::try_from(self.owners.len()).unwrap_or(u32::MAX);
+        let owner = *self.owners.entry(Arc::clone(&claim.owner)).or_insert(next);
+        let shares = claim.shares.iter().enumerate();
+        let written = shares.map(|(i, Share { resource, token, .. })| {
+            let session = self.session(claim.client, &claim.owner, *resource);
+            let op = Op { session, owner, token: *token, what: what(i), invoked, returned };
+            (*resource, self.records[*resource].history.push(op))
+        });
+        written.collect()
     }
 
     /// Somebody asks for these resources. `owner` is empty when it is to be a new one.
-    pub fn asks(&mut self, client: usize, owner: &str, resources: &[usize]) -> Vec<Asked> {
+    pub fn asks(&mut self, client: usize, owner: &Arc<str>, resources: &[usize]) -> Vec<Asked> {
+        let when = self.moment();
         let asked = |resource: &usize| {
-            let held: Vec<(&Hold, Share)> = self.share_of(client, owner, *resource).collect();
+            let mut held = self.shares_of(client, owner, *resource).peekable();
             Asked {
                 resource: *resource,
                 newest: self.records[*resource].newest,
-                held: held.first().map(|(_, share)| share.token),
+                held: held.peek().map(|(_, share)| share.token),
                 // A guard over several resources does not tell which of them it lost.
-                lost: held.iter().any(|(hold, _)| hold.shares.len() == 1 && hold.belief.is_lost()),
+                lost: held.any(|(hold, _)| hold.claim.shares.len() == 1 && hold.belief.is_lost()),
+                when,
             }
         };
         let asked = resources.iter().map(asked).collect();
         for resource in resources {
-            *self.asking.entry((client, owner.to_owned(), *resource)).or_default() += 1;
+            *self.asking.entry((client, Arc::clone(owner), *resource)).or_default() += 1;
         }
         asked
     }
 
     /// The request is over, one way or another.
-    pub fn asked(&mut self, client: usize, owner: &str, resources: &[usize]) {
+    pub fn asked(&mut self, client: usize, owner: &Arc<str>, resources: &[usize]) {
         for resource in resources {
-            let key = (client, owner.to_owned(), *resource);
+            let key = (client, Arc::clone(owner), *resource);
             match self.asking.get_mut(&key) {
                 Some(count) if *count > 1 => *count -= 1,
                 _ => drop(self.asking.remove(&key)),
@@ -160,64 +133,42 @@ impl Ledger {
         }
     }
 
-    /// The request gave a guard. `joined` are the tokens of an exported lease that it entered; `votes` says how many nodes
-    /// ever voted for a share, of which `quorum` are needed.
-    #[expect(clippy::too_many_arguments, reason = "one call says all about a grant")]
-    pub fn granted(
-        &mut self,
-        at: u64,
-        client: usize,
-        owner: &str,
-        asked: &[Asked],
-        joined: Option<&[(usize, u64)]>,
-        belief: Box<dyn Belief>,
-        votes: impl Fn(usize, u64) -> u32,
-        quorum: u32,
-    ) -> u64 {
-        let mut shares = Vec::new();
-        if belief.remaining() == 0 {
-            self.violated("NoFalseGrant", at, format!("c{client} {owner} was granted a spent lease"));
-        }
-        for asked in asked {
-            let resource = asked.resource;
-            let name = format!("c{client} {owner} r{resource}");
-            let token = belief.token_of(resource).unwrap_or_default();
+    /// The request gave no guard, or nobody waited for it.
+    pub fn failed(&mut self, client: usize, owner: &Arc<str>, asked: &[Asked], joined: Option<&[(usize, u64)]>) {
+        for Asked { resource, held, when, .. } in asked {
             let exported =
-                joined.and_then(|leases| leases.iter().find(|(r, _)| *r == resource)).map(|(_, token)| *token);
-            let held_now = self.share_of(client, owner, resource).next().map(|(_, share)| share.token);
-            let given = votes(resource, token);
-            if given < quorum {
-                self.violated("NoFalseGrant", at, format!("{name} token {token} with {given} votes of {quorum}"));
-            }
-            if asked.lost && asked.held == held_now {
-                self.violated("NoResurrection", at, format!("{name} re-entered a lost lease"));
-            }
-            if let Some(expected) = exported.or(asked.held).or(held_now) {
-                if expected != token {
-                    self.violated("TokenStable", at, format!("{name} entered token {expected} and got {token}"));
-                }
-                if exported.is_some() && self.strict && asked.newest > token {
-                    self.violated("NoResurrection", at, format!("{name} joined {token} after {}", asked.newest));
-                }
-                let count = if exported.is_some() { &mut self.figures.joins } else { &mut self.figures.reentries };
-                *count += 1;
-            } else if self.is_held_elsewhere(owner, resource, token) {
-                self.figures.joins += 1; // What the owner had inherited further up was entered on the way.
-            } else {
-                self.acquired(at, &name, owner, *asked, token);
-            }
-            let record = &self.records[resource];
-            shares.push(Share { resource, token, turn: record.tokens.get(&token).map_or(0, |(_, turn)| *turn) });
-            self.exclude(at, &name, owner, resource, token);
+                joined.and_then(|leases| leases.iter().find(|(r, _)| r == resource)).map(|(_, token)| *token);
+            let Some(token) = exported.or(*held) else { continue };
+            let share = Share { resource: *resource, token, turn: 0 };
+            let claim = Claim { client, owner: Arc::clone(owner), shares: vec![share] };
+            self.record(&claim, *when, NEVER, &|_| What::Attempt);
         }
+    }
+
+    /// The request gave a guard.
+    pub fn granted(&mut self, grant: &Grant<'_>, belief: Box<dyn Belief>) -> u64 {
+        let Grant { at, client, owner, joined, .. } = *grant;
+        let remaining = belief.remaining();
+        self.findings.judge(Invariant::NoFalseGrant, at, remaining > 0, || {
+            format!("c{client} {owner} was granted a spent lease")
+        });
+        let owner: Arc<str> = owner.into();
+        let mut shares = Vec::new();
+        for asked in grant.asked {
+            let token = belief.token_of(asked.resource).unwrap_or_default();
+            self.grant_one(grant, &owner, *asked, token);
+            let turn = self.records[asked.resource].tokens.get(&token).map_or(0, |(_, turn)| *turn);
+            shares.push(Share { resource: asked.resource, token, turn });
+        }
+        let claim = Claim { client, owner, shares };
+        let (invoked, returned) = (grant.asked.iter().map(|asked| asked.when).min().unwrap_or(0), self.moment());
+        self.record(&claim, invoked, returned, &|_| What::Enter);
         let hold = Hold {
-            client,
-            owner: owner.to_owned(),
-            shares,
-            deadline: belief.clock() + belief.remaining(),
+            claim,
+            deadline: belief.clock() + remaining,
             belief,
             was_lost: false,
-            depth_known: joined.is_none() || asked.len() == 1,
+            depth_known: joined.is_none() || grant.asked.len() == 1,
             cap: u64::MAX,
         };
         self.ids += 1;
@@ -225,168 +176,157 @@ impl Ledger {
         self.ids
     }
 
+    fn grant_one(&mut self, grant: &Grant<'_>, owner: &Arc<str>, asked: Asked, token: u64) {
+        let (at, client, resource, quorum) = (grant.at, grant.client, asked.resource, self.quorum);
+        let name = || format!("c{client} {owner} r{resource}");
+        let exported =
+            grant.joined.and_then(|leases| leases.iter().find(|(r, _)| *r == resource)).map(|(_, token)| *token);
+        let held_now = self.shares_of(client, owner, resource).next().map(|(_, share)| share.token);
+        if held_now.is_none() {
+            self.begin_session(client, owner, resource);
+        }
+        let (given, sound) = (grant.votes)(resource, token);
+        self.findings.judge(Invariant::NoFalseGrant, at, given >= quorum, || {
+            format!("{} token {token} with {given} votes of {quorum}", name())
+        });
+        self.findings.judge(Invariant::NoResurrection, at, !asked.lost || asked.held != held_now, || {
+            format!("{} re-entered a lost lease", name())
+        });
+        if let Some(expected) = exported.or(asked.held).or(held_now) {
+            self.findings.judge(Invariant::TokenStable, at, expected == token, || {
+                format!("{} entered token {expected} and got {token}", name())
+            });
+            if exported.is_some() {
+                self.figures.joins += 1;
+                if self.is_promised(Invariant::MutualExclusion) {
+                    self.findings.judge(Invariant::NoResurrection, at, asked.newest <= token, || {
+                        format!("{} joined {token} after {}", name(), asked.newest)
+                    });
+                }
+            } else {
+                self.figures.reentries += 1;
+            }
+        } else if self.is_held_elsewhere(owner, resource, token) {
+            self.figures.joins += 1; // What the owner had inherited further up was entered on the way.
+        } else {
+            self.findings.judge(Invariant::QuarantineHolds, at, sound >= quorum, || {
+                format!("{} token {token}: only {sound} of {given} votes are of nodes that remember", name())
+            });
+            self.acquired(at, &name(), owner, asked, token);
+        }
+        self.exclude(at, &name(), owner, resource, token);
+    }
+
     /// Does somebody hold this very lease of this owner now?
     fn is_held_elsewhere(&self, owner: &str, resource: usize, token: u64) -> bool {
-        let same = |share: &Share| share.resource == resource && share.token == token;
-        self.holds.values().any(|hold| hold.owner == owner && hold.shares.iter().any(same))
+        let same = |share: Share| share.token == token;
+        self.holds.values().any(|hold| *hold.claim.owner == *owner && hold.claim.share_of(resource).is_some_and(same))
     }
 
     /// An outermost acquisition.
-    fn acquired(&mut self, at: u64, name: &str, owner: &str, asked: Asked, token: u64) {
+    fn acquired(&mut self, at: u64, name: &str, owner: &Arc<str>, asked: Asked, token: u64) {
         self.figures.grants += 1;
         let record = &mut self.records[asked.resource];
-        let known = record.tokens.get(&token).cloned();
+        let known = record.tokens.get(&token).map(|(other, _)| Arc::clone(other));
         record.turns += 1;
-        record.tokens.insert(token, (owner.to_owned(), record.turns));
+        record.tokens.insert(token, (Arc::clone(owner), record.turns));
         record.newest = record.newest.max(token);
-        if let Some((other, _)) = known {
-            self.violated("TokenUnique", at, format!("{name} token {token} was {other}'s already"));
-        }
-        if token <= asked.newest {
-            let newest = asked.newest;
-            self.violated("TokenMonotonic", at, format!("{name} token {token}, begun after {newest} was granted"));
-        }
+        self.findings.judge(Invariant::TokenUnique, at, known.is_none(), || {
+            format!("{name} token {token} was {known:?}'s already")
+        });
+        self.findings.judge(Invariant::TokenMonotonic, at, token > asked.newest, || {
+            format!("{name} token {token}, begun after {} was granted", asked.newest)
+        });
     }
 
     /// Nobody else may believe to hold the resource now, nor ever for longer than what was under way allows.
     fn exclude(&mut self, at: u64, name: &str, owner: &str, resource: usize, token: u64) {
         let limit = at + self.longest_lease + self.longest_lease / 200;
+        let judged = self.is_promised(Invariant::MutualExclusion);
+        let watch = Arc::clone(&self.findings.watch);
         let mut overlaps = Vec::new();
-        self.truth.store(true, Relaxed);
         for hold in self.holds.values_mut() {
-            let Some(share) = hold.shares.iter().find(|share| share.resource == resource) else { continue };
-            if hold.owner == owner && share.token == token {
+            let Some(share) = hold.claim.share_of(resource) else { continue };
+            if *hold.claim.owner == *owner && share.token == token {
                 continue;
             }
             if share.token < token {
                 hold.cap = hold.cap.min(limit);
             }
-            let left = hold.belief.remaining();
+            let left = watch.truly(|| hold.belief.remaining());
             if left > 0 {
-                overlaps.push(format!(
-                    "{name} token {token} while c{} {} holds {} for {left} µs",
-                    hold.client, hold.owner, share.token
-                ));
+                let who = format!("c{} {} holds {}", hold.claim.client, hold.claim.owner, share.token);
+                overlaps.push(format!("{name} token {token} while {who} for {left} µs"));
             }
         }
-        self.truth.store(false, Relaxed);
-        if self.strict {
-            overlaps.into_iter().for_each(|what| self.violated("MutualExclusion", at, what));
+        if judged {
+            self.findings.checks.count(Invariant::MutualExclusion, 1);
+            overlaps.into_iter().for_each(|what| self.findings.violated(Invariant::MutualExclusion, at, what));
+        } else {
+            self.figures.overlaps_outside_the_promise += overlaps.len() as u64;
         }
     }
 
     /// Before a hold is given back, whichever way. The guard's last other reference goes with it.
-    pub fn given_back(&mut self, id: u64) -> Option<Hold> {
-        self.holds.remove(&id)
+    pub fn gives_back(&mut self, id: u64) -> Option<Leaving> {
+        let Hold { claim, depth_known, .. } = self.holds.remove(&id)?;
+        let now = self.moment();
+        let ops = self.record(&claim, now, NEVER, &|_| What::Part);
+        let first = claim.shares[0].resource;
+        let left = if depth_known { self.depths(claim.client, &claim.owner, first) } else { (0, u32::MAX) };
+        Some(Leaving { claim, left, ops })
     }
 
-    /// How deep a release must find this owner nested still.
-    pub fn depth_after(&self, hold: &Hold) -> (u32, u32) {
-        if !hold.depth_known {
-            return (0, u32::MAX);
+    /// What came of it. `lost` is whether the guard had said so before.
+    pub fn gave_back(&mut self, at: u64, leaving: &Leaving, lost: bool, said: Said) {
+        let Leaving { claim, left, ops } = leaving;
+        let who = || claim.who();
+        match said {
+            Said::Nothing => {}
+            Said::Released(holds) => {
+                self.findings.judge(Invariant::ReleaseSafe, at, !lost, || {
+                    format!("{}: lost, and the release said that {holds} are left", who())
+                });
+                self.findings.judge(Invariant::ReentrantDepth, at, (left.0..=left.1).contains(&holds), || {
+                    format!("{}: {holds} holds are left and not {}", who(), left.0)
+                });
+                let left = Some(holds).filter(|_| left.0 == left.1);
+                let now = self.moment();
+                for (i, (resource, place)) in ops.iter().enumerate() {
+                    let op = &mut self.records[*resource].history.0[*place];
+                    (op.what, op.returned) = (What::Leave { left: left.filter(|_| i == 0) }, now);
+                }
+            }
+            Said::NotHeld => {
+                self.findings.checks.count(Invariant::ReleaseSafe, 1);
+                // A guard over several resources does not tell which of them was lost.
+                if claim.shares.len() == 1 {
+                    let now = self.moment();
+                    self.record(claim, now, now, &|_| What::Lost);
+                }
+            }
         }
-        let first = hold.shares[0].resource;
-        let depth = self.depth(hold.client, &hold.owner, first);
-        let asking = self.asking.get(&(hold.client, hold.owner.clone(), first)).copied().unwrap_or(0);
-        (depth, depth + asking)
-    }
-
-    pub fn ids(&self) -> Vec<u64> {
-        self.holds.keys().copied().collect()
     }
 
     /// The process is gone, and with it what it believed.
     pub fn forget_client(&mut self, client: usize) -> Vec<Hold> {
-        let gone: Vec<u64> = self.holds.iter().filter(|(_, hold)| hold.client == client).map(|(id, _)| *id).collect();
+        let gone: Vec<u64> =
+            self.holds.iter().filter(|(_, hold)| hold.claim.client == client).map(|(id, _)| *id).collect();
         gone.into_iter().filter_map(|id| self.holds.remove(&id)).collect()
     }
 
-    /// A write to a store that refuses a token smaller than the largest it has seen.
-    pub fn write(&mut self, at: u64, id: u64) {
-        let Some(hold) = self.holds.get(&id) else { return };
-        let share = hold.shares[0];
-        let name = format!("c{} {} r{} token {}", hold.client, hold.owner, share.resource, share.token);
-        let valid = self.truly(|| hold.belief.remaining() > 0);
-        let store = &mut self.records[share.resource].store;
-        let accepted = share.token >= store.largest;
-        let stale = share.turn < store.latest_turn;
-        if accepted {
-            store.largest = share.token;
-            store.latest_turn = store.latest_turn.max(share.turn);
-            self.figures.writes += 1;
-        } else {
-            self.figures.stale_writes_rejected += 1;
+    /// Judges the histories, when nothing comes any more.
+    pub fn close(&mut self, at: u64) {
+        if !self.is_promised(Invariant::Linearizable) {
+            return;
         }
-        if self.strict && accepted && stale {
-            self.violated("FencedStore", at, format!("{name}: a stale write was accepted"));
-        }
-        if self.strict && valid && !accepted {
-            self.violated("FencedStore", at, format!("{name}: a holder's write was rejected"));
-        }
-    }
-
-    /// Looks at every hold.
-    pub fn observe(&mut self, at: u64) {
-        for id in self.ids() {
-            self.observe_one(at, id);
-        }
-    }
-
-    fn observe_one(&mut self, at: u64, id: u64) {
-        let Some(hold) = self.holds.get(&id) else { return };
-        let (remaining, clock, lost) =
-            self.truly(|| (hold.belief.remaining(), hold.belief.clock(), hold.belief.is_lost()));
-        let seen_lost = hold.belief.is_lost();
-        let first = hold.shares[0].resource;
-        let depth = self.depth(hold.client, &hold.owner, first);
-        let asking = self.asking.get(&(hold.client, hold.owner.clone(), first)).copied().unwrap_or(0);
-        let nested = hold.belief.depth();
-        let mut wrong: Vec<(&'static str, String)> = Vec::new();
-        let deadline = clock + remaining;
-        if remaining > 0 && deadline < hold.deadline {
-            wrong.push(("LeaseNeverShrinks", format!("by {} µs", hold.deadline - deadline)));
-        }
-        if remaining > 0 && at + remaining - remaining / 200 > hold.cap {
-            wrong.push(("NoResurrection", format!("{remaining} µs left, {} after a newer acquisition", hold.cap)));
-        }
-        if (remaining > 0) == lost {
-            wrong.push(("LossOnTime", format!("{remaining} µs left and lost {lost}")));
-        }
-        if hold.was_lost && !lost {
-            wrong.push(("NoResurrection", "lost and held again".to_owned()));
-        }
-        if hold.depth_known && !(depth..=depth + asking).contains(&nested) {
-            wrong.push(("ReentrantDepth", format!("{nested} and not {depth}")));
-        }
-        for share in &hold.shares {
-            if hold.belief.token_of(share.resource) != Some(share.token) {
-                wrong.push(("TokenStable", format!("r{} changed from {}", share.resource, share.token)));
+        for resource in 0..self.records.len() {
+            let history = std::mem::take(&mut self.records[resource].history);
+            let verdict = linear::judge(&history.0);
+            self.findings.checks.count(Invariant::Linearizable, history.0.len() as u64);
+            if verdict != Verdict::Legal {
+                self.findings.violated(Invariant::Linearizable, at, format!("r{resource}: {verdict:?}"));
             }
-        }
-        let who = format!("c{} {} {:?}", hold.client, hold.owner, hold.shares);
-        wrong.into_iter().for_each(|(invariant, what)| self.violated(invariant, at, format!("{who}: {what}")));
-        let Some(hold) = self.holds.get_mut(&id) else { return };
-        if remaining > 0 && deadline > hold.deadline {
-            self.figures.extensions += 1;
-            hold.deadline = deadline;
-        }
-        if seen_lost && !hold.was_lost {
-            self.figures.losses += 1;
-            hold.was_lost = true;
-        }
-    }
-
-    /// The signal `lost` has come, or had not come when the lease was over: by how much was it late?
-    pub fn loss_noticed(&mut self, at: u64, id: u64) {
-        let Some(hold) = self.holds.get(&id) else { return };
-        let due = hold.deadline.max(hold.belief.paused_until());
-        let late = hold.belief.clock().saturating_sub(due);
-        if !hold.belief.is_lost() {
-            let who = format!("c{} {} {:?}", hold.client, hold.owner, hold.shares);
-            self.violated("LossOnTime", at, format!("{who}: a loss was signalled that is none"));
-        } else if late > NAP_US + TICK_US {
-            let who = format!("c{} {} {:?}", hold.client, hold.owner, hold.shares);
-            self.violated("LossOnTime", at, format!("{who}: {late} µs late"));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,8 +12,11 @@ use quorlock::environment::{Connecting, Environment, Moment, Stream};
 use redis::ConnectionAddr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::figures::Fault;
+use crate::invariant::Watch;
 use crate::rng::Rng;
-use crate::world::{EPOCH_US, Shared, Time, lock};
+use crate::time::{EPOCH_US, Time};
+use crate::world::{Shared, lock};
 
 const RUNNING: u64 = u64::MAX;
 
@@ -27,13 +30,13 @@ pub struct Clock {
     paused_at: AtomicU64,
     /// Set back by somebody, in the one broken variant that has such a clock.
     pub set_back_us: AtomicI64,
-    /// For the checkers, who see what the clocks would show.
-    truth: Arc<AtomicBool>,
+    /// Judges see what the clock would show.
+    watch: Arc<Watch>,
 }
 
 impl Clock {
-    pub fn new(time: Time, ppm: i64, skew_us: i64, truth: Arc<AtomicBool>) -> Self {
-        Self { time, ppm, skew_us, paused_at: AtomicU64::new(RUNNING), set_back_us: AtomicI64::new(0), truth }
+    pub fn new(time: Time, ppm: i64, skew_us: i64, watch: Arc<Watch>) -> Self {
+        Self { time, ppm, skew_us, paused_at: AtomicU64::new(RUNNING), set_back_us: AtomicI64::new(0), watch }
     }
 
     pub fn is_off(&self) -> bool {
@@ -51,7 +54,7 @@ impl Clock {
     /// The monotonic clock in µs.
     pub fn now(&self) -> u64 {
         let now = self.time.now();
-        let now = if self.truth.load(Relaxed) { now } else { now.min(self.paused_at.load(Relaxed)) };
+        let now = if self.watch.shows_truth() { now } else { now.min(self.paused_at.load(Relaxed)) };
         let off = now.cast_signed() * self.ppm / 1_000_000 - self.set_back_us.load(Relaxed);
         (1_000_000_000 + now).saturating_add_signed(off)
     }
@@ -104,7 +107,7 @@ impl Environment for Machine {
                         );
                     }
                     Some(false) => {
-                        lock(world).figures.fault(crate::figures::Fault::ConnectRefused);
+                        lock(world).figures.fault(Fault::ConnectRefused);
                         return Err(io::ErrorKind::ConnectionRefused.into());
                     }
                 }

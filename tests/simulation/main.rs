@@ -3,29 +3,45 @@
 //!
 //! Run by `cargo test` it takes a short fixed range of seeds and tests itself; `cluster/simulate` gives it arguments.
 //!
-//! What it proves: the named invariants of `ledger.rs`, `oracle.rs` and `calm.rs`, on every seed. What makes that worth
-//! something: `histories.rs` and `controls.rs`, which break things on purpose, and `tests/conformance.rs`, which shows
-//! that the nodes here and a real server do the same.
+//! What it proves: the invariants of `invariant.rs`, on every seed, as judged by `oracle.rs` (each command on each node),
+//! `ledger.rs` and `looks.rs` (each guard), `linear.rs` (each resource's history) and `calm.rs` (when all works again). What
+//! makes that worth something: `histories.rs`, `controls.rs` and `breaks.rs`, which break things on purpose, and
+//! `tests/conformance.rs`, which shows that the nodes here and a real server do the same.
 
 mod arguments;
+mod asking;
+mod breaks;
 mod calm;
 mod controls;
 mod figures;
 mod histories;
+mod history;
+mod holds;
+mod invariant;
 mod ledger;
-mod line;
+mod linear;
+mod lines;
+mod looks;
 mod machine;
+mod mutexes;
 mod node;
 mod oracle;
 mod plan;
+mod queue;
+mod reference;
 mod resp;
 mod rng;
 mod rules;
 mod run;
 mod selftest;
+mod servers;
 mod simulate;
+mod tickets;
+mod time;
+mod trace;
 mod trouble;
 mod user;
+mod variant;
 mod world;
 
 use std::process::ExitCode;

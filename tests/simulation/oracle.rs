@@ -1,42 +1,79 @@
 //! Watches the nodes: what each of them granted and released, judged command by command without asking any client.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
 
+use crate::invariant::{Findings, Invariant, Watch};
 use crate::node::{Node, Script, split};
 use crate::resp::Reply;
 use crate::rules::{LockValue, lua_number};
 
-/// An invariant that did not hold, and how.
-#[derive(Clone, Debug)]
-pub struct Violation {
-    pub invariant: &'static str,
-    /// Simulated time in µs.
-    pub at: u64,
-    pub what: String,
-}
-
 /// A lock as it stands on a node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct State {
-    value: Option<Vec<u8>>,
+    /// Empty when there is none.
+    value: Vec<u8>,
     pttl: i64,
     ballot: f64,
 }
 
-/// A vote: lock key, owner and token.
-type Vote = (Vec<u8>, Vec<u8>, u64);
-/// A session's share: node, lock key, owner and session.
-type Share = (usize, Vec<u8>, Vec<u8>, Vec<u8>);
+impl State {
+    fn look(&mut self, node: &mut Node, pair: &[&[u8]], clock: u64) {
+        self.value.clear();
+        self.value.extend_from_slice(node.store.text(pair[0], clock).unwrap_or_default());
+        self.pttl = node.store.pttl(pair[0], clock);
+        self.ballot = node.store.text(pair[1], clock).and_then(lua_number).unwrap_or(0.0);
+    }
 
-#[derive(Debug, Default)]
+    fn lock(&self) -> Option<LockValue<'_>> {
+        LockValue::parse(&self.value)
+    }
+
+    fn described(&self) -> String {
+        let value = if self.value.is_empty() { "free".to_owned() } else { text(&self.value) };
+        format!("{value} for {} ms, ballot {}", self.pttl, self.ballot)
+    }
+}
+
+/// Resource, owner and token.
+type Vote = (usize, u128, u64);
+/// Node, resource, owner and session.
+type Share = (usize, usize, u128, u64);
+
+/// Which nodes gave a vote, one bit each.
+#[derive(Clone, Copy, Debug, Default)]
+struct Votes {
+    given: u64,
+    /// By a node that cannot have forgotten an earlier one.
+    sound: u64,
+}
+
+/// The node that executes a command.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub node: usize,
+    /// The connection that the command came on.
+    pub conn: usize,
+    /// Its clock in µs.
+    pub clock: u64,
+    /// Simulated time in µs.
+    pub at: u64,
+    /// No lease that it may have voted for and forgotten can still run.
+    pub remembers: bool,
+}
+
+#[derive(Debug)]
 pub struct Oracle {
-    /// Which nodes ever gave each vote, one bit each.
-    votes: BTreeMap<Vote, u64>,
+    pub findings: Findings,
+    /// Lock keys, by the numbers that they have here.
+    keys: Vec<Vec<u8>>,
+    votes: HashMap<Vote, Votes>,
     /// The latest ballot of a release that each node has seen.
-    released: BTreeMap<Share, u64>,
+    released: HashMap<Share, u64>,
     /// The latest token that each node granted anew.
-    newest: BTreeMap<(usize, Vec<u8>), u64>,
-    pub violations: Vec<Violation>,
+    newest: HashMap<(usize, usize), u64>,
+    before: Vec<State>,
+    after: Vec<State>,
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -47,11 +84,35 @@ fn integer(bytes: &[u8]) -> u64 {
     lua_number(bytes).map_or(0, |number| number as u64)
 }
 
+fn hexadecimal(bytes: &[u8]) -> u128 {
+    std::str::from_utf8(bytes).ok().and_then(|text| u128::from_str_radix(text, 16).ok()).unwrap_or(u128::MAX)
+}
+
 impl Oracle {
-    /// How many nodes voted for this.
-    pub fn votes(&self, lock_key: &str, owner: &str, token: u64) -> u32 {
-        let vote = (lock_key.as_bytes().to_vec(), owner.as_bytes().to_vec(), token);
-        self.votes.get(&vote).map_or(0, |nodes| nodes.count_ones())
+    pub fn new(watch: Arc<Watch>) -> Self {
+        Self {
+            findings: Findings::new(watch),
+            keys: Vec::new(),
+            votes: HashMap::new(),
+            released: HashMap::new(),
+            newest: HashMap::new(),
+            before: Vec::new(),
+            after: Vec::new(),
+        }
+    }
+
+    fn key(&mut self, key: &[u8]) -> usize {
+        self.keys.iter().position(|known| known == key).unwrap_or_else(|| {
+            self.keys.push(key.to_vec());
+            self.keys.len() - 1
+        })
+    }
+
+    /// How many nodes voted for this, and how many of them remembered all their votes.
+    pub fn votes(&self, lock_key: &str, owner: &str, token: u64) -> (u32, u32) {
+        let key = self.keys.iter().position(|known| known == lock_key.as_bytes());
+        let votes = key.and_then(|key| self.votes.get(&(key, hexadecimal(owner.as_bytes()), token)));
+        votes.map_or((0, 0), |votes| (votes.given.count_ones(), votes.sound.count_ones()))
     }
 
     /// This node has lost its memory, and so have we of it.
@@ -60,38 +121,29 @@ impl Oracle {
         self.newest.retain(|(at, _), _| *at != node);
     }
 
-    /// Lets the node execute a command that came on `conn`, and looks at what that did.
-    pub fn execute(
-        &mut self,
-        index: usize,
-        node: &mut Node,
-        args: &[&[u8]],
-        conn: usize,
-        clock: u64,
-        at: u64,
-    ) -> Reply {
-        let script = args.get(1).and_then(|hash| Script::by_hash(hash));
-        let watched = script.filter(|script| *script != Script::Inspect && args[0] == b"EVALSHA").zip(split(args));
-        let Some((script, (keys, argv))) = watched else { return node.execute(args, conn, clock) };
-        let look = |node: &mut Node| -> Vec<State> {
-            let look = |pair: &[&[u8]]| State {
-                value: node.store.text(pair[0], clock).map(<[u8]>::to_vec),
-                pttl: node.store.pttl(pair[0], clock),
-                ballot: node.store.text(pair[1], clock).and_then(lua_number).unwrap_or(0.0),
-            };
-            keys.chunks_exact(3).map(look).collect()
+    /// Lets the node execute a command and looks at what that did.
+    pub fn execute(&mut self, place: Place, node: &mut Node, args: &[&[u8]]) -> Reply {
+        let script = if args[0] == b"EVALSHA" { args.get(1).and_then(|hash| Script::by_hash(hash)) } else { None };
+        let watched = script.filter(|script| *script != Script::Inspect).zip(split(args));
+        let Some((script, (keys, argv))) = watched else { return node.execute(args, place.conn, place.clock) };
+        let (mut before, mut after) = (std::mem::take(&mut self.before), std::mem::take(&mut self.after));
+        let look = |node: &mut Node, states: &mut Vec<State>| {
+            states.resize_with(keys.len() / 3, State::default);
+            states.iter_mut().zip(keys.chunks_exact(3)).for_each(|(state, pair)| state.look(node, pair, place.clock));
         };
-        let before = look(node);
-        let reply = node.execute(args, conn, clock);
-        let after = look(node);
-        let Reply::Array(answer) = &reply else { return reply };
-        let mut judge = Judge { oracle: self, index, keys, argv, before: &before, after: &after, at };
-        match script {
-            Script::Hold if answer[0] == Reply::Int(1) => judge.granted(),
-            Script::Hold => judge.refused(),
-            Script::Release => judge.released(),
-            Script::Inspect => {}
+        look(node, &mut before);
+        let reply = node.execute(args, place.conn, place.clock);
+        look(node, &mut after);
+        if let Reply::Array(answer) = &reply {
+            let mut judge = Judge { oracle: self, place, keys, argv, before: &before, after: &after };
+            match script {
+                Script::Hold if answer[0] == Reply::Int(1) => judge.granted(),
+                Script::Hold => judge.refused(),
+                Script::Release => judge.released(),
+                Script::Inspect => {}
+            }
         }
+        (self.before, self.after) = (before, after);
         reply
     }
 }
@@ -99,112 +151,89 @@ impl Oracle {
 /// One command on one node.
 struct Judge<'a> {
     oracle: &'a mut Oracle,
-    index: usize,
+    place: Place,
     keys: &'a [&'a [u8]],
     argv: &'a [&'a [u8]],
     before: &'a [State],
     after: &'a [State],
-    at: u64,
 }
 
 impl Judge<'_> {
-    fn violated(&mut self, invariant: &'static str, i: usize, what: &str) {
-        let state = |state: &State| {
+    fn judge(&mut self, invariant: Invariant, i: usize, holds: bool, what: &str) {
+        let Self { place, keys, argv, before, after, .. } = *self;
+        self.oracle.findings.judge(invariant, place.at, holds, || {
             format!(
-                "{} for {} ms, ballot {}",
-                state.value.as_deref().map_or("free".to_owned(), text),
-                state.pttl,
-                state.ballot
+                "node {}: {what}: {} was [{}], is [{}], after {}",
+                place.node,
+                text(keys[3 * i]),
+                before[i].described(),
+                after[i].described(),
+                argv.iter().map(|arg| text(arg)).collect::<Vec<_>>().join(" "),
             )
-        };
-        let what = format!(
-            "node {}: {what}: {} was [{}], is [{}], after {}",
-            self.index,
-            text(self.keys[3 * i]),
-            state(&self.before[i]),
-            state(&self.after[i]),
-            self.argv.iter().map(|arg| text(arg)).collect::<Vec<_>>().join(" "),
-        );
-        self.oracle.violations.push(Violation { invariant, at: self.at, what });
+        });
     }
 
     fn granted(&mut self) {
         let (next, lease) = (integer(self.argv[0]), integer(self.argv[1]).cast_signed());
-        let (owner, session) = (self.argv[4], self.argv[5]);
+        let (owner, session) = (hexadecimal(self.argv[4]), hexadecimal(self.argv[5]) as u64);
         for (i, args) in self.argv[8..].chunks_exact(3).enumerate() {
-            let key = self.keys[3 * i].to_vec();
+            let key = self.oracle.key(self.keys[3 * i]);
             let fresh = args[0] == b"0";
             let token = if fresh { next } else { integer(args[0]) };
             let (before, after) = (&self.before[i], &self.after[i]);
-            let ours = |value: &Option<Vec<u8>>| {
-                value
-                    .as_deref()
-                    .and_then(LockValue::parse)
-                    .is_some_and(|value| value.owner == owner && (integer(value.token) == token || fresh))
-            };
-            let holds = after
-                .value
-                .as_deref()
-                .and_then(LockValue::parse)
-                .and_then(|value| value.entries().find(|(id, _)| *id == session).map(|(_, holds)| holds));
-            let (overwrote, shrank) =
-                (before.value.is_some() && !ours(&before.value), after.pttl < before.pttl.max(lease));
-            let (fell, miscounted) = (after.ballot < before.ballot, holds != Some(integer(args[2]) as u32));
-            if overwrote {
-                self.violated("NoFalseGrant", i, "granted over somebody else's key");
-            }
-            if shrank {
-                self.violated("LeaseNeverShrinks", i, "a lease got shorter");
-            }
-            if fell {
-                self.violated("TokenMonotonic", i, "the ballot fell");
-            }
-            if miscounted {
-                self.violated("ReentrantDepth", i, "the count is not what was asked for");
-            }
+            let ours =
+                before.lock().is_some_and(|lock| lock.owner == self.argv[4] && (fresh || integer(lock.token) == token));
+            let mine = after.lock().and_then(|lock| lock.entries().find(|(id, _)| *id == self.argv[5]));
+            let holds = mine.map(|(_, holds)| u64::from(holds));
+            let (own, long, grown) =
+                (before.value.is_empty() || ours, after.pttl >= before.pttl.max(lease), after.ballot >= before.ballot);
+            self.judge(Invariant::NoFalseGrant, i, own, "granted over somebody else's key");
+            self.judge(Invariant::LeaseNeverShrinks, i, long, "a lease got shorter");
+            self.judge(Invariant::TokenMonotonic, i, grown, "the ballot fell");
+            self.judge(
+                Invariant::ReentrantDepth,
+                i,
+                holds == Some(integer(args[2])),
+                "the count is not what was asked for",
+            );
             if fresh {
-                let newest = self.oracle.newest.insert((self.index, key.clone()), token);
-                if newest.is_some_and(|newest| newest >= token) {
-                    self.violated("TokenUnique", i, "granted a token that is not new");
-                }
+                let newest = self.oracle.newest.insert((self.place.node, key), token);
+                let new = newest.is_none_or(|newest| newest < token);
+                self.judge(Invariant::TokenUnique, i, new, "granted a token that is not new");
             }
-            let share = (self.index, key.clone(), owner.to_vec(), session.to_vec());
-            if self.oracle.released.get(&share).is_some_and(|released| *released > next) {
-                self.violated("NoOrphan", i, "a message that is older than its release was honoured");
-            }
-            *self.oracle.votes.entry((key, owner.to_vec(), token)).or_default() |= 1 << self.index;
+            let released = self.oracle.released.get(&(self.place.node, key, owner, session));
+            let late = released.is_some_and(|released| *released > next);
+            self.judge(Invariant::NoOrphan, i, !late, "a message that is older than its release was honoured");
+            let votes = self.oracle.votes.entry((key, owner, token)).or_default();
+            votes.given |= 1 << self.place.node;
+            votes.sound |= u64::from(self.place.remembers) << self.place.node;
         }
     }
 
     fn refused(&mut self) {
-        if let Some(i) = (0..self.before.len()).find(|i| self.before[*i] != self.after[*i]) {
-            self.violated("NoFalseGrant", i, "a refusal changed something");
-        }
+        let changed = (0..self.before.len()).find(|i| self.before[*i] != self.after[*i]);
+        self.judge(Invariant::NoFalseGrant, changed.unwrap_or(0), changed.is_none(), "a refusal changed something");
     }
 
     fn released(&mut self) {
-        let (next, owner, session) = (integer(self.argv[0]), self.argv[3], self.argv[4]);
+        let next = integer(self.argv[0]);
+        let (owner, session) = (self.argv[3], self.argv[4]);
         for (i, args) in self.argv[5..].chunks_exact(4).enumerate() {
             if args[0] == b"0" {
                 continue; // Somebody has stopped waiting.
             }
-            let (before, after) = (self.before[i].clone(), &self.after[i]);
-            let parsed = before.value.as_deref().and_then(LockValue::parse);
-            let honest = match parsed.filter(|value| value.owner == owner && value.token == args[0]) {
+            let (before, after) = (&self.before[i], &self.after[i]);
+            let honest = match before.lock().filter(|lock| lock.owner == owner && lock.token == args[0]) {
                 None => before.value == after.value && before.pttl == after.pttl,
-                Some(value) => {
-                    let others = |value: LockValue<'_>| -> Vec<(Vec<u8>, u32)> {
-                        let entries = value.entries().filter(|(id, _)| *id != session);
-                        entries.map(|(id, holds)| (id.to_vec(), holds)).collect()
-                    };
-                    let left = after.value.as_deref().and_then(LockValue::parse).map(others).unwrap_or_default();
-                    left == others(value)
+                Some(lock) => {
+                    let others = lock.entries().filter(|(id, _)| *id != session);
+                    let left = after.lock().map(LockValue::entries).into_iter().flatten();
+                    left.filter(|(id, _)| *id != session).eq(others)
                 }
             };
-            if !honest {
-                self.violated("ReleaseSafe", i, "a release touched what was not its own");
-            }
-            let share = (self.index, self.keys[3 * i].to_vec(), owner.to_vec(), session.to_vec());
+            self.judge(Invariant::ReleaseSafe, i, honest, "a release touched what was not its own");
+            let key = self.oracle.key(self.keys[3 * i]);
+            let share = (self.place.node, key, hexadecimal(owner), hexadecimal(session) as u64);
             let released = self.oracle.released.entry(share).or_default();
             *released = (*released).max(next);
         }

@@ -1,9 +1,9 @@
 //! What `hold.lua`, `release.lua` and `inspect.lua` do, once more and in Rust. That both do the same is what
 //! `tests/conformance.rs` shows, against a real server.
 
-use super::line::Line;
 use super::node::{Data, Store};
 use super::resp::Reply;
+use super::tickets::Line;
 
 /// Rules that a negative control leaves out; the shipped scripts have none of these set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,8 +22,10 @@ pub struct Rules {
     pub increments_counts: bool,
     /// A key that is not ours is taken over.
     pub grants_over_others: bool,
-    /// A fresh acquisition proposes a number that the node replaces by a counter of its own.
+    /// A fresh acquisition is granted whatever its number.
     pub ignores_ballots: bool,
+    /// A node counts what it grants, and says the count beside its yes.
+    pub counts_grants: bool,
 }
 
 const HELD: i64 = 2;
@@ -229,7 +231,14 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         store.set(ballot, number, memory, now);
     }
     lines.into_iter().for_each(|line| line.write(store, now));
-    Reply::Array(vec![Reply::Int(1), Reply::Int(now.cast_signed())])
+    let mut answer = vec![Reply::Int(1), Reply::Int(now.cast_signed())];
+    if rules.counts_grants && resources[0] == b"0" {
+        let counter = [b"count:", keys[0]].concat();
+        let count = store.text(&counter, now).map_or(0, millis) + 1;
+        store.set(&counter, count.to_string().into_bytes(), memory, now);
+        answer.push(Reply::Int(count.cast_signed()));
+    }
+    Reply::Array(answer)
 }
 
 /// The broken variant of writing a count.

@@ -11,20 +11,36 @@ use tokio::time::{sleep, timeout};
 
 use crate::calm;
 use crate::figures::Figures;
-use crate::ledger::{LOOK_EVERY_US, Ledger};
+use crate::invariant::{Invariant, Violation, Watch};
+use crate::ledger::Ledger;
+use crate::looks::LOOK_EVERY_US;
 use crate::machine::{Clock, Machine, Turns, Weakly};
-use crate::oracle::Violation;
-use crate::plan::{Broken, ClientPlan, Clocks, Plan};
+use crate::plan::{Broken, ClientPlan, Plan};
 use crate::rng::Rng;
+use crate::time::{Time, micros};
 use crate::trouble;
 use crate::user::{Client, Scene, User};
-use crate::world::{Time, World, lock, micros, network};
+use crate::world::{World, lock, network};
 
 pub struct Outcome {
     pub figures: Figures,
     pub violations: Vec<Violation>,
     pub digest: u64,
     pub trace: Option<String>,
+}
+
+impl Outcome {
+    /// What is not the same in another run of the same seed.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let traces = || {
+            self.trace.iter().flat_map(|trace| trace.bytes()).zip(other.trace.iter().flat_map(|trace| trace.bytes()))
+        };
+        if let Some(at) = traces().position(|(one, another)| one != another) {
+            return Some(format!("the traces differ at byte {at}"));
+        }
+        let same = (self.digest, &self.figures) == (other.digest, &other.figures);
+        (!same).then(|| format!("digest {:x} and then {:x}", self.digest, other.digest))
+    }
 }
 
 /// A client with its users.
@@ -37,7 +53,7 @@ pub struct Troupe {
 pub struct Stage {
     pub scene: Scene,
     pub clients: Vec<Troupe>,
-    truth: Arc<AtomicBool>,
+    watch: Arc<Watch>,
 }
 
 /// The whole of a seed. Nothing in it may take longer than this, in simulated time.
@@ -49,15 +65,16 @@ pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
     let plan = Arc::new(Plan::new(seed, broken));
     runtime.block_on(async {
         let time = Time::start();
-        let truth = Arc::new(AtomicBool::new(false));
+        let watch = Arc::new(Watch::default());
         let ledger = Ledger::new(
             plan.resources + calm::EXTRA_RESOURCES,
-            plan.clocks == Clocks::Bounded,
+            plan.clocks,
+            plan.quorum(),
             micros(plan.longest_lease().max(calm::LEASE)),
-            Arc::clone(&truth),
+            Arc::clone(&watch),
         );
         let scene = Scene {
-            world: Arc::new(Mutex::new(World::new(Arc::clone(&plan), time, traced))),
+            world: Arc::new(Mutex::new(World::new(Arc::clone(&plan), time, Arc::clone(&watch), traced))),
             ledger: Arc::new(Mutex::new(ledger)),
             mail: Arc::new(Mutex::new(VecDeque::new())),
             stop: Arc::new(AtomicBool::new(false)),
@@ -67,21 +84,25 @@ pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
         lock(&scene.world).note(format_args!("{described}"));
         let network = tokio::spawn(network(Arc::clone(&scene.world)));
         let looking = tokio::spawn(look(scene.clone()));
-        let mut stage = Stage { scene: scene.clone(), clients: Vec::new(), truth };
+        let mut stage = Stage { scene: scene.clone(), clients: Vec::new(), watch };
         if timeout(LONGEST_RUN, stage.play()).await.is_err() {
-            lock(&scene.ledger).violated("MinorityFaultLive", time.now(), "the run does not come to an end".to_owned());
+            let what = "the run does not come to an end".to_owned();
+            lock(&scene.ledger).findings.violated(Invariant::MinorityFaultLive, time.now(), what);
         }
         looking.abort();
         network.abort();
         let mut world = lock(&scene.world);
         let mut ledger = lock(&scene.ledger);
+        ledger.close(time.now());
         let mut figures = world.figures.clone();
         figures.add(&ledger.figures);
+        figures.checks.add(&ledger.findings.checks);
+        figures.checks.add(&world.oracle.findings.checks);
         figures.seeds = 1;
         figures.simulated_us = time.now();
-        let mut violations = std::mem::take(&mut ledger.violations);
-        violations.append(&mut world.oracle.violations);
-        violations.sort_by_key(|violation| violation.at);
+        let mut violations = std::mem::take(&mut ledger.findings.violations);
+        violations.append(&mut world.oracle.findings.violations);
+        violations.sort_by_key(|violation| violation.commands);
         Outcome { figures, violations, digest: world.digest, trace: world.trace.take() }
     })
 }
@@ -98,8 +119,8 @@ async fn look(scene: Scene) {
 impl Stage {
     async fn play(&mut self) {
         let plan = Arc::clone(&self.scene.plan);
-        for i in 0..plan.clients.len() {
-            self.start_client(i).await;
+        for (place, client) in plan.clients.iter().enumerate() {
+            self.start_client(place, client.clone()).await;
         }
         // A first connection takes a few round trips.
         sleep(20 * plan.longest_latency()).await;
@@ -112,11 +133,10 @@ impl Stage {
     }
 
     /// Starts the client at this place, or another in place of one that crashed.
-    pub async fn start_client(&mut self, place: usize) {
+    pub async fn start_client(&mut self, place: usize, plan: ClientPlan) {
         let scene = &self.scene;
-        let plan = scene.plan.clients[place].clone();
         let time = lock(&scene.world).time;
-        let clock = Arc::new(Clock::new(time, plan.ppm, plan.skew_us, Arc::clone(&self.truth)));
+        let clock = Arc::new(Clock::new(time, plan.ppm, plan.skew_us, Arc::clone(&self.watch)));
         let index = lock(&scene.world).add_client(Arc::clone(&clock));
         let machine = Machine {
             client: index,

@@ -7,7 +7,8 @@ use tokio::time::sleep;
 use crate::plan::Clocks;
 use crate::rng::Rng;
 use crate::run::Stage;
-use crate::world::{lock, micros};
+use crate::time::micros;
+use crate::world::lock;
 
 const MILLI: u64 = 1_000;
 const SECOND: u64 = 1_000_000;
@@ -66,7 +67,7 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
             let by = rng.signed(most);
             let stays = (world.stepped(node) + by).abs() <= FURTHEST_STEP;
             let harmless = by <= 0 || world.locks(node).is_empty();
-            if stays && !plan.forgetful && (harmless || plan.clocks == Clocks::Wild || plan.broken.steps_under_locks) {
+            if stays && !plan.forgetful && (harmless || plan.clocks == Clocks::Wild) {
                 world.step_clock(node, by);
             }
         }
@@ -81,7 +82,7 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
             *clients_to_crash -= 1;
             drop(world);
             stage.crash(client);
-            stage.start_client(client).await;
+            stage.start_client(client, plan.clients[client].clone()).await;
         }
         _ => {
             // Everything at once: a switch goes down for a moment.

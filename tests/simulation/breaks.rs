@@ -1,0 +1,338 @@
+//! Clients that are broken on purpose. The shipped crate holds no code for that: these are changes to the text of a copy,
+//! in `target/controls`, all at once and each behind a switch. The copy is built once, and its simulation tries them all.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, io};
+
+/// What is copied.
+const COPIED: [&str; 6] = ["Cargo.toml", "Cargo.lock", "src", "tests", "examples", "benches"];
+
+/// One change: `old` must stand in the file exactly once.
+struct Change {
+    file: &'static str,
+    old: &'static str,
+    new: &'static str,
+}
+
+const CHANGES: &[Change] = &[
+    // The switch.
+    Change {
+        file: "src/lib.rs",
+        old: "mod waiting;\n",
+        new: "mod waiting;
+
+std::thread_local! {
+    static VARIANT: std::cell::Cell<&'static str> = const { std::cell::Cell::new(\"\") };
+}
+
+/// Breaks what this thread runs.
+#[doc(hidden)]
+pub fn choose_variant(variant: &'static str) {
+    VARIANT.set(variant);
+}
+
+pub(crate) fn broken(variant: &str) -> bool {
+    VARIANT.get() == variant
+}
+",
+    },
+    Change {
+        file: "tests/simulation/variant.rs",
+        old: "pub fn choose(_variant: &'static str) -> bool {\n    false\n",
+        new: "pub fn choose(variant: &'static str) -> bool {\n    quorlock::choose_variant(variant);\n    true\n",
+    },
+    // The rules.
+    Change {
+        file: "src/protocol/tally.rs",
+        old: "    nodes / 2 + 1\n",
+        new: "    if crate::broken(\"quorum too small\") {
+        return (nodes / 2).max(1);
+    }
+    nodes / 2 + 1
+",
+    },
+    Change {
+        file: "src/protocol/lease.rs",
+        old: "let deadline = self.schedule.validity.deadline(started, length);",
+        new: "let from = if crate::broken(\"validity ignoring elapsed\") { now } else { started };
+                let deadline = self.schedule.validity.deadline(from, length);",
+    },
+    Change {
+        file: "src/protocol/validity.rs",
+        old: "        started + lease.saturating_sub(self.drift(lease))\n",
+        new: "        if crate::broken(\"validity ignoring drift\") {
+            return started + lease;
+        }
+        started + lease.saturating_sub(self.drift(lease))
+",
+    },
+    Change {
+        file: "src/protocol/lease.rs",
+        old: "over @ (Phase::Lost | Phase::Released) => over,",
+        new: "over @ (Phase::Lost | Phase::Released)
+                if over == Phase::Released || !crate::broken(\"extension after expiry\") =>
+            {
+                over
+            }
+            Phase::Lost | Phase::Released => {
+                self.valid_until = self.schedule.validity.deadline(started, length);
+                Phase::Held
+            }",
+    },
+    Change {
+        file: "src/protocol/lease.rs",
+        old: "if deadline > self.valid_until {",
+        new: "if deadline > self.valid_until || crate::broken(\"validity set, not raised\") {",
+    },
+    Change {
+        file: "src/protocol/lease.rs",
+        old: "self.known = self.known.max(ballot);",
+        new: "self.known = self.known.max(ballot);
+                    if crate::broken(\"extension under a new token\") {
+                        self.token = ballot.into();
+                    }",
+    },
+    // Rounds.
+    Change {
+        file: "src/round.rs",
+        old: "            if tally.verdict() == Verdict::Won {\n",
+        new: "            let enough = !self.acquires() && tally.votes() > 0 && crate::broken(\"extension confirmed below quorum\");
+            if tally.verdict() == Verdict::Won || enough {
+",
+    },
+    Change {
+        file: "src/round.rs",
+        old: "            match self.verdict(&count) {\n                Verdict::Pending if !count.tally.is_complete() => {",
+        new: "            let waits = crate::broken(\"waiting for every node\") && !count.tally.is_complete();
+            match if waits { Verdict::Pending } else { self.verdict(&count) } {
+                Verdict::Pending if !count.tally.is_complete() => {",
+    },
+    Change {
+        file: "src/round.rs",
+        old: "        let vote = match (answer, self.purpose) {\n",
+        new: "        if let Ok(Value::Array(fields)) = &answer
+            && let [Value::Int(1), Value::Int(_), Value::Int(counter)] = fields.as_slice()
+        {
+            for lease in &self.leases {
+                lease.counter.fetch_max(counter.cast_unsigned(), std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        let vote = match (answer, self.purpose) {
+",
+    },
+    Change {
+        file: "src/lease.rs",
+        old: "    touched: AtomicU64,\n",
+        new: "    touched: AtomicU64,\n    /// Of the variant \"token = max of per-node counters\".\n    pub(crate) counter: AtomicU64,\n",
+    },
+    Change {
+        file: "src/lease.rs",
+        old: "            touched: AtomicU64::new(0),\n",
+        new: "            touched: AtomicU64::new(0),\n            counter: AtomicU64::new(0),\n",
+    },
+    Change {
+        file: "src/node/reply.rs",
+        old: "[Value::Int(1), Value::Int(_)] => return Some(Vote::Yes),",
+        new: "[Value::Int(1), Value::Int(_)] | [Value::Int(1), Value::Int(_), Value::Int(_)] => return Some(Vote::Yes),",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        Some(lease.state().lease.token)\n",
+        new: "        if crate::broken(\"token = max of per-node counters\") {
+            let counter = lease.counter.load(std::sync::atomic::Ordering::Relaxed);
+            return crate::protocol::Ballot::from_wire(counter).map(Token::from);
+        }
+        Some(lease.state().lease.token)
+",
+    },
+    // Leases.
+    Change {
+        file: "src/lease.rs",
+        old: "            Due::Loss => return self.over(state),\n",
+        new: "            Due::Loss if crate::broken(\"no watch over the deadline\") => return,
+            Due::Loss => return self.over(state),
+",
+    },
+    Change {
+        file: "src/lock.rs",
+        old: "if verdict == Verdict::Won && !guard.remaining().is_zero() {",
+        new: "let spent = guard.remaining().is_zero() && !crate::broken(\"validity not checked last\");
+        if verdict == Verdict::Won && !spent {",
+    },
+    Change {
+        file: "src/lock.rs",
+        old: "        let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));\n",
+        new: "        let used = self.owner.last_ballot().load(std::sync::atomic::Ordering::Relaxed);
+        let reused = Ballot::from_wire(used).filter(|ballot| *ballot > Ballot::ZERO);
+        let reused = reused.filter(|_| crate::broken(\"owner reused without a fresh ballot\"));
+        let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));
+",
+    },
+    Change {
+        file: "src/lock.rs",
+        old: "                None => (ballot.into(), ballot, true),\n",
+        new: "                None if reused.is_some() => (reused.unwrap_or(ballot).into(), ballot, false),
+                None => (ballot.into(), ballot, true),
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        if let Some(resource) = parting.lost {\n",
+        new: "        let honest = !crate::broken(\"release says yes after a loss\");
+        if let Some(resource) = parting.lost.filter(|_| honest) {
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        if !self.leases.is_empty() {\n            self.part();\n",
+        new: "        let pending = self.leases.iter().any(|lease| lease.phase() == Phase::Pending);
+        if !self.leases.is_empty() && !(pending && crate::broken(\"dropped request not released\")) {
+            self.part();
+",
+    },
+    // Nodes, as the client sees them.
+    Change {
+        file: "src/node/trust.rs",
+        old: "        let (forgot, why) = self.forgot?;\n",
+        new: "        if crate::broken(\"no quarantine in the client\") {
+            return None;
+        }
+        let (forgot, why) = self.forgot?;
+",
+    },
+    Change {
+        file: "src/node/connection.rs",
+        old: "            line.silent = false;\n            settled += 1;\n",
+        new: "            let mut sent = sent;
+            if let Some(next) = line.in_flight.front_mut()
+                && crate::broken(\"late reply credited to another round\")
+                && let (Asker::Hold(mine), Asker::Hold(other)) = (&mut sent.request.asker, &mut next.request.asker)
+            {
+                std::mem::swap(mine, other);
+            }
+            line.silent = false;
+            settled += 1;
+",
+    },
+    Change {
+        file: "src/node/script.rs",
+        old: "command.arg(next.get()).arg(millis(lease))",
+        new: "let longer = if crate::broken(\"keys that outlive the lease\") { 3 } else { 1 };
+    command.arg(next.get()).arg(longer * millis(lease))",
+    },
+    Change {
+        file: "src/environment.rs",
+        old: "    environment.fill(&mut bytes);\n",
+        new: "    if crate::broken(\"randomness from elsewhere\") {
+        System.fill(&mut bytes);
+    } else {
+        environment.fill(&mut bytes);
+    }
+",
+    },
+];
+
+/// Makes the copy, builds it and runs its simulation with these arguments. Gives what it wrote, and whether all went well.
+pub fn run(arguments: &[&str], capture: bool) -> io::Result<(bool, String)> {
+    let target = target()?;
+    let copy = target.join("controls");
+    write(Path::new(env!("CARGO_MANIFEST_DIR")), &copy)?;
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(&copy).env("CARGO_TARGET_DIR", &target).args(["test", "--quiet", "--locked"]);
+    match profile()?.as_str() {
+        "debug" => {}
+        profile => drop(command.args(["--profile", profile])),
+    }
+    command.args(["--test", "simulation", "--"]).args(arguments);
+    if capture {
+        let output = command.stderr(std::process::Stdio::inherit()).output()?;
+        return Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    Ok((command.status()?.success(), String::new()))
+}
+
+/// `TARGET/PROFILE/deps/simulation-…` is where this program is.
+fn target() -> io::Result<PathBuf> {
+    env::current_exe()?.ancestors().nth(3).map(Path::to_path_buf).ok_or(io::ErrorKind::NotFound.into())
+}
+
+fn profile() -> io::Result<String> {
+    let program = env::current_exe()?;
+    let profile = program.ancestors().nth(2).and_then(Path::file_name).ok_or(io::ErrorKind::NotFound)?;
+    Ok(profile.to_string_lossy().into_owned())
+}
+
+/// Brings the copy up to date. What is the same already is not written again, so it is not built again either.
+fn write(original: &Path, copy: &Path) -> io::Result<()> {
+    let mut files = Vec::new();
+    for name in COPIED {
+        find(original, Path::new(name), &mut files)?;
+    }
+    let mut changed = 0;
+    for file in &files {
+        let mut content = fs::read(original.join(file))?;
+        let changes: Vec<&Change> = CHANGES.iter().filter(|change| Path::new(change.file) == file).collect();
+        if !changes.is_empty() {
+            let mut text = String::from_utf8(content).map_err(io::Error::other)?;
+            for change in &changes {
+                text = applied(&text, change)?;
+            }
+            content = text.into_bytes();
+            changed += changes.len();
+        }
+        if [Path::new("Cargo.toml"), Path::new("Cargo.lock")].contains(&file.as_path()) {
+            content = renamed(&content);
+        }
+        let path = copy.join(file);
+        if fs::read(&path).ok().as_ref() != Some(&content) {
+            fs::create_dir_all(path.parent().unwrap_or(copy))?;
+            fs::write(path, content)?;
+        }
+    }
+    if changed != CHANGES.len() {
+        return Err(io::Error::other("a change is for a file that is not there"));
+    }
+    let wanted: BTreeSet<PathBuf> = files.into_iter().collect();
+    let mut found = Vec::new();
+    for name in COPIED {
+        find(copy, Path::new(name), &mut found)?;
+    }
+    found.iter().filter(|file| !wanted.contains(*file)).try_for_each(|file| fs::remove_file(copy.join(file)))
+}
+
+/// The copy has a version of its own, so that the two do not overwrite each other's build.
+fn renamed(manifest: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(manifest);
+    let (name, version) = ("name = \"quorlock\"\n", concat!("version = \"", env!("CARGO_PKG_VERSION"), "\"\n"));
+    let copy = concat!("version = \"", env!("CARGO_PKG_VERSION"), "-controls\"\n");
+    let renamed = text.replace(&[name, version].concat(), &[name, copy].concat());
+    // Not part of the workspace around it.
+    let root = if renamed.contains("[package]") { "\n[workspace]\n" } else { "" };
+    [&renamed, root].concat().into_bytes()
+}
+
+fn applied(text: &str, change: &Change) -> io::Result<String> {
+    let Change { file, old, new } = change;
+    match text.matches(old).count() {
+        1 => Ok(text.replace(old, new)),
+        times => Err(io::Error::other(format!(
+            "{file}: the text that a control changes stands there {times} times and not once; mend the table in \
+             tests/simulation/breaks.rs: {old}"
+        ))),
+    }
+}
+
+/// All files below a path.
+fn find(root: &Path, below: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    let path = root.join(below);
+    if path.is_file() {
+        files.push(below.to_path_buf());
+    } else if path.is_dir() {
+        for entry in fs::read_dir(&path)? {
+            find(root, &below.join(entry?.file_name()), files)?;
+        }
+    }
+    Ok(())
+}

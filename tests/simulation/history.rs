@@ -1,0 +1,141 @@
+//! What one resource's users did and were told, as a history of operations, and what a re-entrant fenced mutex is.
+
+/// When something began or ended: a count of all such moments of a run, so no two are the same.
+pub type Moment = u64;
+
+/// It has not ended, and may take effect at any later time.
+pub const NEVER: Moment = Moment::MAX;
+
+/// One operation of one session (a client's share in an owner's leases).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Op {
+    pub session: u32,
+    pub owner: u32,
+    pub token: u64,
+    pub what: What,
+    pub invoked: Moment,
+    pub returned: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum What {
+    /// An acquisition, a re-entry or a join that gave a guard. An acquisition that did not is no operation: what is not
+    /// confirmed is not a hold.
+    Enter,
+    /// A re-entry or a join that gave no guard. Perhaps it was granted all the same and keeps the lease from being over when
+    /// everybody else has given it back.
+    Attempt,
+    /// A release that was confirmed, and the depth that it said is left.
+    Leave { left: Option<u32> },
+    /// Any other release: of which the outcome is unknown, that was not waited for, or that came after a loss.
+    Part,
+    /// A look at a guard that had validity left, and its depth.
+    Holds { depth: Option<u32> },
+    /// A guard said that it is lost, or a release that it had been.
+    Lost,
+}
+
+impl What {
+    /// Does it say that the lease was held? Otherwise it changes nothing for those that come after the lease.
+    pub fn claims(self) -> bool {
+        matches!(self, Self::Enter | Self::Leave { .. } | Self::Holds { .. })
+    }
+}
+
+/// A re-entrant fenced mutex. A lease may end by itself at any moment, but not begin again: so a larger token replaces it,
+/// and a session that was told of the end has no part in it any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mutex {
+    /// The latest token. It only grows.
+    token: u64,
+    owner: u32,
+    /// Not given back by all its sessions.
+    open: bool,
+    /// Perhaps somebody unknown has a part in it.
+    kept: bool,
+    /// How deep each session is nested.
+    depths: Vec<(u32, u32)>,
+    /// Sessions that know that their lease is over, by token.
+    over: Vec<(u32, u64)>,
+}
+
+impl Mutex {
+    /// The state after this operation, or `None` when it cannot happen now.
+    pub fn after(&self, op: &Op) -> Option<Self> {
+        let mut next = self.clone();
+        let held = self.open && op.token == self.token && op.owner == self.owner;
+        let over = (op.session, op.token);
+        match op.what {
+            What::Enter if op.token > self.token => {
+                (next.token, next.owner, next.open, next.kept) = (op.token, op.owner, true, false);
+                next.depths = vec![(op.session, 1)];
+            }
+            What::Enter if held && !self.over.contains(&over) => next.change(op.session, 1),
+            What::Holds { depth } if held && !self.over.contains(&over) => {
+                let mine = self.depth(op.session);
+                if mine == 0 || depth.is_some_and(|depth| depth != mine) {
+                    return None;
+                }
+            }
+            What::Leave { left } if held && !self.over.contains(&over) && self.depth(op.session) > 0 => {
+                next.change(op.session, -1);
+                if left.is_some_and(|left| left != next.depth(op.session)) {
+                    return None;
+                }
+                next.open = next.is_in_use();
+            }
+            What::Enter | What::Holds { .. } | What::Leave { .. } => return None,
+            _ if op.token > self.token => return None,
+            What::Part if op.token == self.token && self.depth(op.session) > 0 => {
+                next.change(op.session, -1);
+                next.open = next.is_in_use();
+            }
+            What::Attempt if held => next.kept = true,
+            What::Part | What::Attempt => {}
+            What::Lost => next.end(over),
+        }
+        Some(next)
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.kept || self.depths.iter().any(|(_, depth)| *depth > 0)
+    }
+
+    fn depth(&self, session: u32) -> u32 {
+        self.depths.iter().find(|(id, _)| *id == session).map_or(0, |(_, depth)| *depth)
+    }
+
+    fn change(&mut self, session: u32, by: i32) {
+        match self.depths.iter_mut().find(|(id, _)| *id == session) {
+            Some((_, depth)) => *depth = depth.saturating_add_signed(by),
+            None => self.depths.push((session, u32::try_from(by).unwrap_or(0))),
+        }
+        self.depths.sort_unstable();
+    }
+
+    fn end(&mut self, over: (u32, u64)) {
+        if let Err(at) = self.over.binary_search(&over) {
+            self.over.insert(at, over);
+        }
+    }
+}
+
+/// The operations on one resource, in the order in which they began to be recorded.
+#[derive(Clone, Debug, Default)]
+pub struct History(pub Vec<Op>);
+
+impl History {
+    pub fn push(&mut self, op: Op) -> usize {
+        // Of the same look many times in a row, the first and the last say all.
+        if let [.., first, last] = self.0.as_mut_slice()
+            && matches!(op.what, What::Holds { .. })
+            && (first.session, first.token, first.what) == (op.session, op.token, op.what)
+            && (last.session, last.token, last.what) == (op.session, op.token, op.what)
+        {
+            *last = op;
+        } else {
+            self.0.push(op);
+        }
+        self.0.len() - 1
+    }
+}

@@ -1,0 +1,103 @@
+//! Is a history one of a re-entrant fenced mutex: is there an order of its operations that such a lock allows, and that
+//! puts no operation before one that had ended when it began?
+//!
+//! In general such an order is found only by trying (Wing and Gong). Tokens give most of it away: they only grow, so the
+//! operations of one token, a block, all come before those of a larger one. What is left is to compare ends and beginnings
+//! between blocks, and to try orders within a block, whose operations hardly ever overlap.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::history::{Mutex, NEVER, Op};
+
+/// So many steps may it take to find the order within a block. More is "unknown", which counts as a violation.
+const MOST_STEPS: usize = 1_000_000;
+
+/// So many of the operations that do not fit are shown.
+const MOST_SHOWN: usize = 4;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    Legal,
+    Illegal(String),
+    Unknown,
+}
+
+/// Judges the history of one resource.
+pub fn judge(history: &[Op]) -> Verdict {
+    let mut blocks: BTreeMap<u64, Vec<Op>> = BTreeMap::new();
+    for op in history {
+        blocks.entry(op.token).or_default().push(*op);
+    }
+    // What claims nothing of a lease that nobody was granted can only come after a larger token.
+    let mut carried: Vec<Op> = Vec::new();
+    for block in blocks.values_mut() {
+        block.append(&mut carried);
+        if !block.iter().any(|op| op.what.claims()) {
+            carried = std::mem::take(block);
+        }
+    }
+    if let Some(op) = carried.first() {
+        return Verdict::Illegal(format!("nobody was granted what {op:?} is about"));
+    }
+    // The earliest end of an operation with a larger token.
+    let mut newer: Option<Op> = None;
+    for block in blocks.values_mut().rev() {
+        let overtaken = |op: &Op| newer.filter(|newer| newer.returned < op.invoked);
+        if let Some((op, newer)) = block.iter().filter(|op| op.what.claims()).find_map(|op| Some((op, overtaken(op)?)))
+        {
+            return Verdict::Illegal(format!("{op:?} after {newer:?}"));
+        }
+        let earliest = block.iter().chain(&newer).min_by_key(|op| op.returned).copied();
+        // What is not claimed, and begins when a newer lease has begun, changes nothing any more.
+        block.retain(|op| overtaken(op).is_none());
+        newer = earliest;
+        match order(block) {
+            Verdict::Legal => {}
+            other => return other,
+        }
+    }
+    Verdict::Legal
+}
+
+/// Tries to put the operations into an order that the mutex allows. Right for any history, but only fit for one whose
+/// operations hardly overlap.
+pub fn order(ops: &[Op]) -> Verdict {
+    let mut ops = ops.to_vec();
+    ops.sort_by_key(|op| op.invoked);
+    let mut tried: HashSet<(Vec<usize>, Mutex)> = HashSet::new();
+    let mut steps = 0;
+    let mut furthest = (ops.len() + 1, String::new());
+    // What is not ordered yet, by place in `ops`.
+    let mut open: Vec<(Vec<usize>, Mutex)> = vec![((0..ops.len()).collect(), Mutex::default())];
+    while let Some((left, mutex)) = open.pop() {
+        if left.is_empty() {
+            return Verdict::Legal;
+        }
+        if left.len() < furthest.0 {
+            let next: Vec<Op> = left.iter().take(MOST_SHOWN).map(|i| ops[*i]).collect();
+            furthest =
+                (left.len(), format!("{} of {} fit, then {mutex:?} and {next:?}", ops.len() - left.len(), ops.len()));
+        }
+        // Nothing may come before what had ended when it began.
+        let first_end = left.iter().map(|i| ops[*i].returned).min().unwrap_or(NEVER);
+        let may_be_next: Vec<usize> = (0..left.len()).take_while(|at| ops[left[*at]].invoked <= first_end).collect();
+        let branches = may_be_next.len() > 1;
+        // The last one pushed is tried first: the one that ended first.
+        let mut next = may_be_next;
+        next.sort_by_key(|at| std::cmp::Reverse(ops[left[*at]].returned));
+        for at in next {
+            steps += 1;
+            if let Some(after) = mutex.after(&ops[left[at]]) {
+                let mut rest = left.clone();
+                rest.remove(at);
+                if !branches || tried.insert((rest.clone(), after.clone())) {
+                    open.push((rest, after));
+                }
+            }
+        }
+        if steps > MOST_STEPS {
+            return Verdict::Unknown;
+        }
+    }
+    Verdict::Illegal(furthest.1)
+}

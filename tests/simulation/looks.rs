@@ -1,0 +1,138 @@
+//! What the ledger sees when it looks at the guards, and what their holders do with them.
+
+use crate::history::What;
+use crate::invariant::Invariant;
+use crate::ledger::Ledger;
+
+/// The watchdog naps at most this long, so this late may a loss be noticed after a pause.
+const NAP_US: u64 = 250_000;
+/// Timers have whole milliseconds, and a deadline is known as it was when the checker last looked.
+const TICK_US: u64 = 3_000 + LOOK_EVERY_US;
+/// So often must [`Ledger::observe`] be called.
+pub const LOOK_EVERY_US: u64 = 20_000;
+
+impl Ledger {
+    /// A write to a store that refuses a token smaller than the largest it has seen.
+    pub fn write(&mut self, at: u64, id: u64) {
+        let Some(hold) = self.holds.get(&id) else { return };
+        let share = hold.claim.shares[0];
+        let name = || format!("c{} {} r{} token {}", hold.claim.client, hold.claim.owner, share.resource, share.token);
+        let valid = self.findings.watch.truly(|| hold.belief.remaining() > 0);
+        let store = &mut self.records[share.resource].store;
+        let accepted = share.token >= store.largest;
+        let stale = share.turn < store.latest_turn;
+        if accepted {
+            store.largest = share.token;
+            store.latest_turn = store.latest_turn.max(share.turn);
+            self.figures.writes += 1;
+        } else {
+            self.figures.stale_writes_rejected += 1;
+        }
+        if self.clocks.promise(Invariant::FencedStore) {
+            self.findings.judge(Invariant::FencedStore, at, !(accepted && stale), || {
+                format!("{}: a stale write was accepted", name())
+            });
+            self.findings.judge(Invariant::FencedStore, at, accepted || !valid, || {
+                format!("{}: a holder's write was rejected", name())
+            });
+        }
+    }
+
+    /// Looks at every hold.
+    pub fn observe(&mut self, at: u64) {
+        let ids: Vec<u64> = self.holds.keys().copied().collect();
+        for id in ids {
+            self.observe_one(at, id);
+        }
+    }
+
+    fn observe_one(&mut self, at: u64, id: u64) {
+        let Some(mut hold) = self.holds.remove(&id) else { return };
+        let belief = &hold.belief;
+        let (remaining, clock, lost) =
+            self.findings.watch.truly(|| (belief.remaining(), belief.clock(), belief.is_lost()));
+        let (seen_lost, nested, deadline) = (belief.is_lost(), belief.depth(), clock + remaining);
+        let (mut least, mut most) = self.depths(hold.claim.client, &hold.claim.owner, hold.claim.shares[0].resource);
+        (least, most) = (least + 1, most + 1); // This one itself.
+        let findings = &mut self.findings;
+        let who = || hold.claim.who();
+        findings.judge(Invariant::LossOnTime, at, (remaining > 0) != lost, || {
+            format!("{}: {remaining} µs left and lost {lost}", who())
+        });
+        findings
+            .judge(Invariant::NoResurrection, at, lost || !hold.was_lost, || format!("{}: lost and held again", who()));
+        if remaining > 0 {
+            findings.judge(Invariant::LeaseNeverShrinks, at, deadline >= hold.deadline, || {
+                format!("{}: by {} µs", who(), hold.deadline - deadline)
+            });
+            findings.judge(Invariant::NoResurrection, at, at + remaining - remaining / 200 <= hold.cap, || {
+                format!("{}: {remaining} µs left, {} after a newer acquisition", who(), hold.cap)
+            });
+        }
+        if hold.depth_known {
+            findings.judge(Invariant::ReentrantDepth, at, (least..=most).contains(&nested), || {
+                format!("{}: {nested} and not {least}", who())
+            });
+        }
+        for share in &hold.claim.shares {
+            let token = hold.belief.token_of(share.resource);
+            findings.judge(Invariant::TokenStable, at, token == Some(share.token), || {
+                format!("{}: r{} changed from {} to {token:?}", who(), share.resource, share.token)
+            });
+        }
+
+        if remaining > 0 {
+            let depth = Some(nested).filter(|_| hold.depth_known && least == most);
+            let now = self.moment();
+            self.record(&hold.claim, now, now, &|i| What::Holds { depth: depth.filter(|_| i == 0) });
+        }
+        if remaining > 0 && deadline > hold.deadline {
+            self.figures.extensions += 1;
+            hold.deadline = deadline;
+        }
+        if seen_lost && !hold.was_lost {
+            self.figures.losses += 1;
+            hold.was_lost = true;
+            // A guard over several resources does not tell which of them it lost.
+            if hold.claim.shares.len() == 1 {
+                let now = self.moment();
+                self.record(&hold.claim, now, now, &|_| What::Lost);
+            }
+        }
+        self.holds.insert(id, hold);
+    }
+
+    /// The signal `lost` has come, or had not come when the lease was over: by how much was it late?
+    pub fn loss_noticed(&mut self, at: u64, id: u64) {
+        let Some(hold) = self.holds.get(&id) else { return };
+        let due = hold.deadline.max(hold.belief.paused_until());
+        let late = hold.belief.clock().saturating_sub(due);
+        let lost = hold.belief.is_lost();
+        self.findings.judge(Invariant::LossOnTime, at, lost, || {
+            format!("{}: a loss was signalled that is none", hold.claim.who())
+        });
+        self.findings.judge(Invariant::LossOnTime, at, !lost || late <= NAP_US + TICK_US, || {
+            format!("{}: {late} µs late", hold.claim.who())
+        });
+    }
+
+    /// Somebody who asked for what should have been to be had waited so long for it, or in vain.
+    pub fn waited(
+        &mut self,
+        at: u64,
+        invariant: Invariant,
+        took: Option<u64>,
+        limit: u64,
+        who: impl FnOnce() -> String,
+    ) {
+        self.findings.judge(invariant, at, took.is_some_and(|took| took <= limit), || match took {
+            Some(took) => format!("{}: {took} µs, and not {limit}", who()),
+            None => who(),
+        });
+    }
+
+    /// A lock that stands on a node although everybody has given back everything.
+    pub fn left_over(&mut self, at: u64, node: usize, locks: &[(String, String)]) {
+        self.findings.judge(Invariant::NoOrphan, at, locks.is_empty(), || format!("node {node} still has {locks:?}"));
+    }
+}

@@ -1,0 +1,70 @@
+//! The judge of histories judged: on many small random histories it must say what trying every order says.
+
+use crate::history::{NEVER, Op, What};
+use crate::linear::{Verdict, judge, order};
+use crate::rng::Rng;
+
+const HISTORIES: u64 = 30_000;
+const MOST_OPS: u64 = 8;
+
+/// Mostly sensible: a run of a mutex with overlapping operations, and then perhaps one thing changed.
+fn random(rng: &mut Rng) -> Vec<Op> {
+    let (mut token, mut now) = (1, 0);
+    let mut ops: Vec<Op> = Vec::new();
+    let mut depths = [0_u32; 3];
+    let mut holder = 0;
+    for _ in 0..rng.between(1..MOST_OPS + 1) {
+        now += rng.between(1..4);
+        let session = rng.below(3);
+        if rng.chance(0.2) || ops.is_empty() {
+            (token, holder, depths) = (token + rng.between(1..3), session, [0; 3]);
+        }
+        // Sessions 0 and 1 are of one owner.
+        let session = if session / 2 == holder / 2 { session } else { holder };
+        let what = match rng.between(0..10) {
+            0..4 => What::Enter,
+            _ if depths[session] == 0 => What::Enter,
+            4..6 => What::Leave { left: Some(depths[session] - 1).filter(|_| rng.chance(0.7)) },
+            6 => What::Part,
+            7 => What::Lost,
+            8 => What::Attempt,
+            _ => What::Holds { depth: Some(depths[session]) },
+        };
+        match what {
+            What::Enter => depths[session] += 1,
+            What::Leave { .. } | What::Part => depths[session] -= 1,
+            What::Holds { .. } | What::Lost | What::Attempt => {}
+        }
+        let invoked = u64::saturating_sub(now, rng.between(0..5));
+        let returned = if rng.chance(0.1) { NEVER } else { now + rng.between(0..5) };
+        let (session, owner) = (session as u32, session as u32 / 2);
+        ops.push(Op { session, owner, token, what, invoked, returned });
+    }
+    if rng.chance(0.5) {
+        let i = rng.below(ops.len());
+        match rng.between(0..4) {
+            0 => ops[i].token = rng.between(1..5),
+            1 => ops[i].session = rng.between(0..3) as u32,
+            2 => ops[i].what = What::Holds { depth: Some(rng.between(0..3) as u32) },
+            _ => ops[i].invoked = rng.between(0..now + 1).min(ops[i].returned),
+        }
+    }
+    ops
+}
+
+pub fn agrees() -> Result<(), String> {
+    let mut rng = Rng::new(1, 1);
+    let (mut legal, mut illegal) = (0, 0);
+    for _ in 0..HISTORIES {
+        let ops = random(&mut rng);
+        let (fast, exhaustive) = (judge(&ops), order(&ops));
+        match (&fast, &exhaustive) {
+            (Verdict::Legal, Verdict::Legal) => legal += 1,
+            (Verdict::Illegal(_), Verdict::Illegal(_)) => illegal += 1,
+            _ => return Err(format!("{fast:?} and {exhaustive:?}: {ops:#?}")),
+        }
+    }
+    // Neither verdict may be the only one.
+    let enough = HISTORIES / 10;
+    if legal > enough && illegal > enough { Ok(()) } else { Err(format!("{legal} legal and {illegal} illegal")) }
+}
