@@ -79,7 +79,7 @@ pub const ALL: [Control; 28] = [
     node("votes over another's key", Rules { grants_over_others: true, ..RULES }, &[MutualExclusion]),
     // Later messages.
     rare(client("extension confirmed below quorum", &[MutualExclusion, NoResurrection])),
-    rare(client("extension after expiry", &[NoResurrection, Linearizable])),
+    client("extension after expiry", &[NoResurrection, Linearizable]),
     node("repair ignoring F", Rules { repairs_over_newer: true, ..RULES }, &[NoResurrection, NoOrphan]),
     node("TTL set, not raised", Rules { shrinks_leases: true, ..RULES }, &[LeaseNeverShrinks]),
     client("validity set, not raised", &[LeaseNeverShrinks]),
@@ -98,15 +98,15 @@ pub const ALL: [Control; 28] = [
     // Time.
     rare(client("validity ignoring elapsed", &[MutualExclusion])),
     rare(client("validity ignoring drift", &[MutualExclusion])),
-    client("validity not checked last", &[NoFalseGrant]),
+    rare(client("validity not checked last", &[NoFalseGrant])),
     client("no watch over the deadline", &[LossOnTime]),
     client("keys that outlive the lease", &[FreeAfterTtl]),
-    world("wall clock in the client", Broken { clock_is_set_back: true, ..NONE }, &[MutualExclusion]),
+    rare(world("wall clock in the client", Broken { clock_is_set_back: true, ..NONE }, &[MutualExclusion])),
     // Nodes that are away or forget.
     rare(client("waiting for every node", &[MinorityFaultLive])),
     Control {
         broken: Broken { forgets_at_once: true, ..NONE },
-        ..node("empty restart declared to be new", RULES, &[MutualExclusion])
+        ..rare(node("empty restart declared to be new", RULES, &[MutualExclusion]))
     },
     client("no quarantine in the client", &[QuarantineHolds, MutualExclusion]),
 ];
