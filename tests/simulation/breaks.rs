@@ -70,16 +70,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/protocol/lease.rs",
-        old: "over @ (Phase::Lost | Phase::Released) => over,",
-        new: "over @ (Phase::Lost | Phase::Released)
-                if over == Phase::Released || !crate::broken(\"extension after expiry\") =>
-            {
-                over
-            }
-            Phase::Lost | Phase::Released => {
-                self.valid_until = self.schedule.validity.deadline(started, length);
-                Phase::Held
-            }",
+        old: "let over = matches!(phase, Phase::Lost | Phase::Released);",
+        new: "let broken = crate::broken(\"extension after expiry\");
+        let over = phase == Phase::Released || (phase == Phase::Lost && !broken);",
     },
     Change {
         file: "src/protocol/lease.rs",
