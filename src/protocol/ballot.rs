@@ -151,6 +151,24 @@ mod tests {
     }
 
     #[test]
+    fn a_node_takes_more_than_its_floor_and_up_to_half_an_hour_ahead_of_its_clock() {
+        const HALF: u64 = HOUR / 2;
+        let table = [
+            (room(NOW, NOW), NOW - 1, false),
+            (room(NOW, NOW), NOW, false),
+            (room(NOW, NOW), NOW + 1, true),
+            (room(NOW, NOW), NOW + HALF, true),
+            (room(NOW, NOW), NOW + HALF + 1, false),
+            (room(0, NOW - HALF), NOW, true),
+            (room(0, NOW - HALF), NOW + 1, false),
+            (room(0, u64::MAX), NOW, true),
+        ];
+        for (room, ballot, takes) in table {
+            assert_eq!(room.takes(ballot), takes, "{room:?} and {ballot}");
+        }
+    }
+
+    #[test]
     fn stale_answers_raise_the_next_proposal_just_past_a_quorum() {
         assert_eq!(floor(&[room(NOW, NOW), room(NOW, NOW), room(NOW, NOW)], 0, 2), Some(NOW));
         assert_eq!(floor(&[room(NOW + 3, NOW), room(NOW + 9, NOW), room(NOW + 5, NOW)], 0, 2), Some(NOW + 5));
@@ -190,6 +208,13 @@ mod tests {
         assert_eq!(Ballot::from_wire(LIMIT - 1), Some(Ballot(LIMIT - 1)));
         assert_eq!(Ballot::from_wire(LIMIT), None);
         assert_eq!(Ballot::from_wire(0), Some(Ballot::ZERO));
+    }
+
+    #[test]
+    fn ballots_and_tokens_are_written_in_decimals() {
+        let ballot = Ballot(1_790_000_000_000_000);
+        assert_eq!(ballot.to_string(), "1790000000000000");
+        assert_eq!(Token::from(ballot).to_string(), "1790000000000000");
     }
 
     #[test]

@@ -84,6 +84,14 @@ mod tests {
     }
 
     #[test]
+    fn exactly_what_is_allowed_is_silent() {
+        let mut watch = ClockWatch::default();
+        assert_eq!(observe(&mut watch, 0, 0, 1000), None);
+        assert_eq!(observe(&mut watch, 1000, 1000, 2051), None);
+        assert_eq!(observe(&mut watch, 2000, 2000, 3052), Some(1));
+    }
+
+    #[test]
     fn small_steps_add_up_within_a_lease() {
         let mut watch = ClockWatch::default();
         assert_eq!(observe(&mut watch, 0, 0, 1000), None);

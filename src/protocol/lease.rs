@@ -279,6 +279,17 @@ mod tests {
     }
 
     #[test]
+    fn only_more_validity_puts_the_next_extension_off() {
+        let mut lease = held(true);
+        assert_eq!(lease.due(at(1100)), Due::Extension);
+        assert_eq!(lease.next_due(), Some(at(1300)));
+        lease.confirmed(at(1150), at(100), NEXT.next(), Duration::from_secs(3));
+        assert_eq!(lease.next_due(), Some(at(1300)), "the same round once more");
+        lease.confirmed(at(1150), at(1100), NEXT.next(), Duration::from_secs(3));
+        assert_eq!(lease.next_due(), Some(at(2100)));
+    }
+
+    #[test]
     fn nothing_brings_back_a_lost_lease() {
         let mut late = held(true);
         assert_eq!(late.confirmed(at(3068), at(3000), NEXT, Duration::from_secs(3)), Phase::Lost);
