@@ -9,6 +9,8 @@ mod ballot;
 mod clock_watch;
 mod lease;
 mod moment;
+#[cfg(test)]
+mod properties;
 mod tally;
 mod validity;
 
