@@ -4,6 +4,8 @@
 # State folder ($DIR):
 #   size             number of nodes; its presence marks the folder as ours
 #   node-I/          port, pid ("PID STARTTIME"), run_id, redis.conf, redis.log, data/
+#   clock.so         the library for wrong clocks; its presence marks a cluster of cluster/up --lab
+#   node-I/          there also: link-port, link-pid (as pid), link (its state, one line), link.log, clock
 
 ROOT=$(realpath -- "$(dirname -- "${BASH_SOURCE[0]}")/..")
 DIR=$(realpath -m -- "${QUORLOCK_CLUSTER_DIR:-$ROOT/target/cluster}")
@@ -85,6 +87,20 @@ apt_install() ( # [sudo -n]
   fi
 )
 
+# ---- what cluster/up --lab and cluster/chaos need beside the server ----
+
+build_lab() { # sets QUORLOCK
+  type -P cargo >/dev/null ||
+    die 69 "cargo is not on PATH. Install Rust from https://rustup.rs (or add ~/.cargo/bin to PATH), then run this again"
+  say "building quorlock with its feature lab (the first time takes minutes)"
+  local built
+  built=$(cd -- "$ROOT" &&
+    cargo build --quiet --release --locked --features lab --bin quorlock --message-format json-render-diagnostics) ||
+    die 1 "quorlock was not built (see above)"
+  QUORLOCK=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$built")
+  [[ -x $QUORLOCK ]] || die 1 "cargo did not say where it put quorlock"
+}
+
 # ---- the cluster ----
 
 is_cluster() { [[ -s $DIR/size ]]; }
@@ -99,6 +115,16 @@ lock_cluster() {
   { exec 9<"$DIR"; } 2>/dev/null || die 69 "cannot open $DIR; run this again"
   flock -w 60 9 || die 69 "another command has been at work on $DIR for 60 s; let it end, then run this again"
   [[ $DIR -ef /proc/self/fd/9 ]] || die 69 "the cluster was taken down meanwhile; run this again"
+}
+
+is_lab() { [[ -e $DIR/clock.so ]]; }
+
+lab_node_args() { # "$@" = I...: as node_args, on a cluster with links and clocks
+  help_or_go "$@"
+  need_cluster
+  is_lab || die 69 "the nodes in $DIR have neither links nor clocks that can be broken." \
+    "Start others: cluster/down, cluster/up --lab"
+  node_args "$@"
 }
 
 node_args() { # "$@" = I...: checks them all before anything is done; sets NODES, SIZE
@@ -126,14 +152,21 @@ proc() { # PID: sets PSTATE and PSTART (fields 3 and 22 of its stat); fails when
   [[ $PSTATE != [ZXx] ]]
 }
 
+is_process() { # FILE: is the process there that it names ("PID STARTTIME")? Sets PID, PSTATE, PSTART
+  local start=''
+  PID=''
+  { read -r PID start <"$1"; } 2>/dev/null || true
+  [[ $PID ]] && proc "$PID" && [[ $PSTART == "$start" ]]
+}
+
 # Sets PORT, PID and STATE (up, paused, down). Asks /proc, never the node: a
 # paused one would not answer. A pid that now belongs to another process (its
 # start time differs) is a node that is down.
 look() { # I
-  local node=$DIR/node-$1 start=
+  local node=$DIR/node-$1
   PORT='' PID='' STATE=down
-  { read -r PORT <"$node/port"; read -r PID start <"$node/pid"; } 2>/dev/null || true
-  if [[ $PID ]] && proc "$PID" && [[ $PSTART == "$start" ]]; then
+  { read -r PORT <"$node/port"; } 2>/dev/null || true
+  if is_process "$node/pid"; then
     STATE=up
     if [[ $PSTATE == [Tt] ]]; then STATE=paused; fi
   fi
@@ -166,10 +199,22 @@ kill_node() { # I
   fi
 }
 
+# In a child that is about to become a process of the cluster: writes down who it is, and keeps no pipe or lock of the
+# caller open.
+leave_all() { # FILE
+  local fd
+  proc "$BASHPID"
+  printf '%s %s\n' "$BASHPID" "$PSTART" >"$1"
+  for fd in /proc/self/fd/*; do
+    fd=${fd##*/}
+    if ((fd > 2)); then exec {fd}>&-; fi
+  done
+}
+
 # Starts node I on PORT and waits until the process that answers there is the
 # one started. 1: it ended (port taken?). 2: it is silent, and was killed.
 launch() { # I PORT
-  local i=$1 port=$2 node=$DIR/node-$1 pid fd info end
+  local i=$1 port=$2 node=$DIR/node-$1 pid info end
   mkdir -p "$node/data"
   rm -f -- "$node/pid" "$node/run_id"
   printf '%s\n' "$port" >"$node/port"
@@ -186,12 +231,8 @@ appendfsync always
 CONF
   (
     cd -- "$node" || exit
-    proc "$BASHPID"
-    printf '%s %s\n' "$BASHPID" "$PSTART" >pid
-    for fd in /proc/self/fd/*; do # keep no pipe or lock of the caller open
-      fd=${fd##*/}
-      if ((fd > 2)); then exec {fd}>&-; fi
-    done
+    leave_all pid
+    if is_lab; then export LD_PRELOAD=$DIR/clock.so QUORLOCK_CLOCK=$node/clock; fi
     exec setsid "$SERVER" ./redis.conf
   ) </dev/null >>"$node/redis.log" 2>&1 &
   pid=$!
@@ -247,6 +288,74 @@ declare_new() { # I: a node that has just started for the first time
     SET quorlock:new "$(<"$DIR/node-$1/run_id")" EX 3600 >/dev/null
 }
 
+# ---- its link and its clock, with cluster/up --lab ----
+
+# A proxy in front of node I, which lives as long as the cluster.
+start_link() { # I QUORLOCK
+  local i=$1 quorlock=$2 node=$DIR/node-$1 port tries
+  look "$i"
+  if is_process "$node/link-pid"; then return; fi
+  [[ -s $node/link ]] || replace "$node/link" pass
+  { read -r port <"$node/link-port"; } 2>/dev/null || port=$((20000 + RANDOM % 12001))
+  for ((tries = 0; tries < 20; tries++, port = 20000 + RANDOM % 12001)); do
+    look "$i"
+    (
+      leave_all "$node/link-pid"
+      exec setsid "$quorlock" proxy --listen "127.0.0.1:$port" --to "127.0.0.1:$PORT" --state "$node/link"
+    ) </dev/null >>"$node/link.log" 2>&1 &
+    disown
+    if listens "$node/link-pid" "$port"; then
+      printf '%s\n' "$port" >"$node/link-port"
+      return
+    fi
+  done
+  die 69 "the link of node $i did not start (log: $node/link.log). Run cluster/up --lab again"
+}
+
+listens() { # PIDFILE PORT: waits until it does, or is gone
+  local tries
+  for ((tries = 0; tries < 200; tries++)); do
+    if (: <>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; then is_process "$1" && return; fi
+    sleep 0.05
+    is_process "$1" || return 1
+  done
+  return 1
+}
+
+stop_link() { # I
+  if is_process "$DIR/node-$1/link-pid"; then kill -KILL "$PID" 2>/dev/null || true; fi
+}
+
+replace() { # FILE LINE: as a whole, so nobody reads half of it
+  printf '%s\n' "$2" >"$1.draft"
+  mv -- "$1.draft" "$1"
+}
+
+set_link() { # I STATE
+  replace "$DIR/node-$1/link" "$2"
+  printf 'node %-2s  link: %s\n' "$1" "$2"
+}
+
+read_clock() { # I: sets OFFSET (µs), PPM, SINCE (µs since 1970)
+  OFFSET=0 PPM=0 SINCE=0
+  { read -r OFFSET PPM SINCE <"$DIR/node-$1/clock"; } 2>/dev/null || true
+}
+
+set_clock() { # I OFFSET PPM SINCE
+  replace "$DIR/node-$1/clock" "$2 $3 $4"
+  show_clock "$1"
+  printf 'node %-2s  clock: %s\n' "$1" "$CLOCK"
+}
+
+show_clock() { # I: sets CLOCK
+  read_clock "$1"
+  local now=${EPOCHREALTIME/[.,]/} ms
+  ms=$(((OFFSET + (now - SINCE) * PPM / 1000000) / 1000))
+  CLOCK=right
+  if ((ms || PPM)); then printf -v CLOCK '%+d ms' "$ms"; fi
+  if ((PPM)); then printf -v CLOCK '%s, rate %d.%06d' "$CLOCK" $(((1000000 + PPM) / 1000000)) $(((1000000 + PPM) % 1000000)); fi
+}
+
 why() { # LOG CODE
   if (($2 == 2)); then
     printf 'it ran but did not answer for 15 s'
@@ -261,6 +370,9 @@ print_nodes() { # call need_cluster before
   for ((i = 1; i <= SIZE; i++)); do
     look "$i"
     [[ $PORT ]] || die 69 "node $i has never started (an interrupted cluster/up?). Run: cluster/up"
+    if is_lab; then
+      { read -r PORT <"$DIR/node-$i/link-port"; } 2>/dev/null || die 69 "node $i has no link. Run: cluster/up --lab"
+    fi
     urls+=,redis://127.0.0.1:$PORT
   done
   printf '%s\n' "${urls#,}"

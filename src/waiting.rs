@@ -14,7 +14,7 @@ use crate::protocol::Ballot;
 use crate::ticket::Ticket;
 
 /// Between two looks at a lock whose release will be called: only a call that was lost makes such a look worth its while.
-const LOOK_EVERY: Range<Duration> = Duration::from_millis(1000)..Duration::from_millis(2000);
+const LOOK_EVERY: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(2);
 /// Between two looks at a key of another kind of client, which calls nobody.
 const LOOK_AT_FOREIGN_EVERY: Range<Duration> = Duration::from_millis(100)..Duration::from_millis(200);
 /// Between two tries to hear a majority.

@@ -9,8 +9,7 @@ mod node;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "simulation/resp.rs"]
 mod resp;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "simulation/rng.rs"]
+#[path = "../src/bin/quorlock/lab/rng.rs"]
 mod rng;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "simulation/rules.rs"]

@@ -30,6 +30,7 @@ mod plan;
 mod queue;
 mod reference;
 mod resp;
+#[path = "../../src/bin/quorlock/lab/rng.rs"]
 mod rng;
 mod rules;
 mod run;

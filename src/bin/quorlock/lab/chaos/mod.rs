@@ -1,13 +1,42 @@
-//! `quorlock chaos`.
+//! `quorlock chaos`: real servers, real processes, faults that a seed decides, and what the lock made of it.
 
-use clap::Args;
+mod check;
+mod conductor;
+mod crew;
+mod fault;
+mod history;
+mod ledger;
+mod nodes;
+mod options;
+mod outcome;
+mod plan;
+mod progress;
+mod report;
+mod run;
+mod worker;
 
+pub use self::options::Flags;
+pub use self::worker::{Flags as WorkerFlags, run as run_worker};
+
+use self::options::Options;
 use crate::exit::{Exit, Failure};
 
-/// Break a real cluster on purpose and check what the lock promised
-#[derive(Args)]
-pub struct Flags {}
+/// With what `quorlock chaos` ends, beside the codes of all commands.
+mod code {
+    /// A promise was not kept.
+    pub const VIOLATED: u8 = 80;
+    /// Nothing was violated, but not all that was wanted was seen.
+    pub const NOT_EXERCISED: u8 = 81;
+    /// Without fencing, updates were lost: what the demonstration is for.
+    pub const LOST_UPDATES: u8 = 82;
+}
 
-pub fn run(_flags: Flags) -> Result<u8, Failure> {
-    Err(Failure::new(Exit::NotRunnable, "not there yet"))
+pub fn run(flags: Flags) -> Result<u8, Failure> {
+    let options = Options::check(flags)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(Exit::NotRunnable, format!("cannot start: {error}")))?;
+    let done = runtime.block_on(run::run(&options));
+    // Nothing that is left there matters: the servers and the workers are gone.
+    runtime.shutdown_background();
+    done
 }

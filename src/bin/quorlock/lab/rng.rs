@@ -1,4 +1,7 @@
-//! A generator of its own (xoshiro256++), so that a seed means the same in every version of every crate.
+//! A generator of its own (xoshiro256++), so that a seed means the same in every version of every crate. The simulation
+//! uses this file too.
+#![allow(dead_code, reason = "each user needs its own part of it")]
+#![allow(clippy::cast_precision_loss, reason = "a share of 2^53 is exact")]
 
 use std::ops::Range;
 

@@ -1,0 +1,104 @@
+//! One holder at a time, as deep as it went in.
+
+use std::collections::BTreeMap;
+
+use super::super::history::Outcome;
+use super::Verdict;
+use super::model::{Hold, Model};
+
+/// Nobody gets what somebody else believes to hold.
+pub fn mutual_exclusion(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("MutualExclusion", "no two owners believe at the same time that they hold a lock");
+    let mut by_name: BTreeMap<&str, Vec<&Hold>> = BTreeMap::new();
+    for hold in &model.holds {
+        for name in &hold.ask.names {
+            by_name.entry(name).or_default().push(hold);
+        }
+    }
+    for (name, holds) in by_name {
+        // In the order of their grants; the one that is believed in for longest, of those before.
+        let mut longest: Option<&Hold> = None;
+        for hold in holds {
+            if let Some(before) = longest {
+                let apart = before.owner == hold.owner || before.believed_until() <= hold.granted;
+                verdict.check(apart, || {
+                    let overlap = before.believed_until().min(hold.believed_until()).saturating_sub(hold.granted);
+                    format!("{name}: {} while {} held it, for {overlap} us", hold.named(), before.named())
+                });
+            }
+            if longest.is_none_or(|before| before.believed_until() < hold.believed_until()) {
+                longest = Some(hold);
+            }
+        }
+    }
+    verdict
+}
+
+/// The guard says how deep its owner is nested, going in and coming out.
+pub fn reentrant_depth(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("ReentrantDepth", "a hold is as deep as its owner went in, and comes out as deep");
+    for hold in &model.holds {
+        let outer = model.around(hold).filter(|outer| outer.ask.names.contains(&hold.ask.names[0]));
+        let depth = 1 + u32::try_from(outer.count()).unwrap_or(u32::MAX - 1);
+        verdict.check(hold.depth == depth, || format!("{}: {} deep and not {depth}", hold.named(), hold.depth));
+        if let Some((_, Outcome::Released, Some(left))) = hold.left {
+            verdict.check(left == depth - 1, || format!("{}: left at {left} and not {}", hold.named(), depth - 1));
+        }
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::super::story::Story;
+    use super::*;
+
+    #[test]
+    fn two_that_follow_each_other() {
+        let mut story = Story::new(3);
+        story.held(1, "a", "x", 10, 100..200);
+        story.held(2, "b", "x", 11, 200..300);
+        assert_eq!(mutual_exclusion(&story.model()).state, State::Held);
+    }
+
+    #[test]
+    fn two_at_once_violate_mutual_exclusion() {
+        let mut story = Story::new(3);
+        story.held(1, "a", "x", 10, 100..200);
+        story.held(2, "b", "x", 11, 150..160);
+        story.held(3, "c", "y", 11, 150..160);
+        let verdict = mutual_exclusion(&story.model());
+        assert_eq!((verdict.state, verdict.violations), (State::Violated, 1), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_long_hold_is_not_forgotten_behind_a_short_one() {
+        let mut story = Story::new(3);
+        story.held(1, "a", "x", 10, 100..900);
+        story.held(2, "a", "x", 10, 200..300);
+        story.held(3, "b", "x", 11, 400..500);
+        assert_eq!(mutual_exclusion(&story.model()).violations, 1);
+    }
+
+    #[test]
+    fn whoever_knows_of_the_loss_holds_nothing() {
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, 100, 1, 1000);
+        story.lost(1, 400, 400);
+        story.held(2, "b", "x", 11, 500..600);
+        assert_eq!(mutual_exclusion(&story.model()).state, State::Held);
+    }
+
+    #[test]
+    fn a_wrong_depth_violates_reentrant_depth() {
+        for (inner, left, expected) in [(2, 1, State::Held), (1, 1, State::Violated), (2, 2, State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, 100, 1, 1000);
+            story.nested(2, 1, "a", "x", 10, 120, inner);
+            story.released(2, 130, left);
+            story.released(1, 150, 0);
+            assert_eq!(reentrant_depth(&story.model()).state, expected, "{inner} {left}");
+        }
+    }
+}

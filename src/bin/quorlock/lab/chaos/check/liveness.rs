@@ -1,0 +1,209 @@
+//! What must go on, and what must come to an end.
+
+use super::super::history::Refusal;
+use super::Verdict;
+use super::model::{Answer, Ask, Model};
+
+/// How much later than its lease a lock may be granted again, in µs: waiters look every few dozen ms, and lose races.
+const LOOKING: u64 = 1_000_000;
+
+/// While a majority is well, somebody is granted something at least as often as this many longest leases.
+const LONGEST_SILENCE: u64 = 2;
+
+/// In the end, when every lease is over, no node has a lock.
+pub fn no_orphan(model: &Model, complete: bool) -> Verdict {
+    let mut verdict = Verdict::of("NoOrphan", "one lease after everything was given back, no node has a lock key");
+    for (node, keys) in &model.scans {
+        verdict.check(keys.is_empty(), || format!("node {} has {}", node + 1, keys.join(" ")));
+    }
+    if complete && model.scans.len() < model.setting.nodes {
+        verdict.unknown("not every node could be looked at");
+    }
+    verdict
+}
+
+/// What a killed holder had is to be had again when its lease is over.
+pub fn free_after_ttl(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("FreeAfterTtl", "what a killed process held is granted again after one lease");
+    for (_, life, from, down) in &model.deaths {
+        let held = model.holds.iter().filter(|hold| {
+            hold.ask.life == *life
+                && hold.ask.within.is_none()
+                && hold.granted < *from
+                && hold.leave.is_none_or(|(at, _)| at > *from)
+        });
+        for hold in held {
+            let due = down + hold.ask.lease + hold.ask.lease / 50 + LOOKING;
+            for name in &hold.ask.names {
+                let next = model.holds.iter().find(|next| next.granted > *down && next.ask.names.contains(name));
+                if next.is_some_and(|next| next.granted <= due) {
+                    verdict.check(true, String::new);
+                } else if let Some(ask) = model.asks.iter().find(|ask| waits_in_vain(model, ask, name, *down, due)) {
+                    verdict.check(false, || {
+                        format!(
+                            "{name}: worker {} op {} has waited past the lease of {}",
+                            ask.worker + 1,
+                            ask.op,
+                            hold.named()
+                        )
+                    });
+                }
+            }
+        }
+    }
+    verdict
+}
+
+/// Has this request asked for nothing but `name`, from before that must have been free until long after, with a majority
+/// of nodes that were well?
+fn waits_in_vain(model: &Model, ask: &Ask, name: &str, down: u64, due: u64) -> bool {
+    let until = ask.answered().unwrap_or(model.end);
+    ask.waits
+        && ask.names == [name]
+        && ask.at <= due - LOOKING
+        && until >= due
+        && model.most_disturbed(ask.worker, down, due) <= model.spare()
+        && !model.worker_was_troubled(ask.worker, ask.at, due)
+        && !model.stood_still(down, due)
+}
+
+/// While a minority of nodes is in trouble, no request fails for want of a quorum; somebody gets on; and when all is over,
+/// everybody does.
+pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
+    let mut verdict =
+        Verdict::of("MinorityFaultLive", "locks go on being granted while a minority of the nodes has failed");
+    for ask in &model.asks {
+        let (at, without_quorum) = match ask.answer {
+            Answer::Granted(at) => (at, false),
+            Answer::Refused(why, at) => (at, matches!(why, Refusal::NoQuorum | Refusal::TooLate)),
+            Answer::Cancelled(_) | Answer::None => continue,
+        };
+        // A lock that was won in a race may for a moment be held on a bare quorum, until an extension repairs the others; if
+        // one of that dies, a re-entry that does not wait is refused.
+        let may_be_bare = ask.within.is_some() && !ask.waits;
+        let troubled = model.worker_was_troubled(ask.worker, ask.at, at) || model.stood_still(ask.at, at);
+        if may_be_bare || troubled {
+            continue;
+        }
+        let disturbed = model.most_disturbed(ask.worker, ask.at, at);
+        if (1..=model.spare()).contains(&disturbed) {
+            verdict.check(!without_quorum, || {
+                format!(
+                    "worker {} op {} on {} heard no quorum in {} us, with {disturbed} nodes in trouble: {}",
+                    ask.worker + 1,
+                    ask.op,
+                    ask.names.join(" "),
+                    at - ask.at,
+                    ask.detail.as_deref().unwrap_or_default()
+                )
+            });
+        }
+    }
+    someone_gets_on(model, &mut verdict);
+    for (worker, acquired, of) in &model.calms {
+        verdict
+            .check(acquired == of, || format!("worker {} had {acquired} of {of} locks when all was well", worker + 1));
+    }
+    if complete && model.calms.is_empty() {
+        verdict.unknown("no worker has told whether it gets on when all is well");
+    }
+    verdict
+}
+
+/// Looks at each stretch without any grant.
+fn someone_gets_on(model: &Model, verdict: &mut Verdict) {
+    let limit = LONGEST_SILENCE * model.setting.lease + LOOKING;
+    // In the end nobody asks any more.
+    let Some(last) = model.asks.last() else { return };
+    let grants = model.holds.iter().map(|hold| hold.granted).filter(|at| *at <= last.at);
+    let mut before = model.begin;
+    for at in grants.chain([last.at]) {
+        if at.saturating_sub(before) > limit {
+            let nobody = usize::MAX; // Not troubled by what is done to a single worker.
+            let disturbed = model.most_disturbed(nobody, before, at);
+            verdict.check(disturbed > model.spare() || model.stood_still(before, at), || {
+                format!("nobody was granted anything for {} us, with {disturbed} nodes in trouble", at - before)
+            });
+        }
+        before = at;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fault::Kind;
+    use super::super::State;
+    use super::super::story::{Story, ms};
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_left_violates_no_orphan() {
+        for (keys, expected) in [(&[][..], State::Held), (&["quorlock:lock:x"][..], State::Violated)] {
+            let mut story = Story::new(2);
+            story.scanned(0, &[]);
+            story.scanned(1, keys);
+            assert_eq!(no_orphan(&story.model(), true).state, expected);
+        }
+    }
+
+    #[test]
+    fn a_node_that_nobody_looked_at_is_unknown() {
+        let mut story = Story::new(2);
+        story.scanned(0, &[]);
+        assert_eq!(no_orphan(&story.model(), true).state, State::Unknown);
+        assert_eq!(no_orphan(&story.model(), false).state, State::Held);
+    }
+
+    #[test]
+    fn a_lock_that_stays_taken_violates_free_after_ttl() {
+        for (next, expected) in [(ms(1300), State::Held), (ms(3500), State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            story.killed(0, ms(200));
+            story.asked_by(2, 1, "x", ms(150));
+            story.grant(2, "b", 11, next, 1, ms(900));
+            assert_eq!(free_after_ttl(&story.model()).state, expected, "granted at {next} us");
+        }
+    }
+
+    #[test]
+    fn no_quorum_beside_a_minority_violates_minority_fault_live() {
+        for (nodes, expected) in [(&[0][..], State::Violated), (&[0, 1][..], State::NotExercised)] {
+            let mut story = Story::new(3);
+            story.fault(1, Kind::Pause, nodes, ms(100)..ms(900));
+            story.asked(1, "a", "x", ms(300));
+            story.refused(1, Refusal::NoQuorum, ms(600));
+            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "{nodes:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_stands_still_is_no_fault_of_the_lock() {
+        let mut story = Story::new(3);
+        story.fault(1, Kind::Pause, &[0], ms(100)..ms(900));
+        story.asked(1, "a", "x", ms(300));
+        story.stalled(0, ms(310)..ms(580));
+        story.refused(1, Refusal::NoQuorum, ms(600));
+        assert_eq!(minority_fault_live(&story.model(), false).state, State::NotExercised);
+    }
+
+    #[test]
+    fn a_standstill_violates_minority_fault_live() {
+        for (later, expected) in [(2000, State::NotExercised), (5000, State::Violated)] {
+            let mut story = Story::new(3);
+            story.held(1, "a", "x", 10, ms(100)..ms(200));
+            story.held(2, "b", "x", 11, ms(later)..ms(later + 100));
+            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "the lease is 1 s");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_gets_nothing_in_the_end_violates_minority_fault_live() {
+        for (acquired, expected) in [(5, State::Held), (4, State::Violated)] {
+            let mut story = Story::new(3);
+            story.calm(0, acquired, 5);
+            assert_eq!(minority_fault_live(&story.model(), true).state, expected);
+        }
+        assert_eq!(minority_fault_live(&Story::new(3).model(), true).state, State::Unknown);
+    }
+}

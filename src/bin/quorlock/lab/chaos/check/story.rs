@@ -1,0 +1,132 @@
+//! Histories made by hand. The lease is 1 s, and there is one lock to a hold.
+
+use std::ops::Range;
+
+use super::super::fault::{Kind, Scale};
+use super::super::history::{Event, Leaving, Outcome, Refusal, Setting, What};
+use super::Model;
+
+const LEASE: u64 = 1_000_000;
+
+/// In µs.
+pub fn ms(ms: u64) -> u64 {
+    ms * 1000
+}
+
+pub struct Story {
+    events: Vec<Event>,
+    nodes: usize,
+}
+
+impl Story {
+    /// On so many nodes.
+    pub fn new(nodes: usize) -> Self {
+        Self { events: Vec::new(), nodes }
+    }
+
+    pub fn model(&self) -> Model {
+        Model::read(&self.events, &Setting { nodes: self.nodes, lease: LEASE, fencing: true })
+    }
+
+    fn tell(&mut self, at: u64, what: What) {
+        self.events.push(Event { at, what });
+    }
+
+    fn ask(&mut self, op: u64, worker: usize, name: &str, within: Option<u64>, at: u64) {
+        let names = vec![name.to_owned()];
+        let life = u64::try_from(worker).unwrap_or(0) + 1;
+        self.tell(at, What::Ask { op, worker, life, lease: LEASE, names, within, waits: true });
+    }
+
+    /// By the first worker.
+    pub fn asked(&mut self, op: u64, _owner: &str, name: &str, at: u64) {
+        self.ask(op, 0, name, None, at);
+    }
+
+    pub fn asked_by(&mut self, op: u64, worker: usize, name: &str, at: u64) {
+        self.ask(op, worker, name, None, at);
+    }
+
+    /// What was asked.
+    pub fn grant(&mut self, op: u64, owner: &str, token: u64, at: u64, holds: u32, remaining: u64) {
+        let (owner, tokens) = (owner.to_owned(), vec![token]);
+        self.tell(at, What::Grant { op, owner, tokens, holds, from: at, remaining });
+    }
+
+    /// Asked for just before.
+    #[expect(clippy::too_many_arguments, reason = "one line says all about a grant")]
+    pub fn granted(&mut self, op: u64, owner: &str, name: &str, token: u64, at: u64, holds: u32, remaining: u64) {
+        self.asked(op, owner, name, at - 1);
+        self.grant(op, owner, token, at, holds, remaining);
+    }
+
+    /// Granted and given back; believed in for longer.
+    pub fn held(&mut self, op: u64, owner: &str, name: &str, token: u64, during: Range<u64>) {
+        self.granted(op, owner, name, token, during.start, 1, LEASE);
+        self.released(op, during.end, 0);
+    }
+
+    /// Granted inside another hold.
+    #[expect(clippy::too_many_arguments, reason = "one line says all about a grant")]
+    pub fn nested(&mut self, op: u64, within: u64, owner: &str, name: &str, token: u64, at: u64, holds: u32) {
+        self.ask(op, 0, name, Some(within), at - 1);
+        self.grant(op, owner, token, at, holds, LEASE);
+    }
+
+    pub fn refused(&mut self, op: u64, why: Refusal, at: u64) {
+        self.tell(at, What::Refuse { op, why, detail: None });
+    }
+
+    pub fn valid(&mut self, op: u64, at: u64, remaining: u64, token: u64) {
+        self.tell(at, What::Valid { op, from: at, remaining, tokens: vec![token], holds: 1 });
+    }
+
+    pub fn lost(&mut self, op: u64, at: u64, deadline: u64) {
+        self.tell(at, What::Lost { op, deadline });
+    }
+
+    pub fn released(&mut self, op: u64, at: u64, holds: u32) {
+        self.tell(at, What::Leave { op, how: Leaving::Release });
+        self.tell(at + 1, What::Left { op, outcome: Outcome::Released, holds: Some(holds) });
+    }
+
+    pub fn wrote(&mut self, op: u64, at: u64, accepted: bool) {
+        self.tell(at, What::Write { op, from: at - 1, accepted });
+    }
+
+    pub fn fault(&mut self, id: usize, kind: Kind, nodes: &[usize], during: Range<u64>) {
+        self.trouble(id, kind, nodes, None, during);
+    }
+
+    pub fn worker_fault(&mut self, id: usize, kind: Kind, worker: usize, during: Range<u64>) {
+        self.trouble(id, kind, &[], Some(worker), during);
+    }
+
+    fn trouble(&mut self, id: usize, kind: Kind, nodes: &[usize], worker: Option<usize>, during: Range<u64>) {
+        let (nodes, scale) = (nodes.to_vec(), Scale::Minority);
+        let forgets = kind == Kind::Forget;
+        self.tell(
+            during.start,
+            What::Fault { id, kind, scale, nodes, worker, amount: 0, forgets, tail: 0, from: during.start },
+        );
+        self.tell(during.end, What::Heal { id, from: during.end });
+    }
+
+    /// The first life of a worker ends.
+    pub fn killed(&mut self, worker: usize, at: u64) {
+        let life = u64::try_from(worker).unwrap_or(0) + 1;
+        self.tell(at + 1, What::Down { worker, life, from: at });
+    }
+
+    pub fn stalled(&mut self, life: u64, during: Range<u64>) {
+        self.tell(during.end, What::Stall { life, from: during.start });
+    }
+
+    pub fn scanned(&mut self, node: usize, keys: &[&str]) {
+        self.tell(0, What::Scan { node, keys: keys.iter().map(|key| (*key).to_owned()).collect() });
+    }
+
+    pub fn calm(&mut self, worker: usize, acquired: usize, of: usize) {
+        self.tell(0, What::Calm { worker, acquired, of });
+    }
+}

@@ -1,0 +1,149 @@
+//! Leases and their ends.
+
+use super::Verdict;
+use super::model::{Answer, Model};
+
+/// A signal may be so late, in µs: what a timer may be on a machine that is busy with servers and workers.
+const LATENESS: u64 = 250_000;
+
+/// Readings are cut to whole us: two of them may say so much too little.
+const CUT_OFF: u64 = 2;
+
+/// What is lost stays lost.
+pub fn no_resurrection(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("NoResurrection", "a lease that was lost is never valid again, nor entered again");
+    for hold in &model.holds {
+        let Some((lost, _)) = hold.lost else { continue };
+        let revived = hold.readings.iter().find(|reading| reading.from > lost && reading.remaining > 0);
+        verdict.check(revived.is_none(), || format!("{} was valid after its loss", hold.named()));
+    }
+    for ask in &model.asks {
+        let outer = ask.within.and_then(|op| model.hold(op)).and_then(|outer| Some((outer, outer.lost?.0)));
+        let Some((outer, lost)) = outer else { continue };
+        if ask.at > lost && outer.ask.names.len() == 1 {
+            let entered = matches!(ask.answer, Answer::Granted(_));
+            verdict.check(!entered, || format!("{} was entered again after its loss", outer.named()));
+        }
+    }
+    verdict
+}
+
+/// The loss is signalled when the lease is over, by the holder's own clock.
+pub fn loss_on_time(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("LossOnTime", "a holder hears of a loss when its lease is over, or before");
+    for hold in &model.holds {
+        let awake = model.excused(hold.ask.worker, hold.ask.life, hold.deadline(), LATENESS);
+        let due = awake.saturating_add(LATENESS);
+        let over = [hold.leave.map(|(at, _)| at), hold.killed, Some(model.end)].into_iter().flatten().min();
+        match hold.lost {
+            // Whether anything was in time cannot be told then.
+            Some((at, _)) if at > due && model.stood_still(hold.deadline(), at) => {}
+            None if over.is_some_and(|over| over > due && model.stood_still(hold.deadline(), over)) => {}
+            Some((at, _)) => {
+                verdict.check(at <= due, || format!("{} heard of it {} us late", hold.named(), at - awake));
+            }
+            None if over.is_some_and(|over| over > due) => {
+                verdict.check(false, || format!("{} has never heard of it", hold.named()));
+            }
+            None => {}
+        }
+    }
+    verdict
+}
+
+/// Nothing makes a lease shorter: not an extension, not a re-entry with a shorter one.
+pub fn lease_never_shrinks(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("LeaseNeverShrinks", "no extension or re-entry makes a lease end earlier");
+    for hold in &model.holds {
+        let mut certain = 0;
+        for reading in hold.readings.iter().filter(|reading| reading.remaining > 0) {
+            // Its end lies between these: the guard was asked at some time from `from` to `at`.
+            let (earliest, latest) = (reading.from + reading.remaining, reading.at + reading.remaining + CUT_OFF);
+            if certain > 0 {
+                verdict.check(latest >= certain, || {
+                    format!("{} ends {} us earlier than it had said", hold.named(), certain - latest)
+                });
+            }
+            certain = certain.max(earliest);
+        }
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fault::Kind;
+    use super::super::State;
+    use super::super::story::{Story, ms};
+    use super::*;
+
+    #[test]
+    fn a_lease_that_comes_back_violates_no_resurrection() {
+        for (later, expected) in [(None, State::Held), (Some(700), State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            story.lost(1, ms(500), ms(500));
+            if let Some(later) = later {
+                story.valid(1, ms(later), ms(100), 10);
+            }
+            assert_eq!(no_resurrection(&story.model()).state, expected);
+        }
+    }
+
+    #[test]
+    fn entering_what_is_lost_violates_no_resurrection() {
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        story.lost(1, ms(500), ms(500));
+        story.nested(2, 1, "a", "x", 10, ms(600), 2);
+        assert_eq!(no_resurrection(&story.model()).state, State::Violated);
+    }
+
+    #[test]
+    fn a_late_signal_violates_loss_on_time() {
+        for (heard, expected) in [(480, State::Held), (700, State::Held), (800, State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            story.lost(1, ms(heard), ms(500));
+            assert_eq!(loss_on_time(&story.model()).state, expected, "at {heard} ms");
+        }
+    }
+
+    #[test]
+    fn no_signal_at_all_violates_loss_on_time() {
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        story.released(1, ms(2000), 0);
+        assert_eq!(loss_on_time(&story.model()).state, State::Violated);
+    }
+
+    #[test]
+    fn whoever_is_stopped_hears_of_it_afterwards() {
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        story.worker_fault(1, Kind::WorkerPause, 0, ms(200)..ms(1500));
+        story.lost(1, ms(1510), ms(500));
+        assert_eq!(loss_on_time(&story.model()).state, State::Held);
+    }
+
+    #[test]
+    fn what_is_late_when_the_machine_stands_still_is_not_judged() {
+        for (during, expected) in [(ms(450)..ms(900), State::NotExercised), (ms(910)..ms(950), State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            story.stalled(2, during.clone());
+            story.lost(1, ms(905), ms(500));
+            assert_eq!(loss_on_time(&story.model()).state, expected, "{during:?}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_end_violates_lease_never_shrinks() {
+        for (remaining, expected) in [(ms(400), State::Held), (ms(100), State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            story.valid(1, ms(200), remaining, 10);
+            assert_eq!(lease_never_shrinks(&story.model()).state, expected);
+        }
+    }
+}

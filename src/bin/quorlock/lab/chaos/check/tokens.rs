@@ -1,0 +1,192 @@
+//! Fencing tokens, and the store that asks for them.
+
+use std::collections::BTreeMap;
+
+use super::super::ledger::Audit;
+use super::model::{Hold, Model};
+use super::{State, Verdict};
+
+/// Every outermost grant of a name, with its token there.
+fn outermost(model: &Model) -> BTreeMap<&str, Vec<(u64, &Hold)>> {
+    let mut grants: BTreeMap<&str, Vec<(u64, &Hold)>> = BTreeMap::new();
+    for hold in model.holds.iter().filter(|hold| hold.ask.within.is_none()) {
+        for (name, token) in hold.ask.names.iter().zip(&hold.tokens) {
+            grants.entry(name).or_default().push((*token, hold));
+        }
+    }
+    grants
+}
+
+pub fn token_unique(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("TokenUnique", "no two acquisitions of a lock have the same token");
+    for (name, grants) in outermost(model) {
+        let mut seen: BTreeMap<u64, &Hold> = BTreeMap::new();
+        for (token, hold) in grants {
+            let before = seen.insert(token, hold);
+            verdict.check(before.is_none(), || {
+                let before = before.map(Hold::named).unwrap_or_default();
+                format!("{name}: {} has the token of {before}", hold.named())
+            });
+        }
+    }
+    verdict
+}
+
+/// An acquisition that begins after another was granted has a larger token.
+pub fn token_monotonic(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("TokenMonotonic", "whoever asks after a grant gets a larger token");
+    for (name, mut grants) in outermost(model) {
+        let mut granted = grants.clone();
+        granted.sort_by_key(|(_, hold)| hold.granted);
+        grants.sort_by_key(|(_, hold)| hold.ask.at);
+        let mut granted = granted.into_iter().peekable();
+        let mut largest: Option<(u64, &Hold)> = None;
+        for (token, hold) in grants {
+            while let Some((before, by)) = granted.next_if(|(_, by)| by.granted < hold.ask.at) {
+                if largest.is_none_or(|(most, _)| before > most) {
+                    largest = Some((before, by));
+                }
+            }
+            if let Some((most, by)) = largest {
+                verdict
+                    .check(token > most, || format!("{name}: {} asked after {} was granted", hold.named(), by.named()));
+            }
+        }
+    }
+    verdict
+}
+
+/// Neither an extension nor a re-entry changes the token.
+pub fn token_stable(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("TokenStable", "extension and re-entry keep the token");
+    for hold in &model.holds {
+        for reading in &hold.readings[1..] {
+            verdict.check(reading.tokens == hold.tokens, || format!("{} became {:?}", hold.named(), reading.tokens));
+        }
+        for (name, token) in hold.ask.names.iter().zip(&hold.tokens) {
+            let around = model.around(hold).find(|outer| outer.ask.names.contains(name));
+            let Some(outer) = around else { continue };
+            verdict
+                .check(outer.token_of(name) == Some(*token), || format!("{} inside {}", hold.named(), outer.named()));
+        }
+    }
+    verdict
+}
+
+/// The database takes no stale write, and takes every holder's.
+pub fn fenced_store(model: &Model, audit: Option<&Audit>) -> Verdict {
+    let mut verdict =
+        Verdict::of("FencedStore", "no stale write is accepted (some are rejected), no holder's is rejected");
+    if !model.setting.fencing {
+        return verdict;
+    }
+    let Some(audit) = audit else {
+        verdict.unknown("the ledger could not be read");
+        return verdict;
+    };
+    let mut rejected = 0;
+    for hold in &model.holds {
+        let Some((_, done, accepted)) = hold.write else { continue };
+        rejected += u64::from(!accepted);
+        verdict.check(accepted || hold.believed_until() < done, || {
+            format!("{}: a holder's write was rejected", hold.named())
+        });
+    }
+    verdict.check(audit.stale_accepted == 0, || format!("{} stale writes were accepted", audit.stale_accepted));
+    verdict.check(audit.lost_updates == 0, || format!("{} updates were lost", audit.lost_updates));
+    verdict.check(audit.opened_with == audit.closed_with && audit.wrong_balances == 0, || {
+        format!("{} in the beginning, {} in the end", audit.opened_with, audit.closed_with)
+    });
+    if rejected == 0 && verdict.state == State::Held {
+        // Nobody has tried the fence.
+        verdict.state = State::NotExercised;
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::story::Story;
+    use super::*;
+
+    #[test]
+    fn a_token_given_twice_violates_token_unique() {
+        for (second, expected) in [(11, State::Held), (10, State::Violated)] {
+            let mut story = Story::new(3);
+            story.held(1, "a", "x", 10, 100..200);
+            story.held(2, "b", "x", second, 300..400);
+            story.held(3, "b", "y", 10, 300..400);
+            assert_eq!(token_unique(&story.model()).state, expected);
+        }
+    }
+
+    #[test]
+    fn a_smaller_token_violates_token_monotonic() {
+        for (second, expected) in [(11, State::Held), (9, State::Violated)] {
+            let mut story = Story::new(3);
+            story.held(1, "a", "x", 10, 100..200);
+            story.held(2, "b", "x", second, 300..400);
+            assert_eq!(token_monotonic(&story.model()).state, expected);
+        }
+    }
+
+    #[test]
+    fn requests_at_the_same_time_have_no_order() {
+        let mut story = Story::new(3);
+        story.asked(1, "a", "x", 90);
+        story.asked(2, "b", "x", 95);
+        story.grant(1, "a", 10, 100, 1, 50);
+        story.grant(2, "b", 9, 200, 1, 50);
+        assert_eq!(token_monotonic(&story.model()).state, State::NotExercised);
+    }
+
+    #[test]
+    fn a_token_that_changes_violates_token_stable() {
+        for (later, inner, expected) in [(10, 10, State::Held), (11, 10, State::Violated), (10, 11, State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, 100, 1, 1000);
+            story.valid(1, 200, 1000, later);
+            story.nested(2, 1, "a", "y", 12, 250, 1);
+            story.nested(3, 2, "a", "x", inner, 300, 2);
+            assert_eq!(token_stable(&story.model()).state, expected, "{later} {inner}");
+        }
+    }
+
+    #[test]
+    fn stale_writes_that_are_accepted_violate_fenced_store() {
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, 100, 1, 50);
+        story.wrote(1, 300, false);
+        story.granted(2, "b", "x", 11, 200, 1, 1000);
+        story.wrote(2, 250, true);
+        let sound = Audit { opened_with: 1, closed_with: 1, ..Audit::default() };
+        assert_eq!(fenced_store(&story.model(), Some(&sound)).state, State::Held);
+        assert_eq!(fenced_store(&story.model(), None).state, State::Unknown);
+        for broken in [
+            Audit { stale_accepted: 1, ..sound.clone() },
+            Audit { lost_updates: 1, ..sound.clone() },
+            Audit { closed_with: 2, ..sound.clone() },
+            Audit { wrong_balances: 1, ..sound.clone() },
+        ] {
+            assert_eq!(fenced_store(&story.model(), Some(&broken)).state, State::Violated, "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn a_holders_write_that_is_rejected_violates_fenced_store() {
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, 100, 1, 1000);
+        story.wrote(1, 300, false);
+        let sound = Audit { opened_with: 1, closed_with: 1, ..Audit::default() };
+        assert_eq!(fenced_store(&story.model(), Some(&sound)).state, State::Violated);
+    }
+
+    #[test]
+    fn a_fence_that_nobody_met_is_not_exercised() {
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, 100, 1, 1000);
+        story.wrote(1, 300, true);
+        let sound = Audit { opened_with: 1, closed_with: 1, ..Audit::default() };
+        assert_eq!(fenced_store(&story.model(), Some(&sound)).state, State::NotExercised);
+    }
+}

@@ -1,0 +1,117 @@
+//! Nothing is granted without a majority, and a node that has forgotten is not part of one.
+
+use super::super::history::Refusal;
+use super::Verdict;
+use super::model::{Answer, Ask, Model};
+
+/// A grant has some validity left, and nodes that cannot have answered make none.
+pub fn no_false_grant(model: &Model) -> Verdict {
+    let mut verdict =
+        Verdict::of("NoFalseGrant", "nothing is granted that is spent, or that no majority can have granted");
+    for hold in &model.holds {
+        let first = &hold.readings[0];
+        // A process that was stopped between the grant and the question is told that nothing is left.
+        let was_stopped = model.pauses(hold.ask.worker, hold.ask.at, hold.granted).next().is_some();
+        if !was_stopped {
+            verdict.check(first.remaining > 0, || format!("{} was spent when it was granted", hold.named()));
+        }
+    }
+    for (ask, at) in answered(model) {
+        let silent = model.silent(ask.worker, ask.at, at);
+        if silent.len() > model.spare() {
+            let granted = matches!(ask.answer, Answer::Granted(_));
+            verdict.check(!granted, || format!("{} while nodes {silent:?} could not answer", named(ask)));
+        }
+    }
+    verdict
+}
+
+/// Where only nodes that have forgotten their votes could make the majority, there is none.
+pub fn quarantine_holds(model: &Model) -> Verdict {
+    let mut verdict =
+        Verdict::of("QuarantineHolds", "a node that may have forgotten its votes is not counted for one lease");
+    for (ask, at) in answered(model) {
+        let silent = model.silent(ask.worker, ask.at, at);
+        let mut missing = model.quarantined(ask.at, at);
+        missing.extend(&silent);
+        // Where silence alone is the reason, quarantine was not needed.
+        if silent.len() <= model.spare() && missing.len() > model.spare() {
+            let granted = matches!(ask.answer, Answer::Granted(_));
+            verdict.check(!granted, || format!("{} by nodes that were in quarantine: without {missing:?}", named(ask)));
+        }
+    }
+    verdict
+}
+
+/// Requests that came to an end and asked nodes for it, and when.
+fn answered(model: &Model) -> impl Iterator<Item = (&Ask, u64)> {
+    let asks = model.asks.iter().filter_map(|ask| Some((ask, ask.answered()?)));
+    // What is known to be lost is refused without a question.
+    asks.filter(|(ask, _)| !matches!(ask.answer, Answer::Cancelled(_) | Answer::Refused(Refusal::Lost, _)))
+}
+
+fn named(ask: &Ask) -> String {
+    format!("worker {} op {} on {} was granted", ask.worker + 1, ask.op, ask.names.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fault::Kind;
+    use super::super::State;
+    use super::super::story::{Story, ms};
+    use super::*;
+
+    #[test]
+    fn a_spent_grant_violates_no_false_grant() {
+        for (remaining, expected) in [(1, State::Held), (0, State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, 100, 1, remaining);
+            assert_eq!(no_false_grant(&story.model()).state, expected);
+        }
+    }
+
+    #[test]
+    fn a_grant_in_an_outage_violates_no_false_grant() {
+        for (silent, expected) in [(1, State::Held), (2, State::Violated)] {
+            let mut story = Story::new(3);
+            story.fault(1, Kind::Cut, &[0], ms(100)..ms(900));
+            if silent == 2 {
+                story.fault(2, Kind::Pause, &[2], ms(100)..ms(900));
+            }
+            story.asked(1, "a", "x", ms(300));
+            story.grant(1, "a", 10, ms(310), 1, ms(500));
+            assert_eq!(no_false_grant(&story.model()).state, expected, "{silent} silent");
+        }
+    }
+
+    #[test]
+    fn an_outage_that_ends_meanwhile_is_none() {
+        let mut story = Story::new(3);
+        story.fault(1, Kind::Cut, &[0, 1], ms(100)..ms(305));
+        story.asked(1, "a", "x", ms(300));
+        story.grant(1, "a", 10, ms(310), 1, ms(500));
+        assert_eq!(no_false_grant(&story.model()).state, State::Held);
+    }
+
+    #[test]
+    fn a_vote_out_of_quarantine_violates_quarantine_holds() {
+        for (asked, expected) in [(600, State::Violated), (1200, State::NotExercised)] {
+            let mut story = Story::new(3);
+            story.fault(1, Kind::Forget, &[0], ms(100)..ms(200));
+            story.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
+            story.asked(1, "a", "x", ms(asked));
+            story.grant(1, "a", 10, ms(asked + 10), 1, ms(500));
+            assert_eq!(quarantine_holds(&story.model()).state, expected, "asked at {asked} ms, the lease is 1 s");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_what_quarantine_is_for() {
+        let mut story = Story::new(3);
+        story.fault(1, Kind::Forget, &[0], ms(100)..ms(200));
+        story.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
+        story.asked(1, "a", "x", ms(600));
+        story.refused(1, Refusal::NoQuorum, ms(900));
+        assert_eq!(quarantine_holds(&story.model()).state, State::Held);
+    }
+}

@@ -1,0 +1,125 @@
+//! Carries out the plan, and collects what happens.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::crew::{Crew, Said};
+use super::fault::{Fault, Kind, Scale};
+use super::history::{Event, What, now};
+use super::nodes::Nodes;
+
+/// A fault that comes later than planned by this much is left out: what the plan promises holds for its own times.
+const LATEST: Duration = Duration::from_millis(250);
+
+pub struct Conductor {
+    pub nodes: Nodes,
+    pub crew: Crew,
+    said: mpsc::UnboundedSender<Said>,
+    /// ms.
+    lease: u64,
+    /// When a node, or what lies before it, was last set right.
+    healed: Mutex<Instant>,
+}
+
+impl Conductor {
+    pub fn new(nodes: Nodes, crew: Crew, said: mpsc::UnboundedSender<Said>, lease: u64) -> Self {
+        Self { nodes, crew, said, lease, healed: Mutex::new(Instant::now()) }
+    }
+
+    /// Starts to carry out these faults. Each is a task of its own, which gives the fault back if it could not be done as
+    /// it was planned.
+    pub fn play(self: &Arc<Self>, faults: &[Fault]) -> JoinSet<io::Result<Option<Fault>>> {
+        let mut playing = JoinSet::new();
+        let start = Instant::now();
+        for fault in faults.iter().cloned() {
+            let this = Arc::clone(self);
+            playing.spawn(async move {
+                let due = start + Duration::from_millis(fault.at);
+                sleep_until(due).await;
+                if this.is_too_late(&fault, due).await {
+                    return Ok(Some(fault));
+                }
+                let done = if fault.kind.is_of_workers() && fault.kind != Kind::Isolate {
+                    this.trouble_worker(&fault).await
+                } else {
+                    this.trouble_nodes(&fault).await
+                };
+                done.map(|()| None).map_err(|error| {
+                    io::Error::new(error.kind(), format!("{}, fault {}: {error}", fault.kind, fault.id))
+                })
+            });
+        }
+        playing
+    }
+
+    async fn is_too_late(&self, fault: &Fault, due: Instant) -> bool {
+        let well_for = self.healed.lock().await.elapsed();
+        let leaps_too_soon = fault.kind == Kind::ClockForward && well_for < Duration::from_millis(self.lease);
+        fault.kind.disturbs() && (due.elapsed() > LATEST || leaps_too_soon)
+    }
+
+    async fn trouble_nodes(&self, fault: &Fault) -> io::Result<()> {
+        let from = now();
+        let begun = self.nodes.begin(fault).await;
+        self.say_begun(fault, from);
+        begun?;
+        sleep(Duration::from_millis(fault.lasts)).await;
+        let from = now();
+        let ended = self.nodes.end(fault).await;
+        self.say_healed(fault, from);
+        if fault.kind.disturbs() && fault.scale != Scale::Harmless {
+            *self.healed.lock().await = Instant::now();
+        }
+        ended
+    }
+
+    async fn trouble_worker(&self, fault: &Fault) -> io::Result<()> {
+        let worker = fault.worker.unwrap_or_default();
+        let lasts = Duration::from_millis(fault.lasts);
+        if fault.kind == Kind::WorkerPause {
+            let from = self.crew.pause(worker, Duration::from_millis(2 * self.lease)).await?;
+            self.say_begun(fault, from);
+            sleep(lasts).await;
+            let from = now();
+            self.crew.resume(worker).await?;
+            self.say_healed(fault, from);
+        } else {
+            let from = now();
+            self.crew.kill(worker).await?;
+            self.say_begun(fault, from);
+            sleep(lasts).await;
+            let from = now();
+            self.crew.start(worker).await?;
+            self.say_healed(fault, from);
+        }
+        Ok(())
+    }
+
+    fn say_begun(&self, fault: &Fault, from: u64) {
+        self.say(What::Fault {
+            id: fault.id,
+            kind: fault.kind,
+            scale: fault.scale,
+            nodes: fault.nodes.clone(),
+            worker: fault.worker,
+            amount: fault.amount,
+            forgets: self.nodes.forgets(fault),
+            tail: fault.tail(self.lease) * 1000,
+            from,
+        });
+    }
+
+    fn say_healed(&self, fault: &Fault, from: u64) {
+        self.say(What::Heal { id: fault.id, from });
+    }
+
+    pub fn say(&self, what: What) {
+        // The collector outlives all that has something to say.
+        drop(self.said.send(Said::Event(Event { at: now(), what })));
+    }
+}

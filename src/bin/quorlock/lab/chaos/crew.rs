@@ -1,0 +1,152 @@
+//! The worker processes: started, listened to, stopped, killed and replaced.
+
+use std::io;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::{Mutex, Notify, mpsc};
+
+use super::history::{Event, What, now};
+use super::ledger::Place;
+use super::worker::{Job, LEDGER_VARIABLE};
+
+/// How long a worker may take to end when it is told to.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// What workers do, and that one has ended though nobody made it.
+pub enum Said {
+    Event(Event),
+    Ended { worker: usize, life: u64 },
+}
+
+pub struct Crew {
+    workers: Vec<Worker>,
+    ledger: Place,
+    said: mpsc::UnboundedSender<Said>,
+    lives: AtomicU64,
+}
+
+struct Worker {
+    job: Job,
+    process: Mutex<Option<Process>>,
+    /// Wakes whoever waits for this worker to be between reading and writing balances.
+    section: std::sync::Arc<Notify>,
+}
+
+struct Process {
+    life: u64,
+    child: Child,
+    stdin: ChildStdin,
+}
+
+impl Crew {
+    /// `jobs` have no life yet.
+    pub fn new(jobs: Vec<Job>, ledger: Place, said: mpsc::UnboundedSender<Said>) -> Self {
+        let worker = |job| Worker { job, process: Mutex::default(), section: std::sync::Arc::default() };
+        Self { workers: jobs.into_iter().map(worker).collect(), ledger, said, lives: AtomicU64::new(1) }
+    }
+
+    /// Starts a process in this worker's place, which is empty.
+    pub async fn start(&self, worker: usize) -> io::Result<()> {
+        let place = &self.workers[worker];
+        let life = self.lives.fetch_add(1, Ordering::Relaxed);
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("chaos-worker")
+            .env(LEDGER_VARIABLE, self.ledger.to_text())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let piped = || io::Error::other("a worker without pipes");
+        let (mut stdin, stdout) = (child.stdin.take().ok_or_else(piped)?, child.stdout.take().ok_or_else(piped)?);
+        let mut job = serde_json::to_string(&Job { life, ..place.job.clone() })?;
+        job.push('\n');
+        stdin.write_all(job.as_bytes()).await?;
+        let (said, section) = (self.said.clone(), std::sync::Arc::clone(&place.section));
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stdout).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                // The last line of a process that was killed may be half a line.
+                let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
+                if matches!(event.what, What::Section { .. }) {
+                    section.notify_waiters();
+                }
+                drop(said.send(Said::Event(event)));
+            }
+            drop(said.send(Said::Ended { worker, life }));
+        });
+        *place.process.lock().await = Some(Process { life, child, stdin });
+        Ok(())
+    }
+
+    /// SIGSTOP, when it is inside a critical section of the ledger; at the latest after `patience`.
+    pub async fn pause(&self, worker: usize, patience: Duration) -> io::Result<u64> {
+        let place = &self.workers[worker];
+        // Whether it is there or not: it is stopped.
+        let _ = tokio::time::timeout(patience, place.section.notified()).await;
+        let from = now();
+        self.signal(worker, Signal::STOP).await?;
+        Ok(from)
+    }
+
+    pub async fn resume(&self, worker: usize) -> io::Result<()> {
+        self.signal(worker, Signal::CONT).await
+    }
+
+    async fn signal(&self, worker: usize, signal: Signal) -> io::Result<()> {
+        match &*self.workers[worker].process.lock().await {
+            Some(process) => send(&process.child, signal),
+            None => Ok(()),
+        }
+    }
+
+    /// SIGKILL, and the end of it.
+    pub async fn kill(&self, worker: usize) -> io::Result<()> {
+        let Some(mut process) = self.workers[worker].process.lock().await.take() else { return Ok(()) };
+        let from = now();
+        process.child.kill().await?;
+        let down = What::Down { worker, life: process.life, from };
+        drop(self.said.send(Said::Event(Event { at: now(), what: down })));
+        Ok(())
+    }
+
+    /// Is this life over because somebody ended it?
+    pub async fn was_ended(&self, worker: usize, life: u64) -> bool {
+        self.workers[worker].process.lock().await.as_ref().is_none_or(|process| process.life != life)
+    }
+
+    /// Says this to every worker.
+    pub async fn say(&self, word: &str) {
+        for place in &self.workers {
+            if let Some(process) = &mut *place.process.lock().await {
+                // A worker that does not listen has ended, which is noticed elsewhere.
+                drop(process.stdin.write_all(format!("{word}\n").as_bytes()).await);
+            }
+        }
+    }
+
+    /// Lets every process end in order, and kills what does not.
+    pub async fn dismiss(&self) {
+        for worker in &self.workers {
+            let Some(process) = worker.process.lock().await.take() else { continue };
+            let Process { mut child, stdin, .. } = process;
+            drop(stdin);
+            drop(send(&child, Signal::CONT));
+            if tokio::time::timeout(ENDING, child.wait()).await.is_err() {
+                drop(child.kill().await);
+            }
+        }
+    }
+}
+
+fn send(child: &Child, signal: Signal) -> io::Result<()> {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    match pid {
+        Some(pid) => Ok(kill_process(pid, signal)?),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,105 @@
+//! What the journal says about the balances. Pure.
+
+use serde::Serialize;
+
+use super::OPENING_BALANCE;
+
+/// An accepted transfer, as the database recorded it in the transaction that changed the balances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub op: u64,
+    /// The two accounts, from and to.
+    pub accounts: [usize; 2],
+    pub amount: i64,
+    /// What the writer had read.
+    pub balances: [i64; 2],
+    pub tokens: [i64; 2],
+}
+
+/// The books, examined.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Audit {
+    pub accounts: usize,
+    pub transfers: usize,
+    /// What all accounts together should have, and what they have.
+    pub opened_with: i64,
+    pub closed_with: i64,
+    /// Accounts whose balance is not what the journal's transfers make of it.
+    pub wrong_balances: usize,
+    /// Balances that were replaced by somebody who had read an older one.
+    pub lost_updates: usize,
+    /// Writes that were accepted although their account had seen a larger token.
+    pub stale_accepted: usize,
+}
+
+impl Audit {
+    /// Follows the journal, account by account.
+    pub fn of(balances: &[i64], journal: &[Entry]) -> Self {
+        let opened_with = OPENING_BALANCE * i64::try_from(balances.len()).unwrap_or(0);
+        let mut due = vec![OPENING_BALANCE; balances.len()];
+        let mut shown = due.clone();
+        let mut largest = vec![0; balances.len()];
+        let mut audit = Self {
+            accounts: balances.len(),
+            transfers: journal.len(),
+            opened_with,
+            closed_with: balances.iter().sum(),
+            ..Self::default()
+        };
+        for entry in journal {
+            for (side, sign) in [(0, -1), (1, 1)] {
+                let account = entry.accounts[side];
+                if entry.balances[side] != shown[account] {
+                    audit.lost_updates += 1;
+                }
+                if entry.tokens[side] < largest[account] {
+                    audit.stale_accepted += 1;
+                }
+                shown[account] = entry.balances[side] + sign * entry.amount;
+                due[account] += sign * entry.amount;
+                largest[account] = largest[account].max(entry.tokens[side]);
+            }
+        }
+        audit.wrong_balances = due.iter().zip(balances).filter(|(due, is)| due != is).count();
+        audit
+    }
+
+    /// No update was lost, and the money is still there.
+    pub fn is_sound(&self) -> bool {
+        self.opened_with == self.closed_with && self.wrong_balances == 0 && self.lost_updates == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(amount: i64, balances: [i64; 2], token: i64) -> Entry {
+        Entry { op: 0, accounts: [0, 1], amount, balances, tokens: [token; 2] }
+    }
+
+    #[test]
+    fn books_in_order() {
+        let audit = Audit::of(&[970, 1030, 1000], &[entry(10, [1000, 1000], 1), entry(20, [990, 1010], 2)]);
+        assert!(audit.is_sound());
+        assert_eq!((audit.transfers, audit.stale_accepted), (2, 0));
+    }
+
+    #[test]
+    fn an_update_that_was_lost() {
+        let audit = Audit::of(&[980, 1020], &[entry(10, [1000, 1000], 1), entry(20, [1000, 1000], 2)]);
+        assert_eq!((audit.lost_updates, audit.wrong_balances), (2, 2));
+        assert!(!audit.is_sound(), "though the sum is right");
+    }
+
+    #[test]
+    fn a_stale_write_that_was_accepted() {
+        let audit = Audit::of(&[970, 1030], &[entry(10, [1000, 1000], 2), entry(20, [990, 1010], 1)]);
+        assert_eq!(audit.stale_accepted, 2);
+    }
+
+    #[test]
+    fn money_that_came_from_nowhere() {
+        assert!(!Audit::of(&[1000, 1010], &[]).is_sound());
+    }
+}

@@ -1,0 +1,279 @@
+//! The run's own servers, with a link between each of them and each worker, and what faults do to them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::super::clock::{Clock, Shim};
+use super::super::link::{Flow, Link, State};
+use super::super::server::Server;
+use super::fault::{Fault, Kind};
+
+/// A server logs every write before it answers.
+const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+/// How long a server may take to answer what the run itself asks, when nothing is done to it.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+
+/// CLIENT PAUSE ends by itself (while it lasts, the server does not listen to CLIENT UNPAUSE either), so much later than
+/// planned: what is taken to be silent must be.
+const CLIENT_PAUSE_MORE_MS: u64 = 100;
+
+pub struct Nodes {
+    nodes: Vec<Arc<Node>>,
+    /// The faults that are in effect on links.
+    active: Mutex<Vec<Fault>>,
+}
+
+struct Node {
+    durable: bool,
+    /// `None` once the run is over.
+    server: Mutex<Option<Server>>,
+    url: String,
+    clock: Option<Mutex<Clock>>,
+    /// One for each worker.
+    links: Vec<Link>,
+    commands: Mutex<Commands>,
+}
+
+/// What servers say they have done. A server that is killed says no more, so what it did since it was last asked is not
+/// counted.
+#[derive(Default)]
+struct Commands {
+    total: u64,
+    last: u64,
+}
+
+impl Commands {
+    fn add(&mut self, counted: u64) {
+        // A server that was started anew counts from 0.
+        self.total += if counted < self.last { counted } else { counted - self.last };
+        self.last = counted;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Nodes {
+    /// Starts one server for each entry of `durable`, in `dir`.
+    pub async fn start(dir: &Path, durable: &[bool], workers: usize, shim: Option<&Shim>) -> io::Result<Self> {
+        let mut nodes = Vec::new();
+        for (i, durable) in durable.iter().copied().enumerate() {
+            let clock = shim.map(|_| Clock::new(dir.join(format!("clock-{}", i + 1)))).transpose()?;
+            let environment = clock.as_ref().zip(shim).map_or_else(Vec::new, |(clock, shim)| clock.environment(shim));
+            let options: &[&str] = if durable { &DURABLE } else { &[] };
+            let server = Server::start(dir.join(format!("node-{}", i + 1)), options, &environment)?;
+            server.declare_new()?;
+            let to = SocketAddr::from(([127, 0, 0, 1], server.port()));
+            let mut links = Vec::new();
+            for _ in 0..workers {
+                links.push(Link::start(to).await?);
+            }
+            nodes.push(Arc::new(Node {
+                durable,
+                url: server.url(),
+                server: Mutex::new(Some(server)),
+                clock: clock.map(Mutex::new),
+                links,
+                commands: Mutex::default(),
+            }));
+        }
+        Ok(Self { nodes, active: Mutex::default() })
+    }
+
+    pub fn urls(&self, worker: usize) -> Vec<String> {
+        self.nodes.iter().map(|node| node.links[worker].url()).collect()
+    }
+
+    /// Does a node that this happens to come back without its votes?
+    pub fn forgets(&self, fault: &Fault) -> bool {
+        match fault.kind {
+            Kind::Forget => true,
+            Kind::Restart => fault.nodes.iter().any(|node| !self.nodes[*node].durable),
+            _ => false,
+        }
+    }
+
+    /// Puts the fault into effect. Returns when it is.
+    pub async fn begin(&self, fault: &Fault) -> io::Result<()> {
+        lock(&self.active).push(fault.clone());
+        self.set_links();
+        if fault.kind == Kind::Reset {
+            self.break_connections(fault);
+        }
+        let (kind, amount, lasts) = (fault.kind, fault.amount, fault.lasts);
+        self.on_each(fault, move |node| node.begin(kind, amount, lasts)).await
+    }
+
+    /// Ends it. Returns when the nodes are there to answer, as far as this fault goes.
+    pub async fn end(&self, fault: &Fault) -> io::Result<()> {
+        let kind = fault.kind;
+        let done = self.on_each(fault, move |node| node.end(kind)).await;
+        lock(&self.active).retain(|active| active.id != fault.id);
+        if fault.lossy {
+            self.break_connections(fault);
+        }
+        self.set_links();
+        done
+    }
+
+    /// The work on servers blocks.
+    async fn on_each(
+        &self,
+        fault: &Fault,
+        act: impl Fn(&Node) -> io::Result<()> + Copy + Send + 'static,
+    ) -> io::Result<()> {
+        let acting = fault.nodes.iter().map(|node| {
+            let node = Arc::clone(&self.nodes[*node]);
+            tokio::task::spawn_blocking(move || act(&node))
+        });
+        for done in futures::future::join_all(acting.collect::<Vec<_>>()).await {
+            done.map_err(io::Error::other)??;
+        }
+        Ok(())
+    }
+
+    /// Every link is as all active faults together make it.
+    fn set_links(&self) {
+        let active = lock(&self.active);
+        for (i, node) in self.nodes.iter().enumerate() {
+            for (worker, link) in node.links.iter().enumerate() {
+                let concerns = |fault: &&Fault| fault.nodes.contains(&i) && fault.concerns(worker);
+                let wanted = active.iter().filter(concerns).fold(State::default(), with);
+                link.change(|state| *state = State { resets: state.resets, ..wanted });
+            }
+        }
+    }
+
+    /// All that this fault concerns, and what they hold.
+    fn break_connections(&self, fault: &Fault) {
+        for node in &fault.nodes {
+            for (worker, link) in self.nodes[*node].links.iter().enumerate() {
+                if fault.concerns(worker) {
+                    link.change(|state| state.resets += 1);
+                }
+            }
+        }
+    }
+
+    /// Asks the servers that nothing is done to how many commands they have executed.
+    pub async fn count_commands(&self) {
+        let silent: Vec<usize> = lock(&self.active)
+            .iter()
+            .filter(|fault| fault.kind.silences() && !fault.kind.is_of_workers())
+            .flat_map(|fault| fault.nodes.clone())
+            .collect();
+        let well = self.nodes.iter().enumerate().filter(|(i, _)| !silent.contains(i));
+        let asked = well.map(|(_, node)| {
+            let node = Arc::clone(node);
+            tokio::task::spawn_blocking(move || {
+                if let Ok(counted) = node.counted() {
+                    lock(&node.commands).add(counted);
+                }
+            })
+        });
+        futures::future::join_all(asked.collect::<Vec<_>>()).await;
+    }
+
+    pub fn commands(&self) -> u64 {
+        self.nodes.iter().map(|node| lock(&node.commands).total).sum()
+    }
+
+    /// Ends every server, for good: what is still to be done to one does nothing.
+    pub fn stop(&self) {
+        for node in &self.nodes {
+            drop(lock(&node.server).take());
+        }
+    }
+
+    /// The lock keys that each node has now.
+    pub async fn scan(&self) -> Vec<io::Result<Vec<String>>> {
+        let scanning = self.nodes.iter().map(|node| {
+            let node = Arc::clone(node);
+            tokio::task::spawn_blocking(move || {
+                let pattern = format!("{}*", quorlock::DEFAULT_PREFIX);
+                let mut connection = node.connection(Duration::from_secs(5))?;
+                redis::cmd("KEYS").arg(pattern).query(&mut connection).map_err(io::Error::other)
+            })
+        });
+        let scanned = futures::future::join_all(scanning.collect::<Vec<_>>()).await;
+        scanned.into_iter().map(|done| done.map_err(io::Error::other)?).collect()
+    }
+}
+
+/// A link's state with one more fault.
+fn with(state: State, fault: &Fault) -> State {
+    let held = |flow| if flow == Flow::Pass { Flow::Hold } else { flow };
+    let millis = Duration::from_millis(fault.amount.unsigned_abs());
+    match fault.kind {
+        Kind::Cut | Kind::Isolate => State { requests: held(state.requests), answers: held(state.answers), ..state },
+        Kind::CutRequests => State { requests: held(state.requests), ..state },
+        Kind::CutReplies => State { answers: held(state.answers), ..state },
+        Kind::Mute => State { answers: Flow::Lose, ..state },
+        Kind::Delay | Kind::Slow => {
+            State { delay: state.delay + millis / 2, jitter: state.jitter + millis / 2, ..state }
+        }
+        _ => state,
+    }
+}
+
+impl Node {
+    fn begin(&self, kind: Kind, amount: i64, lasts: u64) -> io::Result<()> {
+        match kind {
+            Kind::Pause => self.on_server(Server::pause),
+            Kind::Restart | Kind::Forget => self.on_server(|server| {
+                server.kill();
+                Ok(())
+            }),
+            Kind::ClientPause => {
+                self.tell(redis::cmd("CLIENT").arg("PAUSE").arg(lasts + CLIENT_PAUSE_MORE_MS).arg("ALL"))
+            }
+            Kind::ClockForward | Kind::ClockBack => self.set_clock(|clock| clock.step(amount * 1000)),
+            Kind::ClockRate => self.set_clock(|clock| clock.run_at(amount)),
+            _ => Ok(()),
+        }
+    }
+
+    fn end(&self, kind: Kind) -> io::Result<()> {
+        match kind {
+            Kind::Pause => self.on_server(Server::resume),
+            Kind::Restart => self.on_server(|server| server.restart(false)),
+            Kind::Forget => self.on_server(|server| server.restart(true)),
+            Kind::ClockRate => self.set_clock(|clock| clock.run_at(0)),
+            _ => Ok(()),
+        }
+    }
+
+    fn on_server(&self, act: impl FnOnce(&mut Server) -> io::Result<()>) -> io::Result<()> {
+        lock(&self.server).as_mut().map_or(Ok(()), act)
+    }
+
+    fn set_clock(&self, set: impl FnOnce(&mut Clock) -> io::Result<()>) -> io::Result<()> {
+        // Without a shim there is no clock to set, and no such fault in the plan.
+        self.clock.as_ref().map_or(Ok(()), |clock| set(&mut lock(clock)))
+    }
+
+    fn connection(&self, limit: Duration) -> io::Result<redis::Connection> {
+        let connect = || {
+            let connection = redis::Client::open(self.url.as_str())?.get_connection_with_timeout(limit)?;
+            connection.set_read_timeout(Some(limit))?;
+            Ok(connection)
+        };
+        connect().map_err(|error: redis::RedisError| io::Error::other(error))
+    }
+
+    fn tell(&self, command: &redis::Cmd) -> io::Result<()> {
+        command.query(&mut self.connection(Duration::from_secs(5))?).map_err(io::Error::other)
+    }
+
+    fn counted(&self) -> io::Result<u64> {
+        let mut connection = self.connection(ANSWER_LIMIT)?;
+        let info: String = redis::cmd("INFO").arg("stats").query(&mut connection).map_err(io::Error::other)?;
+        let counted = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:")?.trim().parse().ok());
+        counted.ok_or_else(|| io::Error::other("INFO says nothing of commands"))
+    }
+}

@@ -1,0 +1,220 @@
+//! The command line of `quorlock chaos`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::exit::{Exit, Failure};
+
+/// Shorter leases are not worth the name on a machine that is busy with all this.
+const SHORTEST_LEASE: Duration = Duration::from_millis(500);
+const LONGEST_LEASE: Duration = Duration::from_secs(60);
+/// A fault of every kind needs about so many leases.
+const LEASES_FOR_ALL: u32 = 30;
+const SHORTEST_RUN: Duration = Duration::from_secs(1);
+const LONGEST_RUN: Duration = Duration::from_secs(24 * 3600);
+const MOST_NODES: usize = 63;
+const MOST_WORKERS: usize = 64;
+
+/// Stands in every folder that a run has made: only such a folder is written into again.
+const MARK: &str = "results.json";
+
+const HELP: &str = "\
+Exit codes of `chaos`:
+  0      nothing was violated, and all that was wanted was seen
+  64     wrong usage, or a value that cannot work
+  80     a promise was not kept: the report says which, and how to repeat it
+  81     nothing was violated, but something that was wanted was not seen
+  82     --no-fencing lost updates, as it should: what tokens are for
+  126    the run could not be carried out
+  130    interrupted (Ctrl-C); what was done so far is reported";
+
+/// Break real servers on purpose, and check what the lock promises
+///
+/// Starts its own Redis servers and its own worker processes on this machine, and removes them again. The seed decides the
+/// faults; how they fall into what the workers do is up to real time, so the same seed does not give the same history.
+#[derive(Args)]
+#[command(after_help = HELP)]
+pub struct Flags {
+    /// How long there are faults, as in `60s` or `5m`; a minute has all kinds. A calm phase comes behind it.
+    #[arg(long = "for", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    lasts: Duration,
+
+    /// Which faults come when [default: a random number, which is printed].
+    #[arg(long)]
+    seed: Option<u64>,
+
+    /// How many servers.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    nodes_count: usize,
+
+    /// How many worker processes.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    workers: usize,
+
+    /// The longest lease; some workers have shorter ones.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
+    lease: Duration,
+
+    /// Where report.html, history.jsonl and results.json go: a new folder, an empty one, or one of an earlier run [default:
+    /// quorlock-chaos-SEED here, with a number behind it where that is taken].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// The database of the ledger: `postgres://...` [default: a file that goes with the run].
+    #[arg(long, value_name = "URL")]
+    ledger: Option<String>,
+
+    /// Let the database ignore tokens: a demonstration of what they are for, which must lose updates.
+    #[arg(long)]
+    no_fencing: bool,
+
+    /// Print results.json on stdout.
+    #[arg(long)]
+    json: bool,
+
+    /// Only say errors.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub struct Options {
+    pub lasts: Duration,
+    pub seed: u64,
+    pub nodes: usize,
+    pub workers: usize,
+    pub lease: Duration,
+    pub out: PathBuf,
+    /// `None`: `SQLite`.
+    pub postgres: Option<String>,
+    pub fencing: bool,
+    pub json: bool,
+    pub quiet: bool,
+}
+
+fn wrong(message: impl Into<String>) -> Failure {
+    Failure::new(Exit::Usage, message)
+}
+
+fn check_range(flag: &str, value: Duration, shortest: Duration, longest: Duration) -> Result<(), Failure> {
+    if (shortest..=longest).contains(&value) {
+        return Ok(());
+    }
+    let [value, shortest, longest] = [value, shortest, longest].map(humantime::format_duration);
+    Err(wrong(format!("{flag} {value} cannot work: choose from {shortest} to {longest}")))
+}
+
+impl Options {
+    pub fn check(flags: Flags) -> Result<Self, Failure> {
+        check_range("--for", flags.lasts, SHORTEST_RUN, LONGEST_RUN)?;
+        check_range("--lease", flags.lease, SHORTEST_LEASE, LONGEST_LEASE)?;
+        if !(1..=MOST_NODES).contains(&flags.nodes_count) {
+            return Err(wrong(format!("--nodes-count {}: choose from 1 to {MOST_NODES}", flags.nodes_count)));
+        }
+        if !(2..=MOST_WORKERS).contains(&flags.workers) {
+            let count = flags.workers;
+            return Err(wrong(format!(
+                "--workers {count}: choose from 2 to {MOST_WORKERS}; one alone waits for nobody"
+            )));
+        }
+        if let Some(url) = &flags.ledger
+            && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme))
+        {
+            // It may hold a password, so it is not repeated.
+            return Err(wrong("--ledger is no PostgreSQL URL: write it as postgres://user@host/database"));
+        }
+        let seed = flags.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+        Ok(Self {
+            lasts: flags.lasts,
+            seed,
+            nodes: flags.nodes_count,
+            workers: flags.workers,
+            lease: flags.lease,
+            out: folder(flags.out, seed)?,
+            postgres: flags.ledger,
+            fencing: !flags.no_fencing,
+            json: flags.json,
+            quiet: flags.quiet,
+        })
+    }
+
+    /// ms.
+    pub fn lease_ms(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub fn lasts_ms(&self) -> u64 {
+        u64::try_from(self.lasts.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// There is time for a fault of every kind, so each is wanted.
+    pub fn wants_all(&self) -> bool {
+        self.lasts >= self.lease * LEASES_FOR_ALL
+    }
+
+    /// The command that repeats this run.
+    pub fn command(&self) -> String {
+        let mut command = format!(
+            "quorlock chaos --for {} --seed {} --nodes-count {} --workers {} --lease {}",
+            humantime::format_duration(self.lasts).to_string().replace(' ', ""),
+            self.seed,
+            self.nodes,
+            self.workers,
+            humantime::format_duration(self.lease).to_string().replace(' ', ""),
+        );
+        if self.postgres.is_some() {
+            command.push_str(" --ledger postgres://...");
+        }
+        if !self.fencing {
+            command.push_str(" --no-fencing");
+        }
+        command
+    }
+}
+
+/// Makes the folder for what a run leaves. Nothing that is not a run's own is ever written over.
+fn folder(wanted: Option<PathBuf>, seed: u64) -> Result<PathBuf, Failure> {
+    let cannot = |path: &Path, error: &io::Error| {
+        Failure::new(Exit::Usage, format!("cannot write to {}: {error}; choose another --out", path.display()))
+    };
+    if let Some(path) = wanted {
+        fs::create_dir_all(&path).map_err(|error| cannot(&path, &error))?;
+        let mut entries = fs::read_dir(&path).map_err(|error| cannot(&path, &error))?;
+        if entries.next().is_some() && !path.join(MARK).is_file() {
+            return Err(wrong(format!(
+                "{} holds files that are not of a run: choose a new or an empty folder for --out",
+                path.display()
+            )));
+        }
+        return Ok(path);
+    }
+    for number in 1.. {
+        let suffix = if number == 1 { String::new() } else { format!("-{number}") };
+        let path = PathBuf::from(format!("quorlock-chaos-{seed}{suffix}"));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(cannot(&path, &error)),
+        }
+    }
+    unreachable!("there are as many names as numbers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_folders_of_runs_are_written_into_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder(Some(dir.path().join(name)), 1);
+        assert!(at("new/below").is_ok());
+        assert!(at("new/below").is_ok(), "it is empty");
+        assert!(at("new").is_err(), "it holds something");
+        fs::write(dir.path().join("new").join(MARK), "{}").expect("a file");
+        assert!(at("new").is_ok());
+    }
+}

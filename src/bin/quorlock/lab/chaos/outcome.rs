@@ -1,0 +1,295 @@
+//! What came of a run: figures, verdicts, and the files that say so.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::check::{self, Beside, Hold, Model, State, Verdict};
+use super::code;
+use super::fault::{Kind, Scale};
+use super::history::{Refusal, Setting};
+use super::ledger::Audit;
+use super::options::Options;
+use super::report;
+use super::run::{Raw, left_out};
+use crate::messages;
+
+/// `results.json`.
+#[derive(Serialize)]
+pub struct Results {
+    pub command: String,
+    pub seeds: Vec<u64>,
+    pub verdict: &'static str,
+    /// How long there were faults.
+    pub seconds: f64,
+    pub interrupted: bool,
+    pub nodes: usize,
+    pub workers: usize,
+    pub lease_ms: u64,
+    /// What the servers say to have executed; what a server did in its last half second before it was killed is missing.
+    pub commands: u64,
+    pub faults: BTreeMap<String, u64>,
+    /// How often no majority was left.
+    pub outages: u64,
+    pub requests: u64,
+    pub grants: u64,
+    pub reentries: u64,
+    /// Of holds in which nothing was nested, where nothing but an extension can have made the lease longer.
+    pub extensions: u64,
+    pub losses: u64,
+    pub refused: BTreeMap<&'static str, u64>,
+    /// How often the machine had no time for a process that was to run, and for how long in all.
+    pub standstills: u64,
+    pub standstill_ms: u64,
+    pub violations: u64,
+    pub invariants: BTreeMap<&'static str, Verdict>,
+    pub ledger: LedgerResults,
+    /// What was wanted and not seen.
+    pub missing: Vec<String>,
+    pub problems: Vec<String>,
+    pub notes: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub struct LedgerResults {
+    pub database: &'static str,
+    pub fencing: bool,
+    pub stale_writes_rejected: u64,
+    pub stale_writes_accepted: u64,
+    /// Money conserved and no update lost.
+    pub sound: bool,
+    #[serde(flatten)]
+    pub audit: Option<Audit>,
+}
+
+pub struct Outcome {
+    pub results: Results,
+    pub verdicts: Vec<Verdict>,
+    pub model: Model,
+}
+
+fn count(items: impl Iterator) -> u64 {
+    u64::try_from(items.count()).unwrap_or(u64::MAX)
+}
+
+impl Outcome {
+    pub fn of(options: &Options, raw: &Raw) -> Self {
+        let setting = Setting { nodes: options.nodes, lease: options.lease_ms() * 1000, fencing: options.fencing };
+        let model = check::model(&raw.events, &setting);
+        let verdicts = check::all(&model, &Beside { audit: raw.audit.as_ref(), complete: !raw.interrupted });
+        let ledger = LedgerResults {
+            database: if options.postgres.is_some() { "PostgreSQL" } else { "SQLite" },
+            fencing: options.fencing,
+            stale_writes_rejected: count(model.holds.iter().filter(|hold| hold.write.is_some_and(|(.., done)| !done))),
+            stale_writes_accepted: raw.audit.as_ref().map_or(0, |audit| audit.stale_accepted as u64),
+            sound: raw.audit.as_ref().is_some_and(Audit::is_sound),
+            audit: raw.audit.clone(),
+        };
+        let mut faults = BTreeMap::new();
+        let mut outages = 0;
+        for trouble in &model.troubles {
+            *faults.entry(trouble.kind.name()).or_default() += 1;
+            outages += u64::from(trouble.scale == Scale::Majority && trouble.kind != Kind::Forget);
+        }
+        let missing = missing(options, raw, &verdicts, &faults, &ledger);
+        let mut notes = raw.no_clocks.iter().map(|why| format!("no clock was touched: {why}")).collect::<Vec<_>>();
+        if !raw.skipped.is_empty() {
+            let skipped: Vec<String> = raw.skipped.iter().map(left_out).collect();
+            notes.push(format!("left out, as the machine was too late for the plan: {}", skipped.join("; ")));
+        }
+        if !model.standstills.is_empty() {
+            notes.push(format!(
+                "the machine had no time for one process or another {} times; whether requests were answered, and losses \
+                 signalled, in time is not judged there",
+                model.standstills.len()
+            ));
+        }
+        let results = Results {
+            command: options.command(),
+            seeds: vec![options.seed],
+            verdict: "",
+            seconds: (raw.elapsed.as_secs_f64() * 10.0).round() / 10.0,
+            interrupted: raw.interrupted,
+            nodes: options.nodes,
+            workers: options.workers,
+            lease_ms: options.lease_ms(),
+            commands: raw.commands,
+            faults,
+            outages,
+            requests: model.asks.len() as u64,
+            grants: count(model.holds.iter().filter(|hold| hold.ask.within.is_none())),
+            reentries: count(model.holds.iter().filter(|hold| hold.ask.within.is_some())),
+            extensions: extensions(&model),
+            losses: count(model.holds.iter().filter(|hold| hold.lost.is_some() && hold.ask.within.is_none())),
+            refused: refused(&model),
+            standstills: model.standstills.len() as u64,
+            standstill_ms: model.standstills.iter().map(|(from, to)| (to - from) / 1000).sum(),
+            violations: verdicts.iter().map(|verdict| verdict.violations).sum(),
+            invariants: verdicts.iter().map(|verdict| (verdict.name, verdict.clone())).collect(),
+            ledger,
+            missing,
+            problems: raw.problems.clone(),
+            notes,
+        };
+        let mut outcome = Self { results, verdicts, model };
+        outcome.results.verdict = outcome.word();
+        outcome
+    }
+
+    fn is_violated(&self) -> bool {
+        let bad = |verdict: &Verdict| matches!(verdict.state, State::Violated | State::Unknown);
+        self.verdicts.iter().any(bad)
+    }
+
+    pub fn code(&self) -> u8 {
+        if self.is_violated() {
+            code::VIOLATED
+        } else if !self.results.missing.is_empty() || !self.results.problems.is_empty() {
+            code::NOT_EXERCISED
+        } else if !self.results.ledger.fencing {
+            code::LOST_UPDATES
+        } else {
+            0
+        }
+    }
+
+    fn word(&self) -> &'static str {
+        match self.code() {
+            0 => "held",
+            code::VIOLATED => "violated",
+            code::LOST_UPDATES => "updates lost without fencing, as they should be",
+            _ => "not exercised",
+        }
+    }
+}
+
+/// What had to be seen and was not.
+fn missing(
+    options: &Options,
+    raw: &Raw,
+    verdicts: &[Verdict],
+    faults: &BTreeMap<String, u64>,
+    ledger: &LedgerResults,
+) -> Vec<String> {
+    let mut missing = Vec::new();
+    if raw.interrupted {
+        return missing;
+    }
+    if !ledger.fencing {
+        if ledger.sound {
+            missing.push("a lost update: run again, longer".to_owned());
+        }
+        return missing;
+    }
+    if options.wants_all() {
+        let planned = |kind: &Kind| raw.plan.faults.iter().any(|fault| fault.kind == *kind);
+        for kind in raw.settings.palette().into_iter().filter(planned) {
+            if !faults.contains_key(&kind.name()) {
+                missing.push(format!("the fault: {kind}"));
+            }
+        }
+        for verdict in verdicts.iter().filter(|verdict| verdict.state == State::NotExercised) {
+            // With one or two nodes no failure can be borne, and none may forget.
+            let needs_spare = ["QuarantineHolds"].contains(&verdict.name);
+            if !needs_spare || raw.settings.spare() > 0 {
+                missing.push(format!("a case of {}", verdict.name));
+            }
+        }
+    }
+    missing
+}
+
+/// Growths of leases that only an extension explains: before anything was nested inside.
+fn extensions(model: &Model) -> u64 {
+    let mut nested: BTreeMap<u64, u64> = BTreeMap::new();
+    for ask in &model.asks {
+        if let Some(outer) = ask.within {
+            nested.entry(outer).or_insert(ask.at);
+        }
+    }
+    let outermost = model.holds.iter().filter(|hold| hold.ask.within.is_none());
+    outermost.map(|hold| grown(hold, nested.get(&hold.ask.op).copied().unwrap_or(u64::MAX))).sum()
+}
+
+/// How often it was found to be longer than before, up to then.
+fn grown(hold: &Hold, until: u64) -> u64 {
+    let mut known = 0;
+    let mut times = 0;
+    for reading in hold.readings.iter().filter(|reading| reading.at < until) {
+        if known > 0 && reading.from + reading.remaining > known + GROWTH {
+            times += 1;
+        }
+        known = known.max(reading.at + reading.remaining);
+    }
+    times
+}
+
+/// What a lease must have grown by, in µs, to have been extended.
+const GROWTH: u64 = 2000;
+
+fn refused(model: &Model) -> BTreeMap<&'static str, u64> {
+    let mut refused = BTreeMap::new();
+    for ask in &model.asks {
+        if let check::Answer::Refused(why, _) = ask.answer {
+            let word = match why {
+                Refusal::Held => "held",
+                Refusal::NoQuorum => "no_quorum",
+                Refusal::TooLate => "too_late",
+                Refusal::Lost => "lost",
+                Refusal::Other => "other",
+            };
+            *refused.entry(word).or_default() += 1;
+        }
+    }
+    refused
+}
+
+/// Writes the files, and says what is in them.
+pub fn write(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<()> {
+    let results = serde_json::to_string_pretty(&outcome.results)? + "\n";
+    fs::write(options.out.join("report.html"), report::html(options, raw, outcome)?)?;
+    fs::write(options.out.join("results.json"), &results)?;
+    if options.json {
+        // A closed pipe is no failure.
+        drop(io::stdout().lock().write_all(results.as_bytes()));
+    }
+    if !options.quiet {
+        summarize(options, outcome);
+    }
+    for verdict in outcome.verdicts.iter().filter(|verdict| matches!(verdict.state, State::Violated | State::Unknown)) {
+        let example = verdict.described.first().map(String::as_str).unwrap_or_default();
+        messages::error(format_args!(
+            "{}: violations: {} in {} checks; {example}",
+            verdict.name, verdict.violations, verdict.checks
+        ));
+    }
+    for problem in &outcome.results.problems {
+        messages::error(problem);
+    }
+    if outcome.code() != 0 && !raw.interrupted {
+        messages::error(format_args!("{}; to repeat the plan: {}", outcome.results.verdict, outcome.results.command));
+    }
+    Ok(())
+}
+
+fn summarize(options: &Options, outcome: &Outcome) {
+    let Results { seconds, grants, reentries, extensions, losses, violations, commands, ledger, .. } = &outcome.results;
+    let faults: u64 = outcome.results.faults.values().sum();
+    let say = |text: std::fmt::Arguments<'_>| messages::Verbosity::Normal.notice(text);
+    say(format_args!(
+        "{seconds} s, {faults} faults: {grants} grants, {reentries} re-entries, {extensions} extensions, {losses} losses, \
+         {commands} commands; {violations} violations"
+    ));
+    let transfers = ledger.audit.as_ref().map_or(0, |audit| audit.transfers);
+    let lost = ledger.audit.as_ref().map_or(0, |audit| audit.lost_updates);
+    say(format_args!(
+        "ledger: {transfers} transfers, {} stale writes rejected, {} accepted, {lost} updates lost",
+        ledger.stale_writes_rejected, ledger.stale_writes_accepted
+    ));
+    if !outcome.results.missing.is_empty() {
+        say(format_args!("not seen: {}", outcome.results.missing.join(", ")));
+    }
+    say(format_args!("report: {}", options.out.join("report.html").display()));
+}

@@ -1,0 +1,117 @@
+//! A line on stderr about a run that goes on.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use super::fault::Kind;
+use super::history::What;
+use crate::messages;
+
+/// Between two lines where they cannot replace each other.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+pub struct Progress {
+    quiet: bool,
+    /// One line, written over and over.
+    terminal: bool,
+    lasts: Duration,
+    start: Instant,
+    said: Instant,
+    grants: u64,
+    grants_said: u64,
+    last_draw: Instant,
+    rate: u64,
+    active: BTreeMap<usize, (Kind, Vec<usize>, Option<usize>)>,
+}
+
+impl Progress {
+    pub fn new(quiet: bool, lasts: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            quiet,
+            terminal: io::stderr().is_terminal(),
+            lasts,
+            start: now,
+            said: now,
+            grants: 0,
+            grants_said: 0,
+            last_draw: now,
+            rate: 0,
+            active: BTreeMap::new(),
+        }
+    }
+
+    pub fn note(&mut self, what: &What) {
+        match what {
+            What::Grant { .. } => self.grants += 1,
+            What::Fault { id, kind, nodes, worker, .. } => {
+                self.active.insert(*id, (*kind, nodes.clone(), *worker));
+            }
+            What::Heal { id, .. } => drop(self.active.remove(id)),
+            _ => {}
+        }
+    }
+
+    /// Once in a while.
+    pub fn draw(&mut self) {
+        if self.quiet {
+            return;
+        }
+        let since = self.last_draw.elapsed().as_millis().max(1);
+        self.rate = u64::try_from(u128::from(self.grants - self.grants_said) * 1000 / since).unwrap_or(0);
+        (self.grants_said, self.last_draw) = (self.grants, Instant::now());
+        if self.terminal {
+            // Back to the beginning of the line, and nothing behind what is written now.
+            self.write(&format!("\r{}\x1b[K", self.text()));
+        } else if self.said.elapsed() >= LINE_EVERY {
+            self.said = Instant::now();
+            self.write(&format!("{}\n", self.text()));
+        }
+    }
+
+    fn text(&self) -> String {
+        let left = self.lasts.saturating_sub(self.start.elapsed()).as_secs();
+        let faults: Vec<String> =
+            self.active.values().map(|(kind, nodes, worker)| named(*kind, nodes, *worker)).collect();
+        let faults = if faults.is_empty() { "all is well".to_owned() } else { faults.join(", ") };
+        let line = format!("chaos: {left} s left, {} grants, {}/s; {faults}", self.grants, self.rate);
+        // A line that wraps could not be written over.
+        if self.terminal { line.chars().take(columns()).collect() } else { line }
+    }
+
+    /// Something that is to stay.
+    pub fn say(&self, text: &str) {
+        if !self.quiet {
+            self.end();
+            messages::Verbosity::Normal.notice(text);
+        }
+    }
+
+    /// Takes the line away.
+    pub fn end(&self) {
+        if self.terminal && !self.quiet {
+            self.write("\r\x1b[K");
+        }
+    }
+
+    #[expect(clippy::unused_self, reason = "only whoever has the line may write")]
+    fn write(&self, text: &str) {
+        // Nobody to see it is no reason to end.
+        drop(io::stderr().lock().write_all(text.as_bytes()));
+    }
+}
+
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stderr()).ok();
+    size.map_or(80, |size| usize::from(size.ws_col)).max(20) - 1
+}
+
+/// A fault in words, with what it is about.
+pub fn named(kind: Kind, nodes: &[usize], worker: Option<usize>) -> String {
+    let numbers = |of: &[usize]| of.iter().map(|i| (i + 1).to_string()).collect::<Vec<_>>().join(" ");
+    match (worker, nodes) {
+        (Some(worker), _) => format!("{kind} ({})", worker + 1),
+        (None, nodes) => format!("{kind} ({})", numbers(nodes)),
+    }
+}

@@ -1,0 +1,367 @@
+//! A run from its beginning to its report.
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::super::clock::Shim;
+use super::conductor::Conductor;
+use super::crew::{Crew, Said};
+use super::fault::{Fault, Kind};
+use super::history::{Event, What, watch_runtime_for_stalls};
+use super::ledger::{Audit, Desk, Entry, Place};
+use super::nodes::Nodes;
+use super::options::Options;
+use super::outcome::{self, Outcome};
+use super::plan::{Plan, Settings};
+use super::progress::{Progress, named};
+use super::worker::{CALM, Job};
+use crate::exit::{Exit, Failure, ended_by};
+
+pub const LOCKS: usize = 3;
+/// So few that any two transfers have one in common.
+pub const ACCOUNTS: usize = 3;
+/// Things that each worker does at the same time.
+const TASKS: u64 = 2;
+
+/// Workers' leases, in hundredths of the longest one.
+const LEASE_SHARES: [u64; 3] = [100, 75, 50];
+
+const STARTING: Duration = Duration::from_secs(30);
+const CALMING: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What a run has to say before anybody judges it.
+pub struct Raw {
+    pub settings: Settings,
+    pub plan: Plan,
+    pub events: Vec<Event>,
+    pub commands: u64,
+    /// `None` when the database could not be read.
+    pub audit: Option<Audit>,
+    /// Faults that came too late to be carried out.
+    pub skipped: Vec<Fault>,
+    /// What went wrong that no fault explains.
+    pub problems: Vec<String>,
+    pub interrupted: bool,
+    /// Why no clock was touched.
+    pub no_clocks: Option<String>,
+    pub elapsed: Duration,
+}
+
+pub async fn run(options: &Options) -> Result<u8, Failure> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Failure::new(Exit::NotRunnable, format!("chaos (seed {}): {error}", options.seed))
+    };
+    let raw = Box::pin(Run::perform(options)).await;
+    if raw.is_err() {
+        // Only an empty folder goes: a run that did not even begin leaves nothing.
+        let _ = fs::remove_dir(&options.out);
+    }
+    let raw = raw.map_err(failed)?;
+    let outcome = Outcome::of(options, &raw);
+    outcome::write(options, &raw, &outcome).map_err(|error| failed(error.into()))?;
+    Ok(if raw.interrupted { ended_by(rustix::process::Signal::INT.as_raw()) } else { outcome.code() })
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+struct Run<'a> {
+    options: &'a Options,
+    progress: Progress,
+    conductor: Arc<Conductor>,
+    said: mpsc::UnboundedReceiver<Said>,
+    history: BufWriter<fs::File>,
+    events: Vec<Event>,
+    problems: Vec<String>,
+    interrupts: Interrupts,
+    interrupted: bool,
+}
+
+/// The signals by which a user ends a run.
+struct Interrupts([Signal; 3]);
+
+impl Interrupts {
+    fn register() -> io::Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = kinds.map(signal);
+        Ok(Self([interrupt?, terminate?, hangup?]))
+    }
+
+    async fn any(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+impl<'a> Run<'a> {
+    async fn perform(options: &'a Options) -> Result<Raw, Error> {
+        let interrupts = Interrupts::register()?;
+        let dir = tempfile::Builder::new().prefix("quorlock-chaos-").tempdir()?;
+        let shim = Shim::build(dir.path());
+        let no_clocks = shim.as_ref().err().map(|error| format!("the clock library could not be compiled ({error})"));
+        let shim = shim.ok();
+        let settings = Settings {
+            seed: options.seed,
+            nodes: options.nodes,
+            workers: options.workers,
+            lease: options.lease_ms(),
+            lasts: options.lasts_ms(),
+            clocks: shim.is_some(),
+        };
+        let plan = Plan::new(&settings);
+        let place = ledger_place(options, dir.path());
+        let ledger = Desk::open(place.clone()).await.map_err(no_ledger)?;
+        ledger.ask(|store| store.create(ACCOUNTS)).await.map_err(no_ledger)?;
+        let begun = Self::begin(options, &settings, &plan, &place, dir.path(), shim.as_ref(), interrupts).await;
+        let done = match begun {
+            Ok(mut run) => {
+                let done = run.carry_out(&plan).await;
+                run.conductor.crew.dismiss().await;
+                run.conductor.nodes.stop();
+                done.map(|skipped| (run, skipped))
+            }
+            Err(error) => Err(error),
+        };
+        let audited = ledger.ask(|store| store.audit()).await;
+        let removed = ledger.ask(|store| store.remove()).await;
+        let (mut run, (skipped, elapsed)) = done?;
+        run.drain();
+        run.progress.end();
+        run.history.flush()?;
+        if let Err(error) = &audited {
+            run.problems.push(format!("the ledger cannot be read: {error}"));
+        }
+        if let Err(error) = removed {
+            run.problems.push(format!("the ledger's tables are left: {error}"));
+        }
+        let audit = audited.ok().map(|(balances, journal): (Vec<i64>, Vec<Entry>)| Audit::of(&balances, &journal));
+        Ok(Raw {
+            settings,
+            plan,
+            commands: run.conductor.nodes.commands(),
+            events: run.events,
+            audit,
+            skipped,
+            problems: run.problems,
+            interrupted: run.interrupted,
+            no_clocks,
+            elapsed,
+        })
+    }
+
+    async fn begin(
+        options: &'a Options,
+        settings: &Settings,
+        plan: &Plan,
+        place: &Place,
+        dir: &std::path::Path,
+        shim: Option<&Shim>,
+        interrupts: Interrupts,
+    ) -> Result<Self, Error> {
+        let progress = Progress::new(options.quiet, options.lasts);
+        progress.say(&format!(
+            "chaos with seed {} on {} nodes; to repeat: {}",
+            options.seed,
+            options.nodes,
+            options.command()
+        ));
+        if shim.is_none() {
+            progress.say("no clock will be touched: that needs a C compiler, as `cc` on PATH");
+        }
+        let nodes = Nodes::start(dir, &plan.durable, options.workers, shim).await?;
+        let (sender, said) = mpsc::unbounded_channel();
+        let job = |worker: usize| Job {
+            worker,
+            life: 0,
+            nodes: nodes.urls(worker),
+            lease: settings.lease * LEASE_SHARES[worker % LEASE_SHARES.len()] / 100,
+            longest_lease: settings.lease,
+            seed: settings.seed,
+            tasks: TASKS,
+            locks: LOCKS,
+            accounts: ACCOUNTS,
+            fencing: options.fencing,
+        };
+        let jobs = (0..options.workers).map(job).collect();
+        let crew = Crew::new(jobs, place.clone(), sender.clone());
+        let own = sender.clone();
+        tokio::spawn(watch_runtime_for_stalls(0, move |stall| own.send(Said::Event(stall)).is_ok()));
+        let history = BufWriter::new(fs::File::create(options.out.join("history.jsonl"))?);
+        let run = Self {
+            options,
+            progress,
+            conductor: Arc::new(Conductor::new(nodes, crew, sender, settings.lease)),
+            said,
+            history,
+            events: Vec::new(),
+            problems: Vec::new(),
+            interrupts,
+            interrupted: false,
+        };
+        for worker in 0..options.workers {
+            run.conductor.crew.start(worker).await?;
+        }
+        Ok(run)
+    }
+
+    /// The faults, and the calm behind them. Gives the faults that were left out, and how long there were some.
+    async fn carry_out(&mut self, plan: &Plan) -> Result<(Vec<Fault>, Duration), Error> {
+        let workers = self.options.workers;
+        self.until(STARTING, "all workers are there", |what| matches!(what, What::Up { .. }), workers).await?;
+        let start = Instant::now();
+        let mut playing = self.conductor.play(&plan.faults);
+        let mut skipped = Vec::new();
+        self.watch(start + self.options.lasts, &mut playing, &mut skipped).await?;
+        // A fault that waited for its worker ends a little later than planned.
+        while !self.interrupted && !playing.is_empty() {
+            self.watch(Instant::now() + LOOK_EVERY, &mut playing, &mut skipped).await?;
+        }
+        playing.shutdown().await;
+        let elapsed = start.elapsed();
+        if !self.interrupted {
+            self.calm_down(plan).await?;
+        }
+        Ok((skipped, elapsed))
+    }
+
+    /// Collects what happens until then.
+    async fn watch(
+        &mut self,
+        until: Instant,
+        playing: &mut JoinSet<io::Result<Option<Fault>>>,
+        skipped: &mut Vec<Fault>,
+    ) -> Result<(), Error> {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        while !self.interrupted {
+            tokio::select! {
+                biased;
+                () = self.interrupts.any() => self.interrupted = true,
+                Some(said) = self.said.recv() => self.take(said).await?,
+                Some(played) = playing.join_next(), if !playing.is_empty() => skipped.extend(played??),
+                _ = looks.tick() => {
+                    self.progress.draw();
+                    let conductor = Arc::clone(&self.conductor);
+                    tokio::spawn(async move { conductor.nodes.count_commands().await });
+                }
+                () = sleep_until(until) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// When all faults are over: every lock must be to be had, and in the end no node may have one.
+    async fn calm_down(&mut self, plan: &Plan) -> Result<(), Error> {
+        let lease = self.options.lease_ms();
+        let ahead =
+            plan.faults.iter().filter(|fault| fault.kind == Kind::ClockBack).map(|fault| fault.amount.unsigned_abs());
+        let tail = plan.faults.iter().map(|fault| fault.tail(lease)).max().unwrap_or(0);
+        self.wait(Duration::from_millis(tail)).await?;
+        self.conductor.crew.say(CALM).await;
+        let workers = self.options.workers;
+        self.until(CALMING, "every worker has had every lock again", |what| matches!(what, What::Calm { .. }), workers)
+            .await?;
+        let over = lease + lease / 50 + ahead.max().unwrap_or(0);
+        self.wait(Duration::from_millis(over)).await?;
+        if self.interrupted {
+            return Ok(());
+        }
+        self.conductor.nodes.count_commands().await;
+        for (node, found) in self.conductor.nodes.scan().await.into_iter().enumerate() {
+            match found {
+                Ok(keys) => self.conductor.say(What::Scan { node, keys }),
+                Err(error) => self.problems.push(format!("node {} cannot be looked at: {error}", node + 1)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self, time: Duration) -> Result<(), Error> {
+        self.watch(Instant::now() + time, &mut JoinSet::new(), &mut Vec::new()).await
+    }
+
+    /// Collects until so many events of a kind have come.
+    async fn until(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        wanted: impl Fn(&What) -> bool,
+        times: usize,
+    ) -> Result<(), Error> {
+        let limit = Instant::now() + limit;
+        let mut left = times;
+        while left > 0 && !self.interrupted {
+            tokio::select! {
+                () = self.interrupts.any() => self.interrupted = true,
+                Some(said) = self.said.recv() => {
+                    if matches!(&said, Said::Event(event) if wanted(&event.what)) {
+                        left -= 1;
+                    }
+                    self.take(said).await?;
+                }
+                () = sleep_until(limit) => return Err(format!("it is not so that {what}; {left} of {times} are missing").into()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, said: Said) -> Result<(), Error> {
+        match said {
+            Said::Event(event) => Ok(self.keep(event)?),
+            Said::Ended { worker, life } if self.conductor.crew.was_ended(worker, life).await => Ok(()),
+            Said::Ended { .. } if self.interrupted => Ok(()),
+            Said::Ended { worker, .. } => Err(format!("worker {} ended by itself (see above)", worker + 1).into()),
+        }
+    }
+
+    fn keep(&mut self, event: Event) -> io::Result<()> {
+        serde_json::to_writer(&mut self.history, &event)?;
+        self.history.write_all(b"\n")?;
+        self.progress.note(&event.what);
+        self.events.push(event);
+        Ok(())
+    }
+
+    /// What was said, but not heard yet.
+    fn drain(&mut self) {
+        while let Ok(said) = self.said.try_recv() {
+            if let Said::Event(event) = said
+                && let Err(error) = self.keep(event)
+            {
+                self.problems.push(format!("the history is not complete: {error}"));
+                return;
+            }
+        }
+    }
+}
+
+fn ledger_place(options: &Options, dir: &std::path::Path) -> Place {
+    match &options.postgres {
+        // Of a run's own: others may use the database at the same time.
+        Some(url) => {
+            let schema = format!("quorlock_chaos_{}_{}", options.seed, std::process::id());
+            Place::Postgres { url: url.clone(), schema }
+        }
+        None => Place::Sqlite(dir.join("ledger.sqlite")),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what map_err gives")]
+fn no_ledger(error: Error) -> Error {
+    format!("the ledger cannot be made: {error}").into()
+}
+
+/// A fault that was left out, in words.
+pub fn left_out(fault: &Fault) -> String {
+    format!("{} at {} ms", named(fault.kind, &fault.nodes, fault.worker), fault.at)
+}

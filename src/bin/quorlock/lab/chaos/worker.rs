@@ -1,0 +1,131 @@
+//! A worker: a process of its own that uses the lock through the library, and says on stdout what it does and sees.
+//!
+//! Its job comes as one line on stdin. Then `calm` ends the work; the end of stdin ends the process.
+
+mod belief;
+mod calm;
+mod diary;
+mod workload;
+
+use std::time::Duration;
+
+use clap::Args;
+use quorlock::Quorlock;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
+use tokio::sync::watch;
+
+use self::diary::Diary;
+use self::workload::Workload;
+use super::history::{What, watch_for_stalls};
+use super::ledger::{Desk, Place};
+use crate::exit::{Exit, Failure};
+
+/// Where the ledger is, for a worker; a URL may hold a password, so it is on no command line.
+pub const LEDGER_VARIABLE: &str = "QUORLOCK_CHAOS_LEDGER";
+
+/// What the parent says when faults are over.
+pub const CALM: &str = "calm";
+
+/// Take part in a chaos run
+#[derive(Args)]
+#[command(hide = true)]
+pub struct Flags {}
+
+/// What a worker is to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    pub worker: usize,
+    /// Counts the processes of a run.
+    pub life: u64,
+    pub nodes: Vec<String>,
+    /// ms.
+    pub lease: u64,
+    pub longest_lease: u64,
+    pub seed: u64,
+    /// So many things are done at the same time.
+    pub tasks: u64,
+    pub locks: usize,
+    pub accounts: usize,
+    pub fencing: bool,
+}
+
+pub fn run(_: &Flags) -> Result<u8, Failure> {
+    let mut first = String::new();
+    let job = std::io::stdin().read_line(&mut first).ok().and_then(|_| serde_json::from_str::<Job>(&first).ok());
+    let ledger = std::env::var(LEDGER_VARIABLE).ok().and_then(|place| place.parse::<Place>().ok());
+    let (Some(job), Some(ledger)) = (job, ledger) else {
+        return Err(Failure::new(Exit::Usage, "a worker is started by `quorlock chaos`, which tells it what to do"));
+    };
+    // Users have runtimes of both kinds.
+    let mut runtime = if job.worker.is_multiple_of(2) {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let failed = |error| Failure::new(Exit::NotRunnable, format!("worker {}: {error}", job.worker + 1));
+    let runtime = runtime.worker_threads(2).enable_all().build().map_err(failed)?;
+    let done = runtime.block_on(work(job, ledger));
+    // A thread may be waiting for the database, or for stdin.
+    runtime.shutdown_background();
+    done
+}
+
+async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
+    let locks = Quorlock::builder()
+        .nodes(&job.nodes)
+        .lease(Duration::from_millis(job.lease))
+        .longest_lease(Duration::from_millis(job.longest_lease))
+        .label(format!("worker-{}", job.worker + 1))
+        .connect()
+        .await?;
+    locks.flush().await;
+    let diary = Diary::new(&job);
+    watch_for_stalls(job.life, |stall| {
+        diary::tell(&stall);
+        true
+    });
+    diary.write(What::Up { worker: job.worker, life: job.life });
+    let (phase, calm) = watch::channel(false);
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..job.tasks {
+        let desk = Desk::open(ledger.clone()).await;
+        let desk = desk.map_err(|error| Failure::new(Exit::NotRunnable, format!("the ledger: {error}")))?;
+        let workload = Workload::new(&job, task, locks.clone(), diary.clone(), desk);
+        tasks.spawn(workload.run(calm.clone()));
+    }
+    let mut words = BufReader::new(tokio::io::stdin()).lines();
+    tokio::select! {
+        () = told(&mut words, CALM) => {}
+        Some(ended) = tasks.join_next() => return Err(too_early(ended)),
+    }
+    phase.send_replace(true);
+    while let Some(ended) = tasks.join_next().await {
+        if let Ok(Err(error)) = ended {
+            return Err(too_early(Ok(Err(error))));
+        }
+    }
+    calm::run(&job, &locks, &diary).await;
+    locks.flush().await;
+    told(&mut words, "").await;
+    Ok(Exit::Success.code())
+}
+
+/// Returns when the parent has said this word. When it is gone, so is this process.
+async fn told(words: &mut Lines<BufReader<Stdin>>, word: &str) {
+    while let Ok(Some(line)) = words.next_line().await {
+        if line == word {
+            return;
+        }
+    }
+    std::process::exit(0);
+}
+
+fn too_early(ended: Result<Result<(), super::ledger::Error>, tokio::task::JoinError>) -> Failure {
+    let why = match ended {
+        Ok(Ok(())) => "it ended before it was told to".to_owned(),
+        Ok(Err(error)) => format!("the ledger: {error}"),
+        Err(error) => error.to_string(),
+    };
+    Failure::new(Exit::NotRunnable, format!("a worker's task failed: {why}"))
+}

@@ -1,0 +1,47 @@
+//! What a worker does and sees, a line at a time on stdout.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::history::{Event, What, now};
+use super::Job;
+
+/// No life of a worker makes so many requests.
+const OPS_PER_LIFE: u64 = 10_000_000;
+
+#[derive(Clone)]
+pub struct Diary {
+    ops: Arc<AtomicU64>,
+}
+
+impl Diary {
+    pub fn new(job: &Job) -> Self {
+        Self { ops: Arc::new(AtomicU64::new(job.life * OPS_PER_LIFE)) }
+    }
+
+    /// A number that no other request of the run has.
+    pub fn next_op(&self) -> u64 {
+        self.ops.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Now.
+    pub fn write(&self, what: What) {
+        self.write_at(now(), what);
+    }
+
+    #[expect(clippy::unused_self, reason = "only a worker has a diary")]
+    pub fn write_at(&self, at: u64, what: What) {
+        tell(&Event { at, what });
+    }
+}
+
+/// One write for one line, so that a process which is killed leaves whole lines. Without anybody to read them there is
+/// nothing left to do.
+pub fn tell(event: &Event) {
+    let Ok(mut line) = serde_json::to_vec(event) else { return };
+    line.push(b'\n');
+    if std::io::stdout().lock().write_all(&line).is_err() {
+        std::process::exit(0);
+    }
+}

@@ -1,0 +1,244 @@
+//! What a worker does with locks, over and over: nested locks, overlapping sets, long holds, requests that are given up,
+//! and transfers between accounts.
+
+use std::time::Duration;
+
+use quorlock::{AcquireError, Guard, LockRequest, Owner, Quorlock, ReleaseError};
+use tokio::sync::watch;
+
+use super::super::super::rng::Rng;
+use super::super::history::{Leaving, Outcome, Refusal, What, now};
+use super::super::ledger::{self, Desk, Transfer};
+use super::Job;
+use super::belief::{self, watched};
+use super::diary::Diary;
+
+/// How deep locks are nested.
+const DEPTH: usize = 3;
+
+/// How long something in a critical section takes, in ms.
+const STEP_MS: std::ops::Range<u64> = 0..12;
+/// Between the reading and the writing of balances.
+const DAWDLE_MS: std::ops::Range<u64> = 10..120;
+const PAUSE_MS: std::ops::Range<u64> = 0..25;
+const CANCEL_MS: std::ops::Range<u64> = 0..30;
+const LARGEST_AMOUNT: u64 = 50;
+
+pub struct Workload {
+    rng: Rng,
+    locks: Quorlock,
+    diary: Diary,
+    ledger: Desk,
+    job: Job,
+}
+
+/// A request in words.
+struct Wish<'a> {
+    names: &'a [String],
+    owner: &'a Owner,
+    within: Option<u64>,
+    /// `None`: do not wait.
+    wait: Option<Duration>,
+}
+
+pub fn lock_name(i: usize) -> String {
+    format!("lock-{}", i + 1)
+}
+
+pub fn account_name(i: usize) -> String {
+    format!("account-{}", i + 1)
+}
+
+impl Workload {
+    pub fn new(job: &Job, task: u64, locks: Quorlock, diary: Diary, ledger: Desk) -> Self {
+        let rng = Rng::new(job.seed ^ job.life.rotate_left(32), task);
+        Self { rng, locks, diary, ledger, job: job.clone() }
+    }
+
+    pub async fn run(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
+        while !*calm.borrow() {
+            match self.rng.below(20) {
+                0..6 => self.nested().await,
+                6..9 => self.sets().await,
+                9 => self.long().await,
+                10..12 => self.given_up().await,
+                _ => self.transfer().await?,
+            }
+            self.nap(PAUSE_MS).await;
+        }
+        Ok(())
+    }
+
+    async fn nap(&mut self, ms: std::ops::Range<u64>) {
+        tokio::time::sleep(Duration::from_micros(self.rng.between(ms.start * 1000..ms.end * 1000))).await;
+    }
+
+    /// Waits for up to two leases, or not at all.
+    fn patience(&mut self) -> Option<Duration> {
+        self.rng.chance(0.75).then(|| Duration::from_millis(self.job.lease * self.rng.between(50..200) / 100))
+    }
+
+    fn request(&self, wish: &Wish<'_>) -> LockRequest {
+        let request = if let [name] = wish.names { self.locks.lock(name) } else { self.locks.lock_all(wish.names) };
+        let request = request.owner(wish.owner);
+        if let Some(limit) = wish.wait { request.wait(limit) } else { request }
+    }
+
+    fn ask(&self, wish: &Wish<'_>) -> u64 {
+        let op = self.diary.next_op();
+        self.diary.write(What::Ask {
+            op,
+            worker: self.job.worker,
+            life: self.job.life,
+            lease: self.job.lease * 1000,
+            names: wish.names.to_vec(),
+            within: wish.within,
+            waits: wish.wait.is_some(),
+        });
+        op
+    }
+
+    async fn acquire(&self, wish: &Wish<'_>) -> Option<(u64, Guard)> {
+        let op = self.ask(wish);
+        let request = self.request(wish);
+        let outcome = if wish.wait.is_some() { request.acquire().await } else { request.try_acquire().await };
+        match outcome {
+            Ok(guard) => {
+                let (from, remaining) = belief::left(&guard);
+                let (owner, holds) = (guard.owner().id(), guard.holds());
+                let tokens = belief::tokens(&guard, wish.names);
+                self.diary.write(What::Grant { op, owner, tokens, holds, from, remaining });
+                Some((op, guard))
+            }
+            Err(error) => {
+                let why = reason(&error);
+                let detail = (!matches!(why, Refusal::Held | Refusal::Lost)).then(|| error.to_string());
+                self.diary.write(What::Refuse { op, why, detail });
+                None
+            }
+        }
+    }
+
+    async fn leave(&mut self, op: u64, guard: Guard) {
+        if self.rng.chance(0.15) {
+            self.diary.write(What::Leave { op, how: Leaving::Drop });
+            drop(guard);
+            return;
+        }
+        self.diary.write(What::Leave { op, how: Leaving::Release });
+        let (outcome, holds) = match guard.release().await {
+            Ok(released) => (Outcome::Released, Some(released.holds)),
+            Err(ReleaseError::NotHeld { .. }) => (Outcome::NotHeld, None),
+            Err(_) => (Outcome::Unconfirmed, None),
+        };
+        self.diary.write(What::Left { op, outcome, holds });
+    }
+
+    /// One lock, taken again and again by functions inside functions.
+    async fn nested(&mut self) {
+        let name = [lock_name(self.rng.below(self.job.locks))];
+        let owner = Owner::new();
+        self.descend(&[&name[..]; DEPTH], &owner, None).await;
+    }
+
+    /// Several locks at once; inside, one of them; inside that, all of them in the other order.
+    async fn sets(&mut self) {
+        let first = self.rng.below(self.job.locks);
+        let all: Vec<String> = (0..2 + self.rng.below(2)).map(|i| lock_name((first + i) % self.job.locks)).collect();
+        let one = [all[self.rng.below(all.len())].clone()];
+        let reversed: Vec<String> = all.iter().rev().cloned().collect();
+        let owner = Owner::new();
+        self.descend(&[&all, &one, &reversed], &owner, None).await;
+    }
+
+    /// Takes these, one inside the other.
+    async fn descend(&mut self, levels: &[&[String]], owner: &Owner, within: Option<u64>) {
+        let [names, deeper @ ..] = levels else { return };
+        let wait = self.patience();
+        let Some((op, guard)) = self.acquire(&Wish { names, owner, within, wait }).await else { return };
+        let diary = self.diary.clone();
+        let work = async {
+            self.nap(STEP_MS).await;
+            Box::pin(self.descend(deeper, owner, Some(op))).await;
+            self.nap(STEP_MS).await;
+        };
+        watched(&guard, op, names, &diary, work).await;
+        self.leave(op, guard).await;
+    }
+
+    /// A hold that must be extended, more than once as a rule.
+    async fn long(&mut self) {
+        let names = [lock_name(self.rng.below(self.job.locks))];
+        let wait = self.patience();
+        let owner = Owner::new();
+        let wish = Wish { names: &names, owner: &owner, within: None, wait };
+        let Some((op, guard)) = self.acquire(&wish).await else { return };
+        let share = self.rng.between(50..180);
+        let time = Duration::from_millis(self.job.lease * share / 100);
+        watched(&guard, op, &names, &self.diary, tokio::time::sleep(time)).await;
+        // Entering again what is lost by now must be refused.
+        let again = Wish { within: Some(op), wait: None, ..wish };
+        if let Some((inner, guard)) = self.acquire(&again).await {
+            self.leave(inner, guard).await;
+        }
+        self.leave(op, guard).await;
+    }
+
+    /// A request whose future is dropped, at whatever point it has reached.
+    async fn given_up(&mut self) {
+        let names = [lock_name(self.rng.below(self.job.locks))];
+        let owner = Owner::new();
+        let wish = Wish { names: &names, owner: &owner, within: None, wait: Some(Duration::from_secs(1)) };
+        let op = self.ask(&wish);
+        let limit = Duration::from_micros(self.rng.between(0..CANCEL_MS.end * 1000));
+        // Even a guard that came just in time goes with its future.
+        let _ = tokio::time::timeout(limit, self.request(&wish).acquire()).await;
+        self.diary.write(What::Cancel { op });
+    }
+
+    /// Money from one account to another. Whoever is stopped here and goes on after the lease is over, writes all the same:
+    /// only the token can stop that.
+    async fn transfer(&mut self) -> Result<(), ledger::Error> {
+        let from = self.rng.below(self.job.accounts);
+        let to = (from + 1 + self.rng.below(self.job.accounts - 1)) % self.job.accounts;
+        let names = [account_name(from), account_name(to)];
+        let wait = self.patience();
+        let owner = Owner::new();
+        let wish = Wish { names: &names, owner: &owner, within: None, wait };
+        let Some((op, guard)) = self.acquire(&wish).await else { return Ok(()) };
+        let dawdle = Duration::from_millis(self.rng.between(DAWDLE_MS));
+        let amount = self.rng.between(1..LARGEST_AMOUNT).cast_signed();
+        let work = async {
+            let (begun, fenced) = (now(), self.job.fencing);
+            let tokens = [&names[0], &names[1]].map(|name| guard.token_of(name).map_or(0, u64::from).cast_signed());
+            // The reading carries the token, too: else somebody whose lease is over could write between it and our write,
+            // and be written over.
+            let read = self.ledger.ask(move |store| store.read([from, to], fenced.then_some(tokens))).await?;
+            let Some(balances) = read else {
+                self.diary.write(What::Write { op, from: begun, accepted: false });
+                return Ok(());
+            };
+            self.diary.write(What::Section { op });
+            tokio::time::sleep(dawdle).await;
+            let transfer = Transfer { op, from, to, amount, balances, tokens };
+            let begun = now();
+            let accepted = self.ledger.ask(move |store| store.write(&transfer, fenced)).await?;
+            self.diary.write(What::Write { op, from: begun, accepted });
+            Ok(())
+        };
+        let done = watched(&guard, op, &names, &self.diary, work).await;
+        self.leave(op, guard).await;
+        done
+    }
+}
+
+fn reason(error: &AcquireError) -> Refusal {
+    match error {
+        AcquireError::Held { .. } | AcquireError::Contended { .. } => Refusal::Held,
+        AcquireError::NoQuorum { .. } => Refusal::NoQuorum,
+        AcquireError::TooLate { .. } => Refusal::TooLate,
+        AcquireError::Lost { .. } => Refusal::Lost,
+        AcquireError::TimedOut { last, .. } => reason(last),
+        _ => Refusal::Other,
+    }
+}

@@ -1,0 +1,281 @@
+//! `quorlock chaos`, as its users meet it: short runs on real servers.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Nothing here takes as long; it only ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// In the environment of all that a test starts.
+const MARK: &str = "QUORLOCK_TEST_CHAOS";
+
+/// A run has the machine to itself, as far as the others here go.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+struct Place {
+    dir: tempfile::TempDir,
+    mark: String,
+    _machine: MutexGuard<'static, ()>,
+}
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::create_dir(dir.path().join("tmp")).expect("a folder");
+        Self { dir, mark: format!("{name}-{}", std::process::id()), _machine: machine }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    /// Where a run may have what it needs while it lasts.
+    fn tmp(&self) -> PathBuf {
+        self.dir.path().join("tmp")
+    }
+
+    fn chaos(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock"));
+        command
+            .arg("chaos")
+            .args(arguments.split_whitespace())
+            .arg("--out")
+            .arg(self.out())
+            .env("TMPDIR", self.tmp())
+            .env(MARK, &self.mark)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn end(&self, arguments: &str) -> Output {
+        self.chaos(arguments).output().expect("the quorlock command")
+    }
+
+    fn results(&self) -> Value {
+        parsed(&self.out().join("results.json"))
+    }
+
+    fn processes(&self) -> Vec<Pid> {
+        let mark = format!("{MARK}={}", self.mark);
+        let entries = fs::read_dir("/proc").expect("/proc").flatten();
+        let marked = entries.filter(|entry| {
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+        });
+        marked.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
+    }
+
+    /// Neither a process nor a folder is left.
+    fn is_clean(&self) {
+        within("the end of all processes", || self.processes().is_empty());
+        let left: Vec<_> = fs::read_dir(self.tmp()).expect("the folder").flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+fn parsed(file: &Path) -> Value {
+    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn within(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_short_run_keeps_every_promise_and_tells_about_it() {
+    let place = Place::new("short");
+    let output = place.end("--for 8s --seed 3 --nodes-count 3 --workers 4 --lease 1s --json");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let results = place.results();
+    let printed: Value = serde_json::from_slice(&output.stdout).expect("JSON on stdout");
+    assert_eq!(printed, results);
+    assert_eq!(results["verdict"], "held");
+    assert_eq!((&results["seeds"][0], &results["violations"]), (&3.into(), &0.into()));
+    for figure in ["commands", "grants", "reentries", "extensions", "seconds"] {
+        assert!(results[figure].as_f64() > Some(0.0), "{figure}: {results}");
+    }
+    let faults = results["faults"].as_object().expect("faults by kind");
+    assert!(faults.len() >= 3, "{faults:?}");
+    for invariant in ["MutualExclusion", "ReentrantDepth", "TokenUnique", "TokenMonotonic", "NoOrphan"] {
+        assert_eq!(results["invariants"][invariant]["verdict"], "held", "{invariant}");
+        assert!(results["invariants"][invariant]["checks"].as_u64() > Some(0), "{invariant}");
+    }
+    assert_eq!(results["ledger"]["opened_with"], results["ledger"]["closed_with"]);
+
+    let history = fs::read_to_string(place.out().join("history.jsonl")).expect("a history");
+    let events: Vec<Value> = history.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(events.iter().all(|event| event["at"].is_u64() && event["event"].is_string()));
+    let count = |kind: &str| events.iter().filter(|event| event["event"] == kind).count() as u64;
+    let grants = results["grants"].as_u64().zip(results["reentries"].as_u64()).map(|(outer, inner)| outer + inner);
+    assert_eq!(Some(count("grant")), grants);
+    assert_eq!((count("up") > 4, count("scan"), count("calm")), (count("down") > 0, 3, 4));
+
+    let report = fs::read_to_string(place.out().join("report.html")).expect("a report");
+    assert!(report.contains("Every promise held") && report.contains("--seed 3"));
+    for outside in ["http://", "https://", "src=", "@import"] {
+        assert!(!report.contains(outside), "the report is to open without {outside}");
+    }
+    place.is_clean();
+}
+
+/// The faults that make updates get lost come by chance, so it is tried a few times.
+#[test]
+fn without_fencing_updates_are_lost() {
+    let place = Place::new("unfenced");
+    let lost = (1..=6).find(|seed| {
+        let run = format!("--no-fencing --for 6s --seed {seed} --nodes-count 1 --workers 5 --lease 500ms --quiet");
+        let output = place.end(&run);
+        let code = output.status.code();
+        assert!(matches!(code, Some(81 | 82)), "{}", said(&output));
+        code == Some(82)
+    });
+    assert!(lost.is_some(), "in none of the runs");
+    let results = place.results();
+    assert!(results["ledger"]["lost_updates"].as_u64() > Some(0), "{results}");
+    assert!(results["ledger"]["stale_accepted"].as_u64() > Some(0), "{results}");
+    assert_eq!((&results["ledger"]["sound"], &results["violations"]), (&false.into(), &0.into()));
+    let report = fs::read_to_string(place.out().join("report.html")).expect("a report");
+    assert!(report.contains("This was the demonstration"));
+    place.is_clean();
+}
+
+#[test]
+fn an_interrupted_run_leaves_a_report_and_nothing_else() {
+    let place = Place::new("interrupted");
+    let child = place.chaos("--for 60s --seed 1 --nodes-count 3 --workers 3 --quiet").spawn().expect("the command");
+    let history = place.out().join("history.jsonl");
+    within("some faults", || fs::read_to_string(&history).is_ok_and(|text| text.contains("\"event\":\"fault\"")));
+    let output = interrupted(child);
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert_eq!((&place.results()["interrupted"], &place.results()["violations"]), (&true.into(), &0.into()));
+    assert!(place.out().join("report.html").is_file());
+    place.is_clean();
+}
+
+fn interrupted(child: Child) -> Output {
+    kill_process(Pid::from_child(&child), Signal::INT).expect("a signal to a child");
+    child.wait_with_output().expect("its end")
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    let place = Place::new("refused");
+    for (arguments, reason) in [
+        ("--nodes-count 0", "choose from 1 to 63"),
+        ("--workers 1", "choose from 2 to 64"),
+        ("--for 10ms", "choose from 1s"),
+        ("--for soon", "--for"),
+        ("--lease 1ms", "choose from 500ms"),
+        ("--seed many", "--seed"),
+        ("--ledger mysql://me:hunter2@host/db", "postgres://user@host/database"),
+    ] {
+        let output = place.end(arguments);
+        assert_eq!(output.status.code(), Some(64), "{arguments}: {}", said(&output));
+        assert!(said(&output).contains(reason) && !said(&output).contains("hunter2"), "{}", said(&output));
+    }
+    fs::create_dir_all(place.out()).expect("a folder");
+    fs::write(place.out().join("thesis.txt"), "years of work").expect("a file");
+    let output = place.end("--for 1s");
+    assert_eq!(output.status.code(), Some(64), "{}", said(&output));
+    assert!(said(&output).contains("not of a run"), "{}", said(&output));
+    assert_eq!(fs::read_dir(place.out()).expect("the folder").count(), 1);
+    place.is_clean();
+}
+
+/// A PostgreSQL server of the test's own.
+struct Postgres {
+    dir: tempfile::TempDir,
+    port: u16,
+    tools: PathBuf,
+}
+
+impl Postgres {
+    /// Or why there is none.
+    fn start() -> Result<Self, String> {
+        let tools = tools().ok_or("PostgreSQL's initdb is not installed")?;
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+        let server = Self { dir, port: port.map_err(|error| error.to_string())?.port(), tools };
+        // It refuses to run as root.
+        let own = format!("chown postgres {}", server.dir.path().display());
+        if rustix::process::geteuid().is_root() && !shell(&own) {
+            return Err("this is root, and there is no user postgres to run PostgreSQL as".to_owned());
+        }
+        server.tool("initdb", "-A trust -U postgres --no-sync")?;
+        let options = format!("-w -l log -o '-p {} -c listen_addresses=127.0.0.1 -k /tmp -F' start", server.port);
+        server.tool("pg_ctl", &options)?;
+        Ok(server)
+    }
+
+    fn tool(&self, name: &str, options: &str) -> Result<(), String> {
+        let dir = self.dir.path().display();
+        let run =
+            format!("cd {dir} && {}/{name} -D {dir}/data {options} >/dev/null 2>&1 </dev/null", self.tools.display());
+        let run = match rustix::process::geteuid().is_root() {
+            true => format!("runuser -u postgres -- sh -c \"{run}\""),
+            false => run,
+        };
+        shell(&run).then_some(()).ok_or(format!("{name} failed"))
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        drop(self.tool("pg_ctl", "-m immediate stop"));
+    }
+}
+
+fn shell(command: &str) -> bool {
+    Command::new("sh").args(["-c", command]).status().is_ok_and(|status| status.success())
+}
+
+/// Debian does not put them on PATH.
+fn tools() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let installed = versions.map(|version| version.path().join("bin"));
+    let on_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    installed.chain(on_path.unwrap_or_default()).find(|dir| dir.join("initdb").exists() && dir.join("pg_ctl").exists())
+}
+
+#[test]
+fn postgres_can_have_the_ledger() {
+    let place = Place::new("postgres");
+    let server = match Postgres::start() {
+        Ok(server) => server,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", server.port);
+    let output = place.end(&format!("--for 4s --seed 2 --nodes-count 3 --workers 3 --lease 1s --quiet --ledger {url}"));
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let ledger = &place.results()["ledger"];
+    assert_eq!((&ledger["database"], &ledger["sound"]), (&"PostgreSQL".into(), &true.into()));
+    assert!(ledger["transfers"].as_u64() > Some(0), "{ledger}");
+    place.is_clean();
+}
