@@ -293,6 +293,8 @@ mod tests {
     fn nothing_brings_back_a_lost_lease() {
         let mut late = held(true);
         assert_eq!(late.confirmed(at(3068), at(3000), NEXT, Duration::from_secs(3)), Phase::Lost);
+        assert_eq!(late.next_due(), Some(at(1100)), "nobody has said it yet");
+        assert_eq!(late.due(at(3068)), Due::Loss);
         let mut refused = held(true);
         assert!(refused.refused());
         assert!(!refused.refused());

@@ -1,7 +1,8 @@
 //! Wall clocks that are wrong, and one that is set while a lock is held.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quorlock::environment::{Connecting, Environment, Moment, Stream};
@@ -12,18 +13,21 @@ use crate::support::{Cluster, monotonic_micros};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// This machine, with a wall clock that is so many seconds ahead.
+/// This machine, with a wall clock that is so many seconds ahead, after a sleep of so many seconds.
 #[derive(Debug)]
-struct Ahead(AtomicI64);
+struct Ahead {
+    wall: AtomicI64,
+    slept: AtomicU64,
+}
 
 impl Environment for Ahead {
     fn now(&self) -> Moment {
-        Moment::new(Duration::from_micros(monotonic_micros()))
+        Moment::new(Duration::from_micros(monotonic_micros()) + Duration::from_secs(self.slept.load(Ordering::Relaxed)))
     }
 
     fn wall(&self) -> Duration {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-        Duration::from_secs(now.as_secs().saturating_add_signed(self.0.load(Ordering::Relaxed)))
+        Duration::from_secs(now.as_secs().saturating_add_signed(self.wall.load(Ordering::Relaxed)))
     }
 
     fn fill(&self, bytes: &mut [u8]) {
@@ -40,7 +44,7 @@ impl Environment for Ahead {
 }
 
 async fn client(cluster: &Cluster, ahead: i64) -> (Quorlock, Arc<Ahead>) {
-    let environment = Arc::new(Ahead(AtomicI64::new(ahead)));
+    let environment = Arc::new(Ahead { wall: AtomicI64::new(ahead), slept: AtomicU64::new(0) });
     let builder = cluster.builder().environment(environment.clone());
     (builder.connect().await.expect("settings that work"), environment)
 }
@@ -97,10 +101,24 @@ async fn setting_the_wall_clock_while_a_lock_is_held_changes_nothing() {
     let (locks, environment) = client(&cluster, 0).await;
     let guard = locks.lock("x").acquire().await.expect("the lock");
     for ahead in [-10 * 3600, 10 * 3600] {
-        environment.0.store(ahead, Ordering::Relaxed);
+        environment.wall.store(ahead, Ordering::Relaxed);
         guard.extend().await.expect("an extension");
         let other = locks.lock("y").try_acquire().await.expect("another lock");
         other.release().await.expect("a release");
     }
     guard.release().await.expect("a release");
+}
+
+#[tokio::test]
+async fn a_loss_is_heard_of_although_a_late_answer_is_the_first_to_see_it() {
+    let cluster = Cluster::start(3);
+    let (locks, environment) = client(&cluster, 0).await;
+    let guard = locks.lock("x").acquire().await.expect("the lock");
+    let mut lost = pin!(guard.lost());
+    assert!(futures::poll!(&mut lost).is_pending());
+    let mut extension = pin!(guard.extend());
+    assert!(futures::poll!(&mut extension).is_pending(), "under way");
+    environment.slept.store(3600, Ordering::Relaxed); // The machine slept; the answers wait.
+    assert!(extension.await.expect_err("too late").is_lost());
+    tokio::time::timeout(SECOND, lost).await.expect("the word that it is lost");
 }

@@ -61,7 +61,7 @@ proptest! {
         let mut now = at(10_000);
         let mut lease = asked_for(schedule, MILLISECOND, now);
         let mut given = now; // The latest deadline of all rounds so far.
-        let mut endings = 0;
+        let (mut begun, mut endings) = (false, 0);
         for (passed, event) in events {
             let before = lease.clone();
             now = now + passed;
@@ -82,6 +82,7 @@ proptest! {
             // What time has ended may still be given back by a holder who has not noticed.
             let given_back = (was, phase) == (Phase::Lost, Phase::Released);
             prop_assert!(!is_over(was) || phase == was || given_back, "{was:?} became {phase:?}");
+            begun |= is_held(phase);
             prop_assert!(endings <= 1, "an end is news once");
             prop_assert!(lease.known >= before.known && lease.length >= before.length);
 
@@ -93,6 +94,8 @@ proptest! {
                 prop_assert_eq!(phase == Phase::Endangered, remaining <= schedule.danger(lease.length));
             }
         }
+        endings += usize::from(lease.due(at(1_000_000)) == Due::Loss);
+        prop_assert!(endings == 1 || !begun, "the end was not said");
     }
 
     #[test]
