@@ -14,7 +14,8 @@ pub(crate) struct ClockWatch {
 
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
-    at: Moment,
+    /// When it was asked: the node read its clock then or later, and what it drifted since is to be allowed for.
+    since: Moment,
     lowest: i64,
     highest: i64,
 }
@@ -30,14 +31,14 @@ impl ClockWatch {
         lease: Duration,
     ) -> Option<Duration> {
         let difference = |at: Moment| signed(node_micros).saturating_sub(signed(at.micros()));
-        let now = Bounds { at: received, lowest: difference(received), highest: difference(sent) };
+        let now = Bounds { since: sent, lowest: difference(received), highest: difference(sent) };
         let base = self.base.get_or_insert(now);
         let ahead = now.lowest.saturating_sub(base.highest);
         // A step that takes half of a lease's allowance, or the drift that is allowed for the time since.
-        let allowed = (validity.drift(lease) / 2).max(validity.drift(received.since(base.at)));
+        let allowed = (validity.drift(lease) / 2).max(validity.drift(received.since(base.since)));
         let allowed = signed(u64::try_from(allowed.as_micros()).unwrap_or(u64::MAX));
         let excess = u64::try_from(ahead.saturating_sub(allowed)).ok().filter(|excess| *excess > 0);
-        if excess.is_some() || received.since(base.at) >= lease {
+        if excess.is_some() || received.since(base.since) >= lease {
             *base = now;
         } else {
             base.highest = base.highest.min(now.highest);
@@ -126,6 +127,6 @@ mod tests {
         let mut watch = ClockWatch::default();
         assert_eq!(observe(&mut watch, 0, 2, 1), None);
         assert_eq!(observe(&mut watch, 1000, 9000, 8999), None, "it may have been stamped at the end");
-        assert_eq!(observe(&mut watch, 9100, 9102, 9300), Some(104));
+        assert_eq!(observe(&mut watch, 9100, 9102, 9300), Some(103));
     }
 }
