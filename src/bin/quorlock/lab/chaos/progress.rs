@@ -53,6 +53,10 @@ impl Progress {
         }
     }
 
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// Once in a while.
     pub fn draw(&mut self) {
         if self.quiet {

@@ -35,6 +35,8 @@ const LEASE_SHARES: [u64; 3] = [100, 75, 50];
 
 const STARTING: Duration = Duration::from_secs(30);
 const CALMING: Duration = Duration::from_secs(120);
+/// Between what a signal does to others of the group, and its being heard here.
+const INTERRUPTING: Duration = Duration::from_millis(300);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What a run has to say before anybody judges it.
@@ -126,7 +128,12 @@ impl<'a> Run<'a> {
         let begun = Self::begin(options, &settings, &plan, &place, dir.path(), shim.as_ref(), interrupts).await;
         let done = match begun {
             Ok(mut run) => {
-                let done = run.carry_out(&plan).await;
+                let mut done = run.carry_out(&plan).await;
+                // Ctrl-C reaches the whole process group: servers and workers may end before it is heard here.
+                if done.is_err() && tokio::time::timeout(INTERRUPTING, run.interrupts.any()).await.is_ok() {
+                    run.interrupted = true;
+                    done = Ok((Vec::new(), run.progress.elapsed()));
+                }
                 run.conductor.crew.dismiss().await;
                 run.conductor.nodes.stop();
                 done.map(|skipped| (run, skipped))
