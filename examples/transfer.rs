@@ -1,7 +1,7 @@
 //! Two locks at once: transfers that name their accounts in opposite orders, and none waits for the other for ever.
 //!
 //! `cluster/up`, export what it prints, then `cargo run --example transfer`.
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quorlock::{Quorlock, Token};
@@ -11,18 +11,24 @@ use quorlock::{Quorlock, Token};
 struct Account(Mutex<(i64, Option<Token>)>);
 
 impl Account {
-    fn read(&self) -> i64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    /// As SQL: `UPDATE account SET token = $1 WHERE id = $2 AND token <= $1 RETURNING balance`. Whoever reads in order to
+    /// write shows the token, or an older holder could still write in between.
+    fn read(&self, token: Option<Token>) -> Result<i64, String> {
+        self.show(token).map(|row| row.0)
     }
 
     /// As SQL: `UPDATE account SET balance = $1, token = $2 WHERE id = $3 AND token <= $2`.
     fn write(&self, balance: i64, token: Option<Token>) -> Result<(), String> {
+        self.show(token).map(|mut row| row.0 = balance)
+    }
+
+    fn show(&self, token: Option<Token>) -> Result<MutexGuard<'_, (i64, Option<Token>)>, String> {
         let mut row = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if token < row.1 {
-            return Err("refused: a newer holder has written".to_owned());
+            return Err("refused: a newer holder has been here".to_owned());
         }
-        *row = (balance, token);
-        Ok(())
+        row.1 = token;
+        Ok(row)
     }
 }
 
@@ -34,10 +40,11 @@ async fn transfer(locks: Quorlock, accounts: Accounts, from: usize, to: usize, a
     let mut first = None;
     for _ in 0..10 {
         let guard = locks.lock_all([NAMES[from], NAMES[to]]).acquire().await.map_err(|error| error.to_string())?;
-        let (a, b) = (accounts[from].read(), accounts[to].read());
+        let tokens = (guard.token_of(NAMES[from]), guard.token_of(NAMES[to]));
+        let (a, b) = (accounts[from].read(tokens.0)?, accounts[to].read(tokens.1)?);
         tokio::time::sleep(Duration::from_millis(2)).await; // Whoever came in now would spoil the sums.
-        accounts[from].write(a - amount, guard.token_of(NAMES[from]))?;
-        accounts[to].write(b + amount, guard.token_of(NAMES[to]))?;
+        accounts[from].write(a - amount, tokens.0)?;
+        accounts[to].write(b + amount, tokens.1)?;
         first.get_or_insert(guard.token());
         guard.release().await.map_err(|error| error.to_string())?;
     }
@@ -56,7 +63,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let there = tokio::spawn(transfer(locks.clone(), Arc::clone(&accounts), 0, 1, 10));
     let back = tokio::spawn(transfer(locks.clone(), Arc::clone(&accounts), 1, 0, 3));
     let (old, _) = (there.await??, back.await??);
-    let [a, b] = [accounts[0].read(), accounts[1].read()];
+    let newest = locks.lock_all(NAMES).acquire().await?;
+    let [a, b] = [accounts[0].read(newest.token_of(NAMES[0]))?, accounts[1].read(newest.token_of(NAMES[1]))?];
+    newest.release().await?;
     println!("{}: {a}, {}: {b}, together {} (expected 930, 1070, 2000)", NAMES[0], NAMES[1], a + b);
 
     println!("a write that comes late, with token {old}: {:?}", accounts[0].write(0, Some(old)));
