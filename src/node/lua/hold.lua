@@ -24,6 +24,24 @@ local owner, session, label, ticket = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 if next > now + window then return {AHEAD, now, 1} end
 
 local stored = redis.call('MGET', unpack(KEYS))
+
+-- One free resource that nobody waits for, newly acquired: the usual case, in a straight line.
+if #KEYS == 3 and ARGV[9] == '0' and not stored[1] and not stored[3] then
+  local mark = stored[2]
+  local highest = tonumber(mark or 0)
+  if highest and next > highest and next > now - window then
+    local value = 'ql1 ' .. ARGV[1] .. ' ' .. owner .. ' ' .. label .. ' ' .. session .. ':' .. ARGV[11]
+    if redis.call('SET', KEYS[1], value, 'NX', 'PX', lease) then
+      if mark then
+        redis.call('SET', KEYS[2], ARGV[1], 'PX', memory)
+        return {GRANTED, now}
+      end
+      if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', memory) then return {GRANTED, now} end
+      redis.call('DEL', KEYS[1]) -- The ballot key is of another type: see below.
+    end
+  end
+end
+
 local created, lock_values, ballots, lines = {}, {}, {}, {}
 
 local function refuse(answer)

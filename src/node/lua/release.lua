@@ -15,6 +15,24 @@ local now = time[1] * 1000000 + time[2]
 local next, memory, window = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local owner, session = ARGV[4], ARGV[5]
 local stored = redis.call('MGET', unpack(KEYS))
+
+-- One resource that this session alone holds and nobody waits for: the usual case, in a straight line.
+if #KEYS == 3 and stored[1] and not stored[3] and ARGV[9] == '0' then
+  local value, mark = stored[1], stored[2]
+  local head = 'ql1 ' .. ARGV[6] .. ' ' .. owner .. ' '
+  local highest = tonumber(mark or 0)
+  if highest and string.sub(value, 1, #head) == head
+    and string.find(value, '^[^ ]+ ' .. session .. ':%d+$', #head + 1) then
+    redis.call('DEL', KEYS[1])
+    if not mark then
+      redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', memory) -- NX: a user's key of another type is left alone.
+    elseif next > highest then
+      redis.call('SET', KEYS[2], ARGV[1], 'PX', memory)
+    end
+    return {now, 1}
+  end
+end
+
 local answer, is_free = {now}, {}
 
 -- All keys before all ballots: a node that is out of memory still deletes, and once it has, lets the script finish.
