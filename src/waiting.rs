@@ -134,7 +134,9 @@ impl Patience {
         if left.is_zero() {
             return Err(self.over(now, error));
         }
-        if timeout(pause.min(left), called).await.is_err() && pause >= left {
+        let slept = timeout(pause.min(left), called).await.is_err();
+        // A try that has no time to be answered would hide what this one has met.
+        if (slept && pause >= left) || until.since(core.now()).is_zero() {
             return Err(self.over(core.now(), error));
         }
         if self.unheard_since.is_none() {

@@ -8,9 +8,11 @@ use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use futures::task::AtomicWaker;
 use redis::aio::{MultiplexedConnection, SendError};
 use redis::{
     AsyncConnectionConfig, ErrorKind, ProtocolVersion, PushInfo, RedisError, RedisResult, ServerErrorKind, Value,
@@ -212,18 +214,24 @@ impl Connection {
         waiting.append(&mut self.early);
         self.down = None;
 
-        let ended = poll_fn(|cx| {
+        let bell = Arc::new(Bell::default());
+        let inner = Waker::from(Arc::clone(&bell));
+        let ended = poll_fn(|outer| {
+            bell.attend(outer);
+            let mut inner = Context::from_waker(&inner);
+            let cx = &mut inner;
             loop {
                 while let Some(request) = waiting.pop_front() {
                     self.accept(&mut line, request, cx);
                 }
                 while !self.closing && line.has_room() {
-                    match self.requests.poll_recv(cx) {
+                    match self.requests.poll_recv(outer) {
                         Poll::Ready(Some(Message::Request(request))) => self.accept(&mut line, request, cx),
                         Poll::Ready(Some(Message::Close) | None) => self.closing = true,
                         Poll::Pending => break,
                     }
                 }
+                bell.silence();
                 let driver_ended = driver.as_mut().poll(cx).is_ready();
                 let settled = match self.settle(&mut line, cx) {
                     Ok(settled) => settled,
@@ -236,8 +244,11 @@ impl Connection {
                     return Poll::Ready(None);
                 }
                 if settled == 0 {
-                    match line.watch(self.common.timeout, self.environment.as_ref(), cx) {
-                        Poll::Pending => return Poll::Pending,
+                    match line.watch(self.common.timeout, self.environment.as_ref(), outer) {
+                        Poll::Pending => {
+                            bell.leave();
+                            return Poll::Pending;
+                        }
                         Poll::Ready(owed) if owed >= self.patience() => {
                             return Poll::Ready(Some(NodeError::NoAnswer(owed)));
                         }
@@ -328,6 +339,50 @@ impl Connection {
             }
         }
         Ok(settled)
+    }
+}
+
+/// The waker of what this task polls itself: redis-rs's driver, and the answers that it hands over. Both ends of those
+/// channels are in this very task, so what one has for the other is polled before the task rests and need not go through the
+/// scheduler. What rings at any other time, a socket that has become readable, wakes the task.
+#[derive(Default)]
+struct Bell {
+    task: AtomicWaker,
+    /// The task is running, and will poll again before it rests if this has rung.
+    attended: AtomicBool,
+    rung: AtomicBool,
+}
+
+impl Bell {
+    fn attend(&self, task: &Context<'_>) {
+        self.task.register(task.waker());
+        self.attended.store(true, Ordering::SeqCst);
+    }
+
+    /// Everything that could have rung is about to be polled.
+    fn silence(&self) {
+        self.rung.store(false, Ordering::SeqCst);
+    }
+
+    /// The task rests now. Whoever rings first sees this, or is seen here.
+    fn leave(&self) {
+        self.attended.store(false, Ordering::SeqCst);
+        if self.rung.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::SeqCst);
+        if !self.attended.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
     }
 }
 
