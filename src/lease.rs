@@ -274,7 +274,12 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
         let entries = entries(leases, states);
         node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.common.session)
     };
-    let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket_of(leases, states));
+    let ticket = ticket_of(leases, states);
+    // Known before the nodes' tasks come to it: a request that is dropped now asks at once where its ticket may be.
+    if let Some(ticket) = &ticket {
+        (0..core.nodes.len()).for_each(|node| ticket.leave_on(node));
+    }
+    let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket);
     round.send(command);
     round
 }

@@ -50,6 +50,8 @@ struct Count {
     tally: Tally,
     /// For each lease: how many nodes say that it is over. (A node names the first that it refuses.)
     over: Vec<Tally>,
+    /// The leases of a round that was won know of it: only then does whoever waits.
+    confirmed: bool,
     waiting: Option<Waker>,
 }
 
@@ -76,6 +78,7 @@ impl Round {
                 clocks: vec![None; nodes],
                 tally: Tally::new(nodes),
                 over,
+                confirmed: false,
                 waiting: None,
             }),
         })
@@ -152,7 +155,7 @@ impl Round {
             ticket.wait_on(node);
         }
         let is_gone = |vote: &Vote| matches!(vote, Vote::No(Refusal::Gone { .. }));
-        let (before, tally, over, gone, is_refused_somewhere, waker) = {
+        let (before, tally, over, gone, is_refused_somewhere, mut waker) = {
             let mut count = locked(&self.count);
             if count.votes[node].is_some() {
                 return;
@@ -188,9 +191,10 @@ impl Round {
         };
         if let Purpose::Hold { length, .. } = self.purpose {
             if tally.verdict() == Verdict::Won {
+                let newly_won = before == Verdict::Pending;
                 for lease in &self.leases {
                     lease.voted(self.ballot, tally.votes());
-                    if before == Verdict::Pending {
+                    if newly_won {
                         lease.confirmed(self, length);
                     }
                     // Whoever lost the race for those nodes is about to leave them. Had they to wait for the usual
@@ -198,6 +202,11 @@ impl Round {
                     if is_refused_somewhere {
                         lease.extend_soon();
                     }
+                }
+                if newly_won {
+                    let mut count = locked(&self.count);
+                    count.confirmed = true;
+                    waker = count.waiting.take().or(waker);
                 }
                 // These have met somebody's ballot since the last confirmation, perhaps of one who only asked. The one
                 // that was confirmed just now is newer: with it they can be repaired, before another node fails.
@@ -215,7 +224,16 @@ impl Round {
         }
     }
 
-    /// What stays pending when there is nothing more to hear: a release that too few nodes have answered.
+    /// What whoever waits is told; `None` as long as there is something to wait for. Pending then means that there is nothing
+    /// more to hear: a release that too few nodes have answered.
+    fn told(&self, count: &Count) -> Option<Verdict> {
+        match (self.verdict(count), self.purpose) {
+            (Verdict::Won, Purpose::Hold { .. }) if !count.confirmed => None,
+            (Verdict::Pending, _) if !count.tally.is_complete() => None,
+            (verdict, _) => Some(verdict),
+        }
+    }
+
     fn verdict(&self, count: &Count) -> Verdict {
         match self.purpose {
             Purpose::Hold { .. } => count.tally.verdict(),
@@ -231,12 +249,12 @@ impl Round {
     pub(crate) async fn decided_within(&self, limit: Duration) -> Verdict {
         let decided = poll_fn(|cx| {
             let mut count = locked(&self.count);
-            match self.verdict(&count) {
-                Verdict::Pending if !count.tally.is_complete() => {
+            match self.told(&count) {
+                None => {
                     count.waiting = Some(cx.waker().clone());
                     Poll::Pending
                 }
-                verdict => Poll::Ready(verdict),
+                Some(verdict) => Poll::Ready(verdict),
             }
         });
         match tokio::time::timeout(limit, decided).await {

@@ -181,13 +181,15 @@ async fn acc_29_a_waiter_that_died_does_not_keep_the_next_one_waiting() {
     guard.release().await.expect("a release");
 }
 
-#[tokio::test]
+// Looking at the nodes blocks a thread; the clients have another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acc_19_nothing_of_a_cancelled_waiter_is_left() {
     let cluster = Cluster::quiet(5);
     let holder = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
     let key = Cluster::lock_key("given up");
-    let left = || cluster.count_keys(&key) + cluster.count_keys(&line_key("given up"));
+    let exists = redis::cmd("EXISTS").arg(&key).arg(line_key("given up")).to_owned();
+    let left = || -> usize { cluster.each::<usize>(&exists).into_iter().sum() };
     for round in 0..20 {
         let guard = holder.lock("given up").acquire().await.expect("the lock");
         let waiting = tokio::spawn({
@@ -226,7 +228,22 @@ async fn acc_19_an_acquisition_dropped_at_any_await_leaves_nothing() {
         drop(request);
         locks.flush().await;
         assert_eq!(cluster.count_keys(&key), 0, "dropped after {polls} polls");
+        assert_eq!(cluster.count_keys(&line_key("dropped")), 0, "a ticket was left after {polls} polls");
     }
+}
+
+#[tokio::test]
+async fn acc_19_a_request_dropped_when_it_has_been_granted_leaves_nothing() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(60 * SECOND).await;
+    let mut request = Box::pin(locks.lock("granted").acquire());
+    assert!(futures::poll!(request.as_mut()).is_pending());
+    locks.flush().await; // Every node has agreed, and nobody has looked.
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("granted")), 5);
+    drop(request);
+    locks.flush().await;
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("granted")), 0);
+    assert_eq!(cluster.count_keys(&line_key("granted")), 0, "a ticket was left");
 }
 
 #[tokio::test]

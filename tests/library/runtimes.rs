@@ -75,3 +75,22 @@ async fn nothing_outlives_the_client() {
     eventually(5 * SECOND, "the last release was sent", || cluster.count_keys(&key) == 0).await;
     eventually(5 * SECOND, "all connections are closed", || connections(&cluster) == 0).await;
 }
+
+/// The task that asks and the tasks of the nodes run at once: what the last vote decides is told only when it is in force.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_grant_is_told_when_it_is_in_force() {
+    let cluster = Cluster::start(3);
+    let locks = cluster.client(Duration::from_secs(60)).await;
+    let cycles = (0..8).map(|task| {
+        let locks = locks.clone();
+        tokio::spawn(async move {
+            for _ in 0..400 {
+                let guard = locks.lock(format!("task-{task}")).try_acquire().await.expect("nobody else wants it");
+                guard.release().await.expect("a release");
+            }
+        })
+    });
+    for task in cycles.collect::<Vec<_>>() {
+        task.await.expect("a task");
+    }
+}

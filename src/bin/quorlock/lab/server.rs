@@ -159,7 +159,7 @@ impl Server {
             if child.try_wait()?.is_some() {
                 return Ok(false);
             }
-            if self.answering_process() == Some(child.id()) {
+            if self.serving_process() == Some(child.id()) {
                 self.process = Some(child);
                 return Ok(true);
             }
@@ -169,9 +169,12 @@ impl Server {
         Ok(false)
     }
 
-    fn answering_process(&self) -> Option<u32> {
-        let info: String = redis::cmd("INFO").arg("server").query(&mut self.try_redis().ok()?).ok()?;
-        info.lines().find_map(|line| line.strip_prefix("process_id:")?.trim().parse().ok())
+    /// The process that answers, once it has read its files.
+    fn serving_process(&self) -> Option<u32> {
+        let info: String = redis::cmd("INFO").query(&mut self.try_redis().ok()?).ok()?;
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        (field("loading:") == Some("0")).then_some(())?;
+        field("process_id:")?.parse().ok()
     }
 }
 
