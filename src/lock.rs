@@ -1,5 +1,8 @@
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures::poll;
 
 use crate::client::{Core, Handle};
 use crate::error::{AcquireError, Answer, ConfigError, Holder, Reports};
@@ -96,7 +99,7 @@ impl LockRequest {
         let mut waiter = Waiter::new(core, &attempt.owner, &attempt.resources, !patience.is_over_at_once());
         let mut above = Ballot::ZERO;
         loop {
-            let (error, again) = match attempt.make(&self.handle, above, &patience, &mut waiter).await {
+            let (error, again) = match attempt.make(&self.handle, above, &mut patience, &mut waiter).await {
                 Ok(guard) => return Ok(guard),
                 Err(failed) => failed,
             };
@@ -143,7 +146,7 @@ impl Attempt {
         &self,
         handle: &Arc<Handle>,
         above: Ballot,
-        patience: &Patience,
+        patience: &mut Patience,
         waiter: &mut Waiter<'_>,
     ) -> Result<Guard, Failed> {
         let core = &handle.0;
@@ -189,13 +192,18 @@ impl Attempt {
         &self,
         core: &Arc<Core>,
         missing: &[&Resource],
-        patience: &Patience,
+        patience: &mut Patience,
         waiter: &mut Waiter<'_>,
     ) -> Result<(), Failed> {
         let inherited =
             |resource: &Resource| self.owner.inherited().is_some_and(|export| export.lease(resource).is_some());
         let wanted: Vec<&Resource> = missing.iter().copied().filter(|resource| !inherited(resource)).collect();
-        let turns = waiter.take_turns(&wanted);
+        let mut turns = pin!(waiter.take_turns(&wanted));
+        if poll!(&mut turns).is_ready() {
+            return Ok(());
+        }
+        // Also what there is to tell when the turn comes too late for an answer.
+        patience.has_met(in_turn(core, &wanted, &self.first));
         match patience.left(core.now()) {
             None => turns.await,
             Some(left) => match tokio::time::timeout(left, turns).await {

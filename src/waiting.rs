@@ -53,7 +53,7 @@ pub(crate) struct Patience {
     /// Not even a second try.
     once: bool,
     unheard_since: Option<Moment>,
-    /// What the latest try met that heard a majority.
+    /// What was in the way last, as far as somebody could be asked: nodes, or this process.
     met: Option<AcquireError>,
     races: u32,
     ballots: u32,
@@ -67,6 +67,11 @@ impl Patience {
 
     pub(crate) fn none(now: Moment) -> Self {
         Self { once: true, ..Self::until(now, None) }
+    }
+
+    /// Somebody was in the way.
+    pub(crate) fn has_met(&mut self, error: AcquireError) {
+        self.met = Some(error);
     }
 
     /// Is there no waiting at all?
