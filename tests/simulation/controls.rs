@@ -68,7 +68,7 @@ const RULES: Rules = Rules {
 pub const ALL: [Control; 28] = [
     // Votes and numbers.
     client("quorum too small", &[MutualExclusion, Linearizable]),
-    node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
+    rare(node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic])),
     node("ballots ignored", Rules { ignores_ballots: true, ..RULES }, &[TokenMonotonic, TokenUnique]),
     Control {
         broken: Broken { rules: Rules { counts_grants: true, ..RULES }, ..NONE },
@@ -79,10 +79,10 @@ pub const ALL: [Control; 28] = [
     node("votes over another's key", Rules { grants_over_others: true, ..RULES }, &[MutualExclusion]),
     // Later messages.
     rare(client("extension confirmed below quorum", &[MutualExclusion, NoResurrection])),
-    client("extension after expiry", &[NoResurrection, Linearizable]),
+    rare(client("extension after expiry", &[NoResurrection, Linearizable])),
     node("repair ignoring F", Rules { repairs_over_newer: true, ..RULES }, &[NoResurrection, NoOrphan]),
     node("TTL set, not raised", Rules { shrinks_leases: true, ..RULES }, &[LeaseNeverShrinks]),
-    client("validity set, not raised", &[LeaseNeverShrinks]),
+    rare(client("validity set, not raised", &[LeaseNeverShrinks])),
     node("count by increment, with a resend", Rules { increments_counts: true, ..RULES }, &[ReentrantDepth]),
     client("late reply credited to another round", &[NoFalseGrant, MutualExclusion, NoResurrection]),
     world(
@@ -148,6 +148,10 @@ pub fn run(threads: usize, soon: bool) -> Results {
             scope.spawn(|| {
                 while let Some(i) = { lock(&next).next() } {
                     let caught = all[i].caught();
+                    match &caught {
+                        Some(caught) => eprintln!("control: {}: caught at seed {}", all[i].name, caught.seed),
+                        None => eprintln!("control: {}: NOT CAUGHT", all[i].name),
+                    }
                     lock(&results)[i].1 = caught;
                 }
             });
