@@ -201,8 +201,8 @@ impl Quorlock {
     ///
     /// # Errors
     ///
-    /// When the name's key would lie where ballots or waiters are kept. A node that cannot be asked is no error but part of the
-    /// answer.
+    /// When the name's key would lie where ballots or waiters are kept. A node that cannot be asked is no error but part
+    /// of the answer.
     ///
     /// # Cancel safety
     ///

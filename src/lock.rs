@@ -6,6 +6,7 @@ use futures::poll;
 
 use crate::client::{Core, Handle};
 use crate::error::{AcquireError, Answer, ConfigError, Holder, Reports};
+use crate::export::ExportedLease;
 use crate::guard::Guard;
 use crate::lease::{Lease, lock_states, send_hold};
 use crate::node::Refusal;
@@ -154,9 +155,10 @@ impl Attempt {
         let reservation;
         let (guard, round) = loop {
             let (reserved, held) = self.reserve(core, patience).await?;
-            let missing = self.resources.iter().zip(&held).filter(|(_, lease)| lease.is_none());
-            let missing: Vec<&Resource> = missing.map(|(resource, _)| resource).collect();
-            self.take_turns(core, &missing, patience, waiter).await?;
+            if self.acquires(&held) {
+                waiter.begin_try();
+                self.take_turn(core, patience, waiter).await?;
+            }
             if let Some(begun) = self.begin(handle, held, above, waiter.ticket())? {
                 reservation = reserved;
                 break begun;
@@ -187,31 +189,47 @@ impl Attempt {
         }
     }
 
-    /// Waits until this request is the one of this process that may compete for what is missing.
-    async fn take_turns(
+    /// Is there anything that is neither held already nor to be joined?
+    fn acquires(&self, held: &[Option<Arc<Lease>>]) -> bool {
+        let missing = self.resources.iter().zip(held).filter(|(_, lease)| lease.is_none());
+        missing.into_iter().any(|(resource, _)| self.inherited(resource).is_none())
+    }
+
+    fn inherited(&self, resource: &Resource) -> Option<&ExportedLease> {
+        self.owner.inherited().and_then(|export| export.lease(resource))
+    }
+
+    /// Waits until this request is the one of this process that may compete.
+    async fn take_turn(
         &self,
         core: &Arc<Core>,
-        missing: &[&Resource],
         patience: &mut Patience,
         waiter: &mut Waiter<'_>,
     ) -> Result<(), Failed> {
-        let inherited =
-            |resource: &Resource| self.owner.inherited().is_some_and(|export| export.lease(resource).is_some());
-        let wanted: Vec<&Resource> = missing.iter().copied().filter(|resource| !inherited(resource)).collect();
-        let mut turns = pin!(waiter.take_turns(&wanted));
-        if poll!(&mut turns).is_ready() {
+        let mut turn = pin!(waiter.take_turn());
+        if poll!(&mut turn).is_ready() {
             return Ok(());
         }
         // Also what there is to tell when the turn comes too late for an answer.
-        patience.has_met(in_turn(core, &wanted, &self.first));
+        patience.has_met(self.not_our_turn(core));
         match patience.left(core.now()) {
-            None => turns.await,
-            Some(left) => match tokio::time::timeout(left, turns).await {
-                Ok(()) => {}
-                Err(_) => return Err((in_turn(core, &wanted, &self.first), Again::Later)),
-            },
+            None => turn.await,
+            Some(left) => {
+                let in_time = tokio::time::timeout(left, turn).await;
+                in_time.map_err(|_| (self.not_our_turn(core), Again::Later))?;
+            }
         }
         Ok(())
+    }
+
+    /// Another request of this process has the lock, or is asking for it.
+    fn not_our_turn(&self, core: &Core) -> AcquireError {
+        let (resource, nodes) = (self.first.to_string(), Reports(Vec::new()));
+        let Some(lease) = core.turns.lease(&self.first) else { return AcquireError::Contended { resource, nodes } };
+        let state = lease.state();
+        let by =
+            Holder::Owner { label: lease.owner.label().to_owned(), id: lease.owner.id(), token: state.lease.token };
+        AcquireError::Held { resource, by, free_in: Some(state.lease.remaining(core.now())), nodes }
     }
 
     /// Sends the round. `None` when a lease that was to be entered was released meanwhile: reserve again.
@@ -244,12 +262,11 @@ impl Attempt {
                 Phase::Pending | Phase::Released => return Ok(None),
             }
         }
-        let inherited = |resource: &Resource| self.owner.inherited().and_then(|export| export.lease(resource));
-        let known = free.iter().filter_map(|resource| inherited(resource)).map(|lease| lease.known);
+        let known = free.iter().filter_map(|resource| self.inherited(resource)).map(|lease| lease.known);
         let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));
         // New leases have larger ids than all before, so the order by id holds.
         let create = |resource: &Resource| {
-            let (token, known, fresh) = match inherited(resource) {
+            let (token, known, fresh) = match self.inherited(resource) {
                 // What is over is not begun again by joining it: no key is repaired on its word before a majority still
                 // has one.
                 Some(lease) => (lease.token, Ballot::ZERO, false),
@@ -328,21 +345,6 @@ impl Attempt {
             (None, _) => (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard),
         }
     }
-}
-
-/// Why a request of this process had not its turn: another one has the lock, or is asking for it.
-fn in_turn(core: &Core, wanted: &[&Resource], first: &Resource) -> AcquireError {
-    let now = core.now();
-    let held = |resource: &&Resource| {
-        let lease = core.turns.lease(resource)?;
-        let state = lease.state();
-        let by =
-            Holder::Owner { label: lease.owner.label().to_owned(), id: lease.owner.id(), token: state.lease.token };
-        let free_in = Some(state.lease.remaining(now));
-        Some(AcquireError::Held { resource: resource.to_string(), by, free_in, nodes: Reports(Vec::new()) })
-    };
-    let contended = || AcquireError::Contended { resource: first.to_string(), nodes: Reports(Vec::new()) };
-    wanted.iter().find_map(held).unwrap_or_else(contended)
 }
 
 fn lost(resource: &Resource) -> Failed {

@@ -54,10 +54,6 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    pub(crate) fn resource(&self) -> &Resource {
-        &self.resource
-    }
-
     /// The turn has led to this lease.
     pub(crate) fn used_for(&self, lease: &Arc<Lease>) {
         if let Some(queue) = locked(&self.turns.0).get_mut(&self.resource) {

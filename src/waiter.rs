@@ -8,8 +8,8 @@ use crate::ticket::Ticket;
 use crate::turn::Turn;
 use crate::waiting::Again;
 
-/// The places of a request that waits: its ticket in the lines of the nodes, and its turns in this process. Dropping it
-/// gives them all up.
+/// The places of a request that waits: its ticket in the lines of the nodes, and its turn in this process. Dropping it
+/// gives both up.
 pub(crate) struct Waiter<'a> {
     core: &'a Arc<Core>,
     owner: &'a Owner,
@@ -18,34 +18,38 @@ pub(crate) struct Waiter<'a> {
     /// Too few nodes could be heard: everybody may try for themselves, and be told so.
     unheard: bool,
     ticket: Option<Arc<Ticket>>,
-    /// In the order of the resources, so that two requests cannot wait for each other.
-    turns: Vec<Turn>,
+    turn: Option<Turn>,
 }
 
 impl<'a> Waiter<'a> {
     pub(crate) fn new(core: &'a Arc<Core>, owner: &'a Owner, resources: &'a [Resource], waits: bool) -> Self {
-        Self { core, owner, resources, waits, unheard: false, ticket: None, turns: Vec::new() }
+        Self { core, owner, resources, waits, unheard: false, ticket: None, turn: None }
     }
 
     pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
         self.ticket.as_ref()
     }
 
-    /// Takes the turns for `wanted`, in its order, and a ticket before the first. Who does not wait needs neither.
-    pub(crate) async fn take_turns(&mut self, wanted: &[&Resource]) {
-        if !self.waits || wanted.is_empty() {
-            return;
-        }
+    /// Another try begins. The first takes a ticket, which says since when the request has waited. Who does not wait needs
+    /// none.
+    pub(crate) fn begin_try(&mut self) {
         match &self.ticket {
             Some(ticket) => ticket.begin_try(),
-            None => self.ticket = Some(self.core.ticket(self.owner)),
+            None if self.waits => self.ticket = Some(self.core.ticket(self.owner)),
+            None => {}
         }
-        if self.unheard || wanted.iter().all(|resource| self.turns.iter().any(|turn| turn.resource() == *resource)) {
-            return;
-        }
-        self.turns.clear();
-        for resource in wanted {
-            self.turns.push(self.core.turns.take(resource).await);
+    }
+
+    /// Waits for the turn, unless there is none to wait for: for a request that does not wait, or as long as too few nodes
+    /// can be heard. Nor for several resources: some turns would be kept from others while one is waited for, and two
+    /// requests could wait for each other.
+    pub(crate) async fn take_turn(&mut self) {
+        if let [resource] = self.resources
+            && self.waits
+            && !self.unheard
+            && self.turn.is_none()
+        {
+            self.turn = Some(self.core.turns.take(resource).await);
         }
     }
 
@@ -53,16 +57,14 @@ impl<'a> Waiter<'a> {
     pub(crate) fn failed(&mut self, again: Again) {
         self.unheard = matches!(again, Again::WhenHeard);
         if self.unheard {
-            self.turns.clear();
+            self.turn = None;
         }
     }
 
-    /// The leases keep the turns until they are over, and the ticket to take it from the lines.
+    /// The lease keeps the turn until it is over, and the ticket to take it from the lines.
     pub(crate) fn granted(&mut self, leases: &[Arc<Lease>]) {
-        for turn in self.turns.drain(..) {
-            if let Some(lease) = leases.iter().find(|lease| lease.resource == *turn.resource()) {
-                lease.keep_turn(turn);
-            }
+        if let (Some(turn), [lease]) = (self.turn.take(), leases) {
+            lease.keep_turn(turn);
         }
         self.ticket = None;
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quorlock::{AcquireError, ConfigError};
 
-use crate::support::Cluster;
+use crate::support::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -101,4 +101,21 @@ async fn sets_that_cannot_be() {
     assert_eq!(error, AcquireError::Config(ConfigError::TooManyNames(501)));
     let most = locks.lock_all((0..500).map(|i| i.to_string())).acquire().await.expect("as many as there may be");
     most.release().await.expect("a release");
+}
+
+/// Who waits for several holds none of them: not a node's vote, and not a place in this process.
+#[tokio::test]
+async fn who_waits_for_several_keeps_nobody_from_one_of_them() {
+    let cluster = Cluster::start(3);
+    let locks = cluster.client(10 * SECOND).await;
+    let two = locks.lock("two").acquire().await.expect("the lock");
+    let both = tokio::spawn(locks.lock_all(["one", "two"]).acquire());
+    let line = redis::cmd("EXISTS").arg(format!("quorlock:line:{}", Cluster::lock_key("two"))).to_owned();
+    let waits = || cluster.each::<usize>(&line).into_iter().sum::<usize>() == 3;
+    eventually(10 * SECOND, "it waits for both", waits).await;
+    // Were its place kept, these two would wait for each other for ever.
+    let one = locks.lock("one").wait(5 * SECOND).acquire().await.expect("nobody has it");
+    one.release().await.expect("a release");
+    two.release().await.expect("a release");
+    both.await.expect("a task").expect("both are free").release().await.expect("a release");
 }
