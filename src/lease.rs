@@ -274,17 +274,13 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
         let entries = entries(leases, states);
         node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.common.session)
     };
-    let ticket = ticket_of(leases, states);
-    // Known before the nodes' tasks come to it: a request that is dropped now asks at once where its ticket may be.
-    if let Some(ticket) = &ticket {
-        (0..core.nodes.len()).for_each(|node| ticket.leave_on(node));
-    }
-    let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket);
+    let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket_of(leases, states));
     round.send(command);
     round
 }
 
-/// Takes the ticket of a request that has stopped waiting from the lines of the nodes.
+/// Takes the ticket of a request that has stopped waiting from the lines of the nodes. Where it may stand is known when the
+/// message's turn comes at each of them, behind what may leave it there.
 pub(crate) fn send_leave(core: &Arc<Core>, owner: &Owner, resources: &[Resource], ticket: &Arc<Ticket>) {
     let ballot = core.propose_above(owner, Ballot::ZERO);
     let command = node::leave(resources, ticket, ballot, core.settings.memory, core.common.session);

@@ -148,9 +148,6 @@ impl Round {
                 lease.left_nothing_on(node);
             }
         }
-        if let (Purpose::Hold { .. } | Purpose::Leave, Vote::Yes, Some(ticket)) = (self.purpose, &vote, &self.ticket) {
-            ticket.taken_from(node);
-        }
         if let (Vote::No(Refusal::Held { .. } | Refusal::Kept { .. }), Some(ticket)) = (&vote, &self.ticket) {
             ticket.wait_on(node);
         }

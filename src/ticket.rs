@@ -54,7 +54,8 @@ pub(crate) struct Ticket {
     number: u64,
     text: String,
     quorum: usize,
-    /// One bit for each node in whose line it may stand.
+    /// One bit for each node in whose line it may stand. Never taken back: an answer to an older message says nothing of
+    /// what a newer one has left.
     left_on: AtomicU64,
     /// One bit for each node that has put it in its line since the last try began, and so will call.
     waits_on: AtomicU64,
@@ -80,18 +81,8 @@ impl Ticket {
         self.wake_if_called();
     }
 
-    /// This node has said that the ticket is not there.
-    pub(crate) fn taken_from(&self, node: usize) {
-        self.left_on.fetch_and(!(1 << node), Ordering::Relaxed);
-    }
-
     pub(crate) fn may_be_on(&self, node: usize) -> bool {
         self.left_on.load(Ordering::Relaxed) & (1 << node) != 0
-    }
-
-    /// Does it stand in any node's line, as far as anybody knows?
-    pub(crate) fn is_left(&self) -> bool {
-        self.left_on.load(Ordering::Relaxed) != 0
     }
 
     fn call(&self, node: usize) {
@@ -186,9 +177,7 @@ mod tests {
         let tickets = Arc::new(Tickets::default());
         let ticket = tickets.issue(Ballot::ZERO.next(), 7, 1);
         ticket.leave_on(3);
-        assert!(ticket.may_be_on(3) && ticket.is_left() && !ticket.may_be_on(2));
-        ticket.taken_from(3);
-        assert!(!ticket.is_left());
+        assert!(ticket.may_be_on(3) && !ticket.may_be_on(2));
         drop(ticket);
         assert!(locked(&tickets.0).is_empty());
         tickets.heard(0, &call("1"));

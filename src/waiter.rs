@@ -72,7 +72,7 @@ impl<'a> Waiter<'a> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take().filter(|ticket| ticket.is_left()) {
+        if let Some(ticket) = self.ticket.take() {
             send_leave(self.core, self.owner, self.resources, &ticket);
         }
     }
