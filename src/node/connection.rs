@@ -8,37 +8,31 @@ use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use futures::task::AtomicWaker;
-use redis::aio::{MultiplexedConnection, SendError};
-use redis::{
-    AsyncConnectionConfig, ErrorKind, ProtocolVersion, PushInfo, RedisError, RedisResult, ServerErrorKind, Value,
-};
+use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::health::{Health, examine, keep};
+use super::bell::Bell;
+use super::health::{Health, keep};
+use super::introduce::{Driver, establish, is_from_server, node_error};
 use super::reply::{node_time, parse_hold};
 use super::trust::Trust;
 use super::{Asker, Common, Message, Request, script};
 use crate::config::NodeAddress;
 use crate::environment::{Environment, Moment, random_time};
 use crate::error::NodeError;
-use crate::ticket::channel;
 
 /// How much may be under way to a node at once. What comes on top waits in the queue, and is turned away if the node
 /// falls silent.
-const MOST_IN_FLIGHT: usize = 4096;
+pub(super) const MOST_IN_FLIGHT: usize = 4096;
 
 /// How many unacknowledged releases are kept for a node that is away. Older ones are left to the end of their lease.
 const MOST_OWED: usize = 1024;
-
-/// redis-rs queues behind our own bound, never in front of it: the room must cover releases, which are always taken.
-const REDIS_QUEUE: usize = 4 * MOST_IN_FLIGHT;
 
 /// At least this long may a connection take to be made, or be silent before another is tried.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
@@ -48,8 +42,6 @@ const PASSING: [&str; 4] = ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN"];
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-
-type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(super) struct Connection {
     index: usize,
@@ -342,50 +334,6 @@ impl Connection {
     }
 }
 
-/// The waker of what this task polls itself: redis-rs's driver, and the answers that it hands over. Both ends of those
-/// channels are in this very task, so what one has for the other is polled before the task rests and need not go through the
-/// scheduler. What rings at any other time, a socket that has become readable, wakes the task.
-#[derive(Default)]
-struct Bell {
-    task: AtomicWaker,
-    /// The task is running, and will poll again before it rests if this has rung.
-    attended: AtomicBool,
-    rung: AtomicBool,
-}
-
-impl Bell {
-    fn attend(&self, task: &Context<'_>) {
-        self.task.register(task.waker());
-        self.attended.store(true, Ordering::SeqCst);
-    }
-
-    /// Everything that could have rung is about to be polled.
-    fn silence(&self) {
-        self.rung.store(false, Ordering::SeqCst);
-    }
-
-    /// The task rests now. Whoever rings first sees this, or is seen here.
-    fn leave(&self) {
-        self.attended.store(false, Ordering::SeqCst);
-        if self.rung.load(Ordering::SeqCst) {
-            self.task.wake();
-        }
-    }
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, Ordering::SeqCst);
-        if !self.attended.load(Ordering::SeqCst) {
-            self.task.wake();
-        }
-    }
-}
-
 /// What is under way on one connection.
 struct Line {
     connection: MultiplexedConnection,
@@ -457,64 +405,5 @@ impl Asker {
             Self::Look(asker) => drop(asker.send(result)),
             Self::Nobody => {}
         }
-    }
-}
-
-/// Connects, introduces itself, makes sure that the node knows the scripts, and asks how it is.
-async fn establish(
-    environment: &dyn Environment,
-    address: &NodeAddress,
-    index: usize,
-    common: &Common,
-) -> Result<(MultiplexedConnection, Driver, Health), NodeError> {
-    let connect = |error: std::io::Error| NodeError::Connect(error.to_string());
-    let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
-    let tickets = Arc::clone(&common.tickets);
-    let calls = move |push: PushInfo| -> Result<(), SendError> {
-        tickets.heard(index, &push);
-        Ok(())
-    };
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(None)
-        .set_response_timeout(None) // Rounds keep the time; an answer that comes late is still wanted.
-        .set_pipeline_buffer_size(REDIS_QUEUE)
-        .set_push_sender(calls);
-    // The third version of the protocol lets a node call a waiter on the very connection that everything else uses.
-    let settings = address.info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    let (mut connection, driver) =
-        MultiplexedConnection::new_with_config(&settings, stream, config).await.map_err(|error| node_error(&error))?;
-    let mut driver: Driver = Box::pin(driver);
-    let introduce = async {
-        let health = examine(&mut connection).await?;
-        for command in script::load() {
-            command.query_async::<()>(&mut connection).await?;
-        }
-        // A server that forbids it calls nobody: whoever waits looks again now and then.
-        if let Err(error) = connection.subscribe(channel(common.session)).await
-            && !is_from_server(&error)
-        {
-            return Err(error);
-        }
-        Ok((connection, health))
-    };
-    select! {
-        biased;
-        introduced = introduce => {
-            let (connection, health) = introduced.map_err(|error| node_error(&error))?;
-            Ok((connection, driver, health))
-        }
-        () = &mut driver => Err(NodeError::Disconnected("closed by the server".to_owned())),
-    }
-}
-
-/// Did the server say this, and not the connection?
-fn is_from_server(error: &RedisError) -> bool {
-    error.code().is_some() && !error.is_unrecoverable_error()
-}
-
-fn node_error(error: &RedisError) -> NodeError {
-    match error.code() {
-        Some(code) => NodeError::Redis { code: code.to_owned(), detail: error.detail().unwrap_or_default().to_owned() },
-        None => NodeError::Connect(error.to_string()),
     }
 }

@@ -1,7 +1,9 @@
 //! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
 
+mod bell;
 mod connection;
 mod health;
+mod introduce;
 mod reply;
 mod script;
 #[cfg(feature = "tls")]
