@@ -1,11 +1,13 @@
 //! What can go wrong, one type per operation, each naming the nodes and what every one of them said.
 
-use std::fmt;
+mod nodes;
+
 use std::time::Duration;
 
 use humantime::format_duration;
 
-use crate::protocol::Token;
+pub use nodes::{Answer, Distrust, Holder, NodeError, NodeReport, Reports};
+use nodes::{for_another, millis};
 
 /// Why a client cannot be built, or a request cannot work with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,184 +108,11 @@ pub enum ConfigError {
 #[error("this is not an exported lease: pass on exactly what export() returned, or the value of QUORLOCK_LEASE")]
 pub struct ExportError;
 
-/// Why a node cannot be counted on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NodeError {
-    /// There is no connection.
-    #[error("cannot connect: {0}")]
-    Connect(String),
-    /// The connection broke while the answer was under way: whether the node obeyed is unknown.
-    #[error("the connection broke before the answer: {0}")]
-    Disconnected(String),
-    /// Nothing came back in time: whether the node obeyed, or yet will, is unknown.
-    #[error("no answer within {}", format_duration(*.0))]
-    NoAnswer(Duration),
-    /// The node owes older answers, so nothing more is sent to it until it gives one.
-    #[error("silent: it has owed an answer for {}", format_duration(*.0))]
-    Silent(Duration),
-    /// The node answered with an error of its own.
-    #[error("refused by Redis: {code} {detail}")]
-    Redis {
-        /// The first word of the error, such as `READONLY`, `OOM` or `NOAUTH`.
-        code: String,
-        /// The rest of it.
-        detail: String,
-    },
-    /// The node may have forgotten what it voted, so its yes does not count until every such lease is over.
-    #[error("{why}, so it may have forgotten its votes; it is counted again in {}", format_duration(Duration::from_millis(millis(*left))))]
-    Quarantined {
-        /// How it may have forgotten.
-        why: Distrust,
-        /// How long it is not counted yet.
-        left: Duration,
-    },
-    /// The node may throw keys away when its memory is full, and its votes with them.
-    #[error("it may evict keys ({policy}): set maxmemory-policy noeviction")]
-    MayEvict {
-        /// Its `maxmemory-policy`.
-        policy: String,
-    },
-    /// The node is a replica, whose vote counts for nothing.
-    #[error("it is a replica: list masters only")]
-    Replica,
-    /// The node is the same server as another one of the list.
-    #[error("it is the same server as {0}: every vote needs a server of its own")]
-    SameServer(String),
-    /// The node answered with something that is no answer to what was asked.
-    #[error("an answer that makes no sense: {0}")]
-    Nonsense(String),
-}
-
-/// How a node may have forgotten what it voted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Distrust {
-    /// Its process is new, and nothing proves that it kept every write.
-    Restarted,
-    /// Its clock jumped ahead, so keys may have expired early.
-    ClockStepped,
-}
-
-impl fmt::Display for Distrust {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Restarted => "it restarted a moment ago",
-            Self::ClockStepped => "its clock jumped ahead",
-        })
-    }
-}
-
-/// Who holds a resource, as far as a node can tell.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Holder {
-    /// A quorlock owner.
-    Owner {
-        /// Its random bits in hexadecimal.
-        id: String,
-        /// Its label for people, `host:pid` or `host:pid:name`.
-        label: String,
-        /// The fencing token that it holds.
-        token: Token,
-    },
-    /// Somebody else's key: another Redlock client, or data of any type.
-    Foreign,
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Owner { label, token, .. } => write!(f, "{label} (token {token})"),
-            Self::Foreign => f.write_str("a key that is not quorlock's"),
-        }
-    }
-}
-
-/// What one node said, or failed to say.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Answer {
-    /// It agreed.
-    #[error("agreed")]
-    Agreed,
-    /// Somebody else has the resource there.
-    #[error("held by {by}{}", for_another(*free_in))]
-    Held {
-        /// Who.
-        by: Holder,
-        /// When its lease ends there if nothing renews it; `None` when it never does.
-        free_in: Option<Duration>,
-    },
-    /// It has seen a newer ballot than the one proposed.
-    #[error("has seen a newer ballot")]
-    Stale,
-    /// The proposal is further ahead of its clock than can be right.
-    #[error("its clock is more than 30 minutes behind this machine's: set the clocks")]
-    ClockBehind,
-    /// Nobody has the resource there, but it is kept for a moment for somebody who has waited longer.
-    #[error("free, but kept for {} for somebody who has waited longer", format_duration(*left))]
-    Kept {
-        /// For how long.
-        left: Duration,
-    },
-    /// The lease is over there: somebody newer was granted, or it was released.
-    #[error("no longer honours this lease")]
-    Gone,
-    /// It had not answered when the others had decided.
-    #[error("had not answered yet")]
-    Awaited,
-    /// It cannot be counted on.
-    #[error("{0}")]
-    Failed(#[from] NodeError),
-}
-
-fn for_another(free_in: Option<Duration>) -> String {
-    match free_in {
-        Some(left) => format!(", for {} more unless renewed", format_duration(Duration::from_millis(millis(left)))),
-        None => ", without an end".to_owned(),
-    }
-}
-
 fn contention(nodes: &Reports) -> String {
     if nodes.0.is_empty() {
         return "another task of this process is asking for it".to_owned();
     }
     format!("nobody got a majority ({nodes})")
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// One node's part in what happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NodeReport {
-    /// The node's address, without user and password.
-    pub node: String,
-    /// What it said.
-    pub answer: Answer,
-}
-
-/// Every node's part in what happened, in the order of the node list.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Reports(pub Vec<NodeReport>);
-
-/// In words: this is what `fn main() -> Result<(), Box<dyn Error>>` shows.
-impl fmt::Debug for Reports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{self}]")
-    }
-}
-
-impl fmt::Display for Reports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, report) in self.0.iter().enumerate() {
-            write!(f, "{}{}: {}", if i == 0 { "" } else { "; " }, report.node, report.answer)?;
-        }
-        Ok(())
-    }
 }
 
 /// Why a lock was not acquired.

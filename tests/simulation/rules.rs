@@ -1,5 +1,5 @@
 //! What `hold.lua`, `release.lua` and `inspect.lua` do, once more and in Rust. That both do the same is what
-//! `tests/conformance.rs` shows, against a real server.
+//! `tests/conformance` shows, against a real server.
 
 use super::node::{Data, Store};
 use super::resp::Reply;

@@ -1,0 +1,202 @@
+//! A real server and a simulated node, side by side.
+
+use crate::node::{Data, Node, Script};
+use crate::resp::Reply;
+
+pub const NAMES: [&str; 3] = ["x", "y", "quite a long name"];
+pub const OWNERS: [&str; 2] = ["00000000000000000000000000000aaa", "bbbbbbbbbbbbbbbbbbbbbbbbbbbbb000"];
+pub const SESSIONS: [&str; 3] = ["0000000000000051", "0000000000000052", "00000000000000f0"];
+/// Those that are there to be called, and those of a client that is gone.
+pub const LISTENING: [&str; 2] = [SESSIONS[0], SESSIONS[1]];
+pub const WINDOW_US: u64 = 1_800_000_000;
+
+/// Remaining lifetimes may differ by as long as a command takes on a busy machine; those that are set differ by far more.
+pub const TTL_TOLERANCE_MS: i64 = 2_000;
+
+/// Both arms.
+pub struct Pair {
+    pub real: redis::Connection,
+    pub node: Node,
+    pub log: Vec<String>,
+    /// What the real server calls arrives here.
+    pub calls: redis::Connection,
+}
+
+impl Pair {
+    /// The real server's clock, in µs.
+    pub fn now(&mut self) -> u64 {
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut self.real).expect("the time");
+        seconds * 1_000_000 + micros
+    }
+
+    pub fn both(&mut self, args: &[&[u8]]) -> (Reply, Reply, u64) {
+        let mut command = redis::Cmd::new();
+        command.arg(args);
+        let real = match command.query::<redis::Value>(&mut self.real) {
+            Ok(value) => reply(value),
+            Err(error) => {
+                Reply::Error(format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default()))
+            }
+        };
+        let now = stamp(&real).unwrap_or_else(|| self.now());
+        (real, self.node.execute(args, 0, now), now)
+    }
+
+    pub fn listen(&mut self) {
+        let mut pubsub = self.calls.as_pubsub();
+        for session in LISTENING {
+            let channel = format!("quorlock:call:{session}");
+            pubsub.subscribe(&channel).expect("a subscription");
+            self.node.execute(&[b"SUBSCRIBE", channel.as_bytes()], 0, 0);
+        }
+        std::mem::forget(pubsub); // Its drop would unsubscribe.
+    }
+
+    /// Whom the last command called must be the same.
+    pub fn compare_calls(&mut self) -> Result<(), String> {
+        let mine: Vec<Reply> = self.node.pushes.drain(..).map(|(_, push)| push).collect();
+        for push in mine {
+            let Reply::Push(fields) = push else { return Err(format!("the node sent {push:?}")) };
+            let real =
+                self.calls.recv_response().map_err(|error| format!("{fields:?}, and from the server: {error}"))?;
+            let redis::Value::Array(real) = real else { return Err(format!("the server sent {real:?}")) };
+            let real: Vec<Reply> = real.into_iter().map(reply).collect();
+            if real != fields {
+                return Err(format!("the server sent {real:?}, the node {fields:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes keys behind the scripts' back, on both.
+    pub fn put(&mut self, key: &[u8], data: &Data, life: Option<u64>) {
+        let now = self.now();
+        redis::cmd("DEL").arg(key).exec(&mut self.real).expect("DEL");
+        match data {
+            Data::Text(text) => redis::cmd("SET").arg(key).arg(text).exec(&mut self.real).expect("SET"),
+            Data::Other("list") => redis::cmd("RPUSH").arg(key).arg("item").exec(&mut self.real).expect("RPUSH"),
+            Data::Other(_) => redis::cmd("HSET").arg(key).arg("a").arg("b").exec(&mut self.real).expect("HSET"),
+        }
+        if let Some(life) = life {
+            redis::cmd("PEXPIRE").arg(key).arg(life).exec(&mut self.real).expect("PEXPIRE");
+        }
+        self.node.store.put(key, data.clone(), life, now);
+    }
+
+    pub fn remove(&mut self, key: &[u8]) {
+        redis::cmd("DEL").arg(key).exec(&mut self.real).expect("DEL");
+        self.node.store.remove(key);
+    }
+
+    /// All keys of both arms must be the same.
+    pub fn compare_keys(&mut self) -> Result<(), String> {
+        for name in NAMES {
+            for key in [lock_key(name), ballot_key(name), line_key(name)] {
+                let kind: String = redis::cmd("TYPE").arg(&key).query(&mut self.real).expect("TYPE");
+                let pttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut self.real).expect("PTTL");
+                let real = match kind.as_str() {
+                    "none" => None,
+                    "string" => Some(Data::Text(redis::cmd("GET").arg(&key).query(&mut self.real).expect("GET"))),
+                    "list" => Some(Data::Other("list")),
+                    _ => Some(Data::Other("hash")),
+                };
+                let now = self.now();
+                let mine = self.node.store.data(&key, now).cloned();
+                let left = self.node.store.pttl(&key, now);
+                let same_end = (pttl < 0 || left < 0) && pttl == left || (pttl - left).abs() <= TTL_TOLERANCE_MS;
+                let key = String::from_utf8_lossy(&key).into_owned();
+                if real != mine {
+                    return Err(format!(
+                        "{key}: the server has {}, the node {}",
+                        shown(real.as_ref()),
+                        shown(mine.as_ref())
+                    ));
+                }
+                if real.is_some() && !same_end {
+                    return Err(format!("{key}: {pttl} ms are left on the server, {left} ms on the node"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub fn shown(data: Option<&Data>) -> String {
+    match data {
+        Some(Data::Text(text)) => String::from_utf8_lossy(text).into_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+pub fn line_key(name: &str) -> Vec<u8> {
+    [b"quorlock:line:".as_slice(), &lock_key(name)].concat()
+}
+
+/// The time at which a script ran, which its answer carries among its first two numbers. The node runs it at that time too.
+pub fn stamp(reply: &Reply) -> Option<u64> {
+    let Reply::Array(items) = reply else { return None };
+    let numbers = items.iter().take(2).filter_map(|item| if let Reply::Int(n) = item { Some(*n) } else { None });
+    numbers.max().map(i64::cast_unsigned)
+}
+
+pub fn lock_key(name: &str) -> Vec<u8> {
+    format!("quorlock:lock:{name}").into_bytes()
+}
+
+pub fn ballot_key(name: &str) -> Vec<u8> {
+    [b"quorlock:ballot:".as_slice(), &lock_key(name)].concat()
+}
+
+pub fn reply(value: redis::Value) -> Reply {
+    match value {
+        redis::Value::Okay => Reply::Okay,
+        redis::Value::SimpleString(text) => Reply::Simple(text),
+        redis::Value::Int(number) => Reply::Int(number),
+        redis::Value::BulkString(bytes) => Reply::Bulk(bytes),
+        redis::Value::Array(items) => Reply::Array(items.into_iter().map(reply).collect()),
+        redis::Value::Nil => Reply::Nil,
+        other => Reply::Error(format!("{other:?}")),
+    }
+}
+
+/// An answer without its times; those are returned beside it.
+pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
+    let Reply::Array(items) = reply else { return (reply.clone(), None) };
+    let mut items = items.clone();
+    let mut left = None;
+    let mut mask = |items: &mut Vec<Reply>, i: usize| {
+        if let Some(Reply::Int(number)) = items.get(i).cloned() {
+            items[i] = Reply::Int(0);
+            left = Some(number);
+        }
+    };
+    match script {
+        Script::Hold => {
+            mask(&mut items, 1);
+            match items[0] {
+                Reply::Int(2 | 6) => mask(&mut items, 3),
+                // A floor that is the node's own clock.
+                Reply::Int(3 | 5) => {
+                    let near = |floor: i64| {
+                        floor.abs_diff(now.cast_signed()) < 5_000_000
+                            || floor.abs_diff(now.cast_signed() - WINDOW_US.cast_signed()) < 5_000_000
+                    };
+                    if matches!(items[3], Reply::Int(floor) if near(floor)) {
+                        items[3] = Reply::Int(0);
+                    }
+                    left = None;
+                }
+                _ => left = None,
+            }
+        }
+        Script::Release => {
+            mask(&mut items, 0);
+            left = None;
+        }
+        Script::Inspect => {
+            mask(&mut items, 0);
+            mask(&mut items, 3);
+        }
+    }
+    (Reply::Array(items), left)
+}

@@ -1,0 +1,144 @@
+//! Random commands, many of which fit what is there.
+
+use crate::node::{Data, Script};
+use crate::pair::{NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, line_key, lock_key, shown};
+use crate::rng::Rng;
+
+/// Makes up commands; remembers tokens, so that many of them fit what is there.
+pub struct Source {
+    pub rng: Rng,
+    pub ballot: u64,
+    pub tokens: Vec<u64>,
+}
+
+impl Source {
+    pub fn names(&mut self) -> Vec<&'static str> {
+        let mut names: Vec<&str> = NAMES.into_iter().filter(|_| self.rng.chance(0.4)).collect();
+        if names.is_empty() {
+            names.push(self.rng.pick(&NAMES));
+        }
+        names
+    }
+
+    pub fn next(&mut self, now: u64) -> u64 {
+        self.ballot += self.rng.between(0..3);
+        match self.rng.between(0..20) {
+            0 => now + WINDOW_US + 60_000_000,
+            1 => now - WINDOW_US - 60_000_000,
+            2 | 3 => self.ballot - self.rng.between(1..40),
+            _ => self.ballot,
+        }
+    }
+
+    pub fn token(&mut self) -> u64 {
+        let recent = self.tokens.len().saturating_sub(4);
+        if self.rng.chance(0.85) {
+            self.tokens[recent + self.rng.below(self.tokens.len() - recent)]
+        } else {
+            self.rng.pick(&self.tokens.clone())
+        }
+    }
+
+    pub fn known(&mut self, token: u64) -> u64 {
+        match self.rng.between(0..4) {
+            0 => token,
+            1 => self.ballot - self.rng.between(0..20),
+            _ => self.ballot,
+        }
+    }
+
+    /// Of one of a few requests, so that some of them meet again.
+    pub fn ticket(&mut self) -> String {
+        if self.rng.chance(0.4) {
+            return "0".to_owned();
+        }
+        format!("{}:{}", 1000 + self.rng.between(0..6), self.rng.pick(&SESSIONS))
+    }
+
+    pub fn command(&mut self, now: u64) -> (Script, Vec<String>) {
+        let script = match self.rng.between(0..10) {
+            0..6 => Script::Hold,
+            6..9 => Script::Release,
+            _ => Script::Inspect,
+        };
+        let names = if script == Script::Inspect { vec![self.rng.pick(&NAMES)] } else { self.names() };
+        let mut args = vec!["EVALSHA".to_owned(), script.hash().to_owned(), String::new()];
+        for name in &names {
+            args.extend([lock_key(name), ballot_key(name)].map(|key| String::from_utf8(key).expect("text")));
+            if script != Script::Inspect {
+                args.push(String::from_utf8(line_key(name)).expect("text"));
+            }
+        }
+        args[2] = (args.len() - 3).to_string();
+        let next = self.next(now);
+        let (owner, session) = (self.rng.pick(&OWNERS).to_owned(), self.rng.pick(&SESSIONS).to_owned());
+        match script {
+            Script::Hold => {
+                let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000]);
+                args.extend([next, lease, 3_600_000, WINDOW_US].map(|number| number.to_string()));
+                args.extend([owner, session, "host:1:some_label".to_owned(), self.ticket()]);
+                let fresh = self.rng.chance(0.5);
+                for _ in &names {
+                    let token = if fresh || self.rng.chance(0.1) { 0 } else { self.token() };
+                    let known = self.known(token);
+                    args.extend([token, known, self.rng.between(1..12)].map(|number| number.to_string()));
+                }
+                if next < now + WINDOW_US {
+                    self.tokens.push(next);
+                }
+            }
+            Script::Release => {
+                args.extend([next, 3_600_000, WINDOW_US].map(|number| number.to_string()));
+                args.extend([owner, session]);
+                for _ in &names {
+                    let token = if self.rng.chance(0.1) { 0 } else { self.token() };
+                    args.extend([token, self.known(token)].map(|number| number.to_string()));
+                    let ticket = self.ticket();
+                    let keeps_place = ticket != "0" && self.rng.chance(0.4);
+                    args.extend([ticket, u8::from(keeps_place).to_string()]);
+                }
+            }
+            Script::Inspect => {}
+        }
+        (script, args)
+    }
+
+    /// Somebody else's data, or an end that comes by itself.
+    pub fn intrusion(&mut self, pair: &mut Pair) -> String {
+        let name = self.rng.pick(&NAMES);
+        let key = match self.rng.between(0..10) {
+            0..6 => lock_key(name),
+            6..9 => ballot_key(name),
+            _ => line_key(name),
+        };
+        let what = format!("{} := ", String::from_utf8_lossy(&key));
+        if self.rng.chance(0.5) {
+            pair.remove(&key);
+            return what + "nothing";
+        }
+        let token = self.token();
+        let (owner, session) = (self.rng.pick(&OWNERS), self.rng.pick(&SESSIONS));
+        let text = match self.rng.between(0..12) {
+            0 => "somebody".to_owned(),
+            1 => String::new(),
+            2 => " 12 ".to_owned(),
+            3 => "0x10".to_owned(),
+            4 => "1e3".to_owned(),
+            5 => self.ballot.to_string(),
+            6 => format!("ql1 {token} {owner} label {session}:"),
+            7 => format!("ql1 {token} {owner} label"),
+            8 => format!("ql1 {token} {owner} label {session}:1 {session}:2"),
+            9 => format!("ql1 {token} {owner} la\tbel {session}:1"),
+            10 => format!("ql1 {token} {owner} label x{session}:7 {session}:3 other"),
+            _ => format!("ql1 {token} {owner} label {session}:4"),
+        };
+        let data = match self.rng.between(0..6) {
+            0 => Data::Other("list"),
+            1 => Data::Other("hash"),
+            _ => Data::Text(text.into_bytes()),
+        };
+        let life = self.rng.pick(&[None, Some(60_000), Some(10)]);
+        pair.put(&key, &data, life);
+        format!("{what}{} for {life:?} ms", shown(Some(&data)))
+    }
+}
