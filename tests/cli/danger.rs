@@ -1,5 +1,6 @@
 //! The lock cannot be kept while the command runs.
 
+use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -112,14 +113,16 @@ fn a_nested_command_goes_with_the_outer_lock() {
 #[test]
 fn a_command_that_ended_by_itself_after_the_lock_was_lost() {
     let sandbox = Sandbox::new(3);
-    let script = "echo > $DIR/ready; until [ -e $DIR/end ]; do sleep 0.01; done";
+    let script = "echo $$ > $DIR/ready; until [ -e $DIR/end ]; do sleep 0.01; done";
     let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", script]);
-    sandbox.wait_for("ready");
+    let command = sandbox.wait_for("ready").trim().to_owned();
     signal(&run, Signal::STOP); // Nobody extends the lease now.
     let other = sandbox.end(&["run", "job", "--", "true"]);
     assert_eq!(other.code, Some(0), "{other:?}");
     sandbox.touch("end");
-    within("the command's end", || sandbox.processes().len() == 1);
+    // Not before it can be waited for: a process that is still on its way out is one that can be killed.
+    let stat = format!("/proc/{command}/stat");
+    within("the command's end", || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")));
     signal(&run, Signal::CONT);
     let ended = finish(run);
     assert_eq!(ended.code, Some(79), "{ended:?}");

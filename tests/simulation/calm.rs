@@ -171,7 +171,8 @@ async fn holder_crashes(stage: &mut Stage, round_trip: Duration) {
     let plan = ClientPlan {
         actors: 0,
         ppm: 0,
-        skew_us: token.cast_signed() - (EPOCH_US + moment).cast_signed(),
+        // Its first number is that of its ticket; the next one is its proposal.
+        skew_us: token.cast_signed() - 1 - (EPOCH_US + moment).cast_signed(),
         ..stage.clients[0].plan.clone()
     };
     stage.start_client(0, plan).await;
