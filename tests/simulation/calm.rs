@@ -7,13 +7,14 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::asking::{Dropped, How};
 use crate::figures::Fault;
 use crate::invariant::Invariant;
+use crate::machine::Turns;
 use crate::plan::ClientPlan;
 use crate::run::Stage;
 use crate::time::{EPOCH_US, micros};
 use crate::world::lock;
 
 /// Resources that only this phase uses, beside those of the plan.
-pub const EXTRA_RESOURCES: usize = 4;
+pub const EXTRA_RESOURCES: usize = 6;
 
 /// Leases of this phase are long, so that nothing is freed by the mere end of a lease before a limit.
 pub const LEASE: Duration = Duration::from_secs(8);
@@ -39,6 +40,7 @@ pub async fn judge(stage: &mut Stage) {
     everybody_acquires(stage, round_trip).await;
     minority_fails(stage, round_trip).await;
     requests_are_dropped(stage, round_trip).await;
+    holder_is_cut_off(stage, round_trip).await;
     holder_crashes(stage, round_trip).await;
     nothing_is_left(stage).await;
 }
@@ -106,8 +108,8 @@ async fn minority_fails(stage: &Stage, round_trip: Duration) {
         }
         for place in 0..stage.clients.len() {
             // Whoever meets another's release that is still under way may have to hear of a hung node that it hangs: the
-            // node timeout (1.25 s at most), and a pause after a lost race.
-            let limit = 8 * round_trip + Duration::from_millis(2500);
+            // node timeout (1.25 s at most), and a pause after a lost race. The first meets nobody.
+            let limit = if place == 0 { 6 * round_trip + 150 * MILLI } else { 8 * round_trip + 2500 * MILLI };
             acquires(stage, place, plan.resources, limit, Invariant::MinorityFaultLive, "with a minority away").await;
         }
         sleep(Duration::from_secs(8)).await;
@@ -135,6 +137,52 @@ async fn requests_are_dropped(stage: &Stage, round_trip: Duration) {
         acquires(stage, (polls + 1) % places, resource, limit, Invariant::CancelSafe, "after a request was dropped")
             .await;
     }
+}
+
+/// A holder whom a majority does not answer has lost on time, and no answer that comes after that brings anything back, nor
+/// does one that finds its request paused for longer than the lease.
+async fn holder_is_cut_off(stage: &mut Stage, round_trip: Duration) {
+    let plan = std::sync::Arc::clone(&stage.scene.plan);
+    // Short: no connection may be given up before the answers come.
+    let lease = (30 * round_trip).max(900 * MILLI).min(plan.longest_lease());
+    let place = stage.clients.len();
+    let client = ClientPlan { lease, node_timeout: None, extends: false, actors: 0, ..stage.clients[0].plan.clone() };
+    stage.start_client(place, client).await;
+    let index = stage.clients[place].client.index;
+    sleep(20 * plan.longest_latency()).await;
+    for requests in [true, false] {
+        let resource = plan.resources + 4;
+        let mut holder = stage.user(place, 400 + u64::from(requests));
+        let Ok(holding) = holder.ask(&[resource], None, Some(lease), How::Try).await else { return };
+        // What is asked for inside is shorter, and takes nothing away.
+        if let Ok(inner) = holder.ask(&[resource], Some(holding.guard.owner()), Some(lease / 2), How::Try).await {
+            lock(&stage.scene.ledger).observe(stage.scene.now());
+            holder.give_back(inner).await;
+        }
+        sleep(holding.guard.remaining().saturating_sub(lease / 3)).await;
+        let away = holding.guard.remaining() + lease / 10;
+        for node in plan.nodes.len() - plan.quorum()..plan.nodes.len() {
+            lock(&stage.scene.world).cut(index, node, requests, true, true, micros(away));
+        }
+        let limit = lease + lease / 50 + 6 * round_trip + 150 * MILLI;
+        let rival = acquires(stage, 0, resource, limit, Invariant::FreeAfterTtl, "after its holder was cut off");
+        let (_, ()) = tokio::join!(timeout(away, holding.guard.extend()), rival);
+        sleep(lease).await;
+        lock(&stage.scene.ledger).observe(stage.scene.now());
+        holder.give_back(holding).await;
+    }
+    let mut late = stage.user(place, 402);
+    let resource = plan.resources + 5;
+    let asking = async move {
+        if let Ok(holding) = late.ask(&[resource], None, Some(lease), How::Try).await {
+            late.give_back(holding).await;
+        }
+    };
+    let world = std::sync::Arc::clone(&stage.scene.world);
+    let asking = tokio::spawn(Turns { world, client: index, task: Box::pin(asking) });
+    sleep(Duration::from_micros(1)).await;
+    lock(&stage.scene.world).pause_client(index, micros(lease + lease / 10));
+    asking.await.expect("no panic");
 }
 
 /// What a crashed client held is free when its lease is over, and not before its validity is; also for somebody whose wall

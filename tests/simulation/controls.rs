@@ -68,7 +68,7 @@ const RULES: Rules = Rules {
 pub const ALL: [Control; 28] = [
     // Votes and numbers.
     client("quorum too small", &[MutualExclusion, Linearizable]),
-    rare(node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic])),
+    node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
     node("ballots ignored", Rules { ignores_ballots: true, ..RULES }, &[TokenMonotonic, TokenUnique]),
     Control {
         broken: Broken { rules: Rules { counts_grants: true, ..RULES }, ..NONE },
@@ -78,11 +78,11 @@ pub const ALL: [Control; 28] = [
     client("extension under a new token", &[TokenStable]),
     node("votes over another's key", Rules { grants_over_others: true, ..RULES }, &[MutualExclusion]),
     // Later messages.
-    rare(client("extension confirmed below quorum", &[MutualExclusion, NoResurrection])),
-    rare(client("extension after expiry", &[NoResurrection, Linearizable])),
+    client("extension confirmed below quorum", &[MutualExclusion, NoResurrection]),
+    client("extension after expiry", &[NoResurrection, Linearizable]),
     node("repair ignoring F", Rules { repairs_over_newer: true, ..RULES }, &[NoResurrection, NoOrphan]),
     node("TTL set, not raised", Rules { shrinks_leases: true, ..RULES }, &[LeaseNeverShrinks]),
-    rare(client("validity set, not raised", &[LeaseNeverShrinks])),
+    client("validity set, not raised", &[LeaseNeverShrinks]),
     node("count by increment, with a resend", Rules { increments_counts: true, ..RULES }, &[ReentrantDepth]),
     client("late reply credited to another round", &[NoFalseGrant, MutualExclusion, NoResurrection]),
     world(
@@ -98,12 +98,12 @@ pub const ALL: [Control; 28] = [
     // Time.
     rare(client("validity ignoring elapsed", &[MutualExclusion])),
     rare(client("validity ignoring drift", &[MutualExclusion])),
-    rare(client("validity not checked last", &[NoFalseGrant])),
+    client("validity not checked last", &[NoFalseGrant]),
     client("no watch over the deadline", &[LossOnTime]),
     client("keys that outlive the lease", &[FreeAfterTtl]),
     rare(world("wall clock in the client", Broken { clock_is_set_back: true, ..NONE }, &[MutualExclusion])),
     // Nodes that are away or forget.
-    rare(client("waiting for every node", &[MinorityFaultLive])),
+    client("waiting for every node", &[MinorityFaultLive]),
     Control {
         broken: Broken { forgets_at_once: true, ..NONE },
         ..rare(node("empty restart declared to be new", RULES, &[MutualExclusion]))
