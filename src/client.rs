@@ -232,7 +232,7 @@ impl Quorlock {
     ) -> Vec<(String, Result<T, NodeError>)> {
         let core = &self.0.0;
         let limit = core.settings.node_timeout(core.settings.lease);
-        let command = Arc::new(command);
+        let command = node::pack(&command);
         let parse = &parse;
         let asked = core.nodes.iter().map(|node| {
             let (asker, answer) = oneshot::channel();

@@ -179,7 +179,7 @@ impl Lease {
         if matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
             let length = state.lease.length;
             let (round, command) = hold_round(&self.core, std::slice::from_ref(self), &mut [&mut state], length, None);
-            round.send_to(node, command);
+            round.send_to(node, &command);
         }
     }
 
@@ -241,7 +241,7 @@ pub(crate) fn send_hold(
     ballot: Option<Ballot>,
 ) -> Arc<Round> {
     let (round, command) = hold_round(core, leases, states, length, ballot);
-    round.send(command);
+    round.send(&command);
     round
 }
 
@@ -275,7 +275,7 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
         node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.common.session)
     };
     let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket_of(leases, states));
-    round.send(command);
+    round.send(&command);
     round
 }
 
@@ -284,7 +284,7 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
 pub(crate) fn send_leave(core: &Arc<Core>, owner: &Owner, resources: &[Resource], ticket: &Arc<Ticket>) {
     let ballot = core.propose_above(owner, Ballot::ZERO);
     let command = node::leave(resources, ticket, ballot, core.settings.memory, core.common.session);
-    Round::new(core, Purpose::Leave, core.now(), ballot, Vec::new(), Some(Arc::clone(ticket))).send(command);
+    Round::new(core, Purpose::Leave, core.now(), ballot, Vec::new(), Some(Arc::clone(ticket))).send(&command);
 }
 
 /// Of the request that asks for those of the leases that are not granted yet.

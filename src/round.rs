@@ -1,5 +1,6 @@
 //! One question to all nodes at once, and the count of their answers.
 
+use std::collections::HashSet;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
@@ -10,7 +11,7 @@ use redis::{Cmd, Value};
 use crate::client::Core;
 use crate::error::{Answer, NodeError, NodeReport, Reports};
 use crate::lease::Lease;
-use crate::node::{Asker, Refusal, Request, Vote, node_time, parse_hold, parse_release};
+use crate::node::{Asker, Refusal, Request, Vote, node_time, pack, parse_hold, parse_release};
 use crate::protocol::{Ballot, Moment, Room, Tally, Verdict};
 use crate::sync::locked;
 use crate::ticket::Ticket;
@@ -85,13 +86,13 @@ impl Round {
     }
 
     /// Hands the command to one node's queue only.
-    pub(crate) fn send_to(self: &Arc<Self>, node: usize, command: Cmd) {
-        self.core.nodes[node].send(Request { command: Arc::new(command), asker: Asker::Hold(Arc::clone(self)) });
+    pub(crate) fn send_to(self: &Arc<Self>, node: usize, command: &Cmd) {
+        self.core.nodes[node].send(Request { command: pack(command), asker: Asker::Hold(Arc::clone(self)) });
     }
 
     /// Hands the command to every node's queue. Never waits.
-    pub(crate) fn send(self: &Arc<Self>, command: Cmd) {
-        let command = Arc::new(command);
+    pub(crate) fn send(self: &Arc<Self>, command: &Cmd) {
+        let command = pack(command);
         for node in &self.core.nodes {
             let asker = match self.purpose {
                 Purpose::Hold { .. } => Asker::Hold(Arc::clone(self)),
@@ -124,6 +125,21 @@ impl Round {
     pub(crate) fn has_touched(&self, node: usize) -> bool {
         let left_ticket = self.purpose == Purpose::Leave && self.ticket.as_ref().is_some_and(|t| t.may_be_on(node));
         left_ticket || self.leases.iter().any(|lease| lease.has_touched(node))
+    }
+
+    /// Is the outcome certain, whatever else is answered?
+    pub(crate) fn is_decided(&self) -> bool {
+        self.verdict(&locked(&self.count)) != Verdict::Pending
+    }
+
+    pub(crate) fn lease_ids(&self) -> impl Iterator<Item = u64> {
+        self.leases.iter().map(|lease| lease.id)
+    }
+
+    /// Can it concern any of these leases? Of a ticket that is not known.
+    pub(crate) fn is_about(&self, leases: &HashSet<u64>) -> bool {
+        let is_any = self.purpose == Purpose::Leave && !leases.is_empty();
+        is_any || self.lease_ids().any(|lease| leases.contains(&lease))
     }
 
     /// There is nothing to release on this node: nothing was ever sent there.

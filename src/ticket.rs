@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use redis::{PushInfo, PushKind, Value};
+use redis::{PushKind, Value};
 use tokio::sync::Notify;
 
 use crate::protocol::Ballot;
@@ -33,8 +33,8 @@ impl Tickets {
     }
 
     /// What a node sends unasked. Anything but a call is none of our business.
-    pub(crate) fn heard(&self, node: usize, push: &PushInfo) {
-        let (PushKind::Message, [_, Value::BulkString(number)]) = (&push.kind, push.data.as_slice()) else { return };
+    pub(crate) fn heard(&self, node: usize, kind: &PushKind, data: &[Value]) {
+        let (PushKind::Message, [_, Value::BulkString(number)]) = (kind, data) else { return };
         let Some(number) = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok()) else { return };
         // The lock is free again before the ticket is dropped, which needs it.
         let ticket = locked(&self.0).get(&number).and_then(Weak::upgrade);
@@ -131,9 +131,11 @@ mod tests {
 
     use super::*;
 
-    fn call(number: &str) -> PushInfo {
-        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
-        PushInfo { kind: PushKind::Message, data: vec![text("quorlock:call:0"), text(number)] }
+    impl Tickets {
+        fn hear(&self, node: usize, number: &str) {
+            let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+            self.heard(node, &PushKind::Message, &[text("quorlock:call:0"), text(number)]);
+        }
     }
 
     #[tokio::test]
@@ -142,11 +144,11 @@ mod tests {
         let ticket = tickets.issue(Ballot::ZERO.next(), 7, 2);
         assert_eq!(ticket.text(), "1:0000000000000007");
         let mut called = pin!(ticket.called());
-        for push in [call("1"), call("1"), call("2"), call(""), call("nonsense")] {
-            tickets.heard(4, &push);
+        for number in ["1", "1", "2", "", "nonsense"] {
+            tickets.hear(4, number);
             assert!(poll!(&mut called).is_pending());
         }
-        tickets.heard(0, &call("1"));
+        tickets.hear(0, "1");
         assert!(poll!(&mut called).is_ready());
     }
 
@@ -156,9 +158,9 @@ mod tests {
         let ticket = tickets.issue(Ballot::ZERO.next(), 7, 3);
         ticket.wait_on(1);
         ticket.wait_on(2);
-        tickets.heard(1, &call("1"));
+        tickets.hear(1, "1");
         assert!(poll!(pin!(ticket.called())).is_pending());
-        tickets.heard(2, &call("1"));
+        tickets.hear(2, "1");
         assert!(poll!(pin!(ticket.called())).is_ready());
     }
 
@@ -166,9 +168,9 @@ mod tests {
     async fn calls_before_a_try_do_not_count_after_it() {
         let tickets = Arc::new(Tickets::default());
         let ticket = tickets.issue(Ballot::ZERO.next(), 7, 2);
-        tickets.heard(0, &call("1"));
+        tickets.hear(0, "1");
         ticket.begin_try();
-        tickets.heard(1, &call("1"));
+        tickets.hear(1, "1");
         assert!(poll!(pin!(ticket.called())).is_pending());
     }
 
@@ -180,6 +182,6 @@ mod tests {
         assert!(ticket.may_be_on(3) && !ticket.may_be_on(2));
         drop(ticket);
         assert!(locked(&tickets.0).is_empty());
-        tickets.heard(0, &call("1"));
+        tickets.hear(0, "1");
     }
 }

@@ -1,38 +1,37 @@
 //! The task behind a [`Node`](super::Node): connects, sends in order, delivers answers, reconnects.
 //!
-//! redis-rs does the talking: its `MultiplexedConnection` is handed a stream, and its driver is polled by this very task,
-//! so a request crosses one task on its way out and one on its way back, whatever the number of requests under way.
+//! It has the stream to itself, so a request crosses one task on its way out and one on its way back, whatever the number
+//! of requests under way.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{ErrorKind, ServerErrorKind, Value};
 use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::bell::Bell;
 use super::health::{Health, keep};
-use super::introduce::{Driver, establish, is_from_server, node_error};
+use super::introduce::{establish, node_error, said};
 use super::reply::{node_time, parse_hold};
 use super::trust::Trust;
-use super::{Asker, Common, Message, Request, script};
+use super::wire::Wire;
+use super::{Asker, Common, Message, Request, pack, script};
 use crate::config::NodeAddress;
 use crate::environment::{Environment, Moment, random_time};
 use crate::error::NodeError;
 
-/// How much may be under way to a node at once. What comes on top waits in the queue, and is turned away if the node
-/// falls silent.
-pub(super) const MOST_IN_FLIGHT: usize = 4096;
+/// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
+/// decided it or when this one falls silent.
+const MOST_IN_FLIGHT: usize = 1024;
 
 /// How many unacknowledged releases are kept for a node that is away. Older ones are left to the end of their lease.
-const MOST_OWED: usize = 1024;
+const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
 
 /// At least this long may a connection take to be made, or be silent before another is tried.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
@@ -86,8 +85,8 @@ impl Connection {
 
     /// Until the client is gone.
     pub(super) async fn run(mut self) {
-        while let Some((connection, driver)) = self.connect().await {
-            let Some(broken) = self.serve(connection, driver).await else { return };
+        while let Some(wire) = self.connect().await {
+            let Some(broken) = self.serve(wire).await else { return };
             self.down = Some(broken);
         }
     }
@@ -97,14 +96,14 @@ impl Connection {
     }
 
     /// Tries until there is a connection; `None` when the client is gone and nothing is left to send.
-    async fn connect(&mut self) -> Option<(MultiplexedConnection, Driver)> {
+    async fn connect(&mut self) -> Option<Wire> {
         let mut pause = FIRST_PAUSE;
         loop {
             let attempt = {
                 let environment = Arc::clone(&self.environment);
                 let address = self.address.clone();
-                let (index, common) = (self.index, Arc::clone(&self.common));
-                async move { establish(environment.as_ref(), &address, index, &common).await }
+                let common = Arc::clone(&self.common);
+                async move { establish(environment.as_ref(), &address, &common).await }
             };
             let patience = self.patience();
             let mut attempt = Box::pin(timeout(patience, attempt));
@@ -118,9 +117,9 @@ impl Connection {
                     message = self.requests.recv(), if !self.closing => self.while_away(message),
                 }
             };
-            let refused = match made.and_then(|(connection, driver, health)| {
+            let refused = match made.and_then(|(wire, health)| {
                 self.admit(&health)?;
-                Ok((connection, driver))
+                Ok(wire)
             }) {
                 Ok(made) => return Some(made),
                 Err(error) => error,
@@ -161,7 +160,7 @@ impl Connection {
         let now = self.environment.now();
         self.trust.connected(now, health);
         if health.is_durable && self.trust.quarantine(now, self.common.longest_lease()).is_none() {
-            self.early.push_back(Request { command: Arc::new(keep()), asker: Asker::Nobody });
+            self.early.push_back(Request { command: pack(&keep()), asker: Asker::Nobody });
         }
         Ok(())
     }
@@ -200,47 +199,42 @@ impl Connection {
     }
 
     /// Sends and delivers until the connection breaks; `None` when the client is gone and all is done.
-    async fn serve(&mut self, connection: MultiplexedConnection, mut driver: Driver) -> Option<NodeError> {
-        let mut line = Line { connection, in_flight: VecDeque::new(), silent: false, alarm: None };
-        let mut waiting: VecDeque<Request> = mem::take(&mut self.owed);
-        waiting.append(&mut self.early);
+    async fn serve(&mut self, wire: Wire) -> Option<NodeError> {
+        let mut line = Line { wire, in_flight: VecDeque::new(), silent: false, alarm: None };
+        let mut waiting = Waiting { requests: mem::take(&mut self.owed), thin_at: MOST_IN_FLIGHT };
+        waiting.requests.append(&mut self.early);
         self.down = None;
 
-        let bell = Arc::new(Bell::default());
-        let inner = Waker::from(Arc::clone(&bell));
-        let ended = poll_fn(|outer| {
-            bell.attend(outer);
-            let mut inner = Context::from_waker(&inner);
-            let cx = &mut inner;
+        let ended = poll_fn(|cx| {
             loop {
-                while let Some(request) = waiting.pop_front() {
-                    self.accept(&mut line, request, cx);
+                while line.has_room()
+                    && let Some(request) = waiting.requests.pop_front()
+                {
+                    self.accept(&mut line, request);
                 }
-                while !self.closing && line.has_room() {
-                    match self.requests.poll_recv(outer) {
-                        Poll::Ready(Some(Message::Request(request))) => self.accept(&mut line, request, cx),
+                while !self.closing {
+                    match self.requests.poll_recv(cx) {
+                        Poll::Ready(Some(Message::Request(request))) if line.has_room() => {
+                            self.accept(&mut line, request);
+                        }
+                        Poll::Ready(Some(Message::Request(request))) => {
+                            waiting.push(request, self.index, || line.owes_for(self.environment.now()));
+                        }
                         Poll::Ready(Some(Message::Close) | None) => self.closing = true,
                         Poll::Pending => break,
                     }
                 }
-                bell.silence();
-                let driver_ended = driver.as_mut().poll(cx).is_ready();
-                let settled = match self.settle(&mut line, cx) {
+                let talked = line.wire.poll_write(cx).and_then(|()| self.settle(&mut line, cx));
+                let settled = match talked {
                     Ok(settled) => settled,
                     Err(broken) => return Poll::Ready(Some(broken)),
                 };
-                if driver_ended {
-                    return Poll::Ready(Some(NodeError::Disconnected("closed by the server".to_owned())));
-                }
-                if self.closing && line.in_flight.is_empty() {
+                if self.closing && line.in_flight.is_empty() && waiting.requests.is_empty() {
                     return Poll::Ready(None);
                 }
                 if settled == 0 {
-                    match line.watch(self.common.timeout, self.environment.as_ref(), outer) {
-                        Poll::Pending => {
-                            bell.leave();
-                            return Poll::Pending;
-                        }
+                    match line.watch(self.common.timeout, self.environment.as_ref(), cx) {
+                        Poll::Pending => return Poll::Pending,
                         Poll::Ready(owed) if owed >= self.patience() => {
                             return Poll::Ready(Some(NodeError::NoAnswer(owed)));
                         }
@@ -259,10 +253,13 @@ impl Connection {
                 asker => asker.answer(self.index, Err(NodeError::Disconnected(broken.to_string()))),
             }
         }
+        for request in waiting.requests {
+            self.turn_away(request);
+        }
         Some(broken)
     }
 
-    fn accept(&mut self, line: &mut Line, request: Request, cx: &mut Context<'_>) {
+    fn accept(&mut self, line: &mut Line, request: Request) {
         let index = self.index;
         let now = self.environment.now();
         match &request.asker {
@@ -276,38 +273,37 @@ impl Connection {
                 Some(why) if round.acquires() => request.asker.answer(index, Err(why)),
                 uncounted => {
                     round.touch(index);
-                    line.push(request, now, uncounted, cx);
+                    line.push(request, now, uncounted);
                 }
             },
             Asker::Release(round) => {
                 round.touch(index);
-                line.push(request, now, None, cx);
+                line.push(request, now, None);
             }
-            Asker::Look(_) | Asker::Nobody => line.push(request, now, None, cx),
+            Asker::Look(_) | Asker::Nobody => line.push(request, now, None),
         }
     }
 
     /// Delivers what has been answered, oldest first. Says how many that were, or why the connection is broken.
     fn settle(&mut self, line: &mut Line, cx: &mut Context<'_>) -> Result<usize, NodeError> {
         let mut settled = 0;
-        while let Some(Poll::Ready(result)) = line.in_flight.front_mut().map(|sent| sent.answer.as_mut().poll(cx)) {
-            let result = match result {
-                Ok(Value::ServerError(error)) => Err(RedisError::from(error)),
-                result => result,
-            };
-            if let Err(error) = &result
-                && !is_from_server(error)
-            {
-                return Err(NodeError::Disconnected(error.to_string()));
+        while let Some(value) = line.wire.poll_read(cx)? {
+            if let Value::Push { kind, data } = &value {
+                self.common.tickets.heard(self.index, kind, data);
+                continue;
             }
+            let result = said(value);
             if let Err(error) = &result
                 && let Some(Sent { request: Request { asker: Asker::Release(_), .. }, .. }) = line.in_flight.front()
                 && error.code().is_some_and(|code| PASSING.contains(&code))
             {
                 return Err(node_error(error)); // A release must be heard: it is sent again on the next connection.
             }
-            // The loop's condition saw it at the front.
-            let Some(sent) = line.in_flight.pop_front() else { break };
+            let Some(sent) = line.in_flight.pop_front() else {
+                return Err(NodeError::Nonsense(
+                    format!("an answer to nothing: {result:?}").chars().take(200).collect(),
+                ));
+            };
             line.silent = false;
             settled += 1;
             let now = self.environment.now();
@@ -320,7 +316,7 @@ impl Connection {
             let uncounted = sent.uncounted.or_else(|| self.trust.quarantine(now, self.common.longest_lease()));
             match (result, uncounted) {
                 (Err(error), uncounted) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    line.reload(sent.request, now, uncounted, cx);
+                    line.reload(sent.request, now, uncounted);
                 }
                 (Ok(value), Some(why))
                     if matches!(sent.request.asker, Asker::Hold(_)) && parse_hold(&value).is_yes() =>
@@ -334,9 +330,46 @@ impl Connection {
     }
 }
 
+/// What came while there was no room, in order.
+struct Waiting {
+    requests: VecDeque<Request>,
+    /// When there are so many, it is time to look which of them are still worth sending.
+    thin_at: usize,
+}
+
+impl Waiting {
+    fn push(&mut self, request: Request, index: usize, owes_for: impl Fn() -> Duration) {
+        self.requests.push_back(request);
+        if self.requests.len() >= self.thin_at {
+            self.thin(index, &owes_for());
+            self.thin_at = MOST_IN_FLIGHT.max(2 * self.requests.len());
+        }
+    }
+
+    /// A node that falls behind the others is not sent what they have decided, nor the releases of that.
+    fn thin(&mut self, index: usize, owed: &Duration) {
+        let mut kept = HashSet::new();
+        for request in mem::take(&mut self.requests) {
+            match &request.asker {
+                Asker::Hold(round) if round.is_decided() => {
+                    request.asker.answer(index, Err(NodeError::Silent(*owed)));
+                    continue;
+                }
+                Asker::Hold(round) => kept.extend(round.lease_ids()),
+                Asker::Release(round) if !round.has_touched(index) && !round.is_about(&kept) => {
+                    round.untouched(index);
+                    continue;
+                }
+                Asker::Release(_) | Asker::Look(_) | Asker::Nobody => {}
+            }
+            self.requests.push_back(request);
+        }
+    }
+}
+
 /// What is under way on one connection.
 struct Line {
-    connection: MultiplexedConnection,
+    wire: Wire,
     in_flight: VecDeque<Sent>,
     /// An answer is overdue: nothing new is sent but releases.
     silent: bool,
@@ -348,7 +381,6 @@ struct Sent {
     since: Moment,
     /// Why a yes to it does not count.
     uncounted: Option<NodeError>,
-    answer: Pin<Box<dyn Future<Output = RedisResult<Value>> + Send>>,
 }
 
 impl Line {
@@ -360,26 +392,18 @@ impl Line {
         self.in_flight.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
     }
 
-    fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>, cx: &mut Context<'_>) {
-        let mut connection = self.connection.clone();
-        let command = Arc::clone(&request.command);
-        let mut answer = Box::pin(async move { connection.send_packed_command(&command).await });
-        // The first poll puts it into the connection's queue, so the order of calls is the order on the wire. A future
-        // that is ready already has failed, and says so again to whoever polls it: keep that for `settle`.
-        let answer: Pin<Box<dyn Future<Output = _> + Send>> = match answer.as_mut().poll(cx) {
-            Poll::Ready(result) => Box::pin(std::future::ready(result)),
-            Poll::Pending => answer,
-        };
-        self.in_flight.push_back(Sent { request, since: now, uncounted, answer });
+    fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
+        self.wire.push(&request.command);
+        self.in_flight.push_back(Sent { request, since: now, uncounted });
     }
 
     /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
     /// Other requests may have overtaken this one; the ballots see to it that a late one does no harm.
-    fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>, cx: &mut Context<'_>) {
+    fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
         for command in script::load() {
-            self.push(Request { command: Arc::new(command), asker: Asker::Nobody }, now, None, cx);
+            self.push(Request { command: pack(&command), asker: Asker::Nobody }, now, None);
         }
-        self.push(request, now, uncounted, cx);
+        self.push(request, now, uncounted);
     }
 
     /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use redis::RedisResult;
-use redis::aio::MultiplexedConnection;
+use redis::{Cmd, FromRedisValue, Value, from_redis_value};
+
+use super::introduce::said;
 
 /// A server whose run id stands in this key was declared to be new: it has no earlier votes to forget. Whoever starts a
 /// new cluster sets it (`cluster/up` does); a restart changes the run id and so ends the declaration.
@@ -36,24 +37,29 @@ pub(super) struct Health {
     pub(super) keeps_votes: bool,
 }
 
-pub(super) async fn examine(connection: &mut MultiplexedConnection) -> RedisResult<Health> {
-    let info: RedisResult<String> = redis::cmd("INFO").query_async(connection).await;
-    let config: RedisResult<HashMap<String, String>> =
-        redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async(connection).await;
-    let kept: RedisResult<bool> = redis::cmd("EXISTS").arg(KEPT).query_async(connection).await;
-    let declared: RedisResult<Option<String>> = redis::cmd("GET").arg(DECLARED_NEW).query_async(connection).await;
-    // What the server refuses to say is left open; a broken connection is an error.
-    if let Err(error) = &info
-        && error.code().is_none()
-    {
-        return Err(error.clone());
-    }
-    let appendfsync = config.ok().and_then(|mut settings| settings.remove("appendfsync"));
-    let declared = declared.ok().flatten();
-    Ok(judge(&info.unwrap_or_default(), appendfsync.as_deref(), kept.unwrap_or(false), declared.as_deref()))
+/// What to ask a server of itself.
+pub(super) fn questions() -> [Cmd; 4] {
+    let [info, mut config, mut kept, mut declared] = ["INFO", "CONFIG", "EXISTS", "GET"].map(redis::cmd);
+    config.arg("GET").arg("appendfsync");
+    kept.arg(KEPT);
+    declared.arg(DECLARED_NEW);
+    [info, config, kept, declared]
 }
 
-fn judge(info: &str, appendfsync: Option<&str>, kept: bool, declared_new: Option<&str>) -> Health {
+/// Its answers to them. What it refuses to say is left open.
+pub(super) fn judge(answers: Vec<Value>) -> Health {
+    fn next<T: FromRedisValue>(answers: &mut impl Iterator<Item = Value>) -> Option<T> {
+        answers.next().and_then(|answer| said(answer).ok()).and_then(|value| from_redis_value(value).ok())
+    }
+    let answers = &mut answers.into_iter();
+    let info: String = next(answers).unwrap_or_default();
+    let appendfsync = next::<HashMap<String, String>>(answers).and_then(|mut settings| settings.remove("appendfsync"));
+    let kept = next(answers).unwrap_or(false);
+    let declared = next::<Option<String>>(answers).flatten();
+    weigh(&info, appendfsync.as_deref(), kept, declared.as_deref())
+}
+
+fn weigh(info: &str, appendfsync: Option<&str>, kept: bool, declared_new: Option<&str>) -> Health {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let run_id = field("run_id").map(str::to_owned);
     let limited = field("maxmemory").is_some_and(|limit| limit != "0");
@@ -82,14 +88,14 @@ mod tests {
 
     #[test]
     fn a_server_in_order() {
-        let health = judge(INFO, Some("everysec"), true, None);
+        let health = weigh(INFO, Some("everysec"), true, None);
         let expected = Health { run_id: Some("abc".to_owned()), uptime: Duration::from_secs(6), ..Health::default() };
         assert_eq!(health, expected);
     }
 
     #[test]
     fn only_a_kept_log_or_a_declaration_keeps_votes() {
-        let keeps = |info: &str, fsync, kept, new| judge(info, fsync, kept, new).keeps_votes;
+        let keeps = |info: &str, fsync, kept, new| weigh(info, fsync, kept, new).keeps_votes;
         assert!(keeps(INFO, Some("always"), true, None));
         assert!(!keeps(INFO, Some("always"), false, None), "its disk may be another one");
         assert!(!keeps(INFO, Some("everysec"), true, None));
@@ -98,14 +104,14 @@ mod tests {
         assert!(keeps(INFO, None, false, Some("abc")));
         assert!(!keeps(INFO, None, false, Some("another process")));
         assert!(!keeps("", None, false, Some("")));
-        assert!(judge(INFO, Some("always"), false, None).is_durable);
+        assert!(weigh(INFO, Some("always"), false, None).is_durable);
     }
 
     #[test]
     fn replicas_and_evictors_are_told_apart() {
-        assert!(judge(&INFO.replace("master", "slave"), None, false, None).is_replica);
+        assert!(weigh(&INFO.replace("master", "slave"), None, false, None).is_replica);
         let limited = INFO.replace("maxmemory:0", "maxmemory:1000");
-        assert_eq!(judge(&limited, None, false, None).evicts_by.as_deref(), Some("allkeys-lru"));
-        assert_eq!(judge(&limited.replace("allkeys-lru", "noeviction"), None, false, None).evicts_by, None);
+        assert_eq!(weigh(&limited, None, false, None).evicts_by.as_deref(), Some("allkeys-lru"));
+        assert_eq!(weigh(&limited.replace("allkeys-lru", "noeviction"), None, false, None).evicts_by, None);
     }
 }

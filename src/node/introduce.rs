@@ -1,75 +1,61 @@
-//! How a connection begins: a stream, redis-rs on top of it, and a few questions.
+//! How a connection begins: a stream, and a few questions in one go.
 
-use std::pin::Pin;
-use std::sync::Arc;
+use redis::{Cmd, RedisConnectionInfo, RedisError, Value};
 
-use redis::aio::{MultiplexedConnection, SendError};
-use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisError};
-use tokio::select;
-
-use super::connection::MOST_IN_FLIGHT;
-use super::health::{Health, examine};
+use super::health::{self, Health};
+use super::wire::Wire;
 use super::{Common, script};
 use crate::config::NodeAddress;
 use crate::environment::Environment;
 use crate::error::NodeError;
 use crate::ticket::channel;
 
-/// redis-rs queues behind our own bound, never in front of it: the room must cover releases, which are always taken.
-const REDIS_QUEUE: usize = 4 * MOST_IN_FLIGHT;
-
-pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 /// Connects, introduces itself, makes sure that the node knows the scripts, and asks how it is.
 pub(super) async fn establish(
     environment: &dyn Environment,
     address: &NodeAddress,
-    index: usize,
     common: &Common,
-) -> Result<(MultiplexedConnection, Driver, Health), NodeError> {
+) -> Result<(Wire, Health), NodeError> {
     let connect = |error: std::io::Error| NodeError::Connect(error.to_string());
     let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
-    let tickets = Arc::clone(&common.tickets);
-    let calls = move |push: PushInfo| -> Result<(), SendError> {
-        tickets.heard(index, &push);
-        Ok(())
-    };
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(None)
-        .set_response_timeout(None) // Rounds keep the time; an answer that comes late is still wanted.
-        .set_pipeline_buffer_size(REDIS_QUEUE)
-        .set_push_sender(calls);
-    // The third version of the protocol lets a node call a waiter on the very connection that everything else uses.
-    let settings = address.info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    let (mut connection, driver) =
-        MultiplexedConnection::new_with_config(&settings, stream, config).await.map_err(|error| node_error(&error))?;
-    let mut driver: Driver = Box::pin(driver);
-    let introduce = async {
-        let health = examine(&mut connection).await?;
-        for command in script::load() {
-            command.query_async::<()>(&mut connection).await?;
-        }
-        // A server that forbids it calls nobody: whoever waits looks again now and then.
-        if let Err(error) = connection.subscribe(channel(common.session)).await
-            && !is_from_server(&error)
-        {
-            return Err(error);
-        }
-        Ok((connection, health))
-    };
-    select! {
-        biased;
-        introduced = introduce => {
-            let (connection, health) = introduced.map_err(|error| node_error(&error))?;
-            Ok((connection, driver, health))
-        }
-        () = &mut driver => Err(NodeError::Disconnected("closed by the server".to_owned())),
+    let mut wire = Wire::new(stream);
+
+    // What it must do, what is to be known of it, and what it may refuse.
+    let mut musts = greeting(address.info.redis_settings());
+    musts.extend(script::load());
+    for answer in wire.ask(&musts).await? {
+        said(answer).map_err(|error| node_error(&error))?;
     }
+    let health = health::judge(wire.ask(&health::questions()).await?);
+    // A server that forbids it calls nobody: whoever waits looks again now and then.
+    let mut subscribe = redis::cmd("SUBSCRIBE");
+    subscribe.arg(channel(common.session));
+    wire.ask(&[subscribe]).await?;
+    Ok((wire, health))
 }
 
-/// Did the server say this, and not the connection?
-pub(super) fn is_from_server(error: &RedisError) -> bool {
-    error.code().is_some() && !error.is_unrecoverable_error()
+/// The third version of the protocol lets a node call a waiter on the very connection that everything else uses.
+fn greeting(settings: &RedisConnectionInfo) -> Vec<Cmd> {
+    let mut hello = redis::cmd("HELLO");
+    hello.arg(3);
+    if let Some(password) = settings.password() {
+        hello.arg("AUTH").arg(settings.username().unwrap_or("default")).arg(password);
+    }
+    let mut commands = vec![hello];
+    if settings.db() != 0 {
+        let mut select = redis::cmd("SELECT");
+        select.arg(settings.db());
+        commands.push(select);
+    }
+    commands
+}
+
+/// An answer, or the error that the server gave in its place.
+pub(super) fn said(value: Value) -> Result<Value, RedisError> {
+    match value {
+        Value::ServerError(error) => Err(error.into()),
+        value => Ok(value),
+    }
 }
 
 pub(super) fn node_error(error: &RedisError) -> NodeError {

@@ -1,6 +1,5 @@
 //! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
 
-mod bell;
 mod connection;
 mod health;
 mod introduce;
@@ -9,6 +8,7 @@ mod script;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 mod trust;
+mod wire;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,8 +31,15 @@ pub(crate) use script::{Entry, hold, inspect, leave, release};
 
 /// What a node is asked, and who wants to know.
 pub(crate) struct Request {
-    pub(crate) command: Arc<Cmd>,
+    pub(crate) command: Packed,
     pub(crate) asker: Asker,
+}
+
+/// A command as it goes over the wire, packed once for all nodes.
+pub(crate) type Packed = Arc<[u8]>;
+
+pub(crate) fn pack(command: &Cmd) -> Packed {
+    command.get_packed_command().into()
 }
 
 /// Where an answer goes.
