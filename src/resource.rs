@@ -12,29 +12,29 @@ const RESERVED: [&[u8]; 2] = [BALLOT, LINE];
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Resource(Arc<Keys>);
 
+/// The ballot key ends with the lock key, and that with the name.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Keys {
-    lock: Vec<u8>,
-    ballot: Vec<u8>,
-    line: Vec<u8>,
+    ballot: Box<[u8]>,
+    line: Box<[u8]>,
     name_at: usize,
 }
 
 impl Resource {
     /// `None` when the lock key would lie where ballots or lines are kept.
     pub(crate) fn new(prefix: &[u8], name: &[u8]) -> Option<Self> {
-        let lock = [prefix, name].concat();
-        let (ballot, line) = ([BALLOT, &lock].concat(), [LINE, &lock].concat());
-        let is_reserved = RESERVED.iter().any(|reserved| lock.starts_with(reserved));
-        (!is_reserved).then(|| Self(Arc::new(Keys { lock, ballot, line, name_at: prefix.len() })))
+        let (ballot, line) = ([BALLOT, prefix, name].concat().into(), [LINE, prefix, name].concat().into());
+        let resource = Self(Arc::new(Keys { ballot, line, name_at: BALLOT.len() + prefix.len() }));
+        let is_reserved = RESERVED.iter().any(|reserved| resource.lock_key().starts_with(reserved));
+        (!is_reserved).then_some(resource)
     }
 
     pub(crate) fn name(&self) -> &[u8] {
-        &self.0.lock[self.0.name_at..]
+        &self.0.ballot[self.0.name_at..]
     }
 
     pub(crate) fn lock_key(&self) -> &[u8] {
-        &self.0.lock
+        &self.0.ballot[BALLOT.len()..]
     }
 
     pub(crate) fn ballot_key(&self) -> &[u8] {

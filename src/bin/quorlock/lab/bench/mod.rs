@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::cases::Case;
 use self::fleet::Fleet;
-use self::lockers::{Floor, InRuntime, Measured, Ours, fan_out};
+use self::lockers::{FENCED, Floor, InRuntime, Measured, Ours, PLAIN, Scripts, fan_out};
 use self::report::Report;
 use crate::exit::{self, Exit, Failure};
 use crate::messages::Verbosity;
@@ -41,7 +41,8 @@ Each case runs in rounds: every implementation for a short stretch of time, one 
 counts are ratios within a round, so that noise which lasts longer hits all alike; printed is the median of the rounds.
 
   floor     bare sockets: one thread, bytes written by hand, one-line scripts, back at the answer that makes a majority
-  redis-rs  the same scripts by redis-rs, one multiplexed connection for each node, from a spawned tokio task
+  fenced    the same with the Redis commands that a lock with a ballot cannot do without, and no other line of script
+  redis-rs  the one-line scripts by redis-rs, one multiplexed connection for each node, from a spawned tokio task
   quorlock  this library, as its users call it, from a spawned tokio task
 
 Without --nodes it starts redis-servers of its own on loopback and stops them at the end. On given nodes it writes keys \
@@ -177,7 +178,7 @@ impl Bench<'_> {
         locked(&self.fleet)
     }
 
-    /// On the first `nodes` nodes: the floor (unless they need TLS), redis-rs, quorlock, and the peers.
+    /// On the first `nodes` nodes: the floors (unless they need TLS), redis-rs, quorlock, and the peers.
     fn field(&mut self, nodes: usize) -> Result<Field, Failure> {
         if let Some((_, field)) = self.fields.iter().find(|(count, _)| *count == nodes) {
             return Ok(Rc::clone(field));
@@ -188,12 +189,12 @@ impl Bench<'_> {
             self.flags.implementations.is_empty() || self.flags.implementations.iter().any(|it| it == name)
         };
         for name in implementations(self.peers).filter(|name| chosen(name)) {
-            match name {
-                FLOOR => match Floor::new(&urls)? {
+            match FLOORS.iter().find(|floor| floor.name == name) {
+                None => all.push(connect(name, self.runtime, self.peers, &urls)?),
+                Some(scripts) => match Floor::new(&urls, *scripts)? {
                     Some(floor) => all.push(Box::new(floor)),
-                    None => self.skip(FLOOR, "bare sockets speak plain TCP only"),
+                    None => self.skip(name, "bare sockets speak plain TCP only"),
                 },
-                name => all.push(connect(name, self.runtime, self.peers, &urls)?),
             }
         }
         let field = Rc::new(all);
@@ -206,10 +207,10 @@ impl Bench<'_> {
     }
 }
 
-const FLOOR: &str = "floor";
+const FLOORS: [Scripts; 2] = [PLAIN, FENCED];
 
 fn implementations(peers: &[Peer]) -> impl Iterator<Item = &'static str> {
-    [FLOOR, "redis-rs", "quorlock"].into_iter().chain(peers.iter().map(|peer| peer.name))
+    FLOORS.iter().map(|floor| floor.name).chain(["redis-rs", "quorlock"]).chain(peers.iter().map(|peer| peer.name))
 }
 
 /// Connects one implementation in a runtime.

@@ -13,8 +13,13 @@ const ROW: f64 = 22.0;
 const BAR: f64 = 14.0;
 
 const INK: &str = "#333";
-const COLOURS: [(&str, &str); 4] =
-    [("floor", "#9aa5b1"), ("redis-rs", "#d9a441"), ("quorlock", "#2f7d6d"), ("rslock", "#b4553d")];
+const COLOURS: [(&str, &str); 5] = [
+    ("floor", "#9aa5b1"),
+    ("fenced", "#6f7d8c"),
+    ("redis-rs", "#d9a441"),
+    ("quorlock", "#2f7d6d"),
+    ("rslock", "#b4553d"),
+];
 const OTHER_COLOUR: &str = "#7a6aa8";
 
 /// An SVG. Each case has a scale of its own, as a re-entry and a hand-over have little in common.

@@ -22,7 +22,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     }
     let field = bench.field(nodes)?;
     // The floor waits for all at the end of each stretch.
-    let field: Vec<_> = field.iter().filter(|one| one.name() != "floor").collect();
+    let field: Vec<_> = field.iter().filter(|one| !one.is_floor()).collect();
     let urls = bench.fleet().urls(nodes);
     let Ours { locks } = bench.runtime.block_on(Ours::connect(&urls))?;
     let mut rounds = Rounds::default();

@@ -21,8 +21,12 @@ pub fn cycle(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
         let field = bench.field(nodes)?;
         let names: Vec<_> = field.iter().map(|one| one.name()).collect();
         let rounds = in_rounds(bench, names.len(), |column| field[column].cycles(1, bench.flags.stretch));
-        let targets =
-            [("floor", Some(Target::AtMost(1.3))), ("redis-rs", Some(Target::AtMost(1.15))), ("rslock", None)];
+        let targets = [
+            ("floor", Some(Target::AtMost(1.3))),
+            ("fenced", None),
+            ("redis-rs", Some(Target::AtMost(1.15))),
+            ("rslock", None),
+        ];
         for (i, name) in names.iter().enumerate() {
             let mut entry = Entry::new(Case::Cycle, nodes, name).with_rounds(&rounds, i);
             for (other, target) in targets.iter().filter(|_| *name == "quorlock") {
@@ -39,9 +43,9 @@ pub fn cycle(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
     Ok(())
 }
 
-/// `vs_floor` and `vs_redis_rs`.
+/// `vs_floor`, `vs_fenced` and `vs_redis_rs`.
 fn add_ratios(entry: &mut Entry, rounds: &Rounds, i: usize, names: &[&'static str], figure: fn(&Stretch) -> f64) {
-    for (field, other) in [("vs_floor", "floor"), ("vs_redis_rs", "redis-rs")] {
+    for (field, other) in [("vs_floor", "floor"), ("vs_fenced", "fenced"), ("vs_redis_rs", "redis-rs")] {
         if let Some(other) = column(names, other).filter(|other| *other != i) {
             entry.add(field, rounds.ratio(i, other, figure));
         }
@@ -56,7 +60,7 @@ pub fn tasks(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
         for (i, name) in names.iter().enumerate() {
             let mut entry = Entry::new(Case::Tasks, nodes, name).with_rounds(&rounds, i);
             entry.add("tasks", TASKS);
-            for other in ["redis-rs", "rslock"].into_iter().filter(|_| *name == "quorlock") {
+            for other in ["fenced", "redis-rs", "rslock"].into_iter().filter(|_| *name == "quorlock") {
                 let Some(other_column) = column(&names, other) else { continue };
                 let aimed = |target| (other == "rslock" && nodes == TARGET_NODES).then_some(target);
                 let speed = rounds.ratio(i, other_column, Stretch::cycles_per_s);
@@ -95,7 +99,7 @@ pub fn reentry(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
 pub fn lock_all(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
     let nodes = bench.nodes();
     let field = bench.field(nodes)?;
-    let field: Vec<_> = field.iter().filter(|one| one.name() != "floor").collect();
+    let field: Vec<_> = field.iter().filter(|one| !one.is_floor()).collect();
     // Sets first, and then single locks of the same implementations.
     let rounds = in_rounds(bench, 2 * field.len(), |column| match column.checked_sub(field.len()) {
         None => field[column].sets(SET, bench.flags.stretch).unwrap_or_default(),

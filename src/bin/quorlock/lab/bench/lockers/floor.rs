@@ -1,5 +1,5 @@
 //! The floor: what the sockets themselves allow. One thread, one connection to each node, bytes written by hand, and no
-//! other work than to count the answers. Locks are the one-line scripts of [`fan_out`](super::fan_out).
+//! other work than to count the answers.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -19,29 +19,49 @@ use crate::exit::Failure;
 /// A node that says nothing for so long has failed.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// What is asked of the nodes.
+#[derive(Clone, Copy)]
+pub struct Scripts {
+    pub name: &'static str,
+    acquire: &'static str,
+    release: &'static str,
+}
+
+/// The one-line scripts of [`fan_out`](super::fan_out): a lock, and nothing that tells its holders apart.
+pub const PLAIN: Scripts = Scripts { name: "floor", acquire: ACQUIRE, release: RELEASE };
+
+/// The Redis commands that a lock with a ballot cannot do without, and no other line: what time it is, whether the key is
+/// there and which ballot and who waits, the key, the ballot.
+pub const FENCED: Scripts = Scripts {
+    name: "fenced",
+    acquire: "redis.call('TIME') redis.call('MGET', KEYS[1], KEYS[2], KEYS[3]) \
+              local set = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) \
+              redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2]) return set",
+    release: "redis.call('TIME') redis.call('MGET', KEYS[1], KEYS[2], KEYS[3]) \
+              local gone = redis.call('DEL', KEYS[1]) \
+              redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2]) return gone",
+};
+
 pub struct Floor {
     urls: Vec<String>,
-    acquire: String,
-    release: String,
+    scripts: Scripts,
 }
 
 impl Floor {
     /// `None` when the nodes are not to be had by plain TCP.
-    pub fn new(urls: &[String]) -> Result<Option<Self>, Failure> {
-        let (acquire, release) = (Script::new(ACQUIRE), Script::new(RELEASE));
+    pub fn new(urls: &[String], scripts: Scripts) -> Result<Option<Self>, Failure> {
         for url in urls {
             let info = url.as_str().into_connection_info().map_err(|error| unreachable(url, &error))?;
             if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
                 return Ok(None);
             }
         }
-        let hash = |script: &Script| script.get_hash().to_owned();
-        Ok(Some(Self { urls: urls.to_vec(), acquire: hash(&acquire), release: hash(&release) }))
+        Ok(Some(Self { urls: urls.to_vec(), scripts }))
     }
 
     fn measure(&self, tasks: usize, stretch: Duration) -> io::Result<Stretch> {
-        let wires = self.urls.iter().map(|url| Wire::connect(url)).collect::<io::Result<Vec<Wire>>>()?;
-        let slots = (0..tasks).map(|task| Slot::new(task, &self.acquire, &self.release)).collect();
+        let wires = self.urls.iter().map(|url| Wire::connect(url, self.scripts)).collect::<io::Result<Vec<Wire>>>()?;
+        let slots = (0..tasks).map(|task| Slot::new(task, self.scripts)).collect();
         let mut loom = Loom { quorum: wires.len() / 2 + 1, wires, slots, latencies: Vec::new(), failed: 0 };
         loom.run(|loom| loom.latencies.len() >= WARM_UP * tasks)?;
         (loom.latencies, loom.failed) = (Vec::new(), 0);
@@ -53,7 +73,11 @@ impl Floor {
 
 impl Measured for Floor {
     fn name(&self) -> &'static str {
-        "floor"
+        self.scripts.name
+    }
+
+    fn is_floor(&self) -> bool {
+        true
     }
 
     fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch {
@@ -63,6 +87,9 @@ impl Measured for Floor {
         })
     }
 }
+
+/// As long as real ones are.
+const BALLOT: &str = "1700000000000000";
 
 /// One of the cycles that go on at the same time.
 struct Slot {
@@ -78,12 +105,22 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(task: usize, acquire: &str, release: &str) -> Self {
-        let (key, value) = (format!("{PREFIX}floor:{task}"), format!("{:032x}", rand::random::<u128>()));
+    fn new(task: usize, scripts: Scripts) -> Self {
+        let key = format!("{PREFIX}{}:{task}", scripts.name);
+        let (ballot, line) = (format!("{key}:ballot"), format!("{key}:line"));
+        let value = format!("{:032x}", rand::random::<u128>());
         let lease = LEASE.as_millis().to_string();
+        let ask = |script: &str, release: bool| {
+            let hash = Script::new(script).get_hash().to_owned();
+            match (scripts.name == FENCED.name, release) {
+                (true, _) => encode(&["EVALSHA", &hash, "3", &key, &ballot, &line, &value, &lease, BALLOT]),
+                (false, false) => encode(&["EVALSHA", &hash, "1", &key, &value, &lease]),
+                (false, true) => encode(&["EVALSHA", &hash, "1", &key, &value]),
+            }
+        };
         Self {
-            acquire: encode(&["EVALSHA", acquire, "1", &key, &value, &lease]),
-            release: encode(&["EVALSHA", release, "1", &key, &value]),
+            acquire: ask(scripts.acquire, false),
+            release: ask(scripts.release, true),
             round: 0,
             is_release: false,
             yes: 0,
@@ -104,19 +141,19 @@ struct Wire {
 }
 
 impl Wire {
-    fn connect(url: &str) -> io::Result<Self> {
+    fn connect(url: &str, scripts: Scripts) -> io::Result<Self> {
         let info = url.into_connection_info().map_err(io::Error::other)?;
         let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(io::ErrorKind::Unsupported.into()) };
         let stream = TcpStream::connect((host.as_str(), *port))?;
         stream.set_nodelay(true)?;
         let mut wire = Self { stream, output: Vec::new(), input: Vec::new(), expected: VecDeque::new() };
-        wire.introduce(info.redis_settings())?;
+        wire.introduce(info.redis_settings(), scripts)?;
         wire.stream.set_nonblocking(true)?;
         Ok(wire)
     }
 
     /// While it still blocks.
-    fn introduce(&mut self, settings: &RedisConnectionInfo) -> io::Result<()> {
+    fn introduce(&mut self, settings: &RedisConnectionInfo, scripts: Scripts) -> io::Result<()> {
         let mut greetings = vec![encode(&["SELECT", &settings.db().to_string()])];
         if let Some(password) = settings.password() {
             let mut auth = vec!["AUTH"];
@@ -124,7 +161,7 @@ impl Wire {
             auth.push(password);
             greetings.insert(0, encode(&auth));
         }
-        greetings.extend([ACQUIRE, RELEASE].map(|code| encode(&["SCRIPT", "LOAD", code])));
+        greetings.extend([scripts.acquire, scripts.release].map(|code| encode(&["SCRIPT", "LOAD", code])));
         self.stream.set_read_timeout(Some(SILENCE))?;
         for greeting in greetings {
             self.stream.write_all(&greeting)?;

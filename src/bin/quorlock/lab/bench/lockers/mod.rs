@@ -16,7 +16,7 @@ use super::measure::{Clock, Stretch};
 use super::turns::{Turn, Turns, now};
 
 pub use fan_out::fan_out;
-pub use floor::Floor;
+pub use floor::{FENCED, Floor, PLAIN, Scripts};
 pub use ours::{LOCK_PREFIX, Nested, Ours};
 
 /// How long a lock outlives its holder, for every implementation.
@@ -58,6 +58,11 @@ pub trait Locker: Clone + Send + 'static {
 /// An implementation as the cases measure it.
 pub trait Measured {
     fn name(&self) -> &'static str;
+
+    /// Is it one of the floors, which only lock and unlock?
+    fn is_floor(&self) -> bool {
+        false
+    }
 
     /// Lock and unlock in a loop, in so many tasks at once, each with a name of its own.
     fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch;
