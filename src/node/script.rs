@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::{Cmd, Script};
 
 use crate::owner::Owner;
-use crate::protocol::{Ballot, CLOCK_WINDOW, Lease};
+use crate::protocol::{Ballot, Lease};
 use crate::resource::Resource;
 use crate::ticket::Ticket;
 
@@ -37,7 +37,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) ticket: Option<&'a Ticket>,
 }
 
-/// In place of a token or a ticket: there is none.
+/// In place of a token, a ticket or an owner: there is none.
 const NONE: &str = "0";
 
 fn evalsha<'a>(script: &Script, resources: impl ExactSizeIterator<Item = &'a Resource>) -> Cmd {
@@ -60,12 +60,11 @@ pub(crate) fn hold(
 ) -> Cmd {
     let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
     let ticket = entries.iter().filter(|entry| entry.fresh).find_map(|entry| entry.ticket);
-    command.arg(next.get()).arg(millis(lease)).arg(millis(memory)).arg(window());
-    command.arg(owner.id()).arg(session_id(session)).arg(owner.label());
+    command.arg(next.get()).arg(millis(lease)).arg(millis(memory)).arg(who(&owner.id(), owner.label(), session));
     command.arg(ticket.map_or(NONE, Ticket::text));
     for Entry { lease, fresh, .. } in entries {
-        let token = if *fresh { 0 } else { lease.token.get() };
-        command.arg(token).arg(lease.known.get()).arg(lease.holds);
+        let (token, known) = if *fresh { (0, 0) } else { (lease.token.get(), lease.known.get()) };
+        command.arg(format!("{token} {known} {}", lease.holds));
     }
     command
 }
@@ -73,12 +72,12 @@ pub(crate) fn hold(
 /// "Make it so that this session has no holds, and that nothing late brings them back."
 pub(crate) fn release(entries: &[Entry<'_>], next: Ballot, memory: Duration, owner: &Owner, session: u64) -> Cmd {
     let mut command = evalsha(&RELEASE, entries.iter().map(|entry| entry.resource));
-    command.arg(next.get()).arg(millis(memory)).arg(window()).arg(owner.id()).arg(session_id(session));
+    command.arg(next.get()).arg(millis(memory)).arg(who(&owner.id(), owner.label(), session));
     for Entry { lease, fresh, ticket, .. } in entries {
-        command.arg(lease.token.get()).arg(lease.known.get());
         // What was not granted is asked for again: the request keeps its place until it gives up.
-        let keeps_place = *fresh && ticket.is_some();
-        command.arg(ticket.map_or(NONE, Ticket::text)).arg(u8::from(keeps_place));
+        let keeps_place = u8::from(*fresh && ticket.is_some());
+        let ticket = ticket.map_or(NONE, Ticket::text);
+        command.arg(lease.token.get()).arg(format!("{} {ticket} {keeps_place}", lease.known.get()));
     }
     command
 }
@@ -86,9 +85,9 @@ pub(crate) fn release(entries: &[Entry<'_>], next: Ballot, memory: Duration, own
 /// "I have stopped waiting."
 pub(crate) fn leave(resources: &[Resource], ticket: &Ticket, next: Ballot, memory: Duration, session: u64) -> Cmd {
     let mut command = evalsha(&RELEASE, resources.iter());
-    command.arg(next.get()).arg(millis(memory)).arg(window()).arg(NONE).arg(session_id(session));
+    command.arg(next.get()).arg(millis(memory)).arg(who(NONE, NONE, session));
     for _ in resources {
-        command.arg(NONE).arg(NONE).arg(ticket.text()).arg(0);
+        command.arg(NONE).arg(format!("{NONE} {} 0", ticket.text()));
     }
     command
 }
@@ -100,15 +99,23 @@ pub(crate) fn inspect(resource: &Resource) -> Cmd {
     command
 }
 
-fn session_id(session: u64) -> String {
-    format!("{session:016x}")
-}
-
-fn window() -> u64 {
-    u64::try_from(CLOCK_WINDOW.as_micros()).unwrap_or(u64::MAX)
+fn who(owner: &str, label: &str, session: u64) -> String {
+    format!("{owner} {label} {session:016x}")
 }
 
 /// Whole milliseconds, rounded up: a key may live longer than the client believes, never shorter.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::CLOCK_WINDOW;
+
+    #[test]
+    fn scripts_and_client_mean_the_same_window() {
+        let window = format!("\nlocal WINDOW = {} --", CLOCK_WINDOW.as_micros());
+        assert!(HOLD_CODE.contains(&window) && RELEASE_CODE.contains(&window), "{window}");
+    }
 }

@@ -4,6 +4,8 @@ use crate::node::{Data, Script};
 use crate::pair::{NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, line_key, lock_key, shown};
 use crate::rng::Rng;
 
+const LABEL: &str = "host:1:some_label";
+
 /// Makes up commands; remembers tokens, so that many of them fit what is there.
 pub struct Source {
     pub rng: Rng,
@@ -75,27 +77,27 @@ impl Source {
         match script {
             Script::Hold => {
                 let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000]);
-                args.extend([next, lease, 3_600_000, WINDOW_US].map(|number| number.to_string()));
-                args.extend([owner, session, "host:1:some_label".to_owned(), self.ticket()]);
+                args.extend([next, lease, 3_600_000].map(|number| number.to_string()));
+                args.extend([format!("{owner} {LABEL} {session}"), self.ticket()]);
                 let fresh = self.rng.chance(0.5);
                 for _ in &names {
                     let token = if fresh || self.rng.chance(0.1) { 0 } else { self.token() };
-                    let known = self.known(token);
-                    args.extend([token, known, self.rng.between(1..12)].map(|number| number.to_string()));
+                    let known = if token == 0 { 0 } else { self.known(token) };
+                    let holds = if self.rng.chance(0.5) { 1 } else { self.rng.between(1..12) };
+                    args.push(format!("{token} {known} {holds}"));
                 }
                 if next < now + WINDOW_US {
                     self.tokens.push(next);
                 }
             }
             Script::Release => {
-                args.extend([next, 3_600_000, WINDOW_US].map(|number| number.to_string()));
-                args.extend([owner, session]);
+                args.extend([next, 3_600_000].map(|number| number.to_string()));
+                args.push(format!("{owner} {LABEL} {session}"));
                 for _ in &names {
                     let token = if self.rng.chance(0.1) { 0 } else { self.token() };
-                    args.extend([token, self.known(token)].map(|number| number.to_string()));
-                    let ticket = self.ticket();
-                    let keeps_place = ticket != "0" && self.rng.chance(0.4);
-                    args.extend([ticket, u8::from(keeps_place).to_string()]);
+                    let (known, ticket) = (self.known(token), self.ticket());
+                    let keeps_place = u8::from(ticket != "0" && self.rng.chance(0.4));
+                    args.extend([token.to_string(), format!("{known} {ticket} {keeps_place}")]);
                 }
             }
             Script::Inspect => {}

@@ -206,7 +206,7 @@ impl Node {
         };
         let Some((keys, argv)) = split(args) else { return Reply::Error("ERR wrong number of arguments".to_owned()) };
         match script {
-            Script::Hold => rules::hold(&mut self.store, &self.rules, keys, argv, now),
+            Script::Hold => rules::hold(&mut self.store, &self.rules, keys, &argv, now),
             Script::Release => {
                 let (subscribers, pushes) = (&self.subscribers, &mut self.pushes);
                 let mut publish = |channel: &[u8], text: &[u8]| {
@@ -216,7 +216,7 @@ impl Node {
                     pushes.extend(heard.map(|(_, connection)| (*connection, message())));
                     pushes.len() - before
                 };
-                rules::release(&mut self.store, &self.rules, keys, argv, now, &mut publish)
+                rules::release(&mut self.store, &self.rules, keys, &argv, now, &mut publish)
             }
             Script::Inspect => rules::inspect(&mut self.store, keys, now),
         }
@@ -254,8 +254,9 @@ impl Node {
 /// The words of a command.
 type Args<'a, 'b> = &'a [&'b [u8]];
 
-/// Keys and arguments of an EVALSHA.
-pub fn split<'a, 'b>(args: Args<'a, 'b>) -> Option<(Args<'a, 'b>, Args<'a, 'b>)> {
+/// Keys and arguments of an EVALSHA, those that came together as one each.
+pub fn split<'a, 'b>(args: Args<'a, 'b>) -> Option<(Args<'a, 'b>, Vec<&'b [u8]>)> {
     let count: usize = std::str::from_utf8(args.get(2)?).ok()?.parse().ok()?;
-    args.get(3..)?.split_at_checked(count)
+    let (keys, argv) = args.get(3..)?.split_at_checked(count)?;
+    Some((keys, argv.iter().flat_map(|words| words.split(|byte| *byte == b' ')).collect()))
 }

@@ -135,7 +135,7 @@ impl Oracle {
         let reply = node.execute(args, place.conn, place.clock);
         look(node, &mut after);
         if let Reply::Array(answer) = &reply {
-            let mut judge = Judge { oracle: self, place, keys, argv, before: &before, after: &after };
+            let mut judge = Judge { oracle: self, place, keys, argv: &argv, before: &before, after: &after };
             match script {
                 Script::Hold if answer[0] == Reply::Int(1) => judge.granted(),
                 Script::Hold => judge.refused(),
@@ -175,14 +175,14 @@ impl Judge<'_> {
 
     fn granted(&mut self) {
         let (next, lease) = (integer(self.argv[0]), integer(self.argv[1]).cast_signed());
-        let (owner, session) = (hexadecimal(self.argv[4]), hexadecimal(self.argv[5]) as u64);
-        for (i, args) in self.argv[8..].chunks_exact(3).enumerate() {
+        let (owner, session) = (hexadecimal(self.argv[3]), hexadecimal(self.argv[5]) as u64);
+        for (i, args) in self.argv[7..].chunks_exact(3).enumerate() {
             let key = self.oracle.key(self.keys[3 * i]);
             let fresh = args[0] == b"0";
             let token = if fresh { next } else { integer(args[0]) };
             let (before, after) = (&self.before[i], &self.after[i]);
             let ours =
-                before.lock().is_some_and(|lock| lock.owner == self.argv[4] && (fresh || integer(lock.token) == token));
+                before.lock().is_some_and(|lock| lock.owner == self.argv[3] && (fresh || integer(lock.token) == token));
             let mine = after.lock().and_then(|lock| lock.entries().find(|(id, _)| *id == self.argv[5]));
             let holds = mine.map(|(_, holds)| u64::from(holds));
             let (own, long, grown) =
@@ -225,7 +225,7 @@ impl Judge<'_> {
 
     fn released(&mut self) {
         let next = integer(self.argv[0]);
-        let (owner, session) = (self.argv[3], self.argv[4]);
+        let (owner, session) = (self.argv[2], self.argv[4]);
         for (i, args) in self.argv[5..].chunks_exact(4).enumerate() {
             if args[0] == b"0" {
                 continue; // Somebody has stopped waiting.

@@ -112,13 +112,16 @@ fn replaced(value: &[u8], session: &[u8], entry: &[u8]) -> Option<Vec<u8>> {
     Some([&value[..at.start], entry, &value[at.end..]].concat())
 }
 
+/// How far `next` and `known` may lie from a node's clock, in µs.
+const WINDOW: f64 = 1_800_000_000.0;
+
 pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], now: u64) -> Reply {
     let clock = now as f64;
-    let &[next_text, lease, memory, window, owner, session, label, ticket, ref resources @ ..] = argv else {
+    let &[next_text, lease, memory, owner, label, session, ticket, ref resources @ ..] = argv else {
         return Reply::Error("ERR too few arguments".to_owned());
     };
-    let (next, lease, memory, window) = (number(next_text), millis(lease), millis(memory), number(window));
-    if next > clock + window {
+    let (next, lease, memory) = (number(next_text), millis(lease), millis(memory));
+    if next > clock + WINDOW {
         return refusal(AHEAD, now, vec![Reply::Int(1)]);
     }
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
@@ -136,7 +139,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
             let (token, known, holds) = (args[0], number(args[1]), args[2]);
             let place = Reply::Int(i as i64 + 1);
             let highest = mark.and_then(lua_number).unwrap_or(0.0);
-            let floor = if rules.ignores_ballots { 0.0 } else { highest.max(clock - window) };
+            let floor = if rules.ignores_ballots { 0.0 } else { highest.max(clock - WINDOW) };
             let fresh = token == b"0";
             let head = [b"ql1 ".as_slice(), if fresh { next_text } else { token }, b" ", owner, b" "].concat();
             let entry = [b" ", session, b":", holds].concat();
@@ -257,10 +260,10 @@ pub fn release(
     now: u64,
     publish: &mut dyn FnMut(&[u8], &[u8]) -> usize,
 ) -> Reply {
-    let &[next_text, memory, window, owner, session, ref resources @ ..] = argv else {
+    let &[next_text, memory, owner, _, session, ref resources @ ..] = argv else {
         return Reply::Error("ERR too few arguments".to_owned());
     };
-    let (next, memory, window) = (number(next_text), millis(memory), number(window));
+    let (next, memory) = (number(next_text), millis(memory));
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
     let mut answer = vec![Reply::Int(now.cast_signed())];
     let mut is_free = vec![false; keys.len() / 3];
@@ -276,7 +279,7 @@ pub fn release(
             }
             None => {
                 is_free[i] = store.data(lock, now).is_none();
-                let floor = mark.and_then(lua_number).unwrap_or(0.0).max(now as f64 - window);
+                let floor = mark.and_then(lua_number).unwrap_or(0.0).max(now as f64 - WINDOW);
                 honoured = i64::from(number(args[1]) >= floor && is_free[i]);
             }
             Some(value) if value.starts_with(&head) => {

@@ -10,15 +10,17 @@ use crate::resp::Reply;
 pub fn describe(args: &[&[u8]], reply: &Reply) -> String {
     let (Some(script), Some((keys, argv))) = (Script::by_hash(args[1]), split(args)) else { return String::new() };
     let per_key = match script {
-        Script::Hold => 8,
+        Script::Hold => 7,
         Script::Release => 5,
         Script::Inspect => 0,
     };
     let shown = |fields: &[&[u8]]| fields.iter().map(|field| text(field)).collect::<Vec<_>>().join(" ");
     let (common, rest) = argv.split_at(per_key.min(argv.len()));
     let common = match script {
-        Script::Hold => format!("next {} lease {} {}", text(common[0]), text(common[1]), shown(&common[4..6])),
-        Script::Release => format!("next {} {}", text(common[0]), shown(&common[3..5])),
+        Script::Hold => {
+            format!("next {} lease {} {}", text(common[0]), text(common[1]), shown(&[common[3], common[5]]))
+        }
+        Script::Release => format!("next {} {}", text(common[0]), shown(&[common[2], common[4]])),
         Script::Inspect => String::new(),
     };
     let width = rest.len() / (keys.len() / 3).max(1);

@@ -4,10 +4,11 @@
 -- ARGV  next       this round's ballot: the token of what is newly acquired
 --       lease      ms
 --       memory     ms that the ballot key outlives its last use
---       window     us that `next` and `known` may lie from this node's clock
---       owner session label
+--       'OWNER LABEL SESSION'
 --       ticket     NUMBER:CHANNEL, left where somebody else is in the way; '0' leaves none
---       token, known, holds                   for each resource; token 0 acquires, any other continues that lease
+--       'TOKEN KNOWN HOLDS'                   for each resource; token 0 acquires, any other continues that lease
+--
+-- What belongs together comes in one word: a server takes longer to receive an argument than a script to build a value.
 --
 -- Answer  {GRANTED, now} or, with i the refusing resource (from 1) and now in us,
 --         {HELD, now, i, pttl ms, value}      somebody else's key, '' for what is not a string
@@ -16,32 +17,33 @@
 --         {GONE, now, i, ballot}              no key, and somebody newer was here, or this lease was released
 --         {KEPT, now, i, ms}                  free, but kept for somebody who has waited longer
 local GRANTED, HELD, STALE, AHEAD, GONE, KEPT = 1, 2, 3, 4, 5, 6
+local WINDOW = 1800000000 -- us that `next` and `known` may lie from this node's clock
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local next, lease, memory, window = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local owner, session, label, ticket = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-if next > now + window then return {AHEAD, now, 1} end
+local next = tonumber(ARGV[1])
+if next > now + WINDOW then return {AHEAD, now, 1} end
 
 local stored = redis.call('MGET', unpack(KEYS))
 
 -- One free resource that nobody waits for, newly acquired: the usual case, in a straight line.
-if #KEYS == 3 and ARGV[9] == '0' and not stored[1] and not stored[3] then
+if #KEYS == 3 and ARGV[6] == '0 0 1' and not stored[1] and not stored[3] then
   local mark = stored[2]
   local highest = tonumber(mark or 0)
-  if highest and next > highest and next > now - window then
-    local value = 'ql1 ' .. ARGV[1] .. ' ' .. owner .. ' ' .. label .. ' ' .. session .. ':' .. ARGV[11]
-    if redis.call('SET', KEYS[1], value, 'NX', 'PX', lease) then
+  if highest and next > highest and next > now - WINDOW then
+    if redis.call('SET', KEYS[1], 'ql1 ' .. ARGV[1] .. ' ' .. ARGV[4] .. ':1', 'NX', 'PX', ARGV[2]) then
       if mark then
-        redis.call('SET', KEYS[2], ARGV[1], 'PX', memory)
+        redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
         return {GRANTED, now}
       end
-      if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', memory) then return {GRANTED, now} end
+      if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[3]) then return {GRANTED, now} end
       redis.call('DEL', KEYS[1]) -- The ballot key is of another type: see below.
     end
   end
 end
 
+local lease, memory, ticket = tonumber(ARGV[2]), ARGV[3], ARGV[5]
+local owner, label, session = string.match(ARGV[4], '^(%S+) (%S+) (%S+)$')
 local created, lock_values, ballots, lines = {}, {}, {}, {}
 
 local function refuse(answer)
@@ -71,9 +73,9 @@ end
 for k = 1, #KEYS, 3 do
   local lock, ballot, i = KEYS[k], KEYS[k + 1], (k + 2) / 3
   local value, mark = stored[k], stored[k + 1]
-  local token, known, holds = ARGV[3 * i + 6], tonumber(ARGV[3 * i + 7]), ARGV[3 * i + 8]
+  local token, known, holds = string.match(ARGV[i + 5], '^(%d+) (%d+) (%d+)$')
   local highest = mark and tonumber(mark) or 0
-  local floor = math.max(highest, now - window)
+  local floor = math.max(highest, now - WINDOW)
   local fresh = token == '0'
   local head = 'ql1 ' .. (fresh and ARGV[1] or token) .. ' ' .. owner .. ' '
   local entry = session .. ':' .. holds
@@ -108,7 +110,7 @@ for k = 1, #KEYS, 3 do
       renewed = value .. ' ' .. entry
     end
     lock_values[lock] = renewed
-  elseif known < floor then
+  elseif tonumber(known) < floor then
     return refuse({GONE, now, i, floor})
   end
 

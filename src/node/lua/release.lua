@@ -3,26 +3,25 @@
 -- KEYS  lock, ballot, line    for each resource
 -- ARGV  next                  this round's ballot: what is late and older than the release stays refused
 --       memory                ms that the ballot key outlives its last use
---       window                us that `known` may lie behind this node's clock
---       owner session
---       token, known, ticket, place     for each resource: token 0 has only waited; place 1 keeps the ticket in the
+--       'OWNER LABEL SESSION'
+--       token, 'KNOWN TICKET PLACE'     for each resource: token 0 has only waited; place 1 keeps the ticket in the
 --                             line, 0 takes it out
 --
 -- Answer  {now, c1, c2, ...}  for each resource 1 when this node still honoured the lease (its key was here, or nobody
 --                             newer had been), 0 when it no longer did
+local WINDOW = 1800000000 -- us that `known` may lie behind this node's clock
+
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local next, memory, window = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local owner, session = ARGV[4], ARGV[5]
+local next, memory = tonumber(ARGV[1]), ARGV[2]
 local stored = redis.call('MGET', unpack(KEYS))
 
 -- One resource that this session alone holds and nobody waits for: the usual case, in a straight line.
-if #KEYS == 3 and stored[1] and not stored[3] and ARGV[9] == '0' then
-  local value, mark = stored[1], stored[2]
-  local head = 'ql1 ' .. ARGV[6] .. ' ' .. owner .. ' '
+if #KEYS == 3 and not stored[3] and string.sub(ARGV[5], -1) == '0'
+  and stored[1] == 'ql1 ' .. ARGV[4] .. ' ' .. ARGV[3] .. ':1' then
+  local mark = stored[2]
   local highest = tonumber(mark or 0)
-  if highest and string.sub(value, 1, #head) == head
-    and string.find(value, '^[^ ]+ ' .. session .. ':%d+$', #head + 1) then
+  if highest then
     redis.call('DEL', KEYS[1])
     if not mark then
       redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', memory) -- NX: a user's key of another type is left alone.
@@ -33,13 +32,14 @@ if #KEYS == 3 and stored[1] and not stored[3] and ARGV[9] == '0' then
   end
 end
 
+local owner, session = string.match(ARGV[3], '^(%S+) %S+ (%S+)$')
 local answer, is_free = {now}, {}
 
 -- All keys before all ballots: a node that is out of memory still deletes, and once it has, lets the script finish.
 for k = 1, #KEYS, 3 do
   local lock, i = KEYS[k], (k + 2) / 3
   local value, mark = stored[k], stored[k + 1]
-  local token, known = ARGV[4 * i + 2], tonumber(ARGV[4 * i + 3])
+  local token, known = ARGV[2 * i + 2], tonumber(string.match(ARGV[2 * i + 3], '^%d+'))
   local head = 'ql1 ' .. token .. ' ' .. owner .. ' '
   local honoured = 0
 
@@ -47,7 +47,7 @@ for k = 1, #KEYS, 3 do
     honoured = 1
     is_free[i] = redis.call('EXISTS', lock) == 0
   elseif not value then
-    local floor = math.max(mark and tonumber(mark) or 0, now - window)
+    local floor = math.max(mark and tonumber(mark) or 0, now - WINDOW)
     is_free[i] = redis.call('EXISTS', lock) == 0
     if known >= floor and is_free[i] then honoured = 1 end
   elseif string.sub(value, 1, #head) == head then
@@ -64,7 +64,7 @@ for k = 1, #KEYS, 3 do
 end
 
 for k = 2, #KEYS, 3 do
-  local ballot, mark, waited = KEYS[k], stored[k], ARGV[4 * (k + 1) / 3 + 2] == '0'
+  local ballot, mark, waited = KEYS[k], stored[k], ARGV[2 * (k + 1) / 3 + 2] == '0'
   if waited then
     -- No lease, so nothing that could be late.
   elseif not mark then
@@ -76,7 +76,8 @@ end
 
 for k = 3, #KEYS, 3 do
   local i = k / 3
-  local ticket, keeps_place = ARGV[4 * i + 4], ARGV[4 * i + 5] == '1'
+  local ticket, place = string.match(ARGV[2 * i + 3], '^%d+ (%S+) (%d)$')
+  local keeps_place = place == '1'
   local line = (stored[k] or keeps_place) and line_at(KEYS[k], stored[k], now)
   if line then
     if keeps_place then line.enter(ticket) else line.leave(ticket) end
