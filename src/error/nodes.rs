@@ -51,6 +51,9 @@ pub enum NodeError {
     /// The node is the same server as another one of the list.
     #[error("it is the same server as {0}: every vote needs a server of its own")]
     SameServer(String),
+    /// The node does not know the third version of the protocol.
+    #[error("it does not know HELLO: quorlock needs Redis 6 or newer, or Valkey")]
+    TooOld,
     /// The node answered with something that is no answer to what was asked.
     #[error("an answer that makes no sense: {0}")]
     Nonsense(String),

@@ -24,7 +24,7 @@ pub(super) async fn establish(
     let mut musts = greeting(address.info.redis_settings());
     musts.extend(script::load());
     for answer in wire.ask(&musts).await? {
-        said(answer).map_err(|error| node_error(&error))?;
+        said(answer).map_err(|error| refused(&error))?;
     }
     let health = health::judge(wire.ask(&health::questions()).await?);
     // A server that forbids it calls nobody: whoever waits looks again now and then.
@@ -48,6 +48,13 @@ fn greeting(settings: &RedisConnectionInfo) -> Vec<Cmd> {
         commands.push(select);
     }
     commands
+}
+
+fn refused(error: &RedisError) -> NodeError {
+    match error.detail() {
+        Some(detail) if detail.starts_with("unknown command") => NodeError::TooOld,
+        _ => node_error(error),
+    }
 }
 
 /// An answer, or the error that the server gave in its place.

@@ -75,7 +75,9 @@ impl Wire {
                 return Ok(Some(value));
             }
             self.input.drain(..std::mem::take(&mut self.taken));
-            self.input.shrink_to(KEPT_ROOM);
+            if self.input.is_empty() {
+                self.input.shrink_to(KEPT_ROOM);
+            }
             let mut room = ReadBuf::new(&mut self.room);
             match Pin::new(&mut self.stream).poll_read(cx, &mut room) {
                 Poll::Ready(Ok(())) if room.filled().is_empty() => {

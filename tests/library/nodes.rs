@@ -166,20 +166,34 @@ async fn one_server_under_two_names_has_one_vote() {
     guard.release().await.expect("a release");
 }
 
+/// Something that says this to whoever connects, whatever it is asked. Its URL.
+async fn impostor(words: &'static [u8]) -> String {
+    use tokio::io::AsyncWriteExt;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    let port = listener.local_addr().expect("its address").port();
+    tokio::spawn(async move {
+        let mut streams = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            drop(stream.write_all(words).await);
+            streams.push(stream);
+        }
+    });
+    format!("redis://127.0.0.1:{port}")
+}
+
 #[tokio::test]
 async fn a_node_that_is_no_redis_costs_its_vote_only() {
     let cluster = Cluster::start(2);
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
-    let port = listener.local_addr().expect("its address").port();
-    let impostor = tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            use tokio::io::AsyncWriteExt;
-            drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
-        }
-    });
-    let urls = cluster.urls().into_iter().chain([format!("redis://127.0.0.1:{port}")]);
+    let urls = cluster.urls().into_iter().chain([impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n").await]);
     assert_eq!(cycle(urls).await, Ok(0));
-    impostor.abort();
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_is_told_from_one_that_is_away() {
+    let words = b"-ERR unknown command `HELLO`, with args beginning with: `3`, \r\n+OK\r\n+OK\r\n+OK\r\n";
+    let locks = Quorlock::builder().nodes([impostor(words).await]).connect().await.expect("a client");
+    let error = locks.lock("x").try_acquire().await.expect_err("no vote");
+    assert_eq!(error.nodes()[0].answer, Answer::Failed(NodeError::TooOld));
 }
 
 #[cfg(feature = "tls")]
