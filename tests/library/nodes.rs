@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use quorlock::{Answer, NodeError, Quorlock};
 
 use crate::support::Cluster;
@@ -164,6 +165,32 @@ async fn one_server_under_two_names_has_one_vote() {
     locks.flush().await;
     assert_eq!(guard.margin(), 0, "the server has only one vote");
     guard.release().await.expect("a release");
+}
+
+/// What the others have decided meanwhile is not worth sending, but every release of what was sent is.
+#[tokio::test]
+async fn a_node_that_stops_under_load_is_spared_and_owed_nothing() {
+    const CYCLES: usize = 3000;
+    let mut cluster = Cluster::start(3);
+    let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
+    let locks = builder.connect().await.expect("a client");
+    locks.flush().await;
+    cluster.pause(0);
+    let names = futures::stream::iter(0..CYCLES).map(|i| {
+        let locks = locks.clone();
+        async move { locks.lock(format!("load:{i}")).acquire().await.expect("two of three").release().await }
+    });
+    assert!(names.buffer_unordered(64).all(|released| async move { released.is_ok() }).await);
+    cluster.resume(0);
+    locks.flush().await;
+
+    let mut node = cluster.redis(0);
+    let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut node).expect("its counts");
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
+    let calls: usize = calls.expect("scripts were called").parse().expect("a number");
+    assert!((500..CYCLES).contains(&calls), "{calls} of {} requests were sent", 2 * CYCLES);
+    let left: Vec<String> = redis::cmd("KEYS").arg("quorlock:lock:*").query(&mut node).expect("its keys");
+    assert_eq!(left, [""; 0]);
 }
 
 /// Something that says this to whoever connects, whatever it is asked. Its URL.
