@@ -7,10 +7,10 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use quorlock::{Answer, NodeError, Quorlock};
 
-use crate::support::Cluster;
 #[cfg(feature = "tls")]
 use crate::support::worker::Worker;
 use crate::support::worker::report;
+use crate::support::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -90,9 +90,32 @@ async fn users_and_passwords_are_used_and_never_shown() {
 async fn a_user_who_may_only_run_scripts_can_lock() {
     let cluster = Cluster::start(1);
     let mut redis = cluster.redis(0);
-    let rule = "SETUSER clerk on >secret ~quorlock:* -@all +evalsha +script|load +ping +info +config|get +mget +set +get +del +exists +pttl +time +type";
-    redis::cmd("ACL").arg(rule.split(' ').collect::<Vec<_>>()).query::<()>(&mut redis).expect("an ACL");
-    assert_eq!(cycle([format!("redis://clerk:secret@127.0.0.1:{}", cluster.ports()[0])]).await, Ok(0));
+    let readme = include_str!("../../README.md");
+    let rule = readme.lines().find_map(|line| line.strip_prefix("ACL SETUSER quorlock ")).expect("the rule");
+    redis::cmd("ACL")
+        .arg(&["SETUSER", "quorlock"])
+        .arg(rule.split(' ').collect::<Vec<_>>())
+        .exec(&mut redis)
+        .expect(rule);
+
+    let locks = async || {
+        let url = format!("redis://quorlock:secret@127.0.0.1:{}", cluster.ports()[0]);
+        let locks = Quorlock::builder().nodes([url]).connect().await.expect("a client");
+        locks.inspect("x").await.expect("a name");
+        locks
+    };
+    let (first, second) = (locks().await, locks().await);
+    let guard = first.lock("x").acquire().await.expect("a free lock");
+    let waiting = tokio::spawn(second.lock("x").acquire());
+    // A ticket is in the line.
+    let line =
+        || redis::cmd("EXISTS").arg("quorlock:line:quorlock:lock:x").query(&mut cluster.redis(0)).expect("a look");
+    eventually(10 * SECOND, "the second waits", line).await;
+    guard.release().await.expect("a release");
+    drop(waiting.await.expect("no panic").expect("its turn"));
+    second.flush().await;
+    let refused: Vec<redis::Value> = redis::cmd("ACL").arg("LOG").query(&mut redis).expect("what was refused");
+    assert_eq!(refused, []);
 }
 
 #[tokio::test]
