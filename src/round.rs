@@ -12,7 +12,7 @@ use crate::client::Core;
 use crate::error::{Answer, NodeError, NodeReport, Reports};
 use crate::lease::Lease;
 use crate::node::{Asker, Refusal, Request, Vote, node_time, pack, parse_hold, parse_release};
-use crate::protocol::{Ballot, Moment, Room, Tally, Verdict};
+use crate::protocol::{Ballot, Moment, Phase, Room, Tally, Verdict};
 use crate::sync::locked;
 use crate::ticket::Ticket;
 
@@ -130,6 +130,12 @@ impl Round {
     /// Is the outcome certain, whatever else is answered?
     pub(crate) fn is_decided(&self) -> bool {
         self.verdict(&locked(&self.count)) != Verdict::Pending
+    }
+
+    /// Is everything over that it was for?
+    pub(crate) fn is_moot(&self) -> bool {
+        let is_over = |lease: &Arc<Lease>| matches!(lease.phase(), Phase::Lost | Phase::Released);
+        !self.leases.is_empty() && self.leases.iter().all(is_over)
     }
 
     pub(crate) fn lease_ids(&self) -> impl Iterator<Item = u64> {

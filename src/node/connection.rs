@@ -3,7 +3,7 @@
 //! It has the stream to itself, so a request crosses one task on its way out and one on its way back, whatever the number
 //! of requests under way.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
@@ -16,6 +16,7 @@ use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Sleep, sleep, timeout};
 
+use super::backlog::Backlog;
 use super::health::{Health, keep};
 use super::introduce::{establish, node_error, said};
 use super::reply::{node_time, parse_hold};
@@ -51,7 +52,7 @@ pub(super) struct Connection {
     trust: Trust,
     requests: UnboundedReceiver<Message>,
     /// What came before the first connection was made or refused.
-    early: VecDeque<Request>,
+    early: Backlog,
     /// Releases that the node has not acknowledged, in order.
     owed: VecDeque<Request>,
     /// Why there is no connection; `None` until the first attempt ends.
@@ -76,7 +77,7 @@ impl Connection {
             trust: Trust::new(common.validity),
             common,
             requests,
-            early: VecDeque::new(),
+            early: Backlog::new(index),
             owed: VecDeque::new(),
             down: None,
             closing: false,
@@ -125,7 +126,7 @@ impl Connection {
                 Err(error) => error,
             };
             self.down = Some(refused);
-            for request in mem::take(&mut self.early) {
+            for request in self.early.take() {
                 self.turn_away(request);
             }
 
@@ -160,7 +161,7 @@ impl Connection {
         let now = self.environment.now();
         self.trust.connected(now, health);
         if health.is_durable && self.trust.quarantine(now, self.common.longest_lease()).is_none() {
-            self.early.push_back(Request { command: pack(&keep()), asker: Asker::Nobody });
+            self.early.push(Request { command: pack(&keep()), asker: Asker::Nobody }, still_trying);
         }
         Ok(())
     }
@@ -171,8 +172,12 @@ impl Connection {
 
     fn while_away(&mut self, message: Option<Message>) {
         match message {
-            Some(Message::Request(request)) if self.down.is_none() && self.early.len() < MOST_IN_FLIGHT => {
-                self.early.push_back(request);
+            // What is to be released may have been asked for just before.
+            Some(Message::Request(request))
+                if self.down.is_none()
+                    && (self.early.len() < MOST_IN_FLIGHT || matches!(request.asker, Asker::Release(_))) =>
+            {
+                self.early.push(request, still_trying);
             }
             Some(Message::Request(request)) => self.turn_away(request),
             Some(Message::Close) | None => self.closing = true,
@@ -185,30 +190,34 @@ impl Connection {
             Asker::Release(round) if round.has_touched(self.index) => self.owe(request),
             Asker::Release(round) => round.untouched(self.index),
             _ => {
-                let why = self.down.clone().unwrap_or_else(|| NodeError::Connect("still trying".to_owned()));
+                let why = self.down.clone().unwrap_or_else(still_trying);
                 request.asker.answer(self.index, Err(why));
             }
         }
     }
 
     fn owe(&mut self, request: Request) {
-        if self.owed.len() == MOST_OWED {
-            self.owed.pop_front();
+        if self.owed.len() == MOST_OWED
+            && let Some(oldest) = self.owed.pop_front()
+        {
+            oldest.asker.answer(self.index, Err(self.down.clone().unwrap_or_else(still_trying)));
         }
         self.owed.push_back(request);
     }
 
     /// Sends and delivers until the connection breaks; `None` when the client is gone and all is done.
     async fn serve(&mut self, wire: Wire) -> Option<NodeError> {
-        let mut line = Line { wire, in_flight: VecDeque::new(), silent: false, alarm: None };
-        let mut waiting = Waiting { requests: mem::take(&mut self.owed), thin_at: MOST_IN_FLIGHT };
-        waiting.requests.append(&mut self.early);
+        let mut line = Line { wire, in_flight: VecDeque::new(), silent: false, loading: 0, alarm: None };
+        let mut waiting = Backlog::new(self.index);
+        waiting.append(mem::take(&mut self.owed));
+        waiting.append(self.early.take());
         self.down = None;
 
         let ended = poll_fn(|cx| {
             loop {
-                while line.has_room()
-                    && let Some(request) = waiting.requests.pop_front()
+                // In the end nothing may be left behind for want of room.
+                while (self.closing || line.has_room())
+                    && let Some(request) = waiting.pop(|| line.overdue(self.environment.now()))
                 {
                     self.accept(&mut line, request);
                 }
@@ -218,18 +227,19 @@ impl Connection {
                             self.accept(&mut line, request);
                         }
                         Poll::Ready(Some(Message::Request(request))) => {
-                            waiting.push(request, self.index, || line.owes_for(self.environment.now()));
+                            waiting.push(request, || line.overdue(self.environment.now()));
                         }
                         Poll::Ready(Some(Message::Close) | None) => self.closing = true,
                         Poll::Pending => break,
                     }
                 }
-                let talked = line.wire.poll_write(cx).and_then(|()| self.settle(&mut line, cx));
-                let settled = match talked {
+                let written = line.wire.poll_write(cx);
+                // Also when that failed: what was answered before counts.
+                let settled = match self.settle(&mut line, cx).and_then(|settled| written.map(|()| settled)) {
                     Ok(settled) => settled,
                     Err(broken) => return Poll::Ready(Some(broken)),
                 };
-                if self.closing && line.in_flight.is_empty() && waiting.requests.is_empty() {
+                if self.closing && line.in_flight.is_empty() && waiting.is_empty() {
                     return Poll::Ready(None);
                 }
                 if settled == 0 {
@@ -253,7 +263,7 @@ impl Connection {
                 asker => asker.answer(self.index, Err(NodeError::Disconnected(broken.to_string()))),
             }
         }
-        for request in waiting.requests {
+        for request in waiting.take() {
             self.turn_away(request);
         }
         Some(broken)
@@ -264,8 +274,7 @@ impl Connection {
         let now = self.environment.now();
         match &request.asker {
             Asker::Hold(_) | Asker::Look(_) if line.silent => {
-                let owed = line.owes_for(now);
-                request.asker.answer(index, Err(NodeError::Silent(owed)));
+                request.asker.answer(index, Err(line.overdue(now)));
             }
             Asker::Release(round) if !round.has_touched(index) => round.untouched(index),
             Asker::Hold(round) => match self.trust.quarantine(now, self.common.longest_lease()) {
@@ -280,7 +289,7 @@ impl Connection {
                 round.touch(index);
                 line.push(request, now, None);
             }
-            Asker::Look(_) | Asker::Nobody => line.push(request, now, None),
+            Asker::Look(_) | Asker::Loading | Asker::Nobody => line.push(request, now, None),
         }
     }
 
@@ -306,16 +315,22 @@ impl Connection {
             };
             line.silent = false;
             settled += 1;
+            line.loading -= usize::from(matches!(sent.request.asker, Asker::Loading));
             let now = self.environment.now();
             let stamp = match sent.request.asker {
                 Asker::Hold(_) | Asker::Release(_) => result.as_ref().ok().and_then(node_time),
-                Asker::Look(_) | Asker::Nobody => None,
+                Asker::Look(_) | Asker::Loading | Asker::Nobody => None,
             };
             self.trust.answered(sent.since, now, stamp, self.common.shortest_lease());
             // This very answer may have shown that the node's clock jumped.
-            let uncounted = sent.uncounted.or_else(|| self.trust.quarantine(now, self.common.longest_lease()));
+            let uncounted = sent.uncounted.clone().or_else(|| self.trust.quarantine(now, self.common.longest_lease()));
             match (result, uncounted) {
                 (Err(error), uncounted) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    if sent.again {
+                        // It does not learn them. What it says of that is heard when the next connection is made.
+                        line.in_flight.push_front(sent);
+                        return Err(node_error(&error));
+                    }
                     line.reload(sent.request, now, uncounted);
                 }
                 (Ok(value), Some(why))
@@ -330,49 +345,14 @@ impl Connection {
     }
 }
 
-/// What came while there was no room, in order.
-struct Waiting {
-    requests: VecDeque<Request>,
-    /// When there are so many, it is time to look which of them are still worth sending.
-    thin_at: usize,
-}
-
-impl Waiting {
-    fn push(&mut self, request: Request, index: usize, owes_for: impl Fn() -> Duration) {
-        self.requests.push_back(request);
-        if self.requests.len() >= self.thin_at {
-            self.thin(index, &owes_for());
-            self.thin_at = MOST_IN_FLIGHT.max(2 * self.requests.len());
-        }
-    }
-
-    /// A node that falls behind the others is not sent what they have decided, nor the releases of that.
-    fn thin(&mut self, index: usize, owed: &Duration) {
-        let mut kept = HashSet::new();
-        for request in mem::take(&mut self.requests) {
-            match &request.asker {
-                Asker::Hold(round) if round.is_decided() => {
-                    request.asker.answer(index, Err(NodeError::Silent(*owed)));
-                    continue;
-                }
-                Asker::Hold(round) => kept.extend(round.lease_ids()),
-                Asker::Release(round) if !round.has_touched(index) && !round.is_about(&kept) => {
-                    round.untouched(index);
-                    continue;
-                }
-                Asker::Release(_) | Asker::Look(_) | Asker::Nobody => {}
-            }
-            self.requests.push_back(request);
-        }
-    }
-}
-
 /// What is under way on one connection.
 struct Line {
     wire: Wire,
     in_flight: VecDeque<Sent>,
     /// An answer is overdue: nothing new is sent but releases.
     silent: bool,
+    /// So many scripts are being loaded.
+    loading: usize,
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -381,6 +361,8 @@ struct Sent {
     since: Moment,
     /// Why a yes to it does not count.
     uncounted: Option<NodeError>,
+    /// For want of scripts.
+    again: bool,
 }
 
 impl Line {
@@ -392,18 +374,28 @@ impl Line {
         self.in_flight.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
     }
 
+    /// How its silence is told.
+    fn overdue(&self, now: Moment) -> NodeError {
+        NodeError::Silent(self.owes_for(now))
+    }
+
     fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
         self.wire.push(&request.command);
-        self.in_flight.push_back(Sent { request, since: now, uncounted });
+        self.loading += usize::from(matches!(request.asker, Asker::Loading));
+        self.in_flight.push_back(Sent { request, since: now, uncounted, again: false });
     }
 
     /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
     /// Other requests may have overtaken this one; the ballots see to it that a late one does no harm.
     fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
-        for command in script::load() {
-            self.push(Request { command: pack(&command), asker: Asker::Nobody }, now, None);
+        // Behind what is loaded already for another request.
+        if self.loading == 0 {
+            for command in script::load() {
+                self.push(Request { command: pack(&command), asker: Asker::Loading }, now, None);
+            }
         }
-        self.push(request, now, uncounted);
+        self.wire.push(&request.command);
+        self.in_flight.push_back(Sent { request, since: now, uncounted, again: true });
     }
 
     /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.
@@ -422,12 +414,6 @@ impl Line {
     }
 }
 
-impl Asker {
-    fn answer(self, index: usize, result: Result<Value, NodeError>) {
-        match self {
-            Self::Hold(round) | Self::Release(round) => round.answered(index, result),
-            Self::Look(asker) => drop(asker.send(result)),
-            Self::Nobody => {}
-        }
-    }
+fn still_trying() -> NodeError {
+    NodeError::Connect("still trying".to_owned())
 }

@@ -23,8 +23,12 @@ pub(super) async fn establish(
     // What it must do, what is to be known of it, and what it may refuse.
     let mut musts = greeting(address.info.redis_settings());
     musts.extend(script::load());
-    for answer in wire.ask(&musts).await? {
-        said(answer).map_err(|error| refused(&error))?;
+    let mut answers = wire.ask(&musts).await?.into_iter().map(said);
+    if let Some(Err(error)) = answers.next() {
+        return Err(refused(&error, address.info.redis_settings()));
+    }
+    for answer in answers {
+        answer.map_err(|error| node_error(&error))?;
     }
     let health = health::judge(wire.ask(&health::questions()).await?);
     // A server that forbids it calls nobody: whoever waits looks again now and then.
@@ -50,9 +54,13 @@ fn greeting(settings: &RedisConnectionInfo) -> Vec<Cmd> {
     commands
 }
 
-fn refused(error: &RedisError) -> NodeError {
-    match error.detail() {
-        Some(detail) if detail.starts_with("unknown command") => NodeError::TooOld,
+/// What it means that the greeting is refused. Words that quote the password are not passed on.
+fn refused(error: &RedisError, settings: &RedisConnectionInfo) -> NodeError {
+    let detail = error.detail().unwrap_or_default();
+    let is_secret = settings.password().is_some_and(|password| detail.contains(password));
+    match error.code() {
+        Some("ERR") if detail.starts_with("unknown command") => NodeError::TooOld,
+        Some(code) if is_secret => NodeError::Redis { code: code.to_owned(), detail: String::new() },
         _ => node_error(error),
     }
 }

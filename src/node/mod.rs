@@ -1,5 +1,6 @@
 //! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
 
+mod backlog;
 mod connection;
 mod health;
 mod introduce;
@@ -50,8 +51,20 @@ pub(crate) enum Asker {
     Release(Arc<Round>),
     /// A look at the node.
     Look(oneshot::Sender<Result<Value, NodeError>>),
-    /// Nobody: scripts are being loaded.
+    /// Nobody: a script is being loaded.
+    Loading,
+    /// Nobody.
     Nobody,
+}
+
+impl Asker {
+    fn answer(self, index: usize, result: Result<Value, NodeError>) {
+        match self {
+            Self::Hold(round) | Self::Release(round) => round.answered(index, result),
+            Self::Look(asker) => drop(asker.send(result)),
+            Self::Loading | Self::Nobody => {}
+        }
+    }
 }
 
 enum Message {

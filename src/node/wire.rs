@@ -5,12 +5,14 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use redis::{Cmd, Value, parse_redis_value};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
+use super::introduce::{node_error, said};
 use crate::environment::Stream;
 use crate::error::NodeError;
 
@@ -49,7 +51,12 @@ impl Wire {
             match Pin::new(&mut self.stream).poll_write(cx, &self.output[self.written..]) {
                 Poll::Ready(Ok(0)) => return Err(broken(&io::ErrorKind::WriteZero.into())),
                 Poll::Ready(written) => self.written += written.map_err(|error| broken(&error))?,
-                Poll::Pending => return Ok(()),
+                Poll::Pending => {
+                    if self.written >= KEPT_ROOM {
+                        self.output.drain(..mem::take(&mut self.written));
+                    }
+                    return Ok(());
+                }
             }
             self.is_flushed = false;
         }
@@ -74,7 +81,7 @@ impl Wire {
                 self.taken += length;
                 return Ok(Some(value));
             }
-            self.input.drain(..std::mem::take(&mut self.taken));
+            self.input.drain(..mem::take(&mut self.taken));
             if self.input.is_empty() {
                 self.input.shrink_to(KEPT_ROOM);
             }
@@ -96,7 +103,7 @@ impl Wire {
             command.write_packed_command(&mut self.output);
         }
         let mut answers = Vec::with_capacity(commands.len());
-        poll_fn(|cx| {
+        let talked = poll_fn(|cx| {
             self.poll_write(cx)?;
             while answers.len() < commands.len() {
                 match self.poll_read(cx)? {
@@ -106,8 +113,15 @@ impl Wire {
             }
             Poll::Ready(Ok::<_, NodeError>(()))
         })
-        .await?;
-        Ok(answers)
+        .await;
+        match talked {
+            Ok(()) => Ok(answers),
+            // A server that turns somebody away says why and hangs up.
+            Err(broken) => match answers.into_iter().find_map(|answer| said(answer).err()) {
+                Some(why) => Err(node_error(&why)),
+                None => Err(broken),
+            },
+        }
     }
 }
 

@@ -197,38 +197,103 @@ async fn one_server_under_two_names_has_one_vote() {
 #[tokio::test]
 async fn a_node_that_stops_under_load_is_spared_and_owed_nothing() {
     const CYCLES: usize = 3000;
-    let mut cluster = Cluster::start(3);
-    let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
-    let locks = builder.connect().await.expect("a client");
-    locks.flush().await;
-    cluster.pause(0);
-    let names = futures::stream::iter(0..CYCLES).map(|i| {
-        let locks = locks.clone();
-        async move { locks.lock(format!("load:{i}")).acquire().await.expect("two of three").release().await }
-    });
-    assert!(names.buffer_unordered(47).all(|released| async move { released.is_ok() }).await);
-    cluster.resume(0);
-    locks.flush().await;
+    for stops_before in [false, true] {
+        let mut cluster = Cluster::start(3);
+        let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
+        let locks = builder.connect().await.expect("a client");
+        if stops_before {
+            cluster.pause(0); // The connection is still being made when all this comes.
+        } else {
+            locks.flush().await;
+            cluster.pause(0);
+        }
+        let cycles = futures::stream::iter(0..CYCLES).map(|i| {
+            let locks = locks.clone();
+            async move { locks.lock(format!("load:{i}")).acquire().await.expect("two of three").release().await }
+        });
+        assert!(cycles.buffer_unordered(47).all(|released| async move { released.is_ok() }).await);
+        cluster.resume(0);
+        locks.flush().await;
 
-    let mut node = cluster.redis(0);
-    let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut node).expect("its counts");
-    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
-    let calls: usize = calls.expect("scripts were called").parse().expect("a number");
-    assert!((500..CYCLES).contains(&calls), "{calls} of {} requests were sent", 2 * CYCLES);
-    let left: Vec<String> = redis::cmd("KEYS").arg("quorlock:lock:*").query(&mut node).expect("its keys");
-    assert_eq!(left, [""; 0]);
+        let mut node = cluster.redis(0);
+        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut node).expect("its counts");
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
+        let calls: usize = calls.unwrap_or("0").parse().expect("a number");
+        assert!(calls < CYCLES, "{calls} of {} requests were sent", 2 * CYCLES);
+        assert_eq!(lock_keys(&cluster, 0), [""; 0], "stopped before: {stops_before}");
+    }
+}
+
+fn lock_keys(cluster: &Cluster, node: usize) -> Vec<String> {
+    redis::cmd("KEYS").arg("quorlock:lock:*").query(&mut cluster.redis(node)).expect("its keys")
+}
+
+/// However many guards go at once, and the client with them.
+#[tokio::test]
+async fn a_client_that_goes_leaves_nothing_behind() {
+    let cluster = Cluster::start(3);
+    let locks = cluster.builder().lease(60 * SECOND).connect().await.expect("a client");
+    let ask = |i: usize| locks.lock(format!("many:{i}")).acquire();
+    let asked = futures::stream::iter(0..3000).map(ask).buffer_unordered(100);
+    let guards: Vec<_> = asked.collect().await;
+    assert!(guards.iter().all(Result::is_ok) && lock_keys(&cluster, 0).len() == 3000);
+    drop((guards, locks));
+    eventually(20 * SECOND, "all are free", || (0..3).all(|node| lock_keys(&cluster, node).is_empty())).await;
+}
+
+/// It is asked again when it has come to its senses, and not again and again before.
+#[tokio::test]
+async fn a_node_that_may_not_learn_scripts_says_so() {
+    let cluster = Cluster::start(1);
+    let locks = cluster.client(SECOND).await;
+    let acl = |words: &[&str]| redis::cmd("ACL").arg(&["SETUSER", "default"]).arg(words).exec(&mut cluster.redis(0));
+    acl(&["-script|load"]).expect("an ACL");
+    redis::cmd("SCRIPT").arg("FLUSH").exec(&mut cluster.redis(0)).expect("a flush");
+    drop(locks.lock("x").try_acquire().await.expect_err("no script"));
+    let refused = async || {
+        let error = locks.lock("x").try_acquire().await.err()?;
+        Some(matches!(&error.nodes()[0].answer, Answer::Failed(NodeError::Redis { code, .. }) if code == "NOPERM"))
+    };
+    within_ten_seconds("it says why", async || refused().await == Some(true)).await;
+    acl(&["+script|load"]).expect("an ACL");
+    within_ten_seconds("it counts again", async || refused().await.is_none()).await;
+}
+
+async fn within_ten_seconds(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(10 * SECOND, wait).await.expect(what);
 }
 
 /// Something that says this to whoever connects, whatever it is asked. Its URL.
 async fn impostor(words: &'static [u8]) -> String {
-    use tokio::io::AsyncWriteExt;
+    speaks(words, false).await
+}
+
+/// And hangs up when it has been asked something.
+async fn hangs_up(words: &'static [u8]) -> String {
+    speaks(words, true).await
+}
+
+async fn speaks(words: &'static [u8], hangs_up: bool) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
     let port = listener.local_addr().expect("its address").port();
     tokio::spawn(async move {
         let mut streams = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             drop(stream.write_all(words).await);
-            streams.push(stream);
+            if hangs_up {
+                // All of it, or the answer is lost with the connection.
+                while let Ok(1..) = stream.read(&mut [0; 1 << 16]).await {
+                    drop(stream.shutdown().await);
+                }
+            } else {
+                streams.push(stream);
+            }
         }
     });
     format!("redis://127.0.0.1:{port}")
@@ -242,11 +307,18 @@ async fn a_node_that_is_no_redis_costs_its_vote_only() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_too_old_is_told_from_one_that_is_away() {
+async fn a_server_that_is_too_old_or_has_no_room_is_told_from_one_that_is_away() {
     let words = b"-ERR unknown command `HELLO`, with args beginning with: `3`, \r\n+OK\r\n+OK\r\n+OK\r\n";
     let locks = Quorlock::builder().nodes([impostor(words).await]).connect().await.expect("a client");
     let error = locks.lock("x").try_acquire().await.expect_err("no vote");
     assert_eq!(error.nodes()[0].answer, Answer::Failed(NodeError::TooOld));
+
+    let words = b"-ERR max number of clients reached\r\n";
+    let full = hangs_up(words).await;
+    let locks = Quorlock::builder().nodes([full]).connect().await.expect("a client");
+    let error = locks.lock("x").try_acquire().await.expect_err("no vote");
+    let detail = "max number of clients reached".to_owned();
+    assert_eq!(error.nodes()[0].answer, Answer::Failed(NodeError::Redis { code: "ERR".to_owned(), detail }));
 }
 
 #[cfg(feature = "tls")]
