@@ -304,14 +304,9 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
             next,
             lease,
             "3600000",
-            "1800000000",
-            owner,
-            "51",
-            "label",
+            &format!("{owner} label 51"),
             "0",
-            token,
-            known,
-            "1",
+            &format!("{token} {known} 1"),
         ]
         .map(str::to_owned)
         .to_vec()
@@ -326,13 +321,9 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
             "quorlock:line:x",
             next,
             "3600000",
-            "1800000000",
-            owner,
-            "51",
+            &format!("{owner} label 51"),
             token,
-            token,
-            "0",
-            "0",
+            &format!("{token} 0 0"),
         ]
         .map(str::to_owned)
         .to_vec()
