@@ -18,7 +18,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::backlog::Backlog;
 use super::health::{Health, keep};
-use super::introduce::{establish, node_error, said};
+use super::introduce::{establish, is_passing, node_error, said};
 use super::reply::{node_time, parse_hold};
 use super::trust::Trust;
 use super::wire::Wire;
@@ -36,9 +36,6 @@ const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
 
 /// At least this long may a connection take to be made, or be silent before another is tried.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A server that answers so was asked at a bad moment.
-const PASSING: [&str; 4] = ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN"];
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -304,7 +301,7 @@ impl Connection {
             let result = said(value);
             if let Err(error) = &result
                 && let Some(Sent { request: Request { asker: Asker::Release(_), .. }, .. }) = line.in_flight.front()
-                && error.code().is_some_and(|code| PASSING.contains(&code))
+                && is_passing(error)
             {
                 return Err(node_error(error)); // A release must be heard: it is sent again on the next connection.
             }

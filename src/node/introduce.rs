@@ -30,12 +30,26 @@ pub(super) async fn establish(
     for answer in answers {
         answer.map_err(|error| node_error(&error))?;
     }
-    let health = health::judge(wire.ask(&health::questions()).await?);
+    let health = health::judge(willing(wire.ask(&health::questions()).await?)?);
     // A server that forbids it calls nobody: whoever waits looks again now and then.
     let mut subscribe = redis::cmd("SUBSCRIBE");
     subscribe.arg(channel(common.session));
-    wire.ask(&[subscribe]).await?;
+    willing(wire.ask(&[subscribe]).await?)?;
     Ok((wire, health))
+}
+
+/// What a server refuses for good is one thing. What it cannot say just now would be missing as long as the connection lasts.
+fn willing(answers: Vec<Value>) -> Result<Vec<Value>, NodeError> {
+    let errors = answers.iter().cloned().filter_map(|answer| said(answer).err());
+    match errors.into_iter().find(is_passing) {
+        Some(error) => Err(node_error(&error)),
+        None => Ok(answers),
+    }
+}
+
+/// A server that answers so was asked at a bad moment.
+pub(super) fn is_passing(error: &RedisError) -> bool {
+    error.code().is_some_and(|code| ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN"].contains(&code))
 }
 
 /// The third version of the protocol lets a node call a waiter on the very connection that everything else uses.
@@ -77,5 +91,19 @@ pub(super) fn node_error(error: &RedisError) -> NodeError {
     match error.code() {
         Some(code) => NodeError::Redis { code: code.to_owned(), detail: error.detail().unwrap_or_default().to_owned() },
         None => NodeError::Connect(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_said_just_now_is_asked_again_and_what_is_forbidden_is_not() {
+        let answers = |line: &str| vec![redis::parse_redis_value(line.as_bytes()).unwrap()];
+        let loading = willing(answers("-LOADING Redis is loading the dataset in memory\r\n"));
+        assert!(matches!(loading, Err(NodeError::Redis { code, .. }) if code == "LOADING"));
+        assert_eq!(willing(answers("-NOPERM this user has no permissions\r\n")).unwrap().len(), 1);
+        assert_eq!(willing(answers(":1\r\n")).unwrap(), [Value::Int(1)]);
     }
 }
