@@ -66,7 +66,7 @@ async fn acc_06_separate_resources_do_not_wait_for_each_other() {
         let locks = locks.clone();
         tokio::spawn(async move {
             let guard = locks.lock(name).acquire().await.expect("a free lock");
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await; // How long it is held, not a wait for something.
             guard.release().await.expect("a release");
         })
     };

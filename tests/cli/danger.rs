@@ -60,6 +60,7 @@ fn nothing_of_it_outlives_the_lock() {
     let ended = finish(run);
     assert_eq!(ended.code, Some(79), "{ended:?}");
     let beat = sandbox.text("beat");
+    // Time for ten more beats: there is nothing to wait for where nothing may happen.
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(sandbox.text("beat"), beat, "it must have stopped");
     assert_eq!(sandbox.processes(), []);

@@ -262,7 +262,7 @@ async fn a_node_that_may_not_learn_scripts_says_so() {
 async fn within_ten_seconds(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await; // Between looks.
         }
     };
     tokio::time::timeout(10 * SECOND, wait).await.expect(what);

@@ -60,6 +60,7 @@ fn the_invariants_hold_in_every_history() {
     explore_all(&SCOPES);
 }
 
+/// The same rules with more acquisitions and extensions: tens of millions of states, too many for every run of the tests.
 #[test]
 #[ignore = "some minutes with --release"]
 fn the_invariants_hold_in_every_longer_history() {
