@@ -245,7 +245,9 @@ impl Connection {
                         Poll::Ready(owed) if owed >= self.patience() => {
                             return Poll::Ready(Some(NodeError::NoAnswer(owed)));
                         }
-                        Poll::Ready(owed) if self.closing && owed >= self.common.timeout => return Poll::Ready(None),
+                        Poll::Ready(owed) if self.closing && owed >= self.common.timeout && waiting.is_empty() => {
+                            return Poll::Ready(None);
+                        }
                         Poll::Ready(_) => {}
                     }
                 }
