@@ -89,10 +89,9 @@ pub enum ConfigError {
         /// The largest that works.
         longest: Duration,
     },
-    /// The name's key would lie where ballots or waiters are kept.
+    /// The name's key would lie where ballots are kept.
     #[error(
-        "the name {0:?} cannot be locked under this key prefix: keys that begin with quorlock:ballot: or quorlock:line: \
-         are quorlock's own"
+        "the name {0:?} cannot be locked under this key prefix: keys that begin with quorlock:ballot: are quorlock's own"
     )]
     ReservedName(String),
     /// No name was given to lock.

@@ -1,12 +1,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+/// Lock keys may not begin like this, or one resource's lock key could be another's ballot key. Only an empty or odd prefix
+/// can bring that about.
 const BALLOT: &[u8] = b"quorlock:ballot:";
-const LINE: &[u8] = b"quorlock:line:";
-
-/// Lock keys may not begin like these, or one resource's lock key could be another's ballot key. Only an empty or odd
-/// prefix can bring that about.
-const RESERVED: [&[u8]; 2] = [BALLOT, LINE];
 
 /// What is locked: a name of any bytes, and the keys that stand for it on a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,17 +13,15 @@ pub(crate) struct Resource(Arc<Keys>);
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Keys {
     ballot: Box<[u8]>,
-    line: Box<[u8]>,
     name_at: usize,
 }
 
 impl Resource {
-    /// `None` when the lock key would lie where ballots or lines are kept.
+    /// `None` when the lock key would lie where ballots are kept.
     pub(crate) fn new(prefix: &[u8], name: &[u8]) -> Option<Self> {
-        let (ballot, line) = ([BALLOT, prefix, name].concat().into(), [LINE, prefix, name].concat().into());
-        let resource = Self(Arc::new(Keys { ballot, line, name_at: BALLOT.len() + prefix.len() }));
-        let is_reserved = RESERVED.iter().any(|reserved| resource.lock_key().starts_with(reserved));
-        (!is_reserved).then_some(resource)
+        let ballot = [BALLOT, prefix, name].concat().into();
+        let resource = Self(Arc::new(Keys { ballot, name_at: BALLOT.len() + prefix.len() }));
+        (!resource.lock_key().starts_with(BALLOT)).then_some(resource)
     }
 
     pub(crate) fn name(&self) -> &[u8] {
@@ -39,11 +34,6 @@ impl Resource {
 
     pub(crate) fn ballot_key(&self) -> &[u8] {
         &self.0.ballot
-    }
-
-    /// Where those who wait for it stand in line.
-    pub(crate) fn line_key(&self) -> &[u8] {
-        &self.0.line
     }
 }
 
@@ -76,7 +66,6 @@ mod tests {
         let resource = Resource::new(b"quorlock:lock:", b"account:42").unwrap();
         assert_eq!(resource.lock_key(), b"quorlock:lock:account:42");
         assert_eq!(resource.ballot_key(), b"quorlock:ballot:quorlock:lock:account:42");
-        assert_eq!(resource.line_key(), b"quorlock:line:quorlock:lock:account:42");
         assert_eq!(resource.name(), b"account:42");
         assert!(Resource::new(b"", b"").is_some());
     }
@@ -85,7 +74,6 @@ mod tests {
     fn a_lock_key_is_never_a_key_of_another_kind() {
         assert_eq!(Resource::new(b"", b"quorlock:ballot:x"), None);
         assert_eq!(Resource::new(b"quorlock:", b"ballot:x"), None);
-        assert_eq!(Resource::new(b"", b"quorlock:line:x"), None);
         assert!(Resource::new(b"quorlock:lock:", b"quorlock:ballot:x").is_some());
     }
 

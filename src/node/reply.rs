@@ -69,11 +69,15 @@ impl From<&Vote> for Answer {
     }
 }
 
-/// The node's own time in µs, which every script's answer carries among its first two numbers: the larger one.
+/// The node's own time in µs, which is an answer itself or among its first two numbers: the larger one. None in a release
+/// that says no more than yes.
 pub(crate) fn node_time(value: &Value) -> Option<u64> {
-    let Value::Array(fields) = value else { return None };
-    let numbers = fields.iter().take(2).filter_map(|field| if let Value::Int(n) = field { Some(*n) } else { None });
-    u64::try_from(numbers.max()?).ok()
+    let number = |field: &Value| if let Value::Int(n) = field { Some(*n) } else { None };
+    let largest = match value {
+        Value::Array(fields) => fields.iter().take(2).filter_map(number).max(),
+        value => number(value),
+    };
+    u64::try_from(largest?).ok().filter(|time| *time > 1)
 }
 
 fn nonsense(value: &Value) -> NodeError {
@@ -86,9 +90,12 @@ pub(crate) fn parse_hold(value: &Value) -> Vote {
 
 fn hold(value: &Value) -> Option<Vote> {
     let place = |i: i64| usize::try_from(i).ok()?.checked_sub(1);
-    let Value::Array(fields) = value else { return None };
+    let fields = match value {
+        Value::Int(now) if *now > 1 => return Some(Vote::Yes),
+        Value::Array(fields) => fields,
+        _ => return None,
+    };
     let refusal = match fields.as_slice() {
-        [Value::Int(1), Value::Int(_)] => return Some(Vote::Yes),
         [Value::Int(2), Value::Int(_), Value::Int(i), Value::Int(pttl), Value::BulkString(value)] => Refusal::Held {
             resource: place(*i)?,
             by: LockValue::parse(value).map_or(Holder::Foreign, LockValue::into_holder),
@@ -109,7 +116,11 @@ fn hold(value: &Value) -> Option<Vote> {
 
 /// For several resources: yes when the node honoured every one of them.
 pub(crate) fn parse_release(value: &Value) -> Vote {
-    let Value::Array(fields) = value else { return Vote::Unheard(nonsense(value)) };
+    let fields = match value {
+        Value::Int(1) => return Vote::Yes,
+        Value::Array(fields) => fields,
+        _ => return Vote::Unheard(nonsense(value)),
+    };
     match fields.as_slice() {
         [Value::Int(_), codes @ ..] if !codes.is_empty() => {
             match codes.iter().position(|code| *code != Value::Int(1)) {
@@ -161,7 +172,11 @@ fn sighting(value: &Value) -> Option<Sighting> {
         held,
         raw: [kind.as_bytes(), b" ", raw].concat(),
         ttl: u64::try_from(*pttl).ok().map(Duration::from_millis),
-        ballot: std::str::from_utf8(ballot).ok().and_then(|text| text.parse().ok()),
+        // Who waits stands behind it, and may stand there alone.
+        ballot: std::str::from_utf8(ballot)
+            .ok()
+            .and_then(|text| text.split(' ').next()?.parse().ok())
+            .filter(|b| *b > 0),
     })
 }
 
@@ -209,7 +224,7 @@ mod tests {
     #[test]
     fn answers_to_hold() {
         let int = Value::Int;
-        assert!(matches!(parse_hold(&array(vec![int(1), int(99)])), Vote::Yes));
+        assert!(matches!(parse_hold(&int(99)), Vote::Yes));
         let held = parse_hold(&array(vec![int(2), int(99), int(2), int(1500), text("ql1 7 ab host:1 s:2 t:1")]));
         let Vote::No(Refusal::Held { resource: 1, by: Holder::Owner { id, label, token }, free_in }) = held else {
             panic!("{held:?}")
@@ -228,13 +243,22 @@ mod tests {
     }
 
     #[test]
+    fn what_time_it_is_there() {
+        let int = Value::Int;
+        let times = [int(99), array(vec![int(3), int(99), int(1)]), array(vec![int(99), int(1)]), int(1), Value::Nil];
+        assert_eq!(times.each_ref().map(node_time), [Some(99), Some(99), Some(99), None, None]);
+    }
+
+    #[test]
     fn nonsense_is_never_a_vote() {
         let int = Value::Int;
         for value in [
             Value::Nil,
             Value::Okay,
+            int(0),
             array(vec![]),
-            array(vec![int(1)]),
+            array(vec![int(99)]),
+            array(vec![int(1), int(99)]),
             array(vec![int(6), int(99)]),
             array(vec![int(2), int(99), int(0), int(5), text("")]),
             array(vec![int(3), int(99), int(1), int(-4)]),
@@ -245,11 +269,13 @@ mod tests {
         }
         assert!(matches!(parse_release(&array(vec![int(9)])), Vote::Unheard(_)));
         assert!(matches!(parse_release(&Value::Nil), Vote::Unheard(_)));
+        assert!(matches!(parse_release(&int(0)), Vote::Unheard(_)));
     }
 
     #[test]
     fn a_release_of_several_needs_every_one() {
         let int = Value::Int;
+        assert!(matches!(parse_release(&int(1)), Vote::Yes));
         assert!(matches!(parse_release(&array(vec![int(9), int(1), int(1)])), Vote::Yes));
         assert!(matches!(parse_release(&array(vec![int(9), int(1), int(0)])), Vote::No(Refusal::Gone { resource: 1 })));
     }
@@ -260,11 +286,12 @@ mod tests {
             parse_sighting(&array(vec![Value::Int(1), text(kind), text(value), Value::Int(pttl), text(ballot)]))
                 .unwrap()
         };
-        let free = look("none", "", -2, "12");
+        let free = look("none", "", -2, "12 0=- 7:51");
         assert_eq!((free.held, free.ttl, free.ballot), (None, None, Some(12)));
         let held = look("string", "ql1 7 ab host:1 s:2 t:1", 900, "");
         assert_eq!(held.held.map(|(_, holds)| holds), Some(3));
         assert_eq!((held.ttl, held.ballot), (Some(Duration::from_millis(900)), None));
+        assert_eq!(look("none", "", -2, "0 0=- 7:51").ballot, None, "somebody waits, and nobody was ever here");
         assert_eq!(look("list", "", -1, "").held, Some((Holder::Foreign, 1)));
         assert_eq!(look("string", "ql1 x", 5, "").held, Some((Holder::Foreign, 1)));
     }

@@ -58,11 +58,6 @@ async fn acc_18_a_limit_is_kept_and_a_try_is_quick() {
     guard.release().await.expect("a release");
 }
 
-/// Where the nodes keep those who wait for a name.
-fn line_key(name: &str) -> String {
-    format!("quorlock:line:{}", Cluster::lock_key(name))
-}
-
 /// How many scripts each node has run so far.
 fn scripts_run(cluster: &Cluster) -> Vec<u64> {
     let calls = |stats: String| {
@@ -168,12 +163,11 @@ async fn acc_29_a_waiter_that_died_does_not_keep_the_next_one_waiting() {
     let guard = holder.lock("next").acquire().await.expect("the lock");
     let mut dead = Worker::spawn(&["take-turns", &urls, "next", "10"]);
     dead.next().expect("it is ready");
-    let in_line = || cluster.count_keys(&line_key("next"));
-    eventually(5 * SECOND, "it waits", || in_line() == 5).await;
+    eventually(5 * SECOND, "it waits", || cluster.count_lines("next") == 5).await;
     dead.kill();
     let waiting = tokio::spawn(other.lock("next").acquire());
-    let text = || -> Vec<String> { cluster.each(redis::cmd("GET").arg(line_key("next"))) };
-    eventually(5 * SECOND, "the other one waits", || text().iter().all(|line| line.matches(':').count() == 2)).await;
+    let both = || cluster.lines("next").iter().all(|line| line.matches(':').count() == 2);
+    eventually(5 * SECOND, "the other one waits", both).await;
     let released = Instant::now();
     guard.release().await.expect("a release");
     let guard = waiting.await.expect("a task").expect("the lock");
@@ -188,8 +182,7 @@ async fn acc_19_nothing_of_a_cancelled_waiter_is_left() {
     let holder = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
     let key = Cluster::lock_key("given up");
-    let exists = redis::cmd("EXISTS").arg(&key).arg(line_key("given up")).to_owned();
-    let left = || -> usize { cluster.each::<usize>(&exists).into_iter().sum() };
+    let left = || cluster.count_keys(&key) + cluster.count_lines("given up");
     for round in 0..20 {
         let guard = holder.lock("given up").acquire().await.expect("the lock");
         let waiting = tokio::spawn({
@@ -228,7 +221,7 @@ async fn acc_19_an_acquisition_dropped_at_any_await_leaves_nothing() {
         drop(request);
         locks.flush().await;
         assert_eq!(cluster.count_keys(&key), 0, "dropped after {polls} polls");
-        assert_eq!(cluster.count_keys(&line_key("dropped")), 0, "a ticket was left after {polls} polls");
+        assert_eq!(cluster.count_lines("dropped"), 0, "a ticket was left after {polls} polls");
     }
 }
 
@@ -243,7 +236,7 @@ async fn acc_19_a_request_dropped_when_it_has_been_granted_leaves_nothing() {
     drop(request);
     locks.flush().await;
     assert_eq!(cluster.count_keys(&Cluster::lock_key("granted")), 0);
-    assert_eq!(cluster.count_keys(&line_key("granted")), 0, "a ticket was left");
+    assert_eq!(cluster.count_lines("granted"), 0, "a ticket was left");
 }
 
 #[tokio::test]

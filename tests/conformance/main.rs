@@ -26,7 +26,7 @@ mod pair;
 use std::time::Duration;
 
 use node::{Node, SCRIPTS, Script};
-use pair::{NAMES, Pair, TTL_TOLERANCE_MS, ballot_key, line_key, lock_key, masked};
+use pair::{NAMES, Pair, TTL_TOLERANCE_MS, ballot_key, lock_key, masked};
 use resp::Reply;
 use rng::Rng;
 use rules::Rules;
@@ -61,7 +61,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
         std::thread::sleep(Duration::from_millis(nap));
         pair.log.push(format!("nap {nap} ms"));
         let now = pair.now();
-        let (script, args) = source.command(now);
+        let (script, args) = source.command(now, &mut pair.node.store);
         pair.log.push(args[3..].join(" "));
         // A key that ends while the two arms are asked may be there for one and gone for the other: end it for both.
         if ends_about_now(&mut pair) {
@@ -71,11 +71,14 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
         let (real, mine, now) = pair.both(&args);
         pair.log.push(format!("  -> {real:?}"));
         let ((real_masked, real_left), (my_masked, my_left)) = (masked(script, &real, now), masked(script, &mine, now));
-        if let Reply::Array(items) = &real
-            && script == Script::Hold
-            && let Some(Reply::Int(code)) = items.first()
-        {
-            codes[usize::try_from(*code).unwrap_or(0)] += 1;
+        match (script, &real) {
+            (Script::Hold, Reply::Int(_)) => codes[1] += 1,
+            (Script::Hold, Reply::Array(items)) => {
+                let Some(Reply::Int(code)) = items.first() else { continue };
+                codes[usize::try_from(*code).unwrap_or(0)] += 1;
+            }
+            (Script::Release, Reply::Int(1)) => codes[7] += 1,
+            _ => {}
         }
         let same_left = match (real_left, my_left) {
             (Some(a), Some(b)) => a == b || (a > 0 && b > 0 && (a - b).abs() <= TTL_TOLERANCE_MS),
@@ -89,13 +92,13 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
             return Err(format!("operation {i}:\n{history}\nserver {real:?}\nnode   {mine:?}\nkeys {compared:?}"));
         }
     }
-    // Every answer was given often: 1 granted, 2 held, 3 stale, 4 ahead, 5 gone, 6 kept.
-    assert!(codes[1..=6].iter().all(|count| *count > 20), "some answer was seldom given: {codes:?}");
+    // Every answer was given often: 1 granted, 2 held, 3 stale, 4 ahead, 5 gone, 6 kept; and 7, a plain release.
+    assert!(codes[1..=6].iter().all(|count| *count > 20) && codes[7] > 5, "some answer was seldom given: {codes:?}");
     Ok(())
 }
 
 fn ends_about_now(pair: &mut Pair) -> bool {
-    let keys = NAMES.iter().flat_map(|name| [lock_key(name), ballot_key(name), line_key(name)]);
+    let keys = NAMES.iter().flat_map(|name| [lock_key(name), ballot_key(name)]);
     let now = pair.now();
     keys.into_iter().any(|key| (0..=12).contains(&pair.node.store.pttl(&key, now)))
 }

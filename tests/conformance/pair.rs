@@ -91,7 +91,7 @@ impl Pair {
     /// All keys of both arms must be the same.
     pub fn compare_keys(&mut self) -> Result<(), String> {
         for name in NAMES {
-            for key in [lock_key(name), ballot_key(name), line_key(name)] {
+            for key in [lock_key(name), ballot_key(name)] {
                 let kind: String = redis::cmd("TYPE").arg(&key).query(&mut self.real).expect("TYPE");
                 let pttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut self.real).expect("PTTL");
                 let real = match kind.as_str() {
@@ -128,15 +128,14 @@ pub fn shown(data: Option<&Data>) -> String {
     }
 }
 
-pub fn line_key(name: &str) -> Vec<u8> {
-    [b"quorlock:line:".as_slice(), &lock_key(name)].concat()
-}
-
-/// The time at which a script ran, which its answer carries among its first two numbers. The node runs it at that time too.
+/// The time at which a script ran, which is its answer or among its first two numbers. The node runs it at that time too.
 pub fn stamp(reply: &Reply) -> Option<u64> {
-    let Reply::Array(items) = reply else { return None };
-    let numbers = items.iter().take(2).filter_map(|item| if let Reply::Int(n) = item { Some(*n) } else { None });
-    numbers.max().map(i64::cast_unsigned)
+    let number = |item: &Reply| if let Reply::Int(n) = item { Some(*n) } else { None };
+    let largest = match reply {
+        Reply::Array(items) => items.iter().take(2).filter_map(number).max(),
+        reply => number(reply),
+    };
+    largest.map(i64::cast_unsigned).filter(|time| *time > 1)
 }
 
 pub fn lock_key(name: &str) -> Vec<u8> {
@@ -161,7 +160,11 @@ pub fn reply(value: redis::Value) -> Reply {
 
 /// An answer without its times; those are returned beside it.
 pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
-    let Reply::Array(items) = reply else { return (reply.clone(), None) };
+    let items = match (script, reply) {
+        (_, Reply::Array(items)) => items,
+        (Script::Hold, Reply::Int(_)) => return (Reply::Int(0), None),
+        _ => return (reply.clone(), None),
+    };
     let mut items = items.clone();
     let mut left = None;
     let mut mask = |items: &mut Vec<Reply>, i: usize| {

@@ -1,7 +1,7 @@
 //! Random commands, many of which fit what is there.
 
-use crate::node::{Data, Script};
-use crate::pair::{NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, line_key, lock_key, shown};
+use crate::node::{Data, Script, Store};
+use crate::pair::{NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, shown};
 use crate::rng::Rng;
 
 const LABEL: &str = "host:1:some_label";
@@ -51,25 +51,36 @@ impl Source {
 
     /// Of one of a few requests, so that some of them meet again.
     pub fn ticket(&mut self) -> String {
-        if self.rng.chance(0.4) {
+        if self.rng.chance(0.7) {
             return "0".to_owned();
         }
         format!("{}:{}", 1000 + self.rng.between(0..6), self.rng.pick(&SESSIONS))
     }
 
-    pub fn command(&mut self, now: u64) -> (Script, Vec<String>) {
+    /// What its holder would say of the lock that stands at this name: token, owner and label, session.
+    fn standing(store: &mut Store, name: &str, now: u64) -> Option<(u64, String, String)> {
+        let value = String::from_utf8(store.text(&lock_key(name), now)?.to_vec()).ok()?;
+        let mut words = value.strip_prefix("ql1 ")?.split(' ');
+        let (token, owner, label, entry) = (words.next()?, words.next()?, words.next()?, words.next()?);
+        if label != LABEL {
+            return None;
+        }
+        Some((token.parse().ok()?, format!("{owner} {label}"), entry.split_once(':')?.0.to_owned()))
+    }
+
+    pub fn command(&mut self, now: u64, store: &mut Store) -> (Script, Vec<String>) {
         let script = match self.rng.between(0..10) {
             0..6 => Script::Hold,
             6..9 => Script::Release,
             _ => Script::Inspect,
         };
         let names = if script == Script::Inspect { vec![self.rng.pick(&NAMES)] } else { self.names() };
+        // Releases by those who hold are what frees, and would be rare among random ones.
+        let holder = Self::standing(store, names[0], now).filter(|_| script == Script::Release && self.rng.chance(0.8));
+        let names = if holder.is_some() { vec![names[0]] } else { names };
         let mut args = vec!["EVALSHA".to_owned(), script.hash().to_owned(), String::new()];
         for name in &names {
             args.extend([lock_key(name), ballot_key(name)].map(|key| String::from_utf8(key).expect("text")));
-            if script != Script::Inspect {
-                args.push(String::from_utf8(line_key(name)).expect("text"));
-            }
         }
         args[2] = (args.len() - 3).to_string();
         let next = self.next(now);
@@ -77,10 +88,13 @@ impl Source {
         match script {
             Script::Hold => {
                 let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000]);
-                args.extend([next, lease, 3_600_000].map(|number| number.to_string()));
-                args.extend([format!("{owner} {LABEL} {session}"), self.ticket()]);
+                args.push(format!("ql1 {next} {owner} {LABEL} {session}:1"));
+                args.extend([lease, next, 3_600_000].map(|number| number.to_string()));
+                args.push(self.ticket());
                 let fresh = self.rng.chance(0.5);
-                for _ in &names {
+                // As the usual case is asked.
+                let is_plain = fresh && names.len() == 1 && self.rng.chance(0.7);
+                for _ in names.iter().filter(|_| !is_plain) {
                     let token = if fresh || self.rng.chance(0.1) { 0 } else { self.token() };
                     let known = if token == 0 { 0 } else { self.known(token) };
                     let holds = if self.rng.chance(0.5) { 1 } else { self.rng.between(1..12) };
@@ -91,13 +105,18 @@ impl Source {
                 }
             }
             Script::Release => {
+                let mut tokens: Vec<u64> =
+                    names.iter().map(|_| if self.rng.chance(0.1) { 0 } else { self.token() }).collect();
+                let mut who = (format!("{owner} {LABEL}"), session);
+                if let Some((token, owner, session)) = holder {
+                    (tokens[0], who) = (token, (owner, session));
+                }
+                args.push(format!("ql1 {} {} {}:1", tokens[0], who.0, who.1));
                 args.extend([next, 3_600_000].map(|number| number.to_string()));
-                args.push(format!("{owner} {LABEL} {session}"));
-                for _ in &names {
-                    let token = if self.rng.chance(0.1) { 0 } else { self.token() };
+                for token in tokens {
                     let (known, ticket) = (self.known(token), self.ticket());
                     let keeps_place = u8::from(ticket != "0" && self.rng.chance(0.4));
-                    args.extend([token.to_string(), format!("{known} {ticket} {keeps_place}")]);
+                    args.push(format!("{token} {known} {ticket} {keeps_place}"));
                 }
             }
             Script::Inspect => {}
@@ -110,8 +129,7 @@ impl Source {
         let name = self.rng.pick(&NAMES);
         let key = match self.rng.between(0..10) {
             0..6 => lock_key(name),
-            6..9 => ballot_key(name),
-            _ => line_key(name),
+            _ => ballot_key(name),
         };
         let what = format!("{} := ", String::from_utf8_lossy(&key));
         if self.rng.chance(0.5) {
@@ -120,7 +138,7 @@ impl Source {
         }
         let token = self.token();
         let (owner, session) = (self.rng.pick(&OWNERS), self.rng.pick(&SESSIONS));
-        let text = match self.rng.between(0..12) {
+        let text = match self.rng.between(0..16) {
             0 => "somebody".to_owned(),
             1 => String::new(),
             2 => " 12 ".to_owned(),
@@ -132,6 +150,10 @@ impl Source {
             8 => format!("ql1 {token} {owner} label {session}:1 {session}:2"),
             9 => format!("ql1 {token} {owner} la\tbel {session}:1"),
             10 => format!("ql1 {token} {owner} label x{session}:7 {session}:3 other"),
+            11 => format!("{} 0=- 1003:{session} 1005:{session}", self.ballot),
+            12 => format!("0 {}=1001:{session}", pair.now() + 60_000),
+            13 => format!("{} 0=-", self.ballot),
+            14 => format!("{} 0=", self.ballot),
             _ => format!("ql1 {token} {owner} label {session}:4"),
         };
         let data = match self.rng.between(0..6) {

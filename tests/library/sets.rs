@@ -110,9 +110,7 @@ async fn who_waits_for_several_keeps_nobody_from_one_of_them() {
     let locks = cluster.client(10 * SECOND).await;
     let two = locks.lock("two").acquire().await.expect("the lock");
     let both = tokio::spawn(locks.lock_all(["one", "two"]).acquire());
-    let line = redis::cmd("EXISTS").arg(format!("quorlock:line:{}", Cluster::lock_key("two"))).to_owned();
-    let waits = || cluster.each::<usize>(&line).into_iter().sum::<usize>() == 3;
-    eventually(10 * SECOND, "it waits for both", waits).await;
+    eventually(10 * SECOND, "it waits for both", || cluster.count_lines("two") == 3).await;
     // Were its place kept, these two would wait for each other for ever.
     let one = locks.lock("one").wait(5 * SECOND).acquire().await.expect("nobody has it");
     one.release().await.expect("a release");

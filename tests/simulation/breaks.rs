@@ -128,8 +128,15 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/node/reply.rs",
-        old: "[Value::Int(1), Value::Int(_)] => return Some(Vote::Yes),",
-        new: "[Value::Int(1), Value::Int(_)] | [Value::Int(1), Value::Int(_), Value::Int(_)] => return Some(Vote::Yes),",
+        old: "        Value::Array(fields) => fields,
+        _ => return None,
+",
+        new: "        Value::Array(fields) if matches!(fields.as_slice(), [Value::Int(1), Value::Int(_), Value::Int(_)]) => {
+            return Some(Vote::Yes);
+        }
+        Value::Array(fields) => fields,
+        _ => return None,
+",
     },
     Change {
         file: "src/guard.rs",
@@ -212,9 +219,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/node/script.rs",
-        old: "command.arg(next.get()).arg(millis(lease))",
+        old: "command.arg(held_once(next.get(), owner, session)).arg(millis(lease))",
         new: "let longer = if crate::broken(\"keys that outlive the lease\") { 3 } else { 1 };
-    command.arg(next.get()).arg(longer * millis(lease))",
+    command.arg(held_once(next.get(), owner, session)).arg(longer * millis(lease))",
     },
     Change {
         file: "src/environment.rs",

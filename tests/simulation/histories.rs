@@ -297,14 +297,13 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
         [
             "EVALSHA",
             Script::Hold.hash(),
-            "3",
+            "2",
             "quorlock:lock:x",
             "quorlock:ballot:x",
-            "quorlock:line:x",
-            next,
+            &format!("ql1 {next} {owner} label 51:1"),
             lease,
+            next,
             "3600000",
-            &format!("{owner} label 51"),
             "0",
             &format!("{token} {known} 1"),
         ]
@@ -315,15 +314,13 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
         [
             "EVALSHA",
             Script::Release.hash(),
-            "3",
+            "2",
             "quorlock:lock:x",
             "quorlock:ballot:x",
-            "quorlock:line:x",
+            &format!("ql1 {token} {owner} label 51:1"),
             next,
             "3600000",
-            &format!("{owner} label 51"),
-            token,
-            &format!("{token} 0 0"),
+            &format!("{token} {token} 0 0"),
         ]
         .map(str::to_owned)
         .to_vec()

@@ -7,8 +7,8 @@ use super::resp::Reply;
 use super::rules::{self, Rules};
 
 pub const SCRIPTS: [&str; 3] = [
-    concat!(include_str!("../../src/node/lua/line.lua"), include_str!("../../src/node/lua/hold.lua")),
-    concat!(include_str!("../../src/node/lua/line.lua"), include_str!("../../src/node/lua/release.lua")),
+    concat!(include_str!("../../src/node/lua/mark.lua"), include_str!("../../src/node/lua/hold.lua")),
+    concat!(include_str!("../../src/node/lua/mark.lua"), include_str!("../../src/node/lua/release.lua")),
     include_str!("../../src/node/lua/inspect.lua"),
 ];
 

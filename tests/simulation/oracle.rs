@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::invariant::{Findings, Invariant, Watch};
 use crate::node::{Node, Script, split};
 use crate::resp::Reply;
-use crate::rules::{LockValue, lua_number};
+use crate::rules::{Hold, LockValue, Release, lua_number};
 
 /// A lock as it stands on a node.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,7 +22,9 @@ impl State {
         self.value.clear();
         self.value.extend_from_slice(node.store.text(pair[0], clock).unwrap_or_default());
         self.pttl = node.store.pttl(pair[0], clock);
-        self.ballot = node.store.text(pair[1], clock).and_then(lua_number).unwrap_or(0.0);
+        // Who waits stands behind it.
+        let ballot = |mark: &[u8]| lua_number(mark.split(|byte| *byte == b' ').next()?);
+        self.ballot = node.store.text(pair[1], clock).and_then(ballot).unwrap_or(0.0);
     }
 
     fn lock(&self) -> Option<LockValue<'_>> {
@@ -128,20 +130,19 @@ impl Oracle {
         let Some((script, (keys, argv))) = watched else { return node.execute(args, place.conn, place.clock) };
         let (mut before, mut after) = (std::mem::take(&mut self.before), std::mem::take(&mut self.after));
         let look = |node: &mut Node, states: &mut Vec<State>| {
-            states.resize_with(keys.len() / 3, State::default);
-            states.iter_mut().zip(keys.chunks_exact(3)).for_each(|(state, pair)| state.look(node, pair, place.clock));
+            states.resize_with(keys.len() / 2, State::default);
+            states.iter_mut().zip(keys.chunks_exact(2)).for_each(|(state, pair)| state.look(node, pair, place.clock));
         };
         look(node, &mut before);
         let reply = node.execute(args, place.conn, place.clock);
         look(node, &mut after);
-        if let Reply::Array(answer) = &reply {
-            let mut judge = Judge { oracle: self, place, keys, argv: &argv, before: &before, after: &after };
-            match script {
-                Script::Hold if answer[0] == Reply::Int(1) => judge.granted(),
-                Script::Hold => judge.refused(),
-                Script::Release => judge.released(),
-                Script::Inspect => {}
-            }
+        let mut judge = Judge { oracle: self, place, keys, argv: &argv, before: &before, after: &after };
+        match (script, &reply) {
+            (Script::Hold, Reply::Int(_)) => judge.granted(),
+            (Script::Hold, Reply::Array(answer)) if answer[0] == Reply::Int(1) => judge.granted(),
+            (Script::Hold, Reply::Array(_)) => judge.refused(),
+            (Script::Release, Reply::Int(_) | Reply::Array(_)) => judge.released(),
+            _ => {}
         }
         (self.before, self.after) = (before, after);
         reply
@@ -165,7 +166,7 @@ impl Judge<'_> {
             format!(
                 "node {}: {what}: {} was [{}], is [{}], after {}",
                 place.node,
-                text(keys[3 * i]),
+                text(keys[2 * i]),
                 before[i].described(),
                 after[i].described(),
                 argv.iter().map(|arg| text(arg)).collect::<Vec<_>>().join(" "),
@@ -174,16 +175,17 @@ impl Judge<'_> {
     }
 
     fn granted(&mut self) {
-        let (next, lease) = (integer(self.argv[0]), integer(self.argv[1]).cast_signed());
-        let (owner, session) = (hexadecimal(self.argv[3]), hexadecimal(self.argv[5]) as u64);
-        for (i, args) in self.argv[7..].chunks_exact(3).enumerate() {
-            let key = self.oracle.key(self.keys[3 * i]);
+        let Some(asked) = Hold::parse(self.argv) else { return };
+        let (next, lease) = (integer(asked.next), integer(asked.lease).cast_signed());
+        let (owner, session) = (hexadecimal(asked.owner), hexadecimal(asked.session) as u64);
+        for (i, args) in asked.resources.chunks_exact(3).enumerate() {
+            let key = self.oracle.key(self.keys[2 * i]);
             let fresh = args[0] == b"0";
             let token = if fresh { next } else { integer(args[0]) };
             let (before, after) = (&self.before[i], &self.after[i]);
             let ours =
-                before.lock().is_some_and(|lock| lock.owner == self.argv[3] && (fresh || integer(lock.token) == token));
-            let mine = after.lock().and_then(|lock| lock.entries().find(|(id, _)| *id == self.argv[5]));
+                before.lock().is_some_and(|lock| lock.owner == asked.owner && (fresh || integer(lock.token) == token));
+            let mine = after.lock().and_then(|lock| lock.entries().find(|(id, _)| *id == asked.session));
             let holds = mine.map(|(_, holds)| u64::from(holds));
             let (own, long, grown) =
                 (before.value.is_empty() || ours, after.pttl >= before.pttl.max(lease), after.ballot >= before.ballot);
@@ -204,7 +206,7 @@ impl Judge<'_> {
             let released = self.oracle.released.get(&(self.place.node, key, owner, session));
             // A session that has joined once more since is there anyway: a late message of its earlier share brings nothing
             // back.
-            let was_there = ours && before.lock().is_some_and(|lock| lock.entries().any(|(id, _)| id == self.argv[5]));
+            let was_there = ours && before.lock().is_some_and(|lock| lock.entries().any(|(id, _)| id == asked.session));
             let late = released.is_some_and(|released| *released > next) && !was_there;
             self.judge(
                 Invariant::NoOrphan,
@@ -224,9 +226,9 @@ impl Judge<'_> {
     }
 
     fn released(&mut self) {
-        let next = integer(self.argv[0]);
-        let (owner, session) = (self.argv[2], self.argv[4]);
-        for (i, args) in self.argv[5..].chunks_exact(4).enumerate() {
+        let Some(Release { owner, session, next, resources, .. }) = Release::parse(self.argv) else { return };
+        let next = integer(next);
+        for (i, args) in resources.chunks_exact(4).enumerate() {
             if args[0] == b"0" {
                 continue; // Somebody has stopped waiting.
             }
@@ -240,7 +242,7 @@ impl Judge<'_> {
                 }
             };
             self.judge(Invariant::ReleaseSafe, i, honest, "a release touched what was not its own");
-            let key = self.oracle.key(self.keys[3 * i]);
+            let key = self.oracle.key(self.keys[2 * i]);
             let share = (self.place.node, key, hexadecimal(owner), hexadecimal(session) as u64);
             let released = self.oracle.released.entry(share).or_default();
             *released = (*released).max(next);

@@ -3,7 +3,7 @@
 
 use super::node::{Data, Store};
 use super::resp::Reply;
-use super::tickets::Line;
+use super::tickets::Mark;
 
 /// Rules that a negative control leaves out; the shipped scripts have none of these set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,33 +112,76 @@ fn replaced(value: &[u8], session: &[u8], entry: &[u8]) -> Option<Vec<u8>> {
     Some([&value[..at.start], entry, &value[at.end..]].concat())
 }
 
+/// What hold.lua is asked, each word by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Hold<'a, 'b> {
+    pub owner: &'b [u8],
+    pub label: &'b [u8],
+    pub session: &'b [u8],
+    pub lease: &'b [u8],
+    pub next: &'b [u8],
+    memory: &'b [u8],
+    ticket: &'b [u8],
+    /// Token, known and holds of each resource.
+    pub resources: &'a [&'b [u8]],
+}
+
+impl<'a, 'b> Hold<'a, 'b> {
+    pub fn parse(argv: &'a [&'b [u8]]) -> Option<Self> {
+        let &[_, _, owner, label, entry, lease, next, memory, ticket, ref resources @ ..] = argv else { return None };
+        // What the usual case leaves out.
+        let resources: &[&[u8]] = if resources.is_empty() { &[b"0", b"0", b"1"] } else { resources };
+        Some(Self { owner, label, session: entry.strip_suffix(b":1")?, lease, next, memory, ticket, resources })
+    }
+}
+
+/// What release.lua is asked, each word by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Release<'a, 'b> {
+    /// The lock key of who holds it alone and once, in words.
+    alone: &'a [&'b [u8]],
+    pub owner: &'b [u8],
+    pub session: &'b [u8],
+    pub next: &'b [u8],
+    memory: &'b [u8],
+    /// Token, known, ticket and place of each resource.
+    pub resources: &'a [&'b [u8]],
+}
+
+impl<'a, 'b> Release<'a, 'b> {
+    pub fn parse(argv: &'a [&'b [u8]]) -> Option<Self> {
+        let (alone, rest) = argv.split_at_checked(5)?;
+        let &[next, memory, ref resources @ ..] = rest else { return None };
+        Some(Self { alone, owner: alone[2], session: alone[4].strip_suffix(b":1")?, next, memory, resources })
+    }
+}
+
 /// How far `next` and `known` may lie from a node's clock, in µs.
 const WINDOW: f64 = 1_800_000_000.0;
 
 pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], now: u64) -> Reply {
     let clock = now as f64;
-    let &[next_text, lease, memory, owner, label, session, ticket, ref resources @ ..] = argv else {
-        return Reply::Error("ERR too few arguments".to_owned());
-    };
-    let (next, lease, memory) = (number(next_text), millis(lease), millis(memory));
+    let Some(asked) = Hold::parse(argv) else { return Reply::Error("ERR too few arguments".to_owned()) };
+    let Hold { owner, label, session, ticket, resources, next: next_text, .. } = asked;
+    let (next, lease, memory) = (number(next_text), millis(asked.lease), millis(asked.memory));
     if next > clock + WINDOW {
         return refusal(AHEAD, now, vec![Reply::Int(1)]);
     }
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
     let mut created: Vec<&[u8]> = Vec::new();
     let mut lock_values: Vec<(&[u8], Vec<u8>)> = Vec::new();
-    let mut ballots: Vec<(&[u8], Vec<u8>)> = Vec::new();
-    let mut lines: Vec<Line> = Vec::new();
-    // Somebody else is in the way at the k-th resource: the ticket is left for when that is over.
-    let mut busy_at = None;
+    let mut marks: Vec<Mark> = Vec::new();
+    // Somebody else is in the way here: the ticket is left for when that is over.
+    let mut busy_at: Option<Mark> = None;
 
     let refused = 'all: {
-        for (i, (place_keys, args)) in keys.chunks_exact(3).zip(resources.chunks_exact(3)).enumerate() {
+        for (i, (place_keys, args)) in keys.chunks_exact(2).zip(resources.chunks_exact(3)).enumerate() {
             let (lock, ballot) = (place_keys[0], place_keys[1]);
-            let (value, mark) = (stored[3 * i].as_deref(), stored[3 * i + 1].as_deref());
+            let (value, mark_text) = (stored[2 * i].as_deref(), stored[2 * i + 1].as_deref());
+            let mark = Mark::at(ballot, mark_text);
             let (token, known, holds) = (args[0], number(args[1]), args[2]);
             let place = Reply::Int(i as i64 + 1);
-            let highest = mark.and_then(lua_number).unwrap_or(0.0);
+            let highest = mark.as_ref().map_or(0.0, |mark| mark.highest);
             let floor = if rules.ignores_ballots { 0.0 } else { highest.max(clock - WINDOW) };
             let fresh = token == b"0";
             let head = [b"ql1 ".as_slice(), if fresh { next_text } else { token }, b" ", owner, b" "].concat();
@@ -157,21 +200,15 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
                                 .is_some_and(|count| !count.is_empty() && count.iter().all(u8::is_ascii_digit))
                     });
                     if !leftover && !rules.grants_over_others {
-                        busy_at = Some(i);
+                        busy_at = mark;
                         break 'all Some(held(store, lock, value));
                     }
                     lock_values.push((lock, [&head, label, &entry].concat()));
                 }
-                if let Some(mut line) =
-                    stored[3 * i + 2].as_deref().and_then(|text| Line::at(place_keys[2], Some(text)))
-                {
-                    let kept = line.kept_from(ticket, now);
-                    if kept > 0 && value.is_none() {
-                        busy_at = Some(i);
-                        break 'all Some(refusal(KEPT, now, vec![place, Reply::Int(kept.cast_signed())]));
-                    }
-                    line.leave(ticket);
-                    lines.push(line);
+                let kept = mark.as_ref().map_or(0, |mark| mark.kept_from(ticket, now));
+                if kept > 0 && value.is_none() {
+                    busy_at = mark;
+                    break 'all Some(refusal(KEPT, now, vec![place, Reply::Int(kept.cast_signed())]));
                 }
                 let beyond = |mark: f64| next > mark || (next >= mark && rules.grants_equal_ballots);
                 if !beyond(highest) && !rules.ignores_ballots {
@@ -202,26 +239,30 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
                 store.set(lock, [&head, label, &entry].concat(), lease, now);
                 created.push(lock);
             }
-            match mark {
-                None => {
+            match (mark_text, mark) {
+                (None, _) => {
                     if store.data(ballot, now).is_some() {
                         break 'all Some(held(store, ballot, b""));
                     }
                     store.set(ballot, next_text.to_vec(), memory, now);
                     created.push(ballot);
                 }
-                Some(mark) if lua_number(mark).is_none() => break 'all Some(held(store, ballot, mark)),
-                Some(mark) => ballots.push((ballot, if next > highest { next_text } else { mark }.to_vec())),
+                (Some(text), None) => break 'all Some(held(store, ballot, text)),
+                (Some(_), Some(mut mark)) => {
+                    mark.raise(next);
+                    if fresh {
+                        mark.leave(ticket);
+                    }
+                    marks.push(mark);
+                }
             }
         }
         None
     };
     if let Some(refusal) = refused {
-        if let Some(i) = busy_at.filter(|_| ticket != b"0")
-            && let Some(mut line) = Line::at(keys[3 * i + 2], stored[3 * i + 2].as_deref())
-        {
-            line.enter(ticket);
-            line.write(store, now);
+        if let Some(mut mark) = busy_at.filter(|_| ticket != b"0") {
+            mark.enter(ticket);
+            mark.write(store, memory, now);
         }
         created.iter().for_each(|key| store.remove(key));
         return refusal;
@@ -230,18 +271,14 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         let left = if rules.shrinks_leases { 0 } else { u64::try_from(store.pttl(lock, now)).unwrap_or(0) };
         store.set(lock, value, left.max(lease), now);
     }
-    for (ballot, number) in ballots {
-        store.set(ballot, number, memory, now);
-    }
-    lines.into_iter().for_each(|line| line.write(store, now));
-    let mut answer = vec![Reply::Int(1), Reply::Int(now.cast_signed())];
+    marks.into_iter().for_each(|mark| mark.write(store, memory, now));
     if rules.counts_grants && resources[0] == b"0" {
         let counter = [b"count:", keys[0]].concat();
         let count = store.text(&counter, now).map_or(0, millis) + 1;
         store.set(&counter, count.to_string().into_bytes(), memory, now);
-        answer.push(Reply::Int(count.cast_signed()));
+        return Reply::Array([1, now, count].map(|number| Reply::Int(number.cast_signed())).into());
     }
-    Reply::Array(answer)
+    Reply::Int(now.cast_signed())
 }
 
 /// The broken variant of writing a count.
@@ -260,16 +297,22 @@ pub fn release(
     now: u64,
     publish: &mut dyn FnMut(&[u8], &[u8]) -> usize,
 ) -> Reply {
-    let &[next_text, memory, owner, _, session, ref resources @ ..] = argv else {
-        return Reply::Error("ERR too few arguments".to_owned());
-    };
-    let (next, memory) = (number(next_text), millis(memory));
+    let Some(asked) = Release::parse(argv) else { return Reply::Error("ERR too few arguments".to_owned()) };
+    let Release { owner, session, resources, .. } = asked;
+    let (next, memory) = (number(asked.next), millis(asked.memory));
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
+    // In the usual case the answer is as short as what it is about.
+    let is_plain = {
+        let mark = stored[1].as_deref().and_then(lua_number);
+        let is_alone = keys.len() == 2 && stored[0] == Some(asked.alone.join(&b' '));
+        is_alone && resources[3] == b"0" && mark.is_some_and(|mark| next > mark)
+    };
     let mut answer = vec![Reply::Int(now.cast_signed())];
-    let mut is_free = vec![false; keys.len() / 3];
-    for (i, (place_keys, args)) in keys.chunks_exact(3).zip(resources.chunks_exact(4)).enumerate() {
+    let mut is_free = vec![false; keys.len() / 2];
+    let mut marks = Vec::new();
+    for (i, (place_keys, args)) in keys.chunks_exact(2).zip(resources.chunks_exact(4)).enumerate() {
         let lock = place_keys[0];
-        let (value, mark) = (stored[3 * i].as_deref(), stored[3 * i + 1].as_deref());
+        let (value, mark) = (stored[2 * i].as_deref(), Mark::at(place_keys[1], stored[2 * i + 1].as_deref()));
         let head = [b"ql1 ", args[0], b" ", owner, b" "].concat();
         let mut honoured = 0;
         match value {
@@ -279,7 +322,7 @@ pub fn release(
             }
             None => {
                 is_free[i] = store.data(lock, now).is_none();
-                let floor = mark.and_then(lua_number).unwrap_or(0.0).max(now as f64 - WINDOW);
+                let floor = mark.as_ref().map_or(0.0, |mark| mark.highest).max(now as f64 - WINDOW);
                 honoured = i64::from(number(args[1]) >= floor && is_free[i]);
             }
             Some(value) if value.starts_with(&head) => {
@@ -298,37 +341,25 @@ pub fn release(
             Some(_) => {}
         }
         answer.push(Reply::Int(honoured));
+        marks.push(mark);
     }
-    for (i, (place_keys, args)) in keys.chunks_exact(3).zip(resources.chunks_exact(4)).enumerate() {
-        if rules.releases_without_mark || args[0] == b"0" {
-            continue;
+    for (i, (mark, args)) in marks.into_iter().zip(resources.chunks_exact(4)).enumerate() {
+        let Some(mut mark) = mark else { continue };
+        let (ticket, keeps_place) = (args[2], args[3] == b"1");
+        if args[0] != b"0" && !rules.releases_without_mark {
+            mark.raise(next);
         }
-        let ballot = place_keys[1];
-        match stored[3 * i + 1].as_deref() {
-            None if store.data(ballot, now).is_none() => store.set(ballot, next_text.to_vec(), memory, now),
-            Some(mark) if lua_number(mark).is_some_and(|mark| next > mark) => {
-                store.set(ballot, next_text.to_vec(), memory, now);
-            }
-            _ => {}
-        }
-    }
-    for (i, (place_keys, args)) in keys.chunks_exact(3).zip(resources.chunks_exact(4)).enumerate() {
-        let (waiting, ticket, keeps_place) = (stored[3 * i + 2].as_deref(), args[2], args[3] == b"1");
-        if waiting.is_none() && !keeps_place {
-            continue;
-        }
-        let Some(mut line) = Line::at(place_keys[2], waiting) else { continue };
         if keeps_place {
-            line.enter(ticket);
+            mark.enter(ticket);
         } else {
-            line.leave(ticket);
+            mark.leave(ticket);
         }
-        if is_free[i] && line.kept_from(b"-", now) == 0 {
-            line.call(now, publish);
+        if is_free[i] && mark.kept_from(b"-", now) == 0 {
+            mark.call(now, publish);
         }
-        line.write(store, now);
+        mark.write(store, memory, now);
     }
-    Reply::Array(answer)
+    if is_plain { Reply::Int(1) } else { Reply::Array(answer) }
 }
 
 pub fn inspect(store: &mut Store, keys: &[&[u8]], now: u64) -> Reply {

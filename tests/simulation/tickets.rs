@@ -1,16 +1,18 @@
-//! What `line.lua` does, once more and in Rust: the line of those who wait for a resource.
+//! What `mark.lua` does, once more and in Rust: the highest ballot of a resource, and the line of those who wait for it.
 
 use super::node::{Data, Store};
+use super::rules::lua_number;
 
 const KEPT_FOR_US: u64 = 100_000;
-const LIVES_MS: u64 = 5000;
 const FULL: usize = 12_000;
 
-/// `qw1 UNTIL=CALLED TICKET TICKET …`
-pub struct Line {
+/// `BALLOT`, or `BALLOT UNTIL=CALLED TICKET TICKET …`
+#[derive(Clone, Debug)]
+pub struct Mark {
     key: Vec<u8>,
     existed: bool,
     changed: bool,
+    pub highest: f64,
     until: u64,
     called: Vec<u8>,
     tickets: Vec<Vec<u8>>,
@@ -23,20 +25,37 @@ fn number(ticket: &[u8]) -> u64 {
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }
 
-impl Line {
+fn digits(text: &[u8]) -> Option<u64> {
+    if text.iter().all(u8::is_ascii_digit) { std::str::from_utf8(text).ok()?.parse().ok() } else { None }
+}
+
+impl Mark {
     /// `None` for a key that is not ours.
     pub fn at(key: &[u8], value: Option<&[u8]>) -> Option<Self> {
         let (mut until, mut called, mut tickets) = (0, NOBODY.to_vec(), Vec::new());
-        if let Some(value) = value {
-            let mut words = value.strip_prefix(b"qw1 ")?.split(|byte| *byte == b' ');
-            let head = words.next()?;
-            let equals = head.iter().position(|byte| *byte == b'=')?;
-            let digits = std::str::from_utf8(&head[..equals]).ok()?;
-            until = digits.parse().ok()?;
-            called = head[equals + 1..].to_vec();
-            tickets = words.map(<[u8]>::to_vec).collect();
-        }
-        Some(Self { key: key.to_vec(), existed: value.is_some(), changed: false, until, called, tickets })
+        let highest = match (value, value.map(lua_number)) {
+            (None, _) => 0.0,
+            (_, Some(Some(highest))) => highest,
+            (Some(value), _) => {
+                let mut words = value.split(|byte| *byte == b' ');
+                let highest = digits(words.next()?)?;
+                let head = words.next()?;
+                let equals = head.iter().position(|byte| *byte == b'=')?;
+                until = digits(&head[..equals])?;
+                called = head[equals + 1..].to_vec();
+                if called.is_empty() {
+                    return None;
+                }
+                tickets = words.map(<[u8]>::to_vec).collect();
+                highest as f64
+            }
+        };
+        let (key, existed) = (key.to_vec(), value.is_some());
+        Some(Self { key, existed, changed: false, highest, until, called, tickets })
+    }
+
+    pub fn raise(&mut self, ballot: f64) {
+        (self.highest, self.changed) = (self.highest.max(ballot), true);
     }
 
     /// How long, in ms, the resource is kept for somebody else than `me`.
@@ -47,13 +66,11 @@ impl Line {
     }
 
     pub fn enter(&mut self, me: &[u8]) {
-        if self.tickets.iter().map(|ticket| ticket.len() + 1).sum::<usize>() > FULL {
-            return;
-        }
-        self.changed = true;
-        if !self.tickets.iter().any(|ticket| ticket == me) {
+        let is_full = self.tickets.iter().map(|ticket| ticket.len() + 1).sum::<usize>() > FULL;
+        if !is_full && !self.tickets.iter().any(|ticket| ticket == me) {
             let at = self.tickets.iter().position(|ticket| number(ticket) > number(me));
             self.tickets.insert(at.unwrap_or(self.tickets.len()), me.to_vec());
+            self.changed = true;
         }
     }
 
@@ -69,6 +86,9 @@ impl Line {
 
     /// `publish` says how many heard the number on the channel.
     pub fn call(&mut self, now: u64, publish: &mut dyn FnMut(&[u8], &[u8]) -> usize) {
+        if self.called == NOBODY && self.tickets.is_empty() {
+            return;
+        }
         (self.until, self.called, self.changed) = (0, NOBODY.to_vec(), true);
         while self.called == NOBODY && !self.tickets.is_empty() {
             let ticket = self.tickets.remove(0);
@@ -80,22 +100,16 @@ impl Line {
         }
     }
 
-    pub fn write(self, store: &mut Store, now: u64) {
-        if !self.changed {
-            return;
-        }
-        if self.tickets.is_empty() && self.called == NOBODY {
-            if self.existed {
-                store.remove(&self.key);
-            }
-            return;
-        }
+    pub fn write(self, store: &mut Store, memory: u64, now: u64) {
         // SET … NX: a key of another type is left alone.
-        if !self.existed && store.data(&self.key, now).is_some() {
+        if !self.changed || (!self.existed && store.data(&self.key, now).is_some()) {
             return;
         }
-        let head = [b"qw1 ", self.until.to_string().as_bytes(), b"=", &self.called].concat();
-        let text = [vec![head], self.tickets].concat().join(&b' ');
-        store.put(&self.key, Data::Text(text), Some(LIVES_MS), now);
+        let mut words = vec![format!("{:.0}", self.highest).into_bytes()];
+        if self.called != NOBODY || !self.tickets.is_empty() {
+            words.push([self.until.to_string().as_bytes(), b"=", &self.called].concat());
+            words.extend(self.tickets);
+        }
+        store.put(&self.key, Data::Text(words.join(&b' ')), Some(memory), now);
     }
 }

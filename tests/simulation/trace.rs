@@ -5,27 +5,30 @@ use std::fmt::Write as _;
 use crate::node::{Script, split};
 use crate::oracle::text;
 use crate::resp::Reply;
+use crate::rules::{Hold, Release};
 
 /// A command and its answer on one line. The label is left out: it holds the number of this very process.
 pub fn describe(args: &[&[u8]], reply: &Reply) -> String {
     let (Some(script), Some((keys, argv))) = (Script::by_hash(args[1]), split(args)) else { return String::new() };
-    let per_key = match script {
-        Script::Hold => 7,
-        Script::Release => 5,
-        Script::Inspect => 0,
-    };
     let shown = |fields: &[&[u8]]| fields.iter().map(|field| text(field)).collect::<Vec<_>>().join(" ");
-    let (common, rest) = argv.split_at(per_key.min(argv.len()));
-    let common = match script {
+    let (common, rest): (String, &[&[u8]]) = match script {
         Script::Hold => {
-            format!("next {} lease {} {}", text(common[0]), text(common[1]), shown(&[common[3], common[5]]))
+            let Some(Hold { next, lease, owner, session, resources, .. }) = Hold::parse(&argv) else {
+                return String::new();
+            };
+            (format!("next {} lease {} {}", text(next), text(lease), shown(&[owner, session])), resources)
         }
-        Script::Release => format!("next {} {}", text(common[0]), shown(&[common[2], common[4]])),
-        Script::Inspect => String::new(),
+        Script::Release => {
+            let Some(Release { next, owner, session, resources, .. }) = Release::parse(&argv) else {
+                return String::new();
+            };
+            (format!("next {} {}", text(next), shown(&[owner, session])), resources)
+        }
+        Script::Inspect => (String::new(), &[]),
     };
-    let width = rest.len() / (keys.len() / 3).max(1);
+    let width = rest.len() / (keys.len() / 2).max(1);
     let mut line = format!("{script:?} {common}");
-    for (i, key) in keys.chunks_exact(3).enumerate() {
+    for (i, key) in keys.chunks_exact(2).enumerate() {
         write!(line, " [{} {}]", text(key[0]), shown(&rest[i * width..(i + 1) * width])).expect("a string");
     }
     let answer = match reply {

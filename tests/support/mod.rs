@@ -93,6 +93,19 @@ impl Cluster {
         live.map(|node| command.query(&mut self.redis(node)).expect("an answer")).collect()
     }
 
+    /// Who waits for a name: what each node keeps of that behind the ballot, and nothing where nobody does.
+    pub fn lines(&self, name: &str) -> Vec<String> {
+        let mark = format!("quorlock:ballot:{}", Self::lock_key(name));
+        let marks: Vec<Option<String>> = self.each(redis::cmd("GET").arg(mark));
+        let line = |mark: &String| mark.split_once(' ').map(|(_, line)| line.to_owned());
+        marks.iter().map(|mark| mark.as_ref().and_then(line).unwrap_or_default()).collect()
+    }
+
+    /// On how many nodes somebody waits for a name.
+    pub fn count_lines(&self, name: &str) -> usize {
+        self.lines(name).iter().filter(|line| !line.is_empty()).count()
+    }
+
     /// On how many live nodes there is a key of this name.
     pub fn count_keys(&self, key: &str) -> usize {
         self.each::<usize>(redis::cmd("EXISTS").arg(key)).into_iter().sum()

@@ -1,55 +1,48 @@
 -- Take this session's holds away, and see to it that nothing of this lease can be honoured any more.
 --
--- KEYS  lock, ballot, line    for each resource
--- ARGV  next                  this round's ballot: what is late and older than the release stays refused
---       memory                ms that the ballot key outlives its last use
---       'OWNER LABEL SESSION'
---       token, 'KNOWN TICKET PLACE'     for each resource: token 0 has only waited; place 1 keeps the ticket in the
---                             line, 0 takes it out
+-- KEYS  lock, ballot                         for each resource
+-- ARGV  'ql1 TOKEN OWNER LABEL SESSION:1'    what the first lock key is when nobody else holds it, and this session once
+--       next                                 this round's ballot: what is late and older than the release stays refused
+--       memory                               ms that the ballot key outlives its last use
+--       'TOKEN KNOWN TICKET PLACE'           for each resource: token 0 has only waited; place 1 keeps the ticket in the
+--                                            line, 0 takes it out
 --
--- Answer  {now, c1, c2, ...}  for each resource 1 when this node still honoured the lease (its key was here, or nobody
---                             newer had been), 0 when it no longer did
+-- Answer  1, or {now, c1, c2, ...}: for each resource 1 when this node still honoured the lease (its key was here, or
+--         nobody newer had been), 0 when it no longer did
 local WINDOW = 1800000000 -- us that `known` may lie behind this node's clock
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local next, memory = tonumber(ARGV[1]), ARGV[2]
+local next, memory = tonumber(ARGV[2]), ARGV[3]
 local stored = redis.call('MGET', unpack(KEYS))
 
--- One resource that this session alone holds and nobody waits for: the usual case, in a straight line.
-if #KEYS == 3 and not stored[3] and string.sub(ARGV[5], -1) == '0'
-  and stored[1] == 'ql1 ' .. ARGV[4] .. ' ' .. ARGV[3] .. ':1' then
-  local mark = stored[2]
-  local highest = tonumber(mark or 0)
-  if highest then
+-- The usual case in a straight line: this session alone holds it, and nobody waits for it.
+if stored[1] == ARGV[1] and #KEYS == 2 and string.byte(ARGV[4], -1) == 48 then -- '0'
+  if stored[2] and next > (tonumber(stored[2]) or next) then
     redis.call('DEL', KEYS[1])
-    if not mark then
-      redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', memory) -- NX: a user's key of another type is left alone.
-    elseif next > highest then
-      redis.call('SET', KEYS[2], ARGV[1], 'PX', memory)
-    end
-    return {now, 1}
+    redis.call('SET', KEYS[2], ARGV[2], 'PX', memory)
+    return 1
   end
 end
 
-local owner, session = string.match(ARGV[3], '^(%S+) %S+ (%S+)$')
-local answer, is_free = {now}, {}
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local owner, session = string.match(ARGV[1], '^ql1 %d+ (%S+) %S+ (%S+):1$')
+local answer, marks, is_free = {now}, {}, {}
 
 -- All keys before all ballots: a node that is out of memory still deletes, and once it has, lets the script finish.
-for k = 1, #KEYS, 3 do
-  local lock, i = KEYS[k], (k + 2) / 3
-  local value, mark = stored[k], stored[k + 1]
-  local token, known = ARGV[2 * i + 2], tonumber(string.match(ARGV[2 * i + 3], '^%d+'))
+for k = 1, #KEYS, 2 do
+  local lock, i = KEYS[k], (k + 1) / 2
+  local value, mark = stored[k], mark_at(KEYS[k + 1], stored[k + 1], now)
+  local token, known = string.match(ARGV[i + 3], '^(%d+) (%d+)')
   local head = 'ql1 ' .. token .. ' ' .. owner .. ' '
   local honoured = 0
+  marks[i] = mark
 
   if token == '0' then
     honoured = 1
     is_free[i] = redis.call('EXISTS', lock) == 0
   elseif not value then
-    local floor = math.max(mark and tonumber(mark) or 0, now - WINDOW)
     is_free[i] = redis.call('EXISTS', lock) == 0
-    if known >= floor and is_free[i] then honoured = 1 end
+    if tonumber(known) >= math.max(mark and mark.highest or 0, now - WINDOW) and is_free[i] then honoured = 1 end
   elseif string.sub(value, 1, #head) == head then
     honoured = 1
     local rest = string.gsub(value, ' ' .. session .. ':%d+', '', 1)
@@ -63,26 +56,14 @@ for k = 1, #KEYS, 3 do
   answer[i + 1] = honoured
 end
 
-for k = 2, #KEYS, 3 do
-  local ballot, mark, waited = KEYS[k], stored[k], ARGV[2 * (k + 1) / 3 + 2] == '0'
-  if waited then
-    -- No lease, so nothing that could be late.
-  elseif not mark then
-    redis.call('SET', ballot, ARGV[1], 'NX', 'PX', memory) -- NX: a user's key of another type is left alone.
-  elseif tonumber(mark) and next > tonumber(mark) then
-    redis.call('SET', ballot, ARGV[1], 'PX', memory)
-  end
-end
-
-for k = 3, #KEYS, 3 do
-  local i = k / 3
-  local ticket, place = string.match(ARGV[2 * i + 3], '^%d+ (%S+) (%d)$')
-  local keeps_place = place == '1'
-  local line = (stored[k] or keeps_place) and line_at(KEYS[k], stored[k], now)
-  if line then
-    if keeps_place then line.enter(ticket) else line.leave(ticket) end
-    if is_free[i] and line.kept_from('-') == 0 then line.call() end
-    line.write()
+for i = 1, #KEYS / 2 do
+  local mark, token, ticket, place = marks[i], string.match(ARGV[i + 3], '^(%d+) %d+ (%S+) (%d)$')
+  local waited = token == '0' -- No lease, so nothing that could be late.
+  if mark then
+    if not waited then mark.raise(next) end
+    if place == '1' then mark.enter(ticket) else mark.leave(ticket) end
+    if is_free[i] and mark.kept_from('-') == 0 then mark.call() end
+    mark.write(waited and redis.pcall or redis.call, memory)
   end
 end
 return answer

@@ -30,14 +30,14 @@ pub struct Scripts {
 /// The one-line scripts of [`fan_out`](super::fan_out): a lock, and nothing that tells its holders apart.
 pub const PLAIN: Scripts = Scripts { name: "floor", acquire: ACQUIRE, release: RELEASE };
 
-/// The Redis commands that a lock with a ballot cannot do without, and no other line: what time it is, whether the key is
-/// there and which ballot and who waits, the key, the ballot.
+/// The Redis commands that a lock with a ballot cannot do without, and no other line: what time it is, the ballot, the lock,
+/// the new ballot; and in the end what both are, the lock away, the ballot.
 pub const FENCED: Scripts = Scripts {
     name: "fenced",
-    acquire: "redis.call('TIME') redis.call('MGET', KEYS[1], KEYS[2], KEYS[3]) \
+    acquire: "redis.call('TIME') redis.call('GET', KEYS[2]) \
               local set = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) \
               redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2]) return set",
-    release: "redis.call('TIME') redis.call('MGET', KEYS[1], KEYS[2], KEYS[3]) \
+    release: "redis.call('MGET', KEYS[1], KEYS[2]) \
               local gone = redis.call('DEL', KEYS[1]) \
               redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2]) return gone",
 };
@@ -107,13 +107,13 @@ struct Slot {
 impl Slot {
     fn new(task: usize, scripts: Scripts) -> Self {
         let key = format!("{PREFIX}{}:{task}", scripts.name);
-        let (ballot, line) = (format!("{key}:ballot"), format!("{key}:line"));
+        let ballot = format!("{key}:ballot");
         let value = format!("{:032x}", rand::random::<u128>());
         let lease = LEASE.as_millis().to_string();
         let ask = |script: &str, release: bool| {
             let hash = Script::new(script).get_hash().to_owned();
             match (scripts.name == FENCED.name, release) {
-                (true, _) => encode(&["EVALSHA", &hash, "3", &key, &ballot, &line, &value, &lease, BALLOT]),
+                (true, _) => encode(&["EVALSHA", &hash, "2", &key, &ballot, &value, &lease, BALLOT]),
                 (false, false) => encode(&["EVALSHA", &hash, "1", &key, &value, &lease]),
                 (false, true) => encode(&["EVALSHA", &hash, "1", &key, &value]),
             }
