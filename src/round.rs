@@ -45,15 +45,27 @@ pub(crate) struct Round {
 }
 
 struct Count {
-    votes: Vec<Option<Vote>>,
-    /// The node's clock when it answered, in µs.
-    clocks: Vec<Option<u64>>,
+    papers: Vec<Paper>,
     tally: Tally,
-    /// For each lease: how many nodes say that it is over. (A node names the first that it refuses.)
+    /// For each lease, once one is refused: how many nodes say that it is over. (A node names the first that it refuses.)
     over: Vec<Tally>,
     /// The leases of a round that was won know of it: only then does whoever waits.
     confirmed: bool,
     waiting: Option<Waker>,
+}
+
+/// One node's.
+#[derive(Clone, Default)]
+struct Paper {
+    vote: Option<Vote>,
+    /// Its clock when it answered, in µs.
+    clock: Option<u64>,
+}
+
+impl Count {
+    fn votes(&self) -> impl Iterator<Item = &Vote> {
+        self.papers.iter().filter_map(|paper| paper.vote.as_ref())
+    }
 }
 
 impl Round {
@@ -66,7 +78,6 @@ impl Round {
         ticket: Option<Arc<Ticket>>,
     ) -> Arc<Self> {
         let nodes = core.nodes.len();
-        let over = vec![Tally::new(nodes); leases.len()];
         Arc::new(Self {
             core: Arc::clone(core),
             purpose,
@@ -75,10 +86,9 @@ impl Round {
             leases,
             ticket,
             count: Mutex::new(Count {
-                votes: vec![None; nodes],
-                clocks: vec![None; nodes],
+                papers: vec![Paper::default(); nodes],
                 tally: Tally::new(nodes),
-                over,
+                over: Vec::new(),
                 confirmed: false,
                 waiting: None,
             }),
@@ -150,21 +160,20 @@ impl Round {
 
     /// There is nothing to release on this node: nothing was ever sent there.
     pub(crate) fn untouched(&self, node: usize) {
-        self.vote(node, Vote::Untouched);
+        self.vote(node, Vote::Untouched, None);
     }
 
     pub(crate) fn answered(&self, node: usize, answer: Result<Value, NodeError>) {
         let clock = answer.as_ref().ok().and_then(node_time);
-        locked(&self.count).clocks[node] = clock;
         let vote = match (answer, self.purpose) {
             (Ok(value), Purpose::Hold { .. }) => parse_hold(&value),
             (Ok(value), Purpose::Release | Purpose::Leave) => parse_release(&value),
             (Err(error), _) => Vote::Unheard(error),
         };
-        self.vote(node, vote);
+        self.vote(node, vote, clock);
     }
 
-    fn vote(&self, node: usize, vote: Vote) {
+    fn vote(&self, node: usize, vote: Vote, clock: Option<u64>) {
         if let (Purpose::Hold { .. }, Vote::No(_)) = (self.purpose, &vote) {
             for lease in &self.leases {
                 lease.left_nothing_on(node);
@@ -176,7 +185,7 @@ impl Round {
         let is_gone = |vote: &Vote| matches!(vote, Vote::No(Refusal::Gone { .. }));
         let (before, tally, over, gone, is_refused_somewhere, mut waker) = {
             let mut count = locked(&self.count);
-            if count.votes[node].is_some() {
+            if count.papers[node].vote.is_some() {
                 return;
             }
             let before = count.tally.verdict();
@@ -185,6 +194,9 @@ impl Round {
                 Vote::Yes => count.tally.yes(),
                 Vote::No(refusal) => {
                     count.tally.no();
+                    if count.over.is_empty() {
+                        count.over = vec![Tally::new(self.core.nodes.len()); self.leases.len()];
+                    }
                     over = refusal.ends().filter(|lease| {
                         count.over.get_mut(*lease).is_some_and(|tally| {
                             tally.no();
@@ -198,12 +210,13 @@ impl Round {
             let newly_won = before == Verdict::Pending && count.tally.verdict() == Verdict::Won;
             let mut gone: Vec<usize> = if is_gone(&vote) { vec![node] } else { Vec::new() };
             if newly_won {
-                let earlier = count.votes.iter().enumerate().filter(|(_, vote)| vote.as_ref().is_some_and(is_gone));
+                let earlier =
+                    count.papers.iter().enumerate().filter(|(_, paper)| paper.vote.as_ref().is_some_and(is_gone));
                 gone.extend(earlier.map(|(node, _)| node));
             }
             let is_no = |vote: &Vote| matches!(vote, Vote::No(_));
-            let is_refused_somewhere = is_no(&vote) || (newly_won && count.votes.iter().flatten().any(is_no));
-            count.votes[node] = Some(vote);
+            let is_refused_somewhere = is_no(&vote) || (newly_won && count.votes().any(is_no));
+            count.papers[node] = Paper { vote: Some(vote), clock };
             let settled = count.tally.is_complete() || self.verdict(&count) != Verdict::Pending;
             let waker = if settled { count.waiting.take() } else { None };
             (before, count.tally, over, gone, is_refused_somewhere, waker)
@@ -290,14 +303,14 @@ impl Round {
     /// The resource of which a node first said that it was over there.
     pub(crate) fn first_over(&self) -> String {
         let count = locked(&self.count);
-        let over = count.votes.iter().flatten().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None });
+        let over = count.votes().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None });
         over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
     }
 
     /// What the nodes that answered would take.
     pub(crate) fn rooms(&self) -> Vec<Room> {
         let count = locked(&self.count);
-        let room = |(vote, clock): (&Option<Vote>, &Option<u64>)| {
+        let room = |Paper { vote, clock }: &Paper| {
             let floor = match vote.as_ref()? {
                 Vote::Yes | Vote::No(Refusal::Ahead) => Ballot::ZERO,
                 Vote::No(Refusal::Stale { floor }) => *floor,
@@ -305,29 +318,24 @@ impl Round {
             };
             Some(Room { floor, clock: (*clock)? })
         };
-        count.votes.iter().zip(&count.clocks).filter_map(room).collect()
+        count.papers.iter().filter_map(room).collect()
     }
 
     /// Every refusal so far.
     pub(crate) fn refusals(&self) -> Vec<Refusal> {
         let count = locked(&self.count);
-        count
-            .votes
-            .iter()
-            .flatten()
-            .filter_map(|vote| if let Vote::No(no) = vote { Some(no.clone()) } else { None })
-            .collect()
+        count.votes().filter_map(|vote| if let Vote::No(no) = vote { Some(no.clone()) } else { None }).collect()
     }
 
     /// Nodes that have not answered, or of which nothing is known.
     pub(crate) fn pending(&self) -> Vec<String> {
         let count = locked(&self.count);
-        let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::Unheard(_)));
+        let open = |paper: &Paper| matches!(paper.vote, None | Some(Vote::Unheard(_)));
         self.core
             .nodes
             .iter()
-            .zip(&count.votes)
-            .filter(|(_, vote)| open(vote))
+            .zip(&count.papers)
+            .filter(|(_, paper)| open(paper))
             .map(|(node, _)| node.name.to_string())
             .collect()
     }
@@ -335,12 +343,12 @@ impl Round {
     /// What each node said; `silent_for` is how long those that said nothing were waited for, when that is over.
     pub(crate) fn reports(&self, silent_for: Option<Duration>) -> Reports {
         let count = locked(&self.count);
-        let answer = |vote: &Option<Vote>| match (vote, silent_for) {
+        let answer = |paper: &Paper| match (&paper.vote, silent_for) {
             (Some(vote), _) => Answer::from(vote),
             (None, Some(limit)) => Answer::Failed(NodeError::NoAnswer(limit)),
             (None, None) => Answer::Awaited,
         };
-        let nodes = self.core.nodes.iter().zip(&count.votes);
-        Reports(nodes.map(|(node, vote)| NodeReport { node: node.name.to_string(), answer: answer(vote) }).collect())
+        let nodes = self.core.nodes.iter().zip(&count.papers);
+        Reports(nodes.map(|(node, paper)| NodeReport { node: node.name.to_string(), answer: answer(paper) }).collect())
     }
 }
