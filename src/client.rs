@@ -1,9 +1,12 @@
 use std::fmt;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::join_all;
 use tokio::sync::oneshot;
 
 use crate::config::{Builder, NodeAddress, Settings};
@@ -135,11 +138,12 @@ impl Quorlock {
         let common = Arc::new(Common::new(addresses.len(), timeout, settings.schedule.validity, session));
         common.use_lease(settings.lease);
         common.use_lease(settings.longest_lease);
-        let nodes = addresses
-            .into_iter()
-            .enumerate()
-            .map(|(index, address)| Node::start(index, address, Arc::clone(&environment), Arc::clone(&common)));
-        let nodes = nodes.collect();
+        let start = |(index, address)| Node::new(index, address, Arc::clone(&environment), Arc::clone(&common));
+        let (nodes, connections): (Vec<Node>, Vec<_>) = addresses.into_iter().enumerate().map(start).unzip();
+        // One task for all: on its way to the nodes and back a round keeps one thread busy, and wakes no other. Should the
+        // code for one connection panic, the others go on.
+        let apart = connections.into_iter().map(|connection| AssertUnwindSafe(connection).catch_unwind());
+        tokio::spawn(join_all(apart));
         let wall = u64::try_from(environment.wall().as_micros()).unwrap_or(0);
         let core = Arc::new(Core {
             settings,

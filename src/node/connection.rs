@@ -204,13 +204,15 @@ impl Connection {
 
     /// Sends and delivers until the connection breaks; `None` when the client is gone and all is done.
     async fn serve(&mut self, wire: Wire) -> Option<NodeError> {
-        let mut line = Line { wire, in_flight: VecDeque::new(), silent: false, loading: 0, alarm: None };
+        let mut line =
+            Line { wire, in_flight: VecDeque::new(), silent: false, loading: 0, gathers: false, alarm: None };
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.owed));
         waiting.append(self.early.take());
         self.down = None;
 
         let ended = poll_fn(|cx| {
+            line.gathers = false;
             loop {
                 // In the end nothing may be left behind for want of room.
                 while (self.closing || line.has_room())
@@ -230,7 +232,7 @@ impl Connection {
                         Poll::Pending => break,
                     }
                 }
-                let written = line.wire.poll_write(cx);
+                let written = line.poll_write(cx);
                 // Also when that failed: what was answered before counts.
                 let settled = match self.settle(&mut line, cx).and_then(|settled| written.map(|()| settled)) {
                     Ok(settled) => settled,
@@ -352,6 +354,8 @@ struct Line {
     silent: bool,
     /// So many scripts are being loaded.
     loading: usize,
+    /// What is to be sent waits for more to come with it, until this is polled again.
+    gathers: bool,
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -373,12 +377,23 @@ impl Line {
         self.in_flight.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
     }
 
+    /// Sends what there is. While answers are awaited, everybody who is about to run anyway may add to it first: one system
+    /// call for the requests of many tasks costs them, and the node, far less than one for each.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), NodeError> {
+        if self.gathers {
+            cx.waker().wake_by_ref();
+            return Ok(());
+        }
+        self.wire.poll_write(cx)
+    }
+
     /// How its silence is told.
     fn overdue(&self, now: Moment) -> NodeError {
         NodeError::Silent(self.owes_for(now))
     }
 
     fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
+        self.gathers |= self.wire.is_sent() && !self.in_flight.is_empty();
         self.wire.push(&request.command);
         self.loading += usize::from(matches!(request.asker, Asker::Loading));
         self.in_flight.push_back(Sent { request, since: now, uncounted, again: false });

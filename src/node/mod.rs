@@ -86,18 +86,17 @@ impl fmt::Debug for Node {
 }
 
 impl Node {
-    /// Starts the task that keeps the connection. Must be called inside a tokio runtime.
-    pub(crate) fn start(
+    /// A node, and the future that keeps its connection until the client is gone.
+    pub(crate) fn new(
         index: usize,
         address: NodeAddress,
         environment: Arc<dyn Environment>,
         common: Arc<Common>,
-    ) -> Self {
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, requests) = mpsc::unbounded_channel();
         let name: Arc<str> = address.name.as_str().into();
         let connection = connection::Connection::new(index, Arc::clone(&name), address, environment, common, requests);
-        tokio::spawn(connection.run());
-        Self { name, queue }
+        (Self { name, queue }, connection.run())
     }
 
     /// Never waits. Once the runtime is gone the request is dropped, which its asker sees as no answer.

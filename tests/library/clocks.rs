@@ -1,23 +1,54 @@
 //! Wall clocks that are wrong, and one that is set while a lock is held.
 
-use std::pin::pin;
+use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quorlock::environment::{Connecting, Environment, Moment, Stream};
 use quorlock::{Answer, Quorlock};
 use redis::ConnectionAddr;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::support::{Cluster, monotonic_micros};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// This machine, with a wall clock that is so many seconds ahead, after a sleep of so many seconds.
-#[derive(Debug)]
-struct Ahead {
+/// This machine, with a wall clock that is so many seconds ahead, after a sleep of so many seconds. It knows TCP only, and
+/// panics where it is to connect to anything else.
+#[derive(Debug, Default)]
+pub struct Ahead {
     wall: AtomicI64,
     slept: AtomicU64,
+    /// How often something was written to any node.
+    pub writes: Arc<AtomicUsize>,
+}
+
+/// A stream that counts what is written to it.
+struct Counted(TcpStream, Arc<AtomicUsize>);
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, room)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 impl Environment for Ahead {
@@ -37,14 +68,14 @@ impl Environment for Ahead {
     fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a> {
         Box::pin(async move {
             let ConnectionAddr::Tcp(host, port) = address else { panic!("{address:?}") };
-            let stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            Ok(Box::new(Counted(stream, Arc::clone(&self.writes))) as Box<dyn Stream>)
         })
     }
 }
 
 async fn client(cluster: &Cluster, ahead: i64) -> (Quorlock, Arc<Ahead>) {
-    let environment = Arc::new(Ahead { wall: AtomicI64::new(ahead), slept: AtomicU64::new(0) });
+    let environment = Arc::new(Ahead { wall: AtomicI64::new(ahead), ..Ahead::default() });
     let builder = cluster.builder().environment(environment.clone());
     (builder.connect().await.expect("settings that work"), environment)
 }

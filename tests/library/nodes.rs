@@ -2,11 +2,14 @@
 
 #[cfg(feature = "tls")]
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use quorlock::{Answer, NodeError, Quorlock};
 
+use crate::clocks::Ahead;
 #[cfg(feature = "tls")]
 use crate::support::worker::Worker;
 use crate::support::worker::report;
@@ -30,6 +33,42 @@ pub async fn run(job: &[String]) {
         Ok(margin) => format!("margin {margin}"),
         Err(error) => error,
     });
+}
+
+// In the other kind of runtime they would leave together anyway.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_many_tasks_ask_leaves_together() {
+    const TASKS: usize = 32;
+    let mut cluster = Cluster::start(3);
+    let environment = Arc::new(Ahead::default());
+    let builder = cluster.builder().environment(environment.clone()).node_timeout(5 * SECOND);
+    let locks = builder.connect().await.expect("settings that work");
+    locks.flush().await;
+    // So that no answer comes between.
+    (0..3).for_each(|node| cluster.pause(node));
+    let before = environment.writes.load(Ordering::Relaxed);
+    let ask = move || (0..TASKS).map(|task| tokio::spawn(locks.lock(task.to_string()).try_acquire())).collect();
+    let asked: Vec<_> = tokio::spawn(async move { ask() }).await.expect("a task");
+    let writes = || environment.writes.load(Ordering::Relaxed) - before;
+    eventually(5 * SECOND, "the first have left", || writes() >= 6).await;
+    (0..3).for_each(|node| cluster.resume(node));
+    let mut guards = Vec::new();
+    for task in asked {
+        guards.push(task.await.expect("a task").expect("its own lock"));
+    }
+    assert!(writes() <= 3 * 4, "{TASKS} requests to three nodes in {} writes", writes());
+}
+
+/// All connections of a client share a task; a bug in what one of them does must stay there.
+#[tokio::test]
+async fn a_connection_that_panics_takes_no_other_with_it() {
+    let cluster = Cluster::start(2);
+    let urls = cluster.urls().into_iter().chain(["unix:///nowhere/redis.sock".to_owned()]);
+    let environment = Arc::new(Ahead::default());
+    let locks = Quorlock::builder().nodes(urls).environment(environment).connect().await.expect("settings that work");
+    let guard = locks.lock("x").acquire().await.expect("two of three are there");
+    assert_eq!(guard.margin(), 0);
+    guard.release().await.expect("a release");
 }
 
 #[tokio::test]
