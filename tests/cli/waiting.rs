@@ -77,3 +77,17 @@ fn whoever_waits_can_be_interrupted_and_leaves_nothing() {
     assert_eq!(finish(first).code, Some(0));
     assert_eq!(sandbox.end(&["run", "--try", "job", "other", "--", "true"]).code, Some(0));
 }
+
+/// Nobody has it, and yet it is not to be had: without a word that would look like a hang.
+#[test]
+fn whoever_waits_for_nodes_that_have_just_started_is_told() {
+    let mut sandbox = Sandbox::new(3);
+    sandbox.cluster.restart(0, true);
+    sandbox.cluster.restart(1, true);
+    let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
+    let mut run = sandbox.quorlock(&["run", "--lease", "4s", "job", "--", "true"]);
+    let run = run.stderr(err).spawn().expect("quorlock");
+    within("word of the nodes", || sandbox.text("err").contains("job is free, but too few nodes count yet"));
+    assert!(sandbox.text("err").contains("longest lease (4s)"), "{}", sandbox.text("err"));
+    assert_eq!(finish(run).code, Some(0));
+}

@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::pin::pin;
 use std::time::Duration;
 
-use quorlock::{AcquireError, ConfigError, Guard, Quorlock, ReleaseError};
+use humantime::format_duration;
+use quorlock::{AcquireError, ConfigError, Guard, Quorlock, ReleaseError, Verdict};
 use rustix::process::Signal;
 use tokio::select;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -108,6 +109,11 @@ async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
         let name = child::shown(name);
         match seen.holder {
             Some(holder) => options.verbosity.detail(format_args!("waiting: {name} is held by {holder}")),
+            None if seen.verdict == Verdict::Free => options.verbosity.notice(format_args!(
+                "waiting: {name} is free, but too few nodes count yet: one that has just started has no vote until the \
+                 longest lease ({}) is over",
+                format_duration(options.longest_lease.unwrap_or(options.lease).max(options.lease))
+            )),
             None => options.verbosity.detail(format_args!("waiting: {name} is {:?} now", seen.verdict)),
         }
     }
