@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::join_all;
 use tokio::sync::oneshot;
+use tokio::task::unconstrained;
 
 use crate::config::{Builder, NodeAddress, Settings};
 use crate::environment::{Environment, Moment, random_time};
@@ -141,9 +142,10 @@ impl Quorlock {
         let start = |(index, address)| Node::new(index, address, Arc::clone(&environment), Arc::clone(&common));
         let (nodes, connections): (Vec<Node>, Vec<_>) = addresses.into_iter().enumerate().map(start).unzip();
         // One task for all: on its way to the nodes and back a round keeps one thread busy, and wakes no other. Should the
-        // code for one connection panic, the others go on.
+        // code for one connection panic, the others go on. Each bounds by itself what it does at once: tokio's bound would
+        // be for all of them, and the first in the list would use it up.
         let apart = connections.into_iter().map(|connection| AssertUnwindSafe(connection).catch_unwind());
-        tokio::spawn(join_all(apart));
+        tokio::spawn(unconstrained(join_all(apart)));
         let wall = u64::try_from(environment.wall().as_micros()).unwrap_or(0);
         let core = Arc::new(Core {
             settings,
@@ -205,7 +207,7 @@ impl Quorlock {
     ///
     /// # Errors
     ///
-    /// When the name's key would lie where ballots or waiters are kept. A node that cannot be asked is no error but part
+    /// When the name's key would lie where ballots are kept. A node that cannot be asked is no error but part
     /// of the answer.
     ///
     /// # Cancel safety

@@ -31,8 +31,8 @@ pub(crate) enum Purpose {
     Leave,
 }
 
-/// A round that has been sent. It completes by itself, in the tasks of the nodes, whether or not anybody waits for it:
-/// what it means for its leases happens when the deciding answer arrives.
+/// A round that has been sent. It completes by itself, in the task of the connections, whether or not anybody waits for
+/// it: what it means for its leases happens when the deciding answer arrives.
 pub(crate) struct Round {
     core: Arc<Core>,
     purpose: Purpose,

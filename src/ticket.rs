@@ -90,7 +90,7 @@ impl Ticket {
         self.wake_if_called();
     }
 
-    /// After a change of either side, in whichever order the tasks of two nodes make theirs.
+    /// After a change of either side, in whichever order the two make theirs.
     fn wake_if_called(&self) {
         let (called_by, waits_on) = (self.called_by.load(Ordering::SeqCst), self.waits_on.load(Ordering::SeqCst));
         let has_all = waits_on != 0 && called_by & waits_on == waits_on;

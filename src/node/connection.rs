@@ -1,4 +1,5 @@
-//! The task behind a [`Node`](super::Node): connects, sends in order, delivers answers, reconnects.
+//! What is behind a [`Node`](super::Node), in the one task of all connections: connects, sends in order, delivers answers,
+//! reconnects.
 //!
 //! It has the stream to itself, so a request crosses one task on its way out and one on its way back, whatever the number
 //! of requests under way.
@@ -30,6 +31,9 @@ use crate::error::NodeError;
 /// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
 /// decided it or when this one falls silent.
 const MOST_IN_FLIGHT: usize = 1024;
+
+/// How many requests are taken, and how much is read, in one go: whoever keeps one node busy must not starve the others.
+const MOST_AT_ONCE: usize = 256;
 
 /// How many unacknowledged releases are kept for a node that is away. Older ones are left to the end of their lease.
 const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
@@ -213,6 +217,7 @@ impl Connection {
 
         let ended = poll_fn(|cx| {
             line.gathers = false;
+            let mut taken = 0;
             loop {
                 // In the end nothing may be left behind for want of room.
                 while (self.closing || line.has_room())
@@ -221,6 +226,11 @@ impl Connection {
                     self.accept(&mut line, request);
                 }
                 while !self.closing {
+                    if taken == MOST_AT_ONCE {
+                        cx.waker().wake_by_ref();
+                        break;
+                    }
+                    taken += 1;
                     match self.requests.poll_recv(cx) {
                         Poll::Ready(Some(Message::Request(request))) if line.has_room() => {
                             self.accept(&mut line, request);
@@ -247,7 +257,10 @@ impl Connection {
                         Poll::Ready(owed) if owed >= self.patience() => {
                             return Poll::Ready(Some(NodeError::NoAnswer(owed)));
                         }
-                        Poll::Ready(owed) if self.closing && owed >= self.common.timeout && waiting.is_empty() => {
+                        // Not before what was gathered has left.
+                        Poll::Ready(owed)
+                            if self.closing && !line.gathers && owed >= self.common.timeout && waiting.is_empty() =>
+                        {
                             return Poll::Ready(None);
                         }
                         Poll::Ready(_) => {}
@@ -296,8 +309,11 @@ impl Connection {
 
     /// Delivers what has been answered, oldest first. Says how many that were, or why the connection is broken.
     fn settle(&mut self, line: &mut Line, cx: &mut Context<'_>) -> Result<usize, NodeError> {
-        let mut settled = 0;
-        while let Some(value) = line.wire.poll_read(cx)? {
+        let (mut heard, mut settled) = (0, 0);
+        while heard < MOST_AT_ONCE
+            && let Some(value) = line.wire.poll_read(cx)?
+        {
+            heard += 1;
             if let Value::Push { kind, data } = &value {
                 self.common.tickets.heard(self.index, kind, data);
                 continue;
@@ -341,6 +357,9 @@ impl Connection {
                 }
                 (result, _) => sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error))),
             }
+        }
+        if heard == MOST_AT_ONCE {
+            cx.waker().wake_by_ref();
         }
         Ok(settled)
     }

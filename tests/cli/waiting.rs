@@ -67,10 +67,11 @@ fn whoever_waits_can_be_interrupted_and_leaves_nothing() {
         let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
         let mut second = sandbox.quorlock(&["run", "-v", "job", "other", "--", "touch", "/nowhere"]);
         let second = second.stderr(err).spawn().expect("quorlock");
-        within("its waiting", || sandbox.text("err").contains("waiting: job"));
+        within("its waiting", || sandbox.text("err").contains("waiting: other is Free now"));
         signal(&second, Signal::WINCH); // Ends nobody.
         signal(&second, sent);
         assert_eq!(finish(second).code, Some(code));
+        assert!(!sandbox.text("err").contains("cannot be had"), "one of the two is held: {}", sandbox.text("err"));
         assert_eq!(sandbox.lock_keys("other"), 0);
     }
     sandbox.touch("end");
@@ -87,7 +88,7 @@ fn whoever_waits_for_nodes_that_have_just_started_is_told() {
     let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
     let mut run = sandbox.quorlock(&["run", "--lease", "4s", "job", "--", "true"]);
     let run = run.stderr(err).spawn().expect("quorlock");
-    within("word of the nodes", || sandbox.text("err").contains("job is free, but too few nodes count yet"));
+    within("word of the nodes", || sandbox.text("err").contains("the lock is free, but cannot be had yet"));
     assert!(sandbox.text("err").contains("longest lease (4s)"), "{}", sandbox.text("err"));
     assert_eq!(finish(run).code, Some(0));
 }

@@ -74,7 +74,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
         match (script, &real) {
             (Script::Hold, Reply::Int(_)) => codes[1] += 1,
             (Script::Hold, Reply::Array(items)) => {
-                let Some(Reply::Int(code)) = items.first() else { continue };
+                let Some(Reply::Int(code)) = items.first() else { panic!("{real:?}") };
                 codes[usize::try_from(*code).unwrap_or(0)] += 1;
             }
             (Script::Release, Reply::Int(1)) => codes[7] += 1,

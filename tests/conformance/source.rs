@@ -138,7 +138,7 @@ impl Source {
         }
         let token = self.token();
         let (owner, session) = (self.rng.pick(&OWNERS), self.rng.pick(&SESSIONS));
-        let text = match self.rng.between(0..16) {
+        let text = match self.rng.between(0..20) {
             0 => "somebody".to_owned(),
             1 => String::new(),
             2 => " 12 ".to_owned(),
@@ -154,6 +154,10 @@ impl Source {
             12 => format!("0 {}=1001:{session}", pair.now() + 60_000),
             13 => format!("{} 0=-", self.ballot),
             14 => format!("{} 0=", self.ballot),
+            15 => format!("{} 0=- {session}", self.ballot),
+            16 => format!("{} 0=- 1003:{session} x", self.ballot),
+            17 => "nan".to_owned(),
+            18 => "1e400".to_owned(),
             _ => format!("ql1 {token} {owner} label {session}:4"),
         };
         let data = match self.rng.between(0..6) {

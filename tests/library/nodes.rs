@@ -59,6 +59,26 @@ async fn what_many_tasks_ask_leaves_together() {
     assert!(writes() <= 3 * 4, "{TASKS} requests to three nodes in {} writes", writes());
 }
 
+#[tokio::test]
+async fn full_nodes_say_who_has_the_lock_and_let_it_go() {
+    let cluster = Cluster::start(3);
+    let (first, second) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
+    let guard = first.lock("x").acquire().await.expect("a free lock");
+    first.flush().await;
+    let memory = |limit: &str| cluster.each::<()>(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit));
+    memory("1");
+    let held = second.lock("x").try_acquire().await.expect_err("it is held");
+    assert!(held.is_held(), "{held}");
+    let full = second.lock("y").try_acquire().await.expect_err("there is no room");
+    let is_full = |answer: &Answer| matches!(answer, Answer::Failed(NodeError::Redis { code, .. }) if code == "OOM");
+    assert!(full.nodes().iter().filter(|node| is_full(&node.answer)).count() >= 2, "{full}");
+    guard.release().await.expect("a release");
+    first.flush().await;
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("x")), 0);
+    memory("0");
+    second.lock("x").try_acquire().await.expect("it is free").release().await.expect("a release");
+}
+
 /// All connections of a client share a task; a bug in what one of them does must stay there.
 #[tokio::test]
 async fn a_connection_that_panics_takes_no_other_with_it() {

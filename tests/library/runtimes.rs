@@ -76,7 +76,7 @@ async fn nothing_outlives_the_client() {
     eventually(5 * SECOND, "all connections are closed", || connections(&cluster) == 0).await;
 }
 
-/// The task that asks and the tasks of the nodes run at once: what the last vote decides is told only when it is in force.
+/// The task that asks and the one that has the connections run at once: what the last vote decides is told only when it is in force.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_grant_is_told_when_it_is_in_force() {
     let cluster = Cluster::start(3);

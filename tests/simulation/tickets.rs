@@ -25,6 +25,13 @@ fn number(ticket: &[u8]) -> u64 {
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }
 
+fn is_ticket(text: &[u8]) -> bool {
+    let Some(colon) = text.iter().position(|byte| *byte == b':') else { return false };
+    let (number, channel) = (&text[..colon], &text[colon + 1..]);
+    let are = |text: &[u8], kind: fn(&u8) -> bool| !text.is_empty() && text.iter().all(kind);
+    are(number, u8::is_ascii_digit) && are(channel, u8::is_ascii_hexdigit)
+}
+
 fn digits(text: &[u8]) -> Option<u64> {
     if text.iter().all(u8::is_ascii_digit) { std::str::from_utf8(text).ok()?.parse().ok() } else { None }
 }
@@ -33,7 +40,8 @@ impl Mark {
     /// `None` for a key that is not ours.
     pub fn at(key: &[u8], value: Option<&[u8]>) -> Option<Self> {
         let (mut until, mut called, mut tickets) = (0, NOBODY.to_vec(), Vec::new());
-        let highest = match (value, value.map(lua_number)) {
+        let finite = |value| lua_number(value).filter(|number| *number < f64::INFINITY);
+        let highest = match (value, value.map(finite)) {
             (None, _) => 0.0,
             (_, Some(Some(highest))) => highest,
             (Some(value), _) => {
@@ -43,10 +51,10 @@ impl Mark {
                 let equals = head.iter().position(|byte| *byte == b'=')?;
                 until = digits(&head[..equals])?;
                 called = head[equals + 1..].to_vec();
-                if called.is_empty() {
+                tickets = words.map(<[u8]>::to_vec).collect();
+                if called.is_empty() || !tickets.iter().all(|ticket| is_ticket(ticket)) {
                     return None;
                 }
-                tickets = words.map(<[u8]>::to_vec).collect();
                 highest as f64
             }
         };
@@ -106,7 +114,12 @@ impl Mark {
             return;
         }
         let mut words = vec![format!("{:.0}", self.highest).into_bytes()];
-        if self.called != NOBODY || !self.tickets.is_empty() {
+        let is_empty = self.called == NOBODY && self.tickets.is_empty();
+        if is_empty && words[0] == b"0" && self.existed {
+            store.remove(&self.key);
+            return;
+        }
+        if !is_empty {
             words.push([self.until.to_string().as_bytes(), b"=", &self.called].concat());
             words.extend(self.tickets);
         }

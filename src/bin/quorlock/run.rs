@@ -22,6 +22,8 @@ use crate::signals::{Signals, is_fatal};
 
 /// A wait shorter than this is not worth a word.
 const LONG_WAIT: Duration = Duration::from_secs(1);
+/// Between two looks at a lock that is free, and yet not to be had.
+const SECOND_LOOK: Duration = Duration::from_millis(300);
 /// How long the kernel may take to take away a group that was killed.
 const LONGEST_DYING: Duration = Duration::from_secs(5);
 /// Between two looks at a group whose leader has ended.
@@ -103,20 +105,33 @@ fn explained(options: &RunOptions, error: AcquireError) -> Failure {
 
 async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
     sleep(LONG_WAIT).await;
+    if look(options, locks).await {
+        // It might have been free for a moment.
+        sleep(SECOND_LOOK).await;
+        if look(options, locks).await {
+            options.verbosity.notice(format_args!(
+                "waiting: the lock is free, but cannot be had yet. Probably too few nodes count: one that has just \
+                 started has no vote until the longest lease ({}) is over",
+                format_duration(options.longest_lease.unwrap_or(options.lease).max(options.lease))
+            ));
+        }
+    }
+}
+
+/// Says who has what. True when nobody has any of it.
+async fn look(options: &RunOptions, locks: &Quorlock) -> bool {
+    let mut is_free = true;
     for name in &options.names {
         // The name was checked when it was asked for.
         let Ok(seen) = locks.inspect(name.as_bytes()).await else { continue };
         let name = child::shown(name);
+        is_free &= seen.verdict == Verdict::Free;
         match seen.holder {
             Some(holder) => options.verbosity.detail(format_args!("waiting: {name} is held by {holder}")),
-            None if seen.verdict == Verdict::Free => options.verbosity.notice(format_args!(
-                "waiting: {name} is free, but too few nodes count yet: one that has just started has no vote until the \
-                 longest lease ({}) is over",
-                format_duration(options.longest_lease.unwrap_or(options.lease).max(options.lease))
-            )),
             None => options.verbosity.detail(format_args!("waiting: {name} is {:?} now", seen.verdict)),
         }
     }
+    is_free
 }
 
 /// Runs the command under the guard, and gives the guard back.

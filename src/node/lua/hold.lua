@@ -28,9 +28,13 @@ if next > now + WINDOW then return {AHEAD, now, 1} end
 -- The usual case in a straight line: it is free, and nobody waits for it.
 if #ARGV == 5 and next > now - WINDOW then
   local mark = redis.pcall('GET', KEYS[2])
-  if (not mark or next > (tonumber(mark) or next)) and redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', lease) then
-    redis.call('SET', KEYS[2], ARGV[3], 'PX', memory)
-    return now
+  if not mark or next > (tonumber(mark) or next) then
+    -- pcall: a node that takes no writes still says who has the lock.
+    local set = redis.pcall('SET', KEYS[1], ARGV[1], 'NX', 'PX', lease)
+    if set and set.ok then
+      redis.call('SET', KEYS[2], ARGV[3], 'PX', memory)
+      return now
+    end
   end
 end
 

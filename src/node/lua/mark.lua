@@ -1,5 +1,5 @@
 -- What a node keeps of a resource beside the lock: the highest ballot honoured, and the line of those who wait, oldest
--- first. Stands before hold.lua and release.lua, and costs nothing but its own definition while nobody waits.
+-- first. Stands before hold.lua and release.lua.
 --
 -- 'BALLOT', and when somebody waits 'BALLOT UNTIL=CALLED TICKET TICKET ...', each ticket as NUMBER:CHANNEL. CALLED is the
 -- ticket for which the resource is kept, until UNTIL in us of this node's clock; '-' for nobody. The order is a courtesy
@@ -9,9 +9,9 @@ local function mark_at(key, value, now)
 
   local till, called, rest = 0, '-', ''
   local highest = tonumber(value or 0)
-  if not highest then
+  if not (highest and highest < math.huge) then
     highest, till, called, rest = string.match(value, '^(%d+) (%d+)=(%S+)(.*)$')
-    if not highest then return nil end -- Not ours: left alone.
+    if not highest or string.gsub(rest, ' %d+:%x+', '') ~= '' then return nil end -- Not ours: left alone.
     highest, till = tonumber(highest), tonumber(till)
   end
   local mark, changed = {highest = highest}, false
@@ -60,7 +60,9 @@ local function mark_at(key, value, now)
     if not changed then return end
     local text = string.format('%.0f', mark.highest)
     if called ~= '-' or rest ~= '' then text = string.format('%s %.0f=%s%s', text, till, called, rest) end
-    if value then
+    if value and text == '0' then
+      set('DEL', key) -- Somebody has waited, and nobody was ever here.
+    elseif value then
       set('SET', key, text, 'PX', memory)
     else
       set('SET', key, text, 'NX', 'PX', memory) -- NX: a user's key of another type is left alone.
