@@ -86,9 +86,10 @@ fn whoever_waits_for_nodes_that_have_just_started_is_told() {
     sandbox.cluster.restart(0, true);
     sandbox.cluster.restart(1, true);
     let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
-    let mut run = sandbox.quorlock(&["run", "--lease", "4s", "job", "--", "true"]);
+    let mut run = sandbox.quorlock(&["run", "--lease", "5m", "job", "--", "true"]);
     let run = run.stderr(err).spawn().expect("quorlock");
-    within("word of the nodes", || sandbox.text("err").contains("the lock is free, but cannot be had yet"));
-    assert!(sandbox.text("err").contains("longest lease (4s)"), "{}", sandbox.text("err"));
-    assert_eq!(finish(run).code, Some(0));
+    within("word of the nodes", || sandbox.text("err").contains("nobody has the lock, and yet it cannot be had"));
+    assert!(sandbox.text("err").contains("longest lease (5m)"), "{}", sandbox.text("err"));
+    signal(&run, Signal::TERM);
+    assert_eq!(finish(run).code, Some(143));
 }

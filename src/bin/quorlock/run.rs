@@ -110,7 +110,7 @@ async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
         sleep(SECOND_LOOK).await;
         if look(options, locks).await {
             options.verbosity.notice(format_args!(
-                "waiting: the lock is free, but cannot be had yet. Probably too few nodes count: one that has just \
+                "waiting: nobody has the lock, and yet it cannot be had. Probably too few nodes count: one that has just \
                  started has no vote until the longest lease ({}) is over",
                 format_duration(options.longest_lease.unwrap_or(options.lease).max(options.lease))
             ));
@@ -118,14 +118,15 @@ async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
     }
 }
 
-/// Says who has what. True when nobody has any of it.
+/// Says who has what. True when nobody has it.
 async fn look(options: &RunOptions, locks: &Quorlock) -> bool {
     let mut is_free = true;
     for name in &options.names {
         // The name was checked when it was asked for.
         let Ok(seen) = locks.inspect(name.as_bytes()).await else { continue };
         let name = child::shown(name);
-        is_free &= seen.verdict == Verdict::Free;
+        // Split: what this very request has got of nodes that count.
+        is_free &= matches!(seen.verdict, Verdict::Free | Verdict::Split);
         match seen.holder {
             Some(holder) => options.verbosity.detail(format_args!("waiting: {name} is held by {holder}")),
             None => options.verbosity.detail(format_args!("waiting: {name} is {:?} now", seen.verdict)),
