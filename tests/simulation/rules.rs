@@ -178,7 +178,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         for (i, (place_keys, args)) in keys.chunks_exact(2).zip(resources.chunks_exact(3)).enumerate() {
             let (lock, ballot) = (place_keys[0], place_keys[1]);
             let (value, mark_text) = (stored[2 * i].as_deref(), stored[2 * i + 1].as_deref());
-            let mark = Mark::at(ballot, mark_text);
+            let mark = Mark::at(ballot, mark_text, now);
             let (token, known, holds) = (args[0], number(args[1]), args[2]);
             let place = Reply::Int(i as i64 + 1);
             let highest = mark.as_ref().map_or(0.0, |mark| mark.highest);
@@ -312,7 +312,7 @@ pub fn release(
     let mut marks = Vec::new();
     for (i, (place_keys, args)) in keys.chunks_exact(2).zip(resources.chunks_exact(4)).enumerate() {
         let lock = place_keys[0];
-        let (value, mark) = (stored[2 * i].as_deref(), Mark::at(place_keys[1], stored[2 * i + 1].as_deref()));
+        let (value, mark) = (stored[2 * i].as_deref(), Mark::at(place_keys[1], stored[2 * i + 1].as_deref(), now));
         let head = [b"ql1 ", args[0], b" ", owner, b" "].concat();
         let mut honoured = 0;
         match value {

@@ -4,9 +4,10 @@ use super::node::{Data, Store};
 use super::rules::lua_number;
 
 const KEPT_FOR_US: u64 = 100_000;
+const LIVES_US: u64 = 5_000_000;
 const FULL: usize = 12_000;
 
-/// `BALLOT`, or `BALLOT UNTIL=CALLED TICKET TICKET …`
+/// `BALLOT`, or `BALLOT WRITTEN UNTIL=CALLED TICKET TICKET …`
 #[derive(Clone, Debug)]
 pub struct Mark {
     key: Vec<u8>,
@@ -38,7 +39,7 @@ fn digits(text: &[u8]) -> Option<u64> {
 
 impl Mark {
     /// `None` for a key that is not ours.
-    pub fn at(key: &[u8], value: Option<&[u8]>) -> Option<Self> {
+    pub fn at(key: &[u8], value: Option<&[u8]>, now: u64) -> Option<Self> {
         let (mut until, mut called, mut tickets) = (0, NOBODY.to_vec(), Vec::new());
         let finite = |value| lua_number(value).filter(|number| *number < f64::INFINITY);
         let highest = match (value, value.map(finite)) {
@@ -47,6 +48,7 @@ impl Mark {
             (Some(value), _) => {
                 let mut words = value.split(|byte| *byte == b' ');
                 let highest = digits(words.next()?)?;
+                let written = digits(words.next()?)?;
                 let head = words.next()?;
                 let equals = head.iter().position(|byte| *byte == b'=')?;
                 until = digits(&head[..equals])?;
@@ -54,6 +56,9 @@ impl Mark {
                 tickets = words.map(<[u8]>::to_vec).collect();
                 if called.is_empty() || !tickets.iter().all(|ticket| is_ticket(ticket)) {
                     return None;
+                }
+                if now.abs_diff(written) > LIVES_US {
+                    (until, called, tickets) = (0, NOBODY.to_vec(), Vec::new());
                 }
                 highest as f64
             }
@@ -75,10 +80,13 @@ impl Mark {
 
     pub fn enter(&mut self, me: &[u8]) {
         let is_full = self.tickets.iter().map(|ticket| ticket.len() + 1).sum::<usize>() > FULL;
-        if !is_full && !self.tickets.iter().any(|ticket| ticket == me) {
+        if is_full {
+            return;
+        }
+        self.changed = true;
+        if !self.tickets.iter().any(|ticket| ticket == me) {
             let at = self.tickets.iter().position(|ticket| number(ticket) > number(me));
             self.tickets.insert(at.unwrap_or(self.tickets.len()), me.to_vec());
-            self.changed = true;
         }
     }
 
@@ -120,6 +128,7 @@ impl Mark {
             return;
         }
         if !is_empty {
+            words.push(now.to_string().into_bytes());
             words.push([self.until.to_string().as_bytes(), b"=", &self.called].concat());
             words.extend(self.tickets);
         }

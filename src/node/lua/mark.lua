@@ -1,18 +1,21 @@
 -- What a node keeps of a resource beside the lock: the highest ballot honoured, and the line of those who wait, oldest
 -- first. Stands before hold.lua and release.lua.
 --
--- 'BALLOT', and when somebody waits 'BALLOT UNTIL=CALLED TICKET TICKET ...', each ticket as NUMBER:CHANNEL. CALLED is the
--- ticket for which the resource is kept, until UNTIL in us of this node's clock; '-' for nobody. The order is a courtesy
--- that prevents herds and split votes: no grant depends on it.
+-- 'BALLOT', and when somebody waits 'BALLOT WRITTEN UNTIL=CALLED TICKET TICKET ...', each ticket as NUMBER:CHANNEL. CALLED
+-- is the ticket for which the resource is kept, until UNTIL in us of this node's clock; '-' for nobody. A line that nobody has
+-- touched since WRITTEN for a while is forgotten: who waits looks again more often. The order is a courtesy that prevents
+-- herds and split votes: no grant depends on it.
 local function mark_at(key, value, now)
-  local KEPT_FOR, FULL = 100000, 12000 -- us, bytes
+  local KEPT_FOR, LIVES, FULL = 100000, 5000000, 12000 -- us, us, bytes
 
   local till, called, rest = 0, '-', ''
   local highest = tonumber(value or 0)
   if not (highest and highest < math.huge) then
-    highest, till, called, rest = string.match(value, '^(%d+) (%d+)=(%S+)(.*)$')
+    local written
+    highest, written, till, called, rest = string.match(value, '^(%d+) (%d+) (%d+)=(%S+)(.*)$')
     if not highest or string.gsub(rest, ' %d+:%x+', '') ~= '' then return nil end -- Not ours: left alone.
     highest, till = tonumber(highest), tonumber(till)
+    if math.abs(now - written) > LIVES then till, called, rest = 0, '-', '' end
   end
   local mark, changed = {highest = highest}, false
 
@@ -28,13 +31,14 @@ local function mark_at(key, value, now)
 
   function mark.enter(me)
     if #rest > FULL then return end -- Who comes too late for a place looks again now and then.
+    changed = true
     if string.find(rest .. ' ', ' ' .. me .. ' ', 1, true) then return end
     local number, older = tonumber(string.match(me, '%d+')), ''
     for ticket, theirs in string.gmatch(rest, '( (%d+)%S+)') do
       if tonumber(theirs) > number then break end
       older = older .. ticket
     end
-    rest, changed = older .. ' ' .. me .. string.sub(rest, #older + 1), true
+    rest = older .. ' ' .. me .. string.sub(rest, #older + 1)
   end
 
   function mark.leave(me)
@@ -59,7 +63,7 @@ local function mark_at(key, value, now)
   function mark.write(set, memory)
     if not changed then return end
     local text = string.format('%.0f', mark.highest)
-    if called ~= '-' or rest ~= '' then text = string.format('%s %.0f=%s%s', text, till, called, rest) end
+    if called ~= '-' or rest ~= '' then text = string.format('%s %.0f %.0f=%s%s', text, now, till, called, rest) end
     if value and text == '0' then
       set('DEL', key) -- Somebody has waited, and nobody was ever here.
     elseif value then
