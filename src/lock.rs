@@ -256,6 +256,10 @@ impl Attempt {
         let mut states = lock_states(&entered);
         let mut above = above;
         for (lease, state) in entered.iter().zip(&states) {
+            // A later lease of the same owner is not the one that was handed over, which is over.
+            if self.inherited(&lease.resource).is_some_and(|theirs| theirs.token != state.lease.token) {
+                return Err(lost(&lease.resource));
+            }
             match state.lease.phase(now) {
                 Phase::Held | Phase::Endangered => above = above.max(state.sent),
                 Phase::Lost => return Err(lost(&lease.resource)),

@@ -129,3 +129,16 @@ async fn what_was_inherited_can_be_entered_further_down_but_is_not_joined() {
     let entered = child.lock("a").owner(joined.owner()).try_acquire().await.expect("a is entered, not waited for");
     assert_eq!(entered.token(), a.token());
 }
+
+#[tokio::test]
+async fn what_was_handed_over_is_not_a_later_lease_of_the_same_owner() {
+    let cluster = Cluster::start(3);
+    let (first, second) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
+    let guard = first.lock("x").acquire().await.expect("a free lock");
+    let (owner, exported) = (guard.owner().clone(), guard.export());
+    guard.release().await.expect("a release");
+    let later = second.lock("x").owner(&owner).acquire().await.expect("it is free again");
+    let error = second.join(&exported).await.expect_err("that lease is over");
+    assert!(error.is_lost(), "{error}");
+    later.release().await.expect("a release");
+}
