@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,22 +14,19 @@ use std::time::Duration;
 use redis::{ErrorKind, ServerErrorKind, Value};
 use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::backlog::Backlog;
 use super::health::{Health, keep};
 use super::introduce::{establish, is_passing, node_error, said};
+use super::line::{Line, MOST_IN_FLIGHT, Sent};
 use super::reply::{node_time, parse_hold};
 use super::trust::Trust;
 use super::wire::Wire;
-use super::{Asker, Common, Message, Request, pack, script};
+use super::{Asker, Common, Message, Request, pack};
 use crate::config::NodeAddress;
-use crate::environment::{Environment, Moment, random_time};
+use crate::environment::{Environment, random_time};
 use crate::error::NodeError;
-
-/// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
-/// decided it or when this one falls silent.
-const MOST_IN_FLIGHT: usize = 1024;
 
 /// How many requests are taken, and how much is read, in one go: whoever keeps one node busy must not starve the others.
 const MOST_AT_ONCE: usize = 256;
@@ -208,8 +204,7 @@ impl Connection {
 
     /// Sends and delivers until the connection breaks; `None` when the client is gone and all is done.
     async fn serve(&mut self, wire: Wire) -> Option<NodeError> {
-        let mut line =
-            Line { wire, in_flight: VecDeque::new(), silent: false, loading: 0, gathers: false, alarm: None };
+        let mut line = Line::new(wire);
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.owed));
         waiting.append(self.early.take());
@@ -362,88 +357,6 @@ impl Connection {
             cx.waker().wake_by_ref();
         }
         Ok(settled)
-    }
-}
-
-/// What is under way on one connection.
-struct Line {
-    wire: Wire,
-    in_flight: VecDeque<Sent>,
-    /// An answer is overdue: nothing new is sent but releases.
-    silent: bool,
-    /// So many scripts are being loaded.
-    loading: usize,
-    /// What is to be sent waits for more to come with it, until this is polled again.
-    gathers: bool,
-    alarm: Option<Pin<Box<Sleep>>>,
-}
-
-struct Sent {
-    request: Request,
-    since: Moment,
-    /// Why a yes to it does not count.
-    uncounted: Option<NodeError>,
-    /// For want of scripts.
-    again: bool,
-}
-
-impl Line {
-    fn has_room(&self) -> bool {
-        self.silent || self.in_flight.len() < MOST_IN_FLIGHT
-    }
-
-    fn owes_for(&self, now: Moment) -> Duration {
-        self.in_flight.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
-    }
-
-    /// Sends what there is. While answers are awaited, everybody who is about to run anyway may add to it first: one system
-    /// call for the requests of many tasks costs them, and the node, far less than one for each.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), NodeError> {
-        if self.gathers {
-            cx.waker().wake_by_ref();
-            return Ok(());
-        }
-        self.wire.poll_write(cx)
-    }
-
-    /// How its silence is told.
-    fn overdue(&self, now: Moment) -> NodeError {
-        NodeError::Silent(self.owes_for(now))
-    }
-
-    fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
-        self.gathers |= self.wire.is_sent() && !self.in_flight.is_empty();
-        self.wire.push(&request.command);
-        self.loading += usize::from(matches!(request.asker, Asker::Loading));
-        self.in_flight.push_back(Sent { request, since: now, uncounted, again: false });
-    }
-
-    /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
-    /// Other requests may have overtaken this one; the ballots see to it that a late one does no harm.
-    fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
-        // Behind what is loaded already for another request.
-        if self.loading == 0 {
-            for command in script::load() {
-                self.push(Request { command: pack(&command), asker: Asker::Loading }, now, None);
-            }
-        }
-        self.wire.push(&request.command);
-        self.in_flight.push_back(Sent { request, since: now, uncounted, again: true });
-    }
-
-    /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.
-    fn watch(&mut self, timeout: Duration, environment: &dyn Environment, cx: &mut Context<'_>) -> Poll<Duration> {
-        if self.in_flight.is_empty() {
-            return Poll::Pending;
-        }
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(timeout / 2)));
-        if alarm.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        self.alarm = None;
-        let owed = self.owes_for(environment.now());
-        self.silent = owed >= timeout;
-        Poll::Ready(owed)
     }
 }
 

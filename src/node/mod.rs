@@ -4,6 +4,7 @@ mod backlog;
 mod connection;
 mod health;
 mod introduce;
+mod line;
 mod reply;
 mod script;
 #[cfg(feature = "tls")]

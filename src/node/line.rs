@@ -1,0 +1,108 @@
+//! What is under way on one connection: what is sent when, and what the answers are to.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Sleep, sleep};
+
+use super::wire::Wire;
+use super::{Asker, Request, pack, script};
+use crate::environment::{Environment, Moment};
+use crate::error::NodeError;
+
+/// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
+/// decided it or when this one falls silent.
+pub(super) const MOST_IN_FLIGHT: usize = 1024;
+
+/// What is under way on one connection.
+pub(super) struct Line {
+    pub(super) wire: Wire,
+    pub(super) in_flight: VecDeque<Sent>,
+    /// An answer is overdue: nothing new is sent but releases.
+    pub(super) silent: bool,
+    /// So many scripts are being loaded.
+    pub(super) loading: usize,
+    /// What is to be sent waits for more to come with it, until this is polled again.
+    pub(super) gathers: bool,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+pub(super) struct Sent {
+    pub(super) request: Request,
+    pub(super) since: Moment,
+    /// Why a yes to it does not count.
+    pub(super) uncounted: Option<NodeError>,
+    /// For want of scripts.
+    pub(super) again: bool,
+}
+
+impl Line {
+    pub(super) fn new(wire: Wire) -> Self {
+        Self { wire, in_flight: VecDeque::new(), silent: false, loading: 0, gathers: false, alarm: None }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.silent || self.in_flight.len() < MOST_IN_FLIGHT
+    }
+
+    pub(super) fn owes_for(&self, now: Moment) -> Duration {
+        self.in_flight.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
+    }
+
+    /// Sends what there is. While answers are awaited, everybody who is about to run anyway may add to it first: one system
+    /// call for the requests of many tasks costs them, and the node, far less than one for each.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), NodeError> {
+        if self.gathers {
+            cx.waker().wake_by_ref();
+            return Ok(());
+        }
+        self.wire.poll_write(cx)
+    }
+
+    /// How its silence is told.
+    pub(super) fn overdue(&self, now: Moment) -> NodeError {
+        NodeError::Silent(self.owes_for(now))
+    }
+
+    pub(super) fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
+        self.gathers |= self.wire.is_sent() && !self.in_flight.is_empty();
+        self.wire.push(&request.command);
+        self.loading += usize::from(matches!(request.asker, Asker::Loading));
+        self.in_flight.push_back(Sent { request, since: now, uncounted, again: false });
+    }
+
+    /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
+    /// Other requests may have overtaken this one; the ballots see to it that a late one does no harm.
+    pub(super) fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
+        // Behind what is loaded already for another request.
+        if self.loading == 0 {
+            for command in script::load() {
+                self.push(Request { command: pack(&command), asker: Asker::Loading }, now, None);
+            }
+        }
+        self.wire.push(&request.command);
+        self.in_flight.push_back(Sent { request, since: now, uncounted, again: true });
+    }
+
+    /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.
+    pub(super) fn watch(
+        &mut self,
+        timeout: Duration,
+        environment: &dyn Environment,
+        cx: &mut Context<'_>,
+    ) -> Poll<Duration> {
+        if self.in_flight.is_empty() {
+            return Poll::Pending;
+        }
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(timeout / 2)));
+        if alarm.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.alarm = None;
+        let owed = self.owes_for(environment.now());
+        self.silent = owed >= timeout;
+        Poll::Ready(owed)
+    }
+}
