@@ -12,7 +12,7 @@ use crate::client::Core;
 use crate::environment::Moment;
 use crate::node::{self, Entry};
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, Due, Phase};
+use crate::protocol::{self, Ballot, Due, Phase, Schedule};
 use crate::resource::Resource;
 use crate::round::{Purpose, Round};
 use crate::sync::locked;
@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) fresh: bool,
     /// The largest ballot that was sent for it, confirmed or not.
     pub(crate) sent: Ballot,
+    /// Whoever asked for it has not seen it yet.
+    awaited: bool,
     /// Where the keeper has it.
     scheduled: Option<Moment>,
     /// Lets the next one in this process ask for the resource when the lease is over.
@@ -75,6 +77,7 @@ impl Lease {
                 sent: lease.known,
                 lease,
                 fresh,
+                awaited: true,
                 scheduled: None,
                 turn: None,
                 began: core.now(),
@@ -111,6 +114,11 @@ impl Lease {
     pub(crate) fn has_touched(&self, node: usize) -> bool {
         let is_in_line = || self.ticket.as_ref().is_some_and(|ticket| ticket.may_be_on(node)) && !self.state().fresh;
         self.touched.load(Ordering::Relaxed) & (1 << node) != 0 || is_in_line()
+    }
+
+    /// Whoever asked for it has it from now on.
+    pub(crate) fn is_taken(&self) {
+        self.state().awaited = false;
     }
 
     /// Keeps the turn that led to this lease until it is over.
@@ -195,7 +203,9 @@ impl Lease {
             Due::Danger { extend } => extend,
             Due::Nothing => false,
         };
-        if extend {
+        // A request whose task has not run for so long may never run again: what it was granted ends by itself.
+        let is_left = state.awaited && now.since(state.began) >= Schedule::extend_after(state.lease.length);
+        if extend && !is_left {
             let length = state.lease.length;
             send_hold(&self.core, &[Arc::clone(self)], &mut [&mut state], length, None);
         }

@@ -1,5 +1,6 @@
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::poll;
@@ -72,7 +73,8 @@ impl LockRequest {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: what may have been granted is released in the background, also what a node grants later.
+    /// Cancel safe: what may have been granted is released in the background, also what a node grants later. A future that is
+    /// neither polled nor dropped keeps its turn in this process; a lease that it is granted meanwhile is not renewed.
     pub async fn acquire(self) -> Result<Guard, AcquireError> {
         let patience = Patience::until(self.handle.0.now(), self.wait);
         self.run(patience).await
@@ -96,7 +98,7 @@ impl LockRequest {
 
     async fn run(self, mut patience: Patience) -> Result<Guard, AcquireError> {
         let core = &self.handle.0;
-        let attempt = self.prepare()?;
+        let attempt = Arc::new(self.prepare()?);
         let mut waiter = Waiter::new(core, &attempt.owner, &attempt.resources, !patience.is_over_at_once());
         let mut above = Ballot::ZERO;
         loop {
@@ -137,6 +139,10 @@ struct Attempt {
     lease: Duration,
 }
 
+/// A round that has been sent. `None` when a lease that was to be entered was released meanwhile, or the turn was lost: reserve
+/// again.
+type Begun = Option<(Guard, Arc<Round>)>;
+
 /// Why a try failed, and what may help.
 type Failed = (AcquireError, Again);
 
@@ -144,7 +150,7 @@ type Failed = (AcquireError, Again);
 impl Attempt {
     /// One round. What it leaves behind when it fails or is dropped, the guard's drop takes away.
     async fn make(
-        &self,
+        self: &Arc<Self>,
         handle: &Arc<Handle>,
         above: Ballot,
         patience: &mut Patience,
@@ -155,11 +161,13 @@ impl Attempt {
         let reservation;
         let (guard, round) = loop {
             let (reserved, held) = self.reserve(core, patience).await?;
-            if self.acquires(&held) {
+            let begun = if self.acquires(&held) {
                 waiter.begin_try();
-                self.take_turn(core, patience, waiter).await?;
-            }
-            if let Some(begun) = self.begin(handle, held, above, waiter.ticket())? {
+                self.begin_in_turn(handle, held, above, patience, waiter).await
+            } else {
+                self.begin(handle, held, above, None)
+            };
+            if let Some(begun) = begun? {
                 reservation = reserved;
                 break begun;
             }
@@ -199,27 +207,34 @@ impl Attempt {
         self.owner.inherited().and_then(|export| export.lease(resource))
     }
 
-    /// Waits until this request is the one of this process that may compete.
-    async fn take_turn(
-        &self,
-        core: &Arc<Core>,
+    /// Sends the round when this request is the one of this process that may compete.
+    async fn begin_in_turn(
+        self: &Arc<Self>,
+        handle: &Arc<Handle>,
+        held: Vec<Option<Arc<Lease>>>,
+        above: Ballot,
         patience: &mut Patience,
         waiter: &mut Waiter<'_>,
-    ) -> Result<(), Failed> {
-        let mut turn = pin!(waiter.take_turn());
-        if poll!(&mut turn).is_ready() {
-            return Ok(());
+    ) -> Result<Begun, Failed> {
+        let core = &handle.0;
+        let start = {
+            let (attempt, handle, ticket) = (Arc::clone(self), Arc::clone(handle), waiter.ticket().cloned());
+            move || attempt.begin(&handle, held, above, ticket.as_ref())
+        };
+        let mut begun = pin!(waiter.in_turn(start));
+        if let Poll::Ready(begun) = poll!(&mut begun) {
+            return begun.unwrap_or(Ok(None));
         }
         // Also what there is to tell when the turn comes too late for an answer.
         patience.has_met(self.not_our_turn(core));
-        match patience.left(core.now()) {
-            None => turn.await,
+        let begun = match patience.left(core.now()) {
+            None => begun.await,
             Some(left) => {
-                let in_time = tokio::time::timeout(left, turn).await;
-                in_time.map_err(|_| (self.not_our_turn(core), Again::Later))?;
+                let in_time = tokio::time::timeout(left, begun).await;
+                in_time.map_err(|_| (self.not_our_turn(core), Again::Later))?
             }
-        }
-        Ok(())
+        };
+        begun.unwrap_or(Ok(None))
     }
 
     /// Another request of this process has the lock, or is asking for it.
@@ -232,14 +247,14 @@ impl Attempt {
         AcquireError::Held { resource, by, free_in: Some(state.lease.remaining(core.now())), nodes }
     }
 
-    /// Sends the round. `None` when a lease that was to be entered was released meanwhile: reserve again.
+    /// Sends the round.
     fn begin(
         &self,
         handle: &Arc<Handle>,
         held: Vec<Option<Arc<Lease>>>,
         above: Ballot,
         ticket: Option<&Arc<Ticket>>,
-    ) -> Result<Option<(Guard, Arc<Round>)>, Failed> {
+    ) -> Result<Begun, Failed> {
         let core = &handle.0;
         let now = core.now();
         let free: Vec<&Resource> = self
@@ -300,7 +315,8 @@ impl Attempt {
 
         let over = |(i, lease): &(usize, &Arc<Lease>)| {
             let refused = refusals.iter().filter(|refusal| refusal.ends() == Some(*i)).count();
-            !lease.state().fresh && (lease.phase() == Phase::Lost || refused >= quorum)
+            let is_new = lease.state().lease.token == round.ballot.into();
+            !is_new && (lease.phase() == Phase::Lost || refused >= quorum)
         };
         if let Some((_, lease)) = guard.leases().iter().enumerate().find(over) {
             return lost(&lease.resource);

@@ -40,17 +40,21 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    /// Waits for the turn, unless there is none to wait for: for a request that does not wait, or as long as too few nodes
-    /// can be heard. Nor for several resources: some turns would be kept from others while one is waited for, and two
-    /// requests could wait for each other.
-    pub(crate) async fn take_turn(&mut self) {
-        if let [resource] = self.resources
-            && self.waits
-            && !self.unheard
-            && self.turn.is_none()
-        {
-            self.turn = Some(self.core.turns.take(resource).await);
+    /// Does `start` when it is this request's turn, or at once where there is none to wait for: for a request that does not
+    /// wait, or as long as too few nodes can be heard. Nor for several resources: some turns would be kept from others while
+    /// one is waited for, and two requests could wait for each other. `None` when the turn was lost.
+    pub(crate) async fn in_turn<T: Send + 'static>(&mut self, start: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let [resource] = self.resources else { return Some(start()) };
+        if !self.waits || self.unheard || self.turn.is_some() {
+            return Some(start());
         }
+        // Whoever waits is woken when what was started is about to leave, by the task that sends it. Woken before, it would
+        // be one task more for the threads of the runtime to share, and the messages would leave one by one.
+        let core = Arc::clone(self.core);
+        let tell = move |news| core.nodes[0].then(news);
+        let (done, turn) = self.core.turns.take(resource, start, tell).await?;
+        self.turn = Some(turn);
+        Some(done)
     }
 
     /// A try has failed.
@@ -63,6 +67,9 @@ impl<'a> Waiter<'a> {
 
     /// The lease keeps the turn until it is over, and the ticket to take it from the lines.
     pub(crate) fn granted(&mut self, leases: &[Arc<Lease>]) {
+        for lease in leases {
+            lease.is_taken();
+        }
         if let (Some(turn), [lease]) = (self.turn.take(), leases) {
             lease.keep_turn(turn);
         }

@@ -177,6 +177,7 @@ impl Connection {
                 self.early.push(request, still_trying);
             }
             Some(Message::Request(request)) => self.turn_away(request),
+            Some(Message::Then(next)) => next(),
             Some(Message::Close) | None => self.closing = true,
         }
     }
@@ -233,6 +234,7 @@ impl Connection {
                         Poll::Ready(Some(Message::Request(request))) => {
                             waiting.push(request, || line.overdue(self.environment.now()));
                         }
+                        Poll::Ready(Some(Message::Then(next))) => next(),
                         Poll::Ready(Some(Message::Close) | None) => self.closing = true,
                         Poll::Pending => break,
                     }

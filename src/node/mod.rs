@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::{Cmd, Value};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::NodeAddress;
@@ -70,6 +71,8 @@ impl Asker {
 
 enum Message {
     Request(Request),
+    /// To be called.
+    Then(Box<dyn FnOnce() + Send>),
     /// The client is gone: see what was sent through, then end.
     Close,
 }
@@ -103,6 +106,13 @@ impl Node {
     /// Never waits. Once the runtime is gone the request is dropped, which its asker sees as no answer.
     pub(crate) fn send(&self, request: Request) {
         drop(self.queue.send(Message::Request(request)));
+    }
+
+    /// Calls `next` when what was sent before is about to leave, in the task of the connections.
+    pub(crate) fn then(&self, next: Box<dyn FnOnce() + Send>) {
+        if let Err(SendError(Message::Then(next))) = self.queue.send(Message::Then(next)) {
+            next();
+        }
     }
 
     pub(crate) fn close(&self) {

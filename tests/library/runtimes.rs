@@ -94,20 +94,3 @@ async fn a_grant_is_told_when_it_is_in_force() {
         task.await.expect("a task");
     }
 }
-
-/// Whoever had to wait for another task of this process, and whose own try then had less time than a node may take, has met
-/// that task and not nodes that are away.
-#[tokio::test]
-async fn a_turn_that_comes_too_late_is_told_as_what_was_waited_for() {
-    let mut cluster = Cluster::start(3);
-    let locks = cluster.client(Duration::from_secs(60)).await;
-    let guard = locks.lock("turn").acquire().await.expect("the lock");
-    let mut waiting = Box::pin(locks.lock("turn").wait(Duration::from_millis(500)).acquire());
-    assert!(futures::poll!(&mut waiting).is_pending());
-    for node in 0..3 {
-        cluster.pause(node);
-    }
-    drop(guard);
-    let error = waiting.await.expect_err("nobody answers");
-    assert!(error.is_timed_out() && error.is_held(), "{error}");
-}

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,6 +13,7 @@ use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Script};
 
 use super::super::fleet::unreachable;
 use super::super::measure::{Clock, Stretch};
+use super::super::turns::{Turn, Turns, now};
 use super::fan_out::{ACQUIRE, PREFIX, RELEASE};
 use super::{LEASE, Measured, WARM_UP};
 use crate::exit::Failure;
@@ -59,10 +61,14 @@ impl Floor {
         Ok(Some(Self { urls: urls.to_vec(), scripts }))
     }
 
-    fn measure(&self, tasks: usize, stretch: Duration) -> io::Result<Stretch> {
+    fn loom(&self, slots: usize) -> io::Result<Loom> {
         let wires = self.urls.iter().map(|url| Wire::connect(url, self.scripts)).collect::<io::Result<Vec<Wire>>>()?;
-        let slots = (0..tasks).map(|task| Slot::new(task, self.scripts)).collect();
-        let mut loom = Loom { quorum: wires.len() / 2 + 1, wires, slots, latencies: Vec::new(), failed: 0 };
+        let slots = (0..slots).map(|slot| Slot::new(slot, self.scripts)).collect();
+        Ok(Loom { quorum: wires.len() / 2 + 1, wires, slots, latencies: Vec::new(), failed: 0 })
+    }
+
+    fn measure(&self, tasks: usize, stretch: Duration) -> io::Result<Stretch> {
+        let mut loom = self.loom(tasks)?;
         loom.run(|loom| loom.latencies.len() >= WARM_UP * tasks)?;
         (loom.latencies, loom.failed) = (Vec::new(), 0);
         let (clock, began) = (Clock::start(), Instant::now());
@@ -85,6 +91,11 @@ impl Measured for Floor {
             crate::messages::error(format_args!("the bare sockets failed: {error}"));
             Clock::start().stop(Vec::new(), 1)
         })
+    }
+
+    fn turns(&self, tasks: usize, inside: Duration, stretch: Duration) -> Option<Turns> {
+        let turns = self.loom(1).and_then(|mut loom| loom.turns(tasks, inside, stretch));
+        turns.inspect_err(|error| crate::messages::error(format_args!("the bare sockets failed: {error}"))).ok()
     }
 }
 
@@ -239,6 +250,48 @@ impl Loom {
                 }
                 if decided && alone {
                     break; // The next request goes first; what is late can wait.
+                }
+            }
+        }
+    }
+
+    /// As if so many had one lock in turn, and nobody had to be told whose turn it is: released and acquired again in one
+    /// message to each node.
+    fn turns(&mut self, contenders: usize, inside: Duration, stretch: Duration) -> io::Result<Turns> {
+        let began = Instant::now();
+        let (mut taken, mut failed) = (Vec::new(), 0);
+        loop {
+            self.begin(0);
+            failed += usize::from(!self.is_granted()?);
+            let entered = now();
+            thread::sleep(inside);
+            taken.push(Turn { who: taken.len() % contenders, entered, left: now() });
+            self.slots[0].is_release = true;
+            self.send(0);
+            if began.elapsed() >= stretch {
+                failed += usize::from(!self.is_granted()?);
+                break;
+            }
+        }
+        let mut turns = Turns::new(contenders);
+        turns.add(taken, failed);
+        Ok(turns)
+    }
+
+    /// Sends what there is, and waits for the verdict on the latest round of the only slot.
+    fn is_granted(&mut self) -> io::Result<bool> {
+        let mut answers = Vec::new();
+        self.wires.iter_mut().try_for_each(Wire::flush)?;
+        loop {
+            let ready = self.wait()?;
+            for (wire, _) in ready.into_iter().enumerate().filter(|(_, ready)| *ready) {
+                self.wires[wire].receive(&mut answers)?;
+                let it = &mut self.slots[0];
+                for (_, _, is_yes) in answers.drain(..).filter(|(_, round, _)| *round == it.round) {
+                    *(if is_yes { &mut it.yes } else { &mut it.no }) += 1;
+                }
+                if it.yes >= self.quorum || it.no > self.wires.len() - self.quorum {
+                    return Ok(it.yes >= self.quorum);
                 }
             }
         }

@@ -1,0 +1,84 @@
+//! Requests of one process for the same resource, which take turns.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::poll;
+use quorlock::Guard;
+
+use crate::clocks::Ahead;
+use crate::support::{Cluster, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Whoever had to wait for another task of this process, and whose own try then had less time than a node may take, has met
+/// that task and not nodes that are away.
+#[tokio::test]
+async fn a_turn_that_comes_too_late_is_told_as_what_was_waited_for() {
+    let mut cluster = Cluster::start(3);
+    let locks = cluster.client(Duration::from_secs(60)).await;
+    let guard = locks.lock("turn").acquire().await.expect("the lock");
+    let mut waiting = Box::pin(locks.lock("turn").wait(Duration::from_millis(500)).acquire());
+    assert!(poll!(&mut waiting).is_pending());
+    for node in 0..3 {
+        cluster.pause(node);
+    }
+    drop(guard);
+    let error = waiting.await.expect_err("nobody answers");
+    assert!(error.is_timed_out() && error.is_held(), "{error}");
+}
+
+/// The release and the next one's request: one system call for each node, and the server reads both at once.
+#[tokio::test]
+async fn a_lock_changes_hands_in_one_message_to_each_node() {
+    const CHANGES: usize = 20;
+    let cluster = Cluster::start(3);
+    let environment = Arc::new(Ahead::default());
+    let locks = cluster.builder().environment(environment.clone()).connect().await.expect("settings that work");
+    locks.flush().await;
+    let mut guard = locks.lock("hands").acquire().await.expect("the lock");
+    for _ in 0..CHANGES {
+        let token = guard.token();
+        let next = tokio::spawn(locks.lock("hands").acquire());
+        // In this kind of runtime its task runs meanwhile, and waits.
+        locks.flush().await;
+        let before = environment.writes.load(Ordering::Relaxed);
+        drop(guard);
+        guard = next.await.expect("a task").expect("its turn");
+        assert!(guard.token() > token);
+        assert_eq!(environment.writes.load(Ordering::Relaxed) - before, 3);
+    }
+    locks.flush().await;
+    let taken: Vec<String> = cluster.each(redis::cmd("GET").arg(Cluster::lock_key("hands")));
+    assert!(taken.iter().all(|lock| lock.contains(&guard.token().to_string())), "{taken:?}");
+}
+
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(20 * SECOND, future).await.expect("in time")
+}
+
+/// A task that has stopped running must not keep everybody else from the lock for ever.
+#[tokio::test]
+async fn what_nobody_takes_up_ends_with_its_lease() {
+    let cluster = Cluster::start(3);
+    let (first, second) = (cluster.client(SECOND).await, cluster.client(SECOND).await);
+    let is_held = || cluster.count_keys(&Cluster::lock_key("left")) == 3;
+    for is_handed_over in [false, true] {
+        let guard: Option<Guard> = match is_handed_over {
+            true => Some(first.lock("left").acquire().await.expect("the lock")),
+            false => None,
+        };
+        let mut left = Box::pin(first.lock("left").acquire());
+        assert!(poll!(&mut left).is_pending());
+        drop(guard);
+        eventually(5 * SECOND, "it is granted", is_held).await;
+        first.flush().await;
+        let guard = in_time(second.lock("left").acquire()).await.expect("nobody extends that lease");
+        assert!(poll!(&mut left).is_pending(), "what it was granted is over, and it asks again");
+        guard.release().await.expect("a release");
+        let guard = in_time(left).await.expect("the lock");
+        guard.release().await.expect("a release");
+        first.flush().await;
+    }
+}
