@@ -53,6 +53,13 @@ pub(crate) struct State {
     began: Moment,
 }
 
+impl State {
+    /// A request whose task has not run for so long may never run again: what it was granted ends by itself.
+    fn is_left(&self, now: Moment) -> bool {
+        self.awaited && now.since(self.began) >= Schedule::extend_after(self.lease.length)
+    }
+}
+
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Lease({} {:?})", self.resource, locked(&self.state).lease)
@@ -117,8 +124,15 @@ impl Lease {
     }
 
     /// Whoever asked for it has it from now on.
-    pub(crate) fn is_taken(&self) {
-        self.state().awaited = false;
+    pub(crate) fn is_taken(self: &Arc<Self>) {
+        let now = self.core.now();
+        let mut state = self.state();
+        // An extension may have been left out.
+        if state.is_left(now) && matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
+            state.lease.extend_before(now);
+            self.reschedule(&mut state);
+        }
+        state.awaited = false;
     }
 
     /// Keeps the turn that led to this lease until it is over.
@@ -203,9 +217,7 @@ impl Lease {
             Due::Danger { extend } => extend,
             Due::Nothing => false,
         };
-        // A request whose task has not run for so long may never run again: what it was granted ends by itself.
-        let is_left = state.awaited && now.since(state.began) >= Schedule::extend_after(state.lease.length);
-        if extend && !is_left {
+        if extend && !state.is_left(now) {
             let length = state.lease.length;
             send_hold(&self.core, &[Arc::clone(self)], &mut [&mut state], length, None);
         }

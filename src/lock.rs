@@ -15,7 +15,7 @@ use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Phase, Verdict, floor_for_a_quorum};
 use crate::resource::Resource;
 use crate::round::Round;
-use crate::table::Reserved;
+use crate::table::{Reservation, Reserved};
 use crate::ticket::Ticket;
 use crate::waiter::Waiter;
 use crate::waiting::{Again, Patience};
@@ -98,7 +98,7 @@ impl LockRequest {
 
     async fn run(self, mut patience: Patience) -> Result<Guard, AcquireError> {
         let core = &self.handle.0;
-        let attempt = Arc::new(self.prepare()?);
+        let attempt = self.prepare()?;
         let mut waiter = Waiter::new(core, &attempt.owner, &attempt.resources, !patience.is_over_at_once());
         let mut above = Ballot::ZERO;
         loop {
@@ -127,21 +127,27 @@ impl LockRequest {
         resources.sort_unstable();
         resources.dedup();
         let owner = self.owner.clone().or_else(Owner::scoped).unwrap_or_else(|| core.anonymous());
-        Ok(Attempt { resources, first, owner, lease })
+        Ok(Attempt { resources: resources.into(), first, owner, lease })
     }
 }
 
 /// What every try of one request has in common.
+#[derive(Clone)]
 struct Attempt {
-    resources: Vec<Resource>,
+    /// Sorted.
+    resources: Arc<[Resource]>,
     first: Resource,
     owner: Owner,
     lease: Duration,
 }
 
-/// A round that has been sent. `None` when a lease that was to be entered was released meanwhile, or the turn was lost: reserve
-/// again.
-type Begun = Option<(Guard, Arc<Round>)>;
+/// A round that has been sent.
+struct Begun {
+    guard: Guard,
+    round: Arc<Round>,
+    /// Behind the guard, so dropped after it: the next try of the same owner is sent behind our release.
+    reservation: Reservation,
+}
 
 /// Why a try failed, and what may help.
 type Failed = (AcquireError, Again);
@@ -150,44 +156,49 @@ type Failed = (AcquireError, Again);
 impl Attempt {
     /// One round. What it leaves behind when it fails or is dropped, the guard's drop takes away.
     async fn make(
-        self: &Arc<Self>,
+        &self,
         handle: &Arc<Handle>,
         above: Ballot,
         patience: &mut Patience,
         waiter: &mut Waiter<'_>,
     ) -> Result<Guard, Failed> {
         let core = &handle.0;
-        // Declared before the guard, so dropped after it: the next try of the same owner is sent behind our release.
-        let reservation;
-        let (guard, round) = loop {
-            let (reserved, held) = self.reserve(core, patience).await?;
-            let begun = if self.acquires(&held) {
+        let begun = loop {
+            let reserved = self.reserve(core, patience, waiter).await?;
+            let begun = if self.acquires(&reserved.1) {
                 waiter.begin_try();
-                self.begin_in_turn(handle, held, above, patience, waiter).await
+                self.begin_in_turn(handle, reserved, above, patience, waiter).await
             } else {
-                self.begin(handle, held, above, None)
+                self.begin(handle, reserved, above, None)
             };
             if let Some(begun) = begun? {
-                reservation = reserved;
                 break begun;
             }
         };
+        let Begun { guard, round, .. } = &begun;
         let limit = patience.limit(core.now(), core.settings.node_timeout(self.lease));
         let verdict = round.decided_within(limit).await;
         if verdict == Verdict::Won && !guard.remaining().is_zero() {
-            reservation.fulfil(guard.leases().iter());
             waiter.granted(guard.leases());
-            return Ok(guard);
+            begun.reservation.fulfil(begun.guard.leases().iter());
+            return Ok(begun.guard);
         }
-        Err(self.explain(core, &guard, &round, verdict, limit))
+        Err(self.explain(core, guard, round, verdict, limit))
     }
 
-    async fn reserve(&self, core: &Arc<Core>, patience: &Patience) -> Result<Reserved, Failed> {
+    async fn reserve(
+        &self,
+        core: &Arc<Core>,
+        patience: &Patience,
+        waiter: &mut Waiter<'_>,
+    ) -> Result<Reserved, Failed> {
         loop {
             let done = match core.table.reserve(&self.owner, &self.resources) {
                 Ok(reserved) => return Ok(reserved),
                 Err(done) => done,
             };
+            // That one may be waiting for the turn that this request has from an earlier try.
+            waiter.stand_aside();
             let contended = || AcquireError::Contended { resource: self.first.to_string(), nodes: Reports(Vec::new()) };
             match patience.left(core.now()) {
                 None => done.await,
@@ -199,27 +210,27 @@ impl Attempt {
 
     /// Is there anything that is neither held already nor to be joined?
     fn acquires(&self, held: &[Option<Arc<Lease>>]) -> bool {
-        let missing = self.resources.iter().zip(held).filter(|(_, lease)| lease.is_none());
-        missing.into_iter().any(|(resource, _)| self.inherited(resource).is_none())
+        let mut missing = self.resources.iter().zip(held).filter(|(_, lease)| lease.is_none());
+        missing.any(|(resource, _)| self.inherited(resource).is_none())
     }
 
     fn inherited(&self, resource: &Resource) -> Option<&ExportedLease> {
         self.owner.inherited().and_then(|export| export.lease(resource))
     }
 
-    /// Sends the round when this request is the one of this process that may compete.
+    /// Sends the round when this request is the one of this process that may compete. `None` also when the turn was lost.
     async fn begin_in_turn(
-        self: &Arc<Self>,
+        &self,
         handle: &Arc<Handle>,
-        held: Vec<Option<Arc<Lease>>>,
+        reserved: Reserved,
         above: Ballot,
         patience: &mut Patience,
         waiter: &mut Waiter<'_>,
-    ) -> Result<Begun, Failed> {
+    ) -> Result<Option<Begun>, Failed> {
         let core = &handle.0;
         let start = {
-            let (attempt, handle, ticket) = (Arc::clone(self), Arc::clone(handle), waiter.ticket().cloned());
-            move || attempt.begin(&handle, held, above, ticket.as_ref())
+            let (attempt, handle) = (self.clone(), Arc::clone(handle));
+            move |ticket: Option<&Arc<Ticket>>| attempt.begin(&handle, reserved, above, ticket)
         };
         let mut begun = pin!(waiter.in_turn(start));
         if let Poll::Ready(begun) = poll!(&mut begun) {
@@ -247,14 +258,14 @@ impl Attempt {
         AcquireError::Held { resource, by, free_in: Some(state.lease.remaining(core.now())), nodes }
     }
 
-    /// Sends the round.
+    /// Sends the round. `None` when a lease that was to be entered was released meanwhile: reserve again.
     fn begin(
         &self,
         handle: &Arc<Handle>,
-        held: Vec<Option<Arc<Lease>>>,
+        (reservation, held): Reserved,
         above: Ballot,
         ticket: Option<&Arc<Ticket>>,
-    ) -> Result<Begun, Failed> {
+    ) -> Result<Option<Begun>, Failed> {
         let core = &handle.0;
         let now = core.now();
         let free: Vec<&Resource> = self
@@ -302,7 +313,7 @@ impl Attempt {
         let guard = Guard::enter(Arc::clone(handle), leases, &mut states, self.first.clone());
         let mut borrowed = states.iter_mut().map(|state| &mut **state).collect::<Vec<_>>();
         let round = send_hold(core, guard.leases(), &mut borrowed, self.lease, Some(ballot));
-        Ok(Some((guard, round)))
+        Ok(Some(Begun { guard, round, reservation }))
     }
 
     /// Why the round did not give the lock.

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::client::Core;
 use crate::lease::{Lease, send_leave};
@@ -8,34 +9,60 @@ use crate::ticket::Ticket;
 use crate::turn::Turn;
 use crate::waiting::Again;
 
-/// The places of a request that waits: its ticket in the lines of the nodes, and its turn in this process. Dropping it
-/// gives both up.
+/// The places of a request that waits: in the lines of the nodes, and its turn in this process. Dropping it gives both up.
 pub(crate) struct Waiter<'a> {
     core: &'a Arc<Core>,
     owner: &'a Owner,
-    resources: &'a [Resource],
+    resources: &'a Arc<[Resource]>,
     waits: bool,
     /// Too few nodes could be heard: everybody may try for themselves, and be told so.
     unheard: bool,
-    ticket: Option<Arc<Ticket>>,
+    stand: Option<Arc<Stand>>,
+    /// Behind the place, so given up after it.
     turn: Option<Turn>,
 }
 
+/// A place in the lines of the nodes. Its end takes the ticket from there, unless a lease has it by then. So whatever may
+/// leave the ticket there must be over before: what is begun for a request shares its place with it.
+struct Stand {
+    core: Arc<Core>,
+    owner: Owner,
+    resources: Arc<[Resource]>,
+    ticket: Arc<Ticket>,
+    is_granted: AtomicBool,
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        if !*self.is_granted.get_mut() {
+            send_leave(&self.core, &self.owner, &self.resources, &self.ticket);
+        }
+    }
+}
+
 impl<'a> Waiter<'a> {
-    pub(crate) fn new(core: &'a Arc<Core>, owner: &'a Owner, resources: &'a [Resource], waits: bool) -> Self {
-        Self { core, owner, resources, waits, unheard: false, ticket: None, turn: None }
+    pub(crate) fn new(core: &'a Arc<Core>, owner: &'a Owner, resources: &'a Arc<[Resource]>, waits: bool) -> Self {
+        Self { core, owner, resources, waits, unheard: false, stand: None, turn: None }
     }
 
     pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
-        self.ticket.as_ref()
+        self.stand.as_ref().map(|stand| &stand.ticket)
     }
 
     /// Another try begins. The first takes a ticket, which says since when the request has waited. Who does not wait needs
     /// none.
     pub(crate) fn begin_try(&mut self) {
-        match &self.ticket {
-            Some(ticket) => ticket.begin_try(),
-            None if self.waits => self.ticket = Some(self.core.ticket(self.owner)),
+        match &self.stand {
+            Some(stand) => stand.ticket.begin_try(),
+            None if self.waits => {
+                self.stand = Some(Arc::new(Stand {
+                    core: Arc::clone(self.core),
+                    owner: self.owner.clone(),
+                    resources: Arc::clone(self.resources),
+                    ticket: self.core.ticket(self.owner),
+                    is_granted: AtomicBool::new(false),
+                }));
+            }
             None => {}
         }
     }
@@ -43,16 +70,22 @@ impl<'a> Waiter<'a> {
     /// Does `start` when it is this request's turn, or at once where there is none to wait for: for a request that does not
     /// wait, or as long as too few nodes can be heard. Nor for several resources: some turns would be kept from others while
     /// one is waited for, and two requests could wait for each other. `None` when the turn was lost.
-    pub(crate) async fn in_turn<T: Send + 'static>(&mut self, start: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let [resource] = self.resources else { return Some(start()) };
-        if !self.waits || self.unheard || self.turn.is_some() {
-            return Some(start());
-        }
+    pub(crate) async fn in_turn<T: Send + 'static>(
+        &mut self,
+        start: impl FnOnce(Option<&Arc<Ticket>>) -> T + Send + 'static,
+    ) -> Option<T> {
+        let resource = match &**self.resources {
+            [resource] if self.waits && !self.unheard && self.turn.is_none() => resource,
+            _ => return Some(start(self.ticket())),
+        };
+        let stand = self.stand.clone();
+        // In this order they end should nobody want them any more.
+        let start = move || (start(stand.as_ref().map(|stand| &stand.ticket)), stand);
         // Whoever waits is woken when what was started is about to leave, by the task that sends it. Woken before, it would
         // be one task more for the threads of the runtime to share, and the messages would leave one by one.
         let core = Arc::clone(self.core);
         let tell = move |news| core.nodes[0].then(news);
-        let (done, turn) = self.core.turns.take(resource, start, tell).await?;
+        let ((done, _), turn) = self.core.turns.take(resource, start, tell).await?;
         self.turn = Some(turn);
         Some(done)
     }
@@ -65,6 +98,12 @@ impl<'a> Waiter<'a> {
         }
     }
 
+    /// Another task of the same owner is asking for the same: what it gets, this one will enter.
+    pub(crate) fn stand_aside(&mut self) {
+        self.stand = None;
+        self.turn = None;
+    }
+
     /// The lease keeps the turn until it is over, and the ticket to take it from the lines.
     pub(crate) fn granted(&mut self, leases: &[Arc<Lease>]) {
         for lease in leases {
@@ -73,14 +112,8 @@ impl<'a> Waiter<'a> {
         if let (Some(turn), [lease]) = (self.turn.take(), leases) {
             lease.keep_turn(turn);
         }
-        self.ticket = None;
-    }
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            send_leave(self.core, self.owner, self.resources, &ticket);
+        if let Some(stand) = self.stand.take() {
+            stand.is_granted.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::poll;
-use quorlock::Guard;
+use quorlock::{Guard, Owner};
 
 use crate::clocks::Ahead;
 use crate::support::{Cluster, eventually};
@@ -81,4 +81,41 @@ async fn what_nobody_takes_up_ends_with_its_lease() {
         guard.release().await.expect("a release");
         first.flush().await;
     }
+}
+
+/// What is begun for a request that has just been dropped, but does not know it yet, leaves nothing behind it: no key, and
+/// no ticket that the nodes would call and wait for.
+#[tokio::test]
+async fn who_gives_up_as_the_turn_comes_leaves_nothing() {
+    let cluster = Cluster::start(3);
+    let (locks, other) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
+    let guard = locks.lock("ghost").acquire().await.expect("the lock");
+    let mut waiting = Box::pin(locks.lock("ghost").acquire());
+    assert!(poll!(&mut waiting).is_pending());
+    drop(guard);
+    drop(waiting);
+    locks.flush().await;
+    locks.flush().await; // The first made sure that everything has been sent.
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("ghost")), 0);
+    assert_eq!(cluster.count_lines("ghost"), 0);
+    drop(other.lock("ghost").try_acquire().await.expect("nobody wants it"));
+}
+
+/// One of them has the turn from a try before, while the other is the one that may ask for their owner.
+#[tokio::test]
+async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
+    let cluster = Cluster::start(3);
+    let (locks, other) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
+    let guard = other.lock("shared").acquire().await.expect("the lock");
+    let owner = Owner::new();
+    let ask = || tokio::spawn(locks.lock("shared").owner(&owner).acquire());
+    let asked = [ask(), ask(), ask()];
+    eventually(5 * SECOND, "one waits", || cluster.count_lines("shared") >= 2).await;
+    locks.flush().await;
+    guard.release().await.expect("a release");
+    let mut guards = Vec::new();
+    for asked in asked {
+        guards.push(in_time(asked).await.expect("a task").expect("the lock, or a hold on it"));
+    }
+    assert_eq!(guards[0].holds(), 3);
 }
