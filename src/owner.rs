@@ -22,7 +22,8 @@ pub struct Owner(Arc<Identity>);
 struct Identity {
     id: u128,
     label: Arc<str>,
-    inherited: Option<Export>,
+    /// Seldom: most owners are made for one acquisition.
+    inherited: Option<Box<Export>>,
     /// The largest ballot that was proposed for it in this process.
     last_ballot: AtomicU64,
 }
@@ -65,7 +66,7 @@ impl Owner {
         Ok(Self(Arc::new(Identity {
             id: export.owner,
             label: export.label.as_str().into(),
-            inherited: Some(export),
+            inherited: Some(Box::new(export)),
             last_ballot: AtomicU64::new(0),
         })))
     }
@@ -102,7 +103,7 @@ impl Owner {
     }
 
     pub(crate) fn inherited(&self) -> Option<&Export> {
-        self.0.inherited.as_ref()
+        self.0.inherited.as_deref()
     }
 }
 

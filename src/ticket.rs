@@ -21,7 +21,7 @@ impl Tickets {
         let ticket = Arc::new(Ticket {
             issuer: Arc::clone(self),
             number: number.get(),
-            text: format!("{}:{session:016x}", number.get()),
+            session,
             quorum,
             left_on: AtomicU64::new(0),
             waits_on: AtomicU64::new(0),
@@ -52,7 +52,8 @@ pub(crate) fn channel(session: u64) -> String {
 pub(crate) struct Ticket {
     issuer: Arc<Tickets>,
     number: u64,
-    text: String,
+    /// Of the client, which names its channel.
+    session: u64,
     quorum: usize,
     /// One bit for each node in whose line it may stand. Never taken back: an answer to an older message says nothing of
     /// what a newer one has left.
@@ -66,8 +67,8 @@ pub(crate) struct Ticket {
 
 impl Ticket {
     /// As it stands in a node's line: number and channel.
-    pub(crate) fn text(&self) -> &str {
-        &self.text
+    pub(crate) fn text(&self) -> String {
+        format!("{}:{:016x}", self.number, self.session)
     }
 
     /// This node is about to be sent what may leave the ticket there.
@@ -119,7 +120,7 @@ impl Drop for Ticket {
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ticket({})", self.text)
+        write!(f, "Ticket({})", self.text())
     }
 }
 

@@ -62,7 +62,7 @@ pub(crate) fn hold(
     let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
     command.arg(held_once(next.get(), owner, session)).arg(millis(lease)).arg(next.get()).arg(millis(memory));
     let ticket = entries.iter().filter(|entry| entry.fresh).find_map(|entry| entry.ticket);
-    command.arg(ticket.map_or(NONE, Ticket::text));
+    command.arg(ticket.map_or_else(|| NONE.to_owned(), Ticket::text));
     if let [Entry { lease: Lease { holds: 1, .. }, fresh: true, .. }] = entries {
         return command;
     }
@@ -81,7 +81,7 @@ pub(crate) fn release(entries: &[Entry<'_>], next: Ballot, memory: Duration, own
     for Entry { lease, fresh, ticket, .. } in entries {
         // What was not granted is asked for again: the request keeps its place until it gives up.
         let keeps_place = u8::from(*fresh && ticket.is_some());
-        let ticket = ticket.map_or(NONE, Ticket::text);
+        let ticket = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
         command.arg(format!("{} {} {ticket} {keeps_place}", lease.token.get(), lease.known.get()));
     }
     command

@@ -209,14 +209,15 @@ async fn held(urls: &[String]) -> Result<(), Failure> {
     drop(stream::iter(HELD..HELD + ASKED_AT_ONCE).map(ask).buffer_unordered(ASKED_AT_ONCE).collect::<Vec<_>>().await);
     locks.flush().await;
     let before = resident();
-    let guards: Vec<_> = stream::iter(0..HELD).map(ask).buffer_unordered(ASKED_AT_ONCE).collect().await;
-    let refused = guards.iter().filter(|guard| guard.is_err()).count();
+    let asked = stream::iter(0..HELD).map(ask).buffer_unordered(ASKED_AT_ONCE);
+    let guards: Vec<_> = asked.filter_map(|guard| std::future::ready(guard.ok())).collect().await;
+    let refused = HELD - guards.len();
     let (since, cpu) = (Instant::now(), cpu_time());
     tokio::time::sleep(HELD_FOR).await;
     let cpu_share = cpu_time().saturating_sub(cpu).as_secs_f64() / since.elapsed().as_secs_f64();
     let bytes = resident().zip(before).map(|(after, before)| after.saturating_sub(before));
     let bytes = bytes.map(|bytes| number(usize::try_from(bytes).unwrap_or(usize::MAX)) / number(HELD));
-    let lost = guards.iter().flatten().filter(|guard| guard.is_lost()).count();
+    let lost = guards.iter().filter(|guard| guard.is_lost()).count();
     let figures = json!({ "cpu_share": cpu_share, "refused": refused, "lost": lost, "bytes_per_lease": bytes });
     drop(guards);
     locks.flush().await;
