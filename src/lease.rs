@@ -275,7 +275,7 @@ fn hold_round(
     ballot: Option<Ballot>,
 ) -> (Arc<Round>, Cmd) {
     let started = core.now();
-    let ballot = ballot.unwrap_or_else(|| fresh_ballot(core, &leases[0].owner, states));
+    let ballot = ballot.unwrap_or_else(|| core.propose_above(&leases[0].owner, largest_sent(states)));
     for state in states.iter_mut() {
         state.sent = ballot;
     }
@@ -288,10 +288,11 @@ fn hold_round(
     (Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec(), ticket), command)
 }
 
-/// Sends a round that takes this session's holds away.
+/// Sends a round that takes this session's holds away. It needs no ballot of its own: whatever of these leases may yet arrive
+/// somewhere has none that is larger than the largest that was sent.
 pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut [&mut State]) -> Arc<Round> {
     let started = core.now();
-    let ballot = fresh_ballot(core, &leases[0].owner, states);
+    let ballot = largest_sent(states);
     let command = {
         let entries = entries(leases, states);
         node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.common.session)
@@ -315,9 +316,8 @@ fn ticket_of(leases: &[Arc<Lease>], states: &[&mut State]) -> Option<Arc<Ticket>
     fresh.find_map(|(lease, _)| lease.ticket.clone())
 }
 
-/// Larger than every ballot that was sent for these leases.
-fn fresh_ballot(core: &Core, owner: &Owner, states: &[&mut State]) -> Ballot {
-    core.propose_above(owner, states.iter().map(|state| state.sent).max().unwrap_or(Ballot::ZERO))
+fn largest_sent(states: &[&mut State]) -> Ballot {
+    states.iter().map(|state| state.sent).max().unwrap_or(Ballot::ZERO)
 }
 
 fn entries<'a>(leases: &'a [Arc<Lease>], states: &'a [&mut State]) -> Vec<Entry<'a>> {

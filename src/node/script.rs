@@ -73,11 +73,12 @@ pub(crate) fn hold(
     command
 }
 
-/// "Make it so that this session has no holds, and that nothing late brings them back."
-pub(crate) fn release(entries: &[Entry<'_>], next: Ballot, memory: Duration, owner: &Owner, session: u64) -> Cmd {
+/// "Make it so that this session has no holds, and that nothing late brings them back": `sent` is the largest ballot that was
+/// sent for any of them.
+pub(crate) fn release(entries: &[Entry<'_>], sent: Ballot, memory: Duration, owner: &Owner, session: u64) -> Cmd {
     let mut command = evalsha(&RELEASE, entries.iter().map(|entry| entry.resource));
     let first = entries.first().map_or(0, |entry| entry.lease.token.get());
-    command.arg(held_once(first, owner, session)).arg(next.get()).arg(millis(memory));
+    command.arg(held_once(first, owner, session)).arg(sent.get()).arg(millis(memory));
     for Entry { lease, fresh, ticket, .. } in entries {
         // What was not granted is asked for again: the request keeps its place until it gives up.
         let keeps_place = u8::from(*fresh && ticket.is_some());

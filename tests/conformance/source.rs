@@ -68,6 +68,10 @@ impl Source {
         Some((token.parse().ok()?, format!("{owner} {label}"), entry.split_once(':')?.0.to_owned()))
     }
 
+    fn highest(store: &mut Store, name: &str, now: u64) -> Option<u64> {
+        std::str::from_utf8(store.text(&ballot_key(name), now)?).ok()?.split(' ').next()?.parse().ok()
+    }
+
     pub fn command(&mut self, now: u64, store: &mut Store) -> (Script, Vec<String>) {
         let script = match self.rng.between(0..10) {
             0..6 => Script::Hold,
@@ -107,9 +111,13 @@ impl Source {
             Script::Release => {
                 let mut tokens: Vec<u64> =
                     names.iter().map(|_| if self.rng.chance(0.1) { 0 } else { self.token() }).collect();
-                let mut who = (format!("{owner} {LABEL}"), session);
+                let (mut who, mut next) = ((format!("{owner} {LABEL}"), session), next);
                 if let Some((token, owner, session)) = holder {
                     (tokens[0], who) = (token, (owner, session));
+                    // Its last message was the last that was honoured here, as is usual.
+                    if let Some(highest) = Self::highest(store, names[0], now).filter(|_| self.rng.chance(0.7)) {
+                        next = highest;
+                    }
                 }
                 args.push(format!("ql1 {} {} {}:1", tokens[0], who.0, who.1));
                 args.extend([next, 3_600_000].map(|number| number.to_string()));

@@ -115,6 +115,7 @@ fn every_broken_rule_is_caught() {
         (Rules::RepairUnderANewToken, extending, &["TokenStable"]),
         (Rules::ExtendWithoutMark, extending, &["NoResurrection"]),
         (Rules::ReleaseWithoutMark, extending, &["ReleaseSafe"]),
+        (Rules::ReleaseWithKnown, extending, &["ReleaseSafe"]),
         (Rules::DeleteBlindly, extending, &["ReleaseSafe"]),
         (Rules::QuorumTooSmall, extending, &["TokenUnique", "TokenMonotonic", "NoResurrection"]),
         (Rules::ConfirmBelowQuorum, extending, &["NoResurrection"]),

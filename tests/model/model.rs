@@ -177,10 +177,11 @@ impl Ballots {
             }
         }
         if let Some(lease) = latest.filter(|lease| !lease.is_released()) {
-            // The least that PROTOCOL.md asks for, and what release.lua is sent: a fresh ballot.
-            actions.push(Action::Release { owner, mark: lease.known.plus_one() });
-            if last != lease.known {
-                actions.push(Action::Release { owner, mark: last.plus_one() });
+            // What release.lua is sent, the largest ballot that was sent for the lease; and just above what is known.
+            let mark = if self.rules == Rules::ReleaseWithKnown { lease.known } else { last };
+            actions.push(Action::Release { owner, mark });
+            if self.rules != Rules::ReleaseWithKnown {
+                actions.push(Action::Release { owner, mark: lease.known.plus_one() });
             }
         } else if leases.len() < scope.acquisitions {
             match self.rules {

@@ -67,6 +67,7 @@ pub enum Rules {
     ConfirmBelowQuorum,
     CreditAnotherRound,
     ReuseABallot,
+    ReleaseWithKnown,
     // Not broken: a client's ballots need not grow from one lease to the next as long as they are different.
     AcquireWithAnyUnusedBallot,
 }

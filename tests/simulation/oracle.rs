@@ -70,7 +70,7 @@ pub struct Oracle {
     /// Lock keys, by the numbers that they have here.
     keys: Vec<Vec<u8>>,
     votes: HashMap<Vote, Votes>,
-    /// The latest ballot of a release that each node has seen.
+    /// The largest ballot of a release that each node has seen.
     released: HashMap<Share, u64>,
     /// The latest token that each node granted anew.
     newest: HashMap<(usize, usize), u64>,
@@ -207,13 +207,8 @@ impl Judge<'_> {
             // A session that has joined once more since is there anyway: a late message of its earlier share brings nothing
             // back.
             let was_there = ours && before.lock().is_some_and(|lock| lock.entries().any(|(id, _)| id == asked.session));
-            let late = released.is_some_and(|released| *released > next) && !was_there;
-            self.judge(
-                Invariant::NoOrphan,
-                i,
-                !late,
-                "a message that is older than its release brought its session back",
-            );
+            let late = released.is_some_and(|released| *released >= next) && !was_there;
+            self.judge(Invariant::NoOrphan, i, !late, "a message from before its release brought its session back");
             let votes = self.oracle.votes.entry((key, owner, token)).or_default();
             votes.given |= 1 << self.place.node;
             votes.sound |= u64::from(self.place.remembers) << self.place.node;

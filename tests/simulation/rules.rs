@@ -303,9 +303,8 @@ pub fn release(
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
     // In the usual case the answer is as short as what it is about.
     let is_plain = {
-        let mark = stored[1].as_deref().and_then(lua_number);
         let is_alone = keys.len() == 2 && stored[0] == Some(asked.alone.join(&b' '));
-        is_alone && resources[3] == b"0" && mark.is_some_and(|mark| next > mark)
+        is_alone && resources[3] == b"0" && stored[1].as_deref() == Some(asked.next)
     };
     let mut answer = vec![Reply::Int(now.cast_signed())];
     let mut is_free = vec![false; keys.len() / 2];

@@ -2,7 +2,8 @@
 --
 -- KEYS  lock, ballot                         for each resource
 -- ARGV  'ql1 TOKEN OWNER LABEL SESSION:1'    what the first lock key is when nobody else holds it, and this session once
---       next                                 this round's ballot: what is late and older than the release stays refused
+--       next                                 the largest ballot that was sent for it: what is late has no larger one, and
+--                                            stays refused
 --       memory                               ms that the ballot key outlives its last use
 --       'TOKEN KNOWN TICKET PLACE'           for each resource: token 0 has only waited; place 1 keeps the ticket in the
 --                                            line, 0 takes it out
@@ -11,17 +12,15 @@
 --         nobody newer had been), 0 when it no longer did
 local WINDOW = 1800000000 -- us that `known` may lie behind this node's clock
 
-local next, memory = tonumber(ARGV[2]), ARGV[3]
 local stored = redis.call('MGET', unpack(KEYS))
 
--- The usual case in a straight line: this session alone holds it, and nobody waits for it.
-if stored[1] == ARGV[1] and #KEYS == 2 and string.byte(ARGV[4], -1) == 48 then -- '0'
-  if stored[2] and next > (tonumber(stored[2]) or next) then
-    redis.call('DEL', KEYS[1])
-    redis.call('SET', KEYS[2], ARGV[2], 'PX', memory)
-    return 1
-  end
+-- The usual case in a straight line: this session alone holds it, its last message was heard here, and nobody waits for it.
+if stored[1] == ARGV[1] and stored[2] == ARGV[2] and #KEYS == 2 and string.byte(ARGV[4], -1) == 48 then -- '0'
+  redis.call('DEL', KEYS[1])
+  return 1
 end
+
+local next, memory = tonumber(ARGV[2]), ARGV[3]
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
