@@ -119,7 +119,7 @@ impl Builder {
         self
     }
 
-    /// How long nodes remember a resource's ballot after its last use.
+    /// How long nodes remember a resource's ballot after they wrote it: at an acquisition, or an extension.
     ///
     /// Defaults to one hour, or the lease if that is longer.
     pub fn ballot_memory(mut self, memory: Duration) -> Self {

@@ -123,6 +123,11 @@ impl Lease {
         self.touched.load(Ordering::Relaxed) & (1 << node) != 0 || is_in_line()
     }
 
+    /// Is this the ticket that it will take from the lines?
+    pub(crate) fn has(&self, ticket: &Arc<Ticket>) -> bool {
+        self.ticket.as_ref().is_some_and(|own| Arc::ptr_eq(own, ticket))
+    }
+
     /// Whoever asked for it has it from now on.
     pub(crate) fn is_taken(self: &Arc<Self>) {
         let now = self.core.now();

@@ -112,8 +112,10 @@ impl<'a> Waiter<'a> {
         if let (Some(turn), [lease]) = (self.turn.take(), leases) {
             lease.keep_turn(turn);
         }
+        // What another task of the owner has got meanwhile, and is entered now, has a ticket of its own.
         if let Some(stand) = self.stand.take() {
-            stand.is_granted.store(true, Ordering::Relaxed);
+            let is_granted = leases.iter().any(|lease| lease.has(&stand.ticket));
+            stand.is_granted.store(is_granted, Ordering::Relaxed);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// How far a proposal may lie from a node's own clock, in either direction.
 ///
-/// A node forgets a resource's ballot some time after the last use (at least twice this window). A proposal that is not
+/// A node forgets a resource's ballot some time after it was written (at least twice this window). A proposal that is not
 /// further behind the node's clock than the window, from a client whose earlier proposal was not further ahead than it,
 /// is then larger than any that was forgotten: see "Why may a node forget a ballot?" in DESIGN.md.
 pub(crate) const CLOCK_WINDOW: Duration = Duration::from_secs(30 * 60);

@@ -118,4 +118,26 @@ async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
         guards.push(in_time(asked).await.expect("a task").expect("the lock, or a hold on it"));
     }
     assert_eq!(guards[0].holds(), 3);
+    locks.flush().await;
+    assert_eq!(cluster.count_lines("shared"), 0, "nobody waits any more: {:?}", cluster.lines("shared"));
+}
+
+/// The other one's lease does not know of the ticket of the one that waited and entered it.
+#[tokio::test]
+async fn who_enters_what_another_task_has_got_waits_no_more() {
+    let cluster = Cluster::start(3);
+    let locks = cluster.client(10 * SECOND).await;
+    let (key, owner) = (Cluster::lock_key("entered"), Owner::new());
+    cluster.each::<()>(redis::cmd("SET").arg(&key).arg("theirs"));
+    let mut waiting = Box::pin(locks.lock("entered").owner(&owner).acquire());
+    assert!(poll!(&mut waiting).is_pending());
+    eventually(5 * SECOND, "it stands in every line", || cluster.count_lines("entered") == 3).await;
+    locks.flush().await;
+    assert!(poll!(&mut waiting).is_pending(), "it has been refused, and waits");
+    cluster.each::<()>(redis::cmd("DEL").arg(&key));
+    let guard = locks.lock("entered").owner(&owner).try_acquire().await.expect("a free lock");
+    let entered = in_time(waiting).await.expect("a hold on it");
+    assert_eq!((entered.holds(), entered.token()), (2, guard.token()));
+    locks.flush().await;
+    assert_eq!(cluster.count_lines("entered"), 0, "{:?}", cluster.lines("entered"));
 }

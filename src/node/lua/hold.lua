@@ -4,7 +4,7 @@
 -- ARGV  'ql1 NEXT OWNER LABEL SESSION:1'     what the lock key is to be when it is newly acquired
 --       lease      ms
 --       next       this round's ballot: the token of what is newly acquired
---       memory     ms that the ballot key outlives its last use
+--       memory     ms that the ballot key lives after it was written
 --       ticket     NUMBER:CHANNEL, left where somebody else is in the way; '0' leaves none
 --       'TOKEN KNOWN HOLDS'                  for each resource; token 0 acquires, any other continues that lease; left out
 --                                            when it is one resource, to be newly acquired

@@ -4,7 +4,7 @@
 -- ARGV  'ql1 TOKEN OWNER LABEL SESSION:1'    what the first lock key is when nobody else holds it, and this session once
 --       next                                 the largest ballot that was sent for it: what is late has no larger one, and
 --                                            stays refused
---       memory                               ms that the ballot key outlives its last use
+--       memory                               ms that the ballot key lives after it was written
 --       'TOKEN KNOWN TICKET PLACE'           for each resource: token 0 has only waited; place 1 keeps the ticket in the
 --                                            line, 0 takes it out
 --

@@ -33,15 +33,13 @@ pub struct Scripts {
 pub const PLAIN: Scripts = Scripts { name: "floor", acquire: ACQUIRE, release: RELEASE };
 
 /// The Redis commands that a lock with a ballot cannot do without, and no other line: what time it is, the ballot, the lock,
-/// the new ballot; and in the end what both are, the lock away, the ballot.
+/// the new ballot; and in the end what both are, and the lock away.
 pub const FENCED: Scripts = Scripts {
     name: "fenced",
     acquire: "redis.call('TIME') redis.call('GET', KEYS[2]) \
               local set = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) \
               redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2]) return set",
-    release: "redis.call('MGET', KEYS[1], KEYS[2]) \
-              local gone = redis.call('DEL', KEYS[1]) \
-              redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2]) return gone",
+    release: "redis.call('MGET', KEYS[1], KEYS[2]) return redis.call('DEL', KEYS[1])",
 };
 
 pub struct Floor {
