@@ -1,13 +1,13 @@
 //! Asking for a lock and giving it back, with the ledger told of every step.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use quorlock::{AcquireError, Guard, LockRequest, Owner, ReleaseError};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::figures::Fault;
 use crate::holds::{Asked, Belief, Grant, Said};
@@ -27,7 +27,8 @@ struct Held {
 
 impl Belief for Held {
     fn remaining(&self) -> u64 {
-        u64::try_from(self.guard.remaining().as_micros()).unwrap_or(u64::MAX)
+        // Whatever is left is not nothing.
+        u64::try_from(self.guard.remaining().as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
     }
 
     fn is_lost(&self) -> bool {
@@ -196,6 +197,23 @@ impl User {
             }
         }
     }
+}
+
+/// Polls it so many times, leaves it alone for so long, as a task does that is busy with something else, and sees it through.
+pub async fn left_alone<F: Future>(future: F, mut polls: usize, rest: Duration) -> F::Output {
+    let mut future = pin!(future);
+    let begun = poll_fn(|cx| {
+        if polls == 0 {
+            return Poll::Ready(None);
+        }
+        polls -= 1;
+        future.as_mut().poll(cx).map(Some)
+    });
+    if let Some(output) = begun.await {
+        return output;
+    }
+    sleep(rest).await;
+    future.await
 }
 
 /// A future that is polled so many times, and then dropped.

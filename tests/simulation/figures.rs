@@ -39,6 +39,7 @@ faults! {
     ClientCrash = "client crash",
     ClientClockRate = "client clock rate",
     DroppedFuture = "dropped future",
+    IdleFuture = "future left alone",
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

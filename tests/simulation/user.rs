@@ -8,7 +8,7 @@ use std::time::Duration;
 use quorlock::{Owner, Quorlock};
 use tokio::time::{sleep, timeout};
 
-use crate::asking::{Dropped, Holding, How};
+use crate::asking::{Dropped, Holding, How, left_alone};
 use crate::figures::Fault;
 use crate::invariant::Invariant;
 use crate::ledger::Ledger;
@@ -103,7 +103,8 @@ impl User {
             let holding = match self.rng.between(0..100) {
                 _ if mail.is_some() => self.join(mail).await,
                 0..18 => self.change_of_mind(&resources, None).await,
-                18..21 => {
+                18..23 => self.absent_mind(&resources).await,
+                23..26 => {
                     drop(self.client.locks.inspect(name_of(resources[0])).await);
                     None
                 }
@@ -129,6 +130,15 @@ impl User {
         } else {
             timeout(Duration::from_millis(limit), request).await.ok()?.ok()
         }
+    }
+
+    /// Asks, and for a while forgets that it has asked.
+    async fn absent_mind(&mut self, resources: &[usize]) -> Option<Holding> {
+        lock(&self.scene.world).figures.fault(Fault::IdleFuture);
+        let lease = self.scene.plan.longest_lease();
+        let (how, polls, rest) =
+            (self.how(), self.rng.between(1..4), lease.mul_f64(self.rng.between(0..200) as f64 / 100.0));
+        left_alone(self.ask(resources, None, None, how), polls as usize, rest).await.ok()
     }
 
     /// The latest lease that another client has handed over: one that is older is likely to be over.
