@@ -60,9 +60,9 @@ fn the_invariants_hold_in_every_history() {
     explore_all(&SCOPES);
 }
 
-/// The same rules with more acquisitions and extensions: tens of millions of states, too many for every run of the tests.
+/// The same rules with more acquisitions and extensions: too many states for every run of the tests.
 #[test]
-#[ignore = "some minutes with --release"]
+#[ignore = "a minute or two with --release"]
 fn the_invariants_hold_in_every_longer_history() {
     explore_all(&LARGER_SCOPES);
 }

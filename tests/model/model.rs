@@ -151,7 +151,7 @@ impl Ballots {
 
     /// A client's ballots are larger than its earlier ones: every place above the last.
     fn picks(state: &State, last: Ballot) -> impl Iterator<Item = Pick> {
-        let others = (last.0..=state.largest_proposal().0).step_by(2).map(Ballot);
+        let others = (last.0..=state.largest_proposal().0).map(Ballot);
         others.flat_map(move |other| {
             let equal = (other > last).then_some(Pick::EqualTo(other));
             [equal, Some(Pick::JustAbove(other))].into_iter().flatten()
@@ -177,12 +177,9 @@ impl Ballots {
             }
         }
         if let Some(lease) = latest.filter(|lease| !lease.is_released()) {
-            // What release.lua is sent, the largest ballot that was sent for the lease; and just above what is known.
+            // What release.lua is sent: the largest ballot that was sent for the lease.
             let mark = if self.rules == Rules::ReleaseWithKnown { lease.known } else { last };
             actions.push(Action::Release { owner, mark });
-            if self.rules != Rules::ReleaseWithKnown {
-                actions.push(Action::Release { owner, mark: lease.known.plus_one() });
-            }
         } else if leases.len() < scope.acquisitions {
             match self.rules {
                 Rules::AcquireWithAnyUnusedBallot => {
@@ -232,7 +229,7 @@ fn make_room(state: &mut State, pick: Pick) -> Ballot {
     state.spread_ballots();
     match pick {
         Pick::EqualTo(Ballot(number)) => Ballot(number * 2),
-        Pick::JustAbove(Ballot(number)) => Ballot(number * 2 + 2),
+        Pick::JustAbove(Ballot(number)) => Ballot(number * 2 + 1),
     }
 }
 

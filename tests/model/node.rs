@@ -4,22 +4,17 @@ use std::fmt;
 
 use crate::state::LeaseId;
 
-/// A ballot's place among all the ballots of a state: even for a proposal, odd for "one more than" the proposal before.
+/// A ballot's place among all the ballots of a state.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ballot(pub u8);
 
 impl Ballot {
     pub const ZERO: Self = Self(0);
-
-    /// Larger than `self`, and smaller than every proposal that is.
-    pub fn plus_one(self) -> Self {
-        Self(self.0 | 1)
-    }
 }
 
 impl fmt::Debug for Ballot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.0 / 2, if self.0 % 2 == 1 { "+" } else { "" })
+        write!(f, "{}", self.0)
     }
 }
 

@@ -152,18 +152,18 @@ impl State {
         }
     }
 
-    /// Makes room for one proposal between any two: the proposal n becomes 2n.
+    /// Makes room for one ballot between any two: n becomes 2n.
     pub fn spread_ballots(&mut self) {
-        self.each_ballot(|ballot| ballot.0 = ballot.0 / 2 * 4 + ballot.0 % 2);
+        self.each_ballot(|ballot| ballot.0 *= 2);
     }
 
     /// Takes out the room that is not used. The rules only compare ballots, so only their order matters.
     pub fn close_up_ballots(&mut self) {
         let mut used = 1_u64;
-        self.each_ballot(|ballot| used |= 1 << (ballot.0 / 2));
+        self.each_ballot(|ballot| used |= 1 << ballot.0);
         self.each_ballot(|ballot| {
-            let smaller = (used & ((1 << (ballot.0 / 2)) - 1)).count_ones();
-            ballot.0 = u8::try_from(2 * smaller).expect("a few ballots") + ballot.0 % 2;
+            let smaller = (used & ((1 << ballot.0) - 1)).count_ones();
+            ballot.0 = u8::try_from(smaller).expect("a few ballots");
         });
     }
 
