@@ -322,7 +322,6 @@ impl Guard {
                     release.0.push(Arc::clone(lease));
                     release.1.push(&mut **state);
                 }
-                core.table.remove(lease);
             } else if matches!(phase, Phase::Held | Phase::Endangered) {
                 lower.0.push(Arc::clone(lease));
                 lower.1.push(&mut **state);
@@ -336,7 +335,11 @@ impl Guard {
             parting.lower = Some(send_hold(core, &lower.0, &mut lower.1, length, None));
             parting.lowered = lower.0;
         }
-        // Whoever is next in this process asks behind the release, on the same connections.
+        // Whoever is next in this process asks behind the release, on the same connections. Until now the next of the same owner
+        // has found the lease, and waits for its state.
+        for (lease, _) in leases.iter().zip(&states).filter(|(_, state)| state.lease.holds == 0) {
+            core.table.remove(lease);
+        }
         drop(states);
         drop(turns);
         parting

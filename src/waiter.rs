@@ -112,9 +112,9 @@ impl<'a> Waiter<'a> {
         if let (Some(turn), [lease]) = (self.turn.take(), leases) {
             lease.keep_turn(turn);
         }
-        // What another task of the owner has got meanwhile, and is entered now, has a ticket of its own.
+        // What another task of the owner has got meanwhile, and is entered now, knows nothing of this ticket.
         if let Some(stand) = self.stand.take() {
-            let is_granted = leases.iter().any(|lease| lease.has(&stand.ticket));
+            let is_granted = leases.iter().all(|lease| lease.has(&stand.ticket));
             stand.is_granted.store(is_granted, Ordering::Relaxed);
         }
     }

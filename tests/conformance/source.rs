@@ -146,6 +146,12 @@ impl Source {
         }
         let token = self.token();
         let (owner, session) = (self.rng.pick(&OWNERS), self.rng.pick(&SESSIONS));
+        // A ballot that is soon forgotten: who leaves it as it is does not renew it.
+        if key == ballot_key(name) && self.rng.chance(0.3) {
+            let ballot = self.ballot.to_string();
+            pair.put(&key, &Data::Text(ballot.clone().into_bytes()), Some(60_000));
+            return what + &ballot + ", for a minute";
+        }
         let text = match self.rng.between(0..20) {
             0 => "somebody".to_owned(),
             1 => String::new(),

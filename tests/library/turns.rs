@@ -141,3 +141,23 @@ async fn who_enters_what_another_task_has_got_waits_no_more() {
     locks.flush().await;
     assert_eq!(cluster.count_lines("entered"), 0, "{:?}", cluster.lines("entered"));
 }
+
+/// One of the resources was entered, the other is new: the first one's lease knows nothing of the ticket that waited for both.
+#[tokio::test]
+async fn who_enters_one_of_several_waits_no_more_for_it() {
+    let cluster = Cluster::start(3);
+    let locks = cluster.client(10 * SECOND).await;
+    let (key, owner) = (Cluster::lock_key("one"), Owner::new());
+    cluster.each::<()>(redis::cmd("SET").arg(&key).arg("theirs"));
+    let mut waiting = Box::pin(locks.lock_all(["one", "other"]).owner(&owner).acquire());
+    assert!(poll!(&mut waiting).is_pending());
+    eventually(5 * SECOND, "it stands in every line", || cluster.count_lines("one") == 3).await;
+    locks.flush().await;
+    assert!(poll!(&mut waiting).is_pending(), "it has been refused, and waits");
+    cluster.each::<()>(redis::cmd("DEL").arg(&key));
+    let guard = locks.lock("one").owner(&owner).try_acquire().await.expect("a free lock");
+    let both = in_time(waiting).await.expect("a hold on one, and the other");
+    locks.flush().await;
+    assert_eq!(cluster.count_lines("one"), 0, "{:?}", cluster.lines("one"));
+    drop((guard, both));
+}

@@ -179,6 +179,14 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
+        file: "src/lease.rs",
+        old: "    let ballot = largest_sent(states);\n",
+        new: "    let known = crate::broken(\"release carries what is known\");
+    let known = states.iter().map(|state| state.lease.known).max().filter(|_| known);
+    let ballot = known.unwrap_or_else(|| largest_sent(states));
+",
+    },
+    Change {
         file: "src/guard.rs",
         old: "        if let Some(resource) = parting.lost {\n",
         new: "        let honest = !crate::broken(\"release says yes after a loss\");

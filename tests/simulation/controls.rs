@@ -65,7 +65,7 @@ const RULES: Rules = Rules {
     counts_grants: false,
 };
 
-pub const ALL: [Control; 28] = [
+pub const ALL: [Control; 29] = [
     // Votes and numbers.
     client("quorum too small", &[MutualExclusion, Linearizable]),
     node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
@@ -92,6 +92,7 @@ pub const ALL: [Control; 28] = [
     ),
     // Releases.
     node("release without the mark", Rules { releases_without_mark: true, ..RULES }, &[NoOrphan]),
+    client("release carries what is known", &[NoOrphan]),
     node("blind DEL on release", Rules { releases_blindly: true, ..RULES }, &[ReleaseSafe, MutualExclusion]),
     client("release says yes after a loss", &[ReleaseSafe]),
     client("dropped request not released", &[CancelSafe]),

@@ -72,10 +72,19 @@ pub struct Oracle {
     votes: HashMap<Vote, Votes>,
     /// The largest ballot of a release that each node has seen.
     released: HashMap<Share, u64>,
+    /// What each session that began a lease has sent for it, as far as any node has heard it.
+    sent: HashMap<(usize, u128, u64, u64), Sent>,
     /// The latest token that each node granted anew.
     newest: HashMap<(usize, usize), u64>,
     before: Vec<State>,
     after: Vec<State>,
+}
+
+/// Largest ballots: of what was to hold the lease, and of its releases.
+#[derive(Debug, Default)]
+struct Sent {
+    holds: u64,
+    releases: Option<u64>,
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -97,6 +106,7 @@ impl Oracle {
             keys: Vec::new(),
             votes: HashMap::new(),
             released: HashMap::new(),
+            sent: HashMap::new(),
             newest: HashMap::new(),
             before: Vec::new(),
             after: Vec::new(),
@@ -209,6 +219,16 @@ impl Judge<'_> {
             let was_there = ours && before.lock().is_some_and(|lock| lock.entries().any(|(id, _)| id == asked.session));
             let late = released.is_some_and(|released| *released >= next) && !was_there;
             self.judge(Invariant::NoOrphan, i, !late, "a message from before its release brought its session back");
+            // Who joins may join again; who began a lease begins a new one.
+            let share = (key, owner, token, session);
+            if fresh {
+                self.oracle.sent.entry(share).or_default();
+            }
+            if let Some(sent) = self.oracle.sent.get_mut(&share) {
+                sent.holds = sent.holds.max(next);
+                let covered = sent.releases.is_none_or(|released| next <= released);
+                self.judge(Invariant::NoOrphan, i, covered, "a release did not cover this message of its session");
+            }
             let votes = self.oracle.votes.entry((key, owner, token)).or_default();
             votes.given |= 1 << self.place.node;
             votes.sound |= u64::from(self.place.remembers) << self.place.node;
@@ -241,6 +261,11 @@ impl Judge<'_> {
             let share = (self.place.node, key, hexadecimal(owner), hexadecimal(session) as u64);
             let released = self.oracle.released.entry(share).or_default();
             *released = (*released).max(next);
+            if let Some(sent) = self.oracle.sent.get_mut(&(key, share.2, integer(args[0]), share.3)) {
+                sent.releases = sent.releases.max(Some(next));
+                let covers = next >= sent.holds;
+                self.judge(Invariant::NoOrphan, i, covers, "a release does not cover what its session has sent");
+            }
         }
     }
 }

@@ -301,11 +301,15 @@ pub fn release(
     let Release { owner, session, resources, .. } = asked;
     let (next, memory) = (number(asked.next), millis(asked.memory));
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
-    // In the usual case the answer is as short as what it is about.
+    // In the usual case there is nothing to write, and the answer is as short as what it is about.
     let is_plain = {
         let is_alone = keys.len() == 2 && stored[0] == Some(asked.alone.join(&b' '));
         is_alone && resources[3] == b"0" && stored[1].as_deref() == Some(asked.next)
     };
+    if is_plain {
+        store.remove(keys[0]);
+        return Reply::Int(1);
+    }
     let mut answer = vec![Reply::Int(now.cast_signed())];
     let mut is_free = vec![false; keys.len() / 2];
     let mut marks = Vec::new();
@@ -358,7 +362,7 @@ pub fn release(
         }
         mark.write(store, memory, now);
     }
-    if is_plain { Reply::Int(1) } else { Reply::Array(answer) }
+    Reply::Array(answer)
 }
 
 pub fn inspect(store: &mut Store, keys: &[&[u8]], now: u64) -> Reply {

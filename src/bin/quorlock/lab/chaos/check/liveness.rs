@@ -200,6 +200,19 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_leapt_while_a_worker_was_stopped_is_felt_by_that_one_later() {
+        for (stopped, expected) in [(0, State::NotExercised), (1, State::Violated)] {
+            let mut story = Story::new(3);
+            story.worker_fault(1, Kind::WorkerPause, stopped, ms(50)..ms(2000));
+            story.fault_with_tail(2, Kind::ClockForward, &[0], ms(100)..ms(101), ms(1500));
+            story.fault(3, Kind::Pause, &[1], ms(2500)..ms(4000));
+            story.asked(1, "a", "x", ms(2600));
+            story.refused(1, Refusal::NoQuorum, ms(2700));
+            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "worker {stopped} was stopped");
+        }
+    }
+
+    #[test]
     fn a_machine_that_stands_still_is_no_fault_of_the_lock() {
         let mut story = Story::new(3);
         story.fault(1, Kind::Pause, &[0], ms(100)..ms(900));

@@ -238,19 +238,33 @@ impl Model {
         forgot.flat_map(|trouble| trouble.nodes.iter().copied()).collect()
     }
 
+    /// Until when this worker may feel it: whoever is stopped or cut off while a clock leaps only sees that afterwards, and
+    /// then does not count the node for as long as everybody else did.
+    fn felt_until(&self, trouble: &Trouble, worker: usize) -> u64 {
+        let unheard = self.troubles.iter().filter(|other| {
+            matches!(trouble.kind, Kind::ClockForward | Kind::ClockBack | Kind::ClockRate)
+                && matches!(other.kind, Kind::WorkerPause | Kind::Isolate)
+                && other.worker == Some(worker)
+                && other.from <= trouble.felt_until()
+                && trouble.from <= other.healed
+        });
+        unheard.map(|other| other.healed.saturating_add(trouble.tail)).fold(trouble.felt_until(), u64::max)
+    }
+
     /// The largest number of nodes that may have been of no use to this worker, at any one time from `from` to `to`.
     pub fn most_disturbed(&self, worker: usize, from: u64, to: u64) -> usize {
-        let felt: Vec<&Trouble> = self
+        let felt: Vec<(&Trouble, u64)> = self
             .troubles
             .iter()
-            .filter(|trouble| trouble.kind.disturbs() && trouble.concerns(worker))
-            .filter(|trouble| trouble.from <= to && from <= trouble.felt_until())
+            .filter(|trouble| trouble.kind.disturbs() && trouble.concerns(worker) && trouble.from <= to)
+            .map(|trouble| (trouble, self.felt_until(trouble, worker)))
+            .filter(|(_, until)| from <= *until)
             .collect();
         // It only grows where something begins.
-        let moments = felt.iter().map(|trouble| trouble.from.max(from)).chain([from]);
+        let moments = felt.iter().map(|(trouble, _)| trouble.from.max(from)).chain([from]);
         let disturbed = |at: u64| {
-            let now = felt.iter().filter(|trouble| trouble.from <= at && at <= trouble.felt_until());
-            now.flat_map(|trouble| trouble.nodes.iter()).collect::<BTreeSet<_>>().len()
+            let now = felt.iter().filter(|(trouble, until)| trouble.from <= at && at <= *until);
+            now.flat_map(|(trouble, _)| trouble.nodes.iter()).collect::<BTreeSet<_>>().len()
         };
         moments.map(disturbed).max().unwrap_or(0)
     }

@@ -95,19 +95,32 @@ impl Story {
     }
 
     pub fn fault(&mut self, id: usize, kind: Kind, nodes: &[usize], during: Range<u64>) {
-        self.trouble(id, kind, nodes, None, during);
+        self.trouble(id, kind, nodes, None, during, 0);
+    }
+
+    /// It is felt for so long after it is over.
+    pub fn fault_with_tail(&mut self, id: usize, kind: Kind, nodes: &[usize], during: Range<u64>, tail: u64) {
+        self.trouble(id, kind, nodes, None, during, tail);
     }
 
     pub fn worker_fault(&mut self, id: usize, kind: Kind, worker: usize, during: Range<u64>) {
-        self.trouble(id, kind, &[], Some(worker), during);
+        self.trouble(id, kind, &[], Some(worker), during, 0);
     }
 
-    fn trouble(&mut self, id: usize, kind: Kind, nodes: &[usize], worker: Option<usize>, during: Range<u64>) {
+    fn trouble(
+        &mut self,
+        id: usize,
+        kind: Kind,
+        nodes: &[usize],
+        worker: Option<usize>,
+        during: Range<u64>,
+        tail: u64,
+    ) {
         let (nodes, scale) = (nodes.to_vec(), Scale::Minority);
         let forgets = kind == Kind::Forget;
         self.tell(
             during.start,
-            What::Fault { id, kind, scale, nodes, worker, amount: 0, forgets, tail: 0, from: during.start },
+            What::Fault { id, kind, scale, nodes, worker, amount: 0, forgets, tail, from: during.start },
         );
         self.tell(during.end, What::Heal { id, from: during.end });
     }
