@@ -161,3 +161,25 @@ async fn who_enters_one_of_several_waits_no_more_for_it() {
     assert_eq!(cluster.count_lines("one"), 0, "{:?}", cluster.lines("one"));
     drop((guard, both));
 }
+
+/// On another thread, the next acquisition of the same owner must not get ahead of the release.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_release_is_not_overtaken_by_the_next_of_its_owner() {
+    let cluster = Cluster::start(1);
+    let locks = cluster.client(60 * SECOND).await;
+    let owner = Owner::new();
+    let users = (0..4).map(|_| {
+        let (locks, owner) = (locks.clone(), owner.clone());
+        tokio::spawn(async move {
+            for _ in 0..1000 {
+                // Somebody else of the same owner may be asking, or releasing.
+                if let Ok(guard) = locks.lock("overtaken").owner(&owner).try_acquire().await {
+                    guard.release().await.expect("it was held");
+                }
+            }
+        })
+    });
+    for user in users.collect::<Vec<_>>() {
+        user.await.expect("a task");
+    }
+}
