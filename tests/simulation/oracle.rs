@@ -85,6 +85,8 @@ pub struct Oracle {
 struct Sent {
     holds: u64,
     releases: Option<u64>,
+    /// It was handed its own lease back, and so may hold and release it more than once.
+    joins: bool,
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -219,14 +221,14 @@ impl Judge<'_> {
             let was_there = ours && before.lock().is_some_and(|lock| lock.entries().any(|(id, _)| id == asked.session));
             let late = released.is_some_and(|released| *released >= next) && !was_there;
             self.judge(Invariant::NoOrphan, i, !late, "a message from before its release brought its session back");
-            // Who joins may join again; who began a lease begins a new one.
             let share = (key, owner, token, session);
             if fresh {
                 self.oracle.sent.entry(share).or_default();
             }
             if let Some(sent) = self.oracle.sent.get_mut(&share) {
                 sent.holds = sent.holds.max(next);
-                let covered = sent.releases.is_none_or(|released| next <= released);
+                sent.joins |= !fresh && args[1] == b"0";
+                let covered = sent.joins || sent.releases.is_none_or(|released| next <= released);
                 self.judge(Invariant::NoOrphan, i, covered, "a release did not cover this message of its session");
             }
             let votes = self.oracle.votes.entry((key, owner, token)).or_default();
@@ -262,8 +264,9 @@ impl Judge<'_> {
             let released = self.oracle.released.entry(share).or_default();
             *released = (*released).max(next);
             if let Some(sent) = self.oracle.sent.get_mut(&(key, share.2, integer(args[0]), share.3)) {
+                sent.joins |= args[1] == b"0";
                 sent.releases = sent.releases.max(Some(next));
-                let covers = next >= sent.holds;
+                let covers = sent.joins || next >= sent.holds;
                 self.judge(Invariant::NoOrphan, i, covers, "a release does not cover what its session has sent");
             }
         }
