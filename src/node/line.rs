@@ -16,6 +16,10 @@ use crate::error::NodeError;
 /// decided it or when this one falls silent.
 pub(super) const MOST_IN_FLIGHT: usize = 1024;
 
+/// So many unanswered requests may well be those of one task, which has nothing to add to the next: for the other poll that
+/// gathering takes the runtime would wake another thread.
+const FEW: usize = 2;
+
 /// What is under way on one connection.
 pub(super) struct Line {
     pub(super) wire: Wire,
@@ -67,7 +71,7 @@ impl Line {
     }
 
     pub(super) fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
-        self.gathers |= self.wire.is_sent() && !self.in_flight.is_empty();
+        self.gathers |= self.wire.is_sent() && self.in_flight.len() > FEW;
         self.wire.push(&request.command);
         self.loading += usize::from(matches!(request.asker, Asker::Loading));
         self.in_flight.push_back(Sent { request, since: now, uncounted, again: false });
