@@ -78,7 +78,8 @@ impl Line {
     }
 
     /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
-    /// Other requests may have overtaken this one; the ballots see to it that a late one does no harm.
+    /// Other requests may have overtaken this one, if another client has loaded the scripts meanwhile. A late hold is refused by
+    /// its ballot; a late release may take away what its session has joined again since, on this node.
     pub(super) fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
         // Behind what is loaded already for another request.
         if self.loading == 0 {

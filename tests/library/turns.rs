@@ -122,44 +122,29 @@ async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
     assert_eq!(cluster.count_lines("shared"), 0, "nobody waits any more: {:?}", cluster.lines("shared"));
 }
 
-/// The other one's lease does not know of the ticket of the one that waited and entered it.
+/// The other one's lease does not know of the ticket of the one that waited and entered it, be it for this resource alone or for
+/// a new one, too.
 #[tokio::test]
 async fn who_enters_what_another_task_has_got_waits_no_more() {
     let cluster = Cluster::start(3);
     let locks = cluster.client(10 * SECOND).await;
-    let (key, owner) = (Cluster::lock_key("entered"), Owner::new());
-    cluster.each::<()>(redis::cmd("SET").arg(&key).arg("theirs"));
-    let mut waiting = Box::pin(locks.lock("entered").owner(&owner).acquire());
-    assert!(poll!(&mut waiting).is_pending());
-    eventually(5 * SECOND, "it stands in every line", || cluster.count_lines("entered") == 3).await;
-    locks.flush().await;
-    assert!(poll!(&mut waiting).is_pending(), "it has been refused, and waits");
-    cluster.each::<()>(redis::cmd("DEL").arg(&key));
-    let guard = locks.lock("entered").owner(&owner).try_acquire().await.expect("a free lock");
-    let entered = in_time(waiting).await.expect("a hold on it");
-    assert_eq!((entered.holds(), entered.token()), (2, guard.token()));
-    locks.flush().await;
-    assert_eq!(cluster.count_lines("entered"), 0, "{:?}", cluster.lines("entered"));
-}
-
-/// One of the resources was entered, the other is new: the first one's lease knows nothing of the ticket that waited for both.
-#[tokio::test]
-async fn who_enters_one_of_several_waits_no_more_for_it() {
-    let cluster = Cluster::start(3);
-    let locks = cluster.client(10 * SECOND).await;
-    let (key, owner) = (Cluster::lock_key("one"), Owner::new());
-    cluster.each::<()>(redis::cmd("SET").arg(&key).arg("theirs"));
-    let mut waiting = Box::pin(locks.lock_all(["one", "other"]).owner(&owner).acquire());
-    assert!(poll!(&mut waiting).is_pending());
-    eventually(5 * SECOND, "it stands in every line", || cluster.count_lines("one") == 3).await;
-    locks.flush().await;
-    assert!(poll!(&mut waiting).is_pending(), "it has been refused, and waits");
-    cluster.each::<()>(redis::cmd("DEL").arg(&key));
-    let guard = locks.lock("one").owner(&owner).try_acquire().await.expect("a free lock");
-    let both = in_time(waiting).await.expect("a hold on one, and the other");
-    locks.flush().await;
-    assert_eq!(cluster.count_lines("one"), 0, "{:?}", cluster.lines("one"));
-    drop((guard, both));
+    for names in [&["entered"][..], &["entered", "new"]] {
+        let (key, owner) = (Cluster::lock_key("entered"), Owner::new());
+        cluster.each::<()>(redis::cmd("SET").arg(&key).arg("theirs"));
+        let mut waiting = Box::pin(locks.lock_all(names).owner(&owner).acquire());
+        assert!(poll!(&mut waiting).is_pending());
+        eventually(5 * SECOND, "it stands in every line", || cluster.count_lines("entered") == 3).await;
+        locks.flush().await;
+        assert!(poll!(&mut waiting).is_pending(), "it has been refused, and waits");
+        cluster.each::<()>(redis::cmd("DEL").arg(&key));
+        let guard = locks.lock("entered").owner(&owner).try_acquire().await.expect("a free lock");
+        let entered = in_time(waiting).await.expect("a hold on it");
+        assert_eq!((guard.holds(), entered.token_of("entered")), (2, Some(guard.token())));
+        locks.flush().await;
+        assert_eq!(cluster.count_lines("entered"), 0, "{names:?}: {:?}", cluster.lines("entered"));
+        drop((guard, entered));
+        locks.flush().await;
+    }
 }
 
 /// On another thread, the next acquisition of the same owner must not get ahead of the release.
