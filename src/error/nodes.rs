@@ -39,6 +39,9 @@ pub enum NodeError {
         /// How long it is not counted yet.
         left: Duration,
     },
+    /// The node had lost its scripts. A release that it was sent before this is repeated now, and may undo it.
+    #[error("it had lost its scripts, and the release that is repeated now may undo what it agreed to")]
+    Repeats,
     /// The node may throw keys away when its memory is full, and its votes with them.
     #[error("it may evict keys ({policy}): set maxmemory-policy noeviction")]
     MayEvict {

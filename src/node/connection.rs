@@ -322,14 +322,13 @@ impl Connection {
             {
                 return Err(node_error(error)); // A release must be heard: it is sent again on the next connection.
             }
-            let Some(sent) = line.in_flight.pop_front() else {
+            let Some(sent) = line.settle() else {
                 return Err(NodeError::Nonsense(
                     format!("an answer to nothing: {result:?}").chars().take(200).collect(),
                 ));
             };
             line.silent = false;
             settled += 1;
-            line.loading -= usize::from(matches!(sent.request.asker, Asker::Loading));
             let now = self.environment.now();
             let stamp = match sent.request.asker {
                 Asker::Hold(_) | Asker::Release(_) => result.as_ref().ok().and_then(node_time),
@@ -347,10 +346,12 @@ impl Connection {
                     }
                     line.reload(sent.request, now, uncounted);
                 }
-                (Ok(value), Some(why))
-                    if matches!(sent.request.asker, Asker::Hold(_)) && parse_hold(&value).is_yes() =>
+                (Ok(value), uncounted)
+                    if matches!(sent.request.asker, Asker::Hold(_))
+                        && (uncounted.is_some() || line.repeats())
+                        && parse_hold(&value).is_yes() =>
                 {
-                    sent.request.asker.answer(self.index, Err(why));
+                    sent.request.asker.answer(self.index, Err(uncounted.unwrap_or(NodeError::Repeats)));
                 }
                 (result, _) => sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error))),
             }

@@ -28,6 +28,8 @@ pub(super) struct Line {
     pub(super) silent: bool,
     /// So many scripts are being loaded.
     pub(super) loading: usize,
+    /// So many releases are being repeated.
+    pub(super) repeating: usize,
     /// What is to be sent waits for more to come with it, until this is polled again.
     pub(super) gathers: bool,
     alarm: Option<Pin<Box<Sleep>>>,
@@ -42,9 +44,15 @@ pub(super) struct Sent {
     pub(super) again: bool,
 }
 
+impl Sent {
+    fn is_repeated_release(&self) -> bool {
+        self.again && matches!(self.request.asker, Asker::Release(_))
+    }
+}
+
 impl Line {
     pub(super) fn new(wire: Wire) -> Self {
-        Self { wire, in_flight: VecDeque::new(), silent: false, loading: 0, gathers: false, alarm: None }
+        Self { wire, in_flight: VecDeque::new(), silent: false, loading: 0, repeating: 0, gathers: false, alarm: None }
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -79,7 +87,7 @@ impl Line {
 
     /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
     /// Other requests may have overtaken this one, if another client has loaded the scripts meanwhile. A late hold is refused by
-    /// its ballot; a late release may take away what its session has joined again since, on this node.
+    /// its ballot. A late release may take away what its session has joined again since, see [`repeats`](Self::repeats).
     pub(super) fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
         // Behind what is loaded already for another request.
         if self.loading == 0 {
@@ -88,7 +96,22 @@ impl Line {
             }
         }
         self.wire.push(&request.command);
-        self.in_flight.push_back(Sent { request, since: now, uncounted, again: true });
+        let sent = Sent { request, since: now, uncounted, again: true };
+        self.repeating += usize::from(sent.is_repeated_release());
+        self.in_flight.push_back(sent);
+    }
+
+    /// The oldest request has its answer.
+    pub(super) fn settle(&mut self) -> Option<Sent> {
+        let sent = self.in_flight.pop_front()?;
+        self.loading -= usize::from(matches!(sent.request.asker, Asker::Loading));
+        self.repeating -= usize::from(sent.is_repeated_release());
+        Some(sent)
+    }
+
+    /// Has what is answered now overtaken a release? Then that comes to the node after it, and may take it back.
+    pub(super) fn repeats(&self) -> bool {
+        self.repeating > 0
     }
 
     /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.

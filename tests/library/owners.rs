@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use quorlock::{ExportError, Owner, Verdict};
+use quorlock::{ExportError, Owner, Quorlock, Verdict};
 
+use crate::support::proxy::{Mode, Proxy};
 use crate::support::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -141,4 +142,52 @@ async fn what_was_handed_over_is_not_a_later_lease_of_the_same_owner() {
     let error = second.join(&exported).await.expect_err("that lease is over");
     assert!(error.is_lost(), "{error}");
     later.release().await.expect("a release");
+}
+
+/// The nodes lose their scripts, so a release has to be repeated; another client loads them meanwhile, so what was sent after
+/// the release is done before it.
+#[tokio::test]
+async fn a_release_that_is_repeated_takes_away_nothing_that_counts() {
+    let cluster = Cluster::start(3);
+    let elsewhere = cluster.client(60 * SECOND).await;
+    let mut proxies = Vec::new();
+    for port in cluster.ports() {
+        proxies.push(Proxy::start(port).await);
+    }
+    let set = |mode| proxies.iter().for_each(|proxy| proxy.set(mode));
+    let asked = || {
+        let calls = |stats: &String| {
+            let of = stats.split("cmdstat_evalsha:calls=").nth(1)?;
+            of.split(',').next()?.parse().ok()
+        };
+        let stats: Vec<String> = cluster.each(redis::cmd("INFO").arg("commandstats"));
+        stats.iter().map(|stats| calls(stats).unwrap_or(0)).min().unwrap_or(0)
+    };
+    let builder = Quorlock::builder().nodes(proxies.iter().map(Proxy::url)).lease(60 * SECOND);
+    let locks = builder.node_timeout(5 * SECOND).connect().await.expect("settings that work");
+    locks.flush().await;
+    let guard = elsewhere.lock("repeated").acquire().await.expect("the lock");
+    elsewhere.flush().await;
+    let joined = locks.join(&guard.export()).await.expect("it is held");
+    locks.flush().await;
+
+    set(Mode::HoldAnswers);
+    cluster.each::<()>(redis::cmd("SCRIPT").arg("FLUSH"));
+    let before: u64 = asked();
+    drop(joined);
+    eventually(5 * SECOND, "the release is refused everywhere", || asked() > before).await;
+    let loads = cluster.client(60 * SECOND).await;
+    let export = guard.export();
+    let join = tokio::spawn({
+        let locks = locks.clone();
+        async move { locks.join(&export).await }
+    });
+    eventually(5 * SECOND, "the node has been asked to join", || asked() > before + 1).await;
+    set(Mode::Pass);
+    let undone = join.await.expect("a task").expect_err("the release comes after it");
+    assert!(undone.is_no_quorum() && undone.to_string().contains("scripts"), "{undone}");
+    let _joined = locks.join(&guard.export()).await.expect("it is held");
+    locks.flush().await;
+    let seen = loads.inspect("repeated").await.expect("a look");
+    assert_eq!((seen.verdict, seen.holds), (Verdict::Held, 2), "of both clients");
 }

@@ -1,4 +1,4 @@
-//! A proxy in front of a node that can lose what passes: requests, or only the answers to them.
+//! A proxy in front of a node that can lose what passes, requests or only the answers to them, or hold the answers back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +13,8 @@ pub enum Mode {
     Pass,
     /// The node does what it is asked, and nobody hears of it.
     LoseAnswers,
+    /// The node does what it is asked, and nobody hears of it yet.
+    HoldAnswers,
     /// Nothing reaches the node.
     LoseRequests,
 }
@@ -82,7 +84,7 @@ async fn relay(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mo
                 }
                 Ok(n) => if server.write_all(&asked[..n]).await.is_err() { return },
             },
-            read = server.read(&mut answered) => match read {
+            read = server.read(&mut answered), if mode != Mode::HoldAnswers => match read {
                 Ok(0) | Err(_) => return,
                 Ok(n) if *modes.borrow() == Mode::LoseAnswers => {
                     gap = true;
