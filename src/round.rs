@@ -148,6 +148,12 @@ impl Round {
         !self.leases.is_empty() && self.leases.iter().all(is_over)
     }
 
+    /// Would this release, done after `hold`, take away what that has left?
+    pub(crate) fn undoes(&self, hold: &Self) -> bool {
+        let is_same = |a: &Lease, b: &Lease| a.resource == b.resource && a.owner == b.owner;
+        self.leases.iter().any(|ours| hold.leases.iter().any(|theirs| is_same(ours, theirs)))
+    }
+
     pub(crate) fn lease_ids(&self) -> impl Iterator<Item = u64> {
         self.leases.iter().map(|lease| lease.id)
     }

@@ -347,13 +347,15 @@ impl Connection {
                     line.reload(sent.request, now, uncounted);
                 }
                 (Ok(value), uncounted)
-                    if matches!(sent.request.asker, Asker::Hold(_))
-                        && (uncounted.is_some() || line.repeats())
+                    if matches!(&sent.request.asker, Asker::Hold(round) if uncounted.is_some() || line.is_undone(round))
                         && parse_hold(&value).is_yes() =>
                 {
                     sent.request.asker.answer(self.index, Err(uncounted.unwrap_or(NodeError::Repeats)));
                 }
-                (result, _) => sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error))),
+                (result, _) => {
+                    line.repeat_release(&sent, now);
+                    sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error)));
+                }
             }
         }
         if heard == MOST_AT_ONCE {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::wire::Wire;
 use super::{Asker, Request, pack, script};
 use crate::environment::{Environment, Moment};
 use crate::error::NodeError;
+use crate::round::Round;
 
 /// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
 /// decided it or when this one falls silent.
@@ -28,7 +30,7 @@ pub(super) struct Line {
     pub(super) silent: bool,
     /// So many scripts are being loaded.
     pub(super) loading: usize,
-    /// So many releases are being repeated.
+    /// So many requests are being repeated.
     pub(super) repeating: usize,
     /// What is to be sent waits for more to come with it, until this is polled again.
     pub(super) gathers: bool,
@@ -40,14 +42,8 @@ pub(super) struct Sent {
     pub(super) since: Moment,
     /// Why a yes to it does not count.
     pub(super) uncounted: Option<NodeError>,
-    /// For want of scripts.
+    /// Sent before in vain, for want of scripts, or too early.
     pub(super) again: bool,
-}
-
-impl Sent {
-    fn is_repeated_release(&self) -> bool {
-        self.again && matches!(self.request.asker, Asker::Release(_))
-    }
 }
 
 impl Line {
@@ -86,8 +82,11 @@ impl Line {
     }
 
     /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
-    /// Other requests may have overtaken this one, if another client has loaded the scripts meanwhile. A late hold is refused by
-    /// its ballot. A late release may take away what its session has joined again since, see [`repeats`](Self::repeats).
+    ///
+    /// If another client has loaded them meanwhile, what was sent behind the request is done before it. A late hold is refused
+    /// by its ballot, but may leave a ticket behind; a late release may take away what its session has joined again since. So
+    /// a release that has overtaken something is [sent once more](Self::repeat_release), and a yes that is
+    /// [undone](Self::is_undone) does not count.
     pub(super) fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
         // Behind what is loaded already for another request.
         if self.loading == 0 {
@@ -95,23 +94,38 @@ impl Line {
                 self.push(Request { command: pack(&command), asker: Asker::Loading }, now, None);
             }
         }
+        self.repeat(request, now, uncounted);
+    }
+
+    /// To be called with what has been answered.
+    pub(super) fn repeat_release(&mut self, sent: &Sent, now: Moment) {
+        if let Asker::Release(round) = &sent.request.asker
+            && !sent.again
+            && self.repeating > 0
+        {
+            let (command, asker) = (Arc::clone(&sent.request.command), Asker::Release(Arc::clone(round)));
+            self.repeat(Request { command, asker }, now, None);
+        }
+    }
+
+    fn repeat(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
         self.wire.push(&request.command);
-        let sent = Sent { request, since: now, uncounted, again: true };
-        self.repeating += usize::from(sent.is_repeated_release());
-        self.in_flight.push_back(sent);
+        self.in_flight.push_back(Sent { request, since: now, uncounted, again: true });
+        self.repeating += 1;
     }
 
     /// The oldest request has its answer.
     pub(super) fn settle(&mut self) -> Option<Sent> {
         let sent = self.in_flight.pop_front()?;
         self.loading -= usize::from(matches!(sent.request.asker, Asker::Loading));
-        self.repeating -= usize::from(sent.is_repeated_release());
+        self.repeating -= usize::from(sent.again);
         Some(sent)
     }
 
-    /// Has what is answered now overtaken a release? Then that comes to the node after it, and may take it back.
-    pub(super) fn repeats(&self) -> bool {
-        self.repeating > 0
+    /// Has a round that is answered now overtaken a release that may undo it?
+    pub(super) fn is_undone(&self, round: &Round) -> bool {
+        let undoes = |sent: &Sent| matches!(&sent.request.asker, Asker::Release(release) if release.undoes(round));
+        self.repeating > 0 && self.in_flight.iter().any(|sent| sent.again && undoes(sent))
     }
 
     /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.

@@ -9,6 +9,7 @@ mod nodes;
 mod owners;
 mod runtimes;
 mod sets;
+mod threads;
 mod turns;
 
 /// Not a test: what worker processes run.

@@ -144,50 +144,92 @@ async fn what_was_handed_over_is_not_a_later_lease_of_the_same_owner() {
     later.release().await.expect("a release");
 }
 
-/// The nodes lose their scripts, so a release has to be repeated; another client loads them meanwhile, so what was sent after
-/// the release is done before it.
+/// Three nodes behind proxies, which lose their scripts. What is asked of them then has to be repeated; as another client loads
+/// the scripts, what is asked next is done before it.
+struct Forgetful {
+    cluster: Cluster,
+    elsewhere: Quorlock,
+    proxies: Vec<Proxy>,
+    locks: Quorlock,
+    /// Requests to each node.
+    asked: u64,
+}
+
+impl Forgetful {
+    async fn start() -> Self {
+        let cluster = Cluster::start(3);
+        let elsewhere = cluster.client(60 * SECOND).await;
+        let mut proxies = Vec::new();
+        for port in cluster.ports() {
+            proxies.push(Proxy::start(port).await);
+        }
+        let builder = Quorlock::builder().nodes(proxies.iter().map(Proxy::url)).lease(60 * SECOND);
+        let locks = builder.node_timeout(5 * SECOND).connect().await.expect("settings that work");
+        locks.flush().await;
+        Self { cluster, elsewhere, proxies, locks, asked: 0 }
+    }
+
+    async fn forget(&mut self) {
+        self.locks.flush().await;
+        self.elsewhere.flush().await;
+        self.proxies.iter().for_each(|proxy| proxy.set(Mode::HoldAnswers));
+        self.cluster.each::<()>(redis::cmd("SCRIPT").arg("FLUSH"));
+        self.asked = self.count();
+    }
+
+    fn count(&self) -> u64 {
+        let calls = |stats: &String| stats.split("cmdstat_evalsha:calls=").nth(1)?.split(',').next()?.parse().ok();
+        let stats: Vec<String> = self.cluster.each(redis::cmd("INFO").arg("commandstats"));
+        stats.iter().map(|stats| calls(stats).unwrap_or(0)).min().unwrap_or(0)
+    }
+
+    /// Until so many more requests have been made of every node.
+    async fn asked(&mut self, more: u64) {
+        self.asked += more;
+        let what = format!("{} requests", self.asked);
+        eventually(5 * SECOND, &what, || self.count() >= self.asked).await;
+    }
+
+    /// Lets the client know what became of its requests.
+    async fn remember(&self) {
+        self.proxies.iter().for_each(|proxy| proxy.set(Mode::Pass));
+        self.locks.flush().await;
+        self.locks.flush().await; // Behind what the answers to what was before the first have led to.
+    }
+}
+
 #[tokio::test]
 async fn a_release_that_is_repeated_takes_away_nothing_that_counts() {
-    let cluster = Cluster::start(3);
-    let elsewhere = cluster.client(60 * SECOND).await;
-    let mut proxies = Vec::new();
-    for port in cluster.ports() {
-        proxies.push(Proxy::start(port).await);
-    }
-    let set = |mode| proxies.iter().for_each(|proxy| proxy.set(mode));
-    let asked = || {
-        let calls = |stats: &String| {
-            let of = stats.split("cmdstat_evalsha:calls=").nth(1)?;
-            of.split(',').next()?.parse().ok()
-        };
-        let stats: Vec<String> = cluster.each(redis::cmd("INFO").arg("commandstats"));
-        stats.iter().map(|stats| calls(stats).unwrap_or(0)).min().unwrap_or(0)
-    };
-    let builder = Quorlock::builder().nodes(proxies.iter().map(Proxy::url)).lease(60 * SECOND);
-    let locks = builder.node_timeout(5 * SECOND).connect().await.expect("settings that work");
-    locks.flush().await;
-    let guard = elsewhere.lock("repeated").acquire().await.expect("the lock");
-    elsewhere.flush().await;
-    let joined = locks.join(&guard.export()).await.expect("it is held");
-    locks.flush().await;
-
-    set(Mode::HoldAnswers);
-    cluster.each::<()>(redis::cmd("SCRIPT").arg("FLUSH"));
-    let before: u64 = asked();
+    let mut nodes = Forgetful::start().await;
+    let guard = nodes.elsewhere.lock("repeated").acquire().await.expect("the lock");
+    let joined = nodes.locks.join(&guard.export()).await.expect("it is held");
+    nodes.forget().await;
     drop(joined);
-    eventually(5 * SECOND, "the release is refused everywhere", || asked() > before).await;
-    let loads = cluster.client(60 * SECOND).await;
-    let export = guard.export();
-    let join = tokio::spawn({
-        let locks = locks.clone();
-        async move { locks.join(&export).await }
-    });
-    eventually(5 * SECOND, "the node has been asked to join", || asked() > before + 1).await;
-    set(Mode::Pass);
+    nodes.asked(1).await;
+    let loads = nodes.cluster.client(60 * SECOND).await;
+    let (locks, export) = (nodes.locks.clone(), guard.export());
+    let join = tokio::spawn(async move { locks.join(&export).await });
+    nodes.asked(1).await;
+    nodes.remember().await;
     let undone = join.await.expect("a task").expect_err("the release comes after it");
     assert!(undone.is_no_quorum() && undone.to_string().contains("scripts"), "{undone}");
-    let _joined = locks.join(&guard.export()).await.expect("it is held");
-    locks.flush().await;
+    let _joined = nodes.locks.join(&guard.export()).await.expect("it is held");
+    nodes.locks.flush().await;
     let seen = loads.inspect("repeated").await.expect("a look");
     assert_eq!((seen.verdict, seen.holds), (Verdict::Held, 2), "of both clients");
+}
+
+#[tokio::test]
+async fn a_request_that_is_repeated_after_it_was_given_up_leaves_nothing() {
+    let mut nodes = Forgetful::start().await;
+    let _guard = nodes.elsewhere.lock("repeated").acquire().await.expect("the lock");
+    nodes.forget().await;
+    let waiting = tokio::spawn(nodes.locks.lock("repeated").acquire());
+    nodes.asked(1).await;
+    let _loads = nodes.cluster.client(60 * SECOND).await;
+    waiting.abort();
+    // The lease that was not granted, and the ticket.
+    nodes.asked(2).await;
+    nodes.remember().await;
+    assert_eq!(nodes.cluster.count_lines("repeated"), 0, "{:?}", nodes.cluster.lines("repeated"));
 }
