@@ -41,7 +41,7 @@ fn cycles_as_json_for_every_implementation() {
     let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
 
     let heads: Vec<_> = objects.iter().map(|object| (object["case"].as_str(), object["impl"].as_str())).collect();
-    let cycle = ["floor", "fenced", "redis-rs", "quorlock"].map(|name| (Some("cycle"), Some(name)));
+    let cycle = ["floor", "fenced", "scripts", "redis-rs", "quorlock"].map(|name| (Some("cycle"), Some(name)));
     assert_eq!(heads, [cycle.as_slice(), &[(Some("reentry"), Some("quorlock"))]].concat());
     for object in &objects {
         assert_eq!((&object["nodes"], &object["failed"]), (&3.into(), &0.into()), "{object}");
@@ -51,9 +51,9 @@ fn cycles_as_json_for_every_implementation() {
         // In one task cycles come one after the other, so their number is what their durations allow.
         assert!(per_s < 1e6 / p50 * 2.0 && cpu < 1e6, "{object}");
     }
-    let quorlock = objects[3]["findings"].as_array().expect("findings");
-    assert_eq!(quorlock.len(), 3, "beside the floors and beside redis-rs: {quorlock:?}");
-    assert!(objects[3]["vs_floor"].as_f64().is_some_and(|ratio| ratio > 0.5), "{}", objects[3]);
+    let quorlock = objects[4]["findings"].as_array().expect("findings");
+    assert_eq!(quorlock.len(), 4, "beside the floors and beside redis-rs: {quorlock:?}");
+    assert!(objects[4]["vs_floor"].as_f64().is_some_and(|ratio| ratio > 0.5), "{}", objects[4]);
 
     let drawn = fs::read_to_string(&plot).expect("a picture");
     assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"), "{drawn}");

@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::cases::Case;
 use self::fleet::Fleet;
-use self::lockers::{FENCED, Floor, InRuntime, Measured, Ours, PLAIN, Scripts, fan_out};
+use self::lockers::{FENCED, Floor, InRuntime, Measured, OWN, Ours, PLAIN, Scripts, fan_out};
 use self::report::Report;
 use crate::exit::{self, Exit, Failure};
 use crate::messages::Verbosity;
@@ -42,6 +42,7 @@ counts are ratios within a round, so that noise which lasts longer hits all alik
 
   floor     bare sockets: one thread, bytes written by hand, one-line scripts, back at the answer that makes a majority
   fenced    the same with the Redis commands that a lock with a ballot cannot do without, and no other line of script
+  scripts   the same with quorlock's own scripts
   redis-rs  the one-line scripts by redis-rs, one multiplexed connection for each node, from a spawned tokio task
   quorlock  this library, as its users call it, from a spawned tokio task
 
@@ -207,7 +208,7 @@ impl Bench<'_> {
     }
 }
 
-const FLOORS: [Scripts; 2] = [PLAIN, FENCED];
+const FLOORS: [Scripts; 3] = [PLAIN, FENCED, OWN];
 
 fn implementations(peers: &[Peer]) -> impl Iterator<Item = &'static str> {
     FLOORS.iter().map(|floor| floor.name).chain(["redis-rs", "quorlock"]).chain(peers.iter().map(|peer| peer.name))

@@ -13,9 +13,10 @@ const ROW: f64 = 22.0;
 const BAR: f64 = 14.0;
 
 const INK: &str = "#333";
-const COLOURS: [(&str, &str); 5] = [
+const COLOURS: [(&str, &str); 6] = [
     ("floor", "#9aa5b1"),
     ("fenced", "#6f7d8c"),
+    ("scripts", "#4c5966"),
     ("redis-rs", "#d9a441"),
     ("quorlock", "#2f7d6d"),
     ("rslock", "#b4553d"),

@@ -23,6 +23,8 @@ pub struct Turns {
 pub struct Summary {
     pub p50_us: f64,
     pub p99_us: f64,
+    /// How long one has the lock.
+    pub inside_us: f64,
     /// From one contender to another; how often one came after itself is left out.
     pub hand_overs: usize,
     /// Of all turns, those of one who had the turn before.
@@ -57,6 +59,8 @@ impl Turns {
         let others = pairs().filter(|(before, after)| before.who != after.who);
         let mut gaps: Vec<Duration> = others.map(|(before, after)| after.entered.saturating_sub(before.left)).collect();
         gaps.sort_unstable();
+        let mut inside: Vec<Duration> = self.taken.iter().map(|turn| turn.left.saturating_sub(turn.entered)).collect();
+        inside.sort_unstable();
         let equal = number(self.taken.len()) / number(self.contenders);
         let unfairness = (0..self.contenders).map(|who| {
             let share = number(self.taken.iter().filter(|turn| turn.who == who).count());
@@ -65,6 +69,7 @@ impl Turns {
         Summary {
             p50_us: micros(quantile(&gaps, 0.5)),
             p99_us: micros(quantile(&gaps, 0.99)),
+            inside_us: micros(quantile(&inside, 0.5)),
             hand_overs: gaps.len(),
             same_share: 1.0 - number(gaps.len()) / number(pairs().count()),
             unfairness: unfairness.fold(0.0, f64::max),

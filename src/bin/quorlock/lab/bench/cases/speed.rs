@@ -24,6 +24,7 @@ pub fn cycle(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
         let targets = [
             ("floor", Some(Target::AtMost(1.3))),
             ("fenced", None),
+            ("scripts", None),
             ("redis-rs", Some(Target::AtMost(1.15))),
             ("rslock", None),
         ];
@@ -43,9 +44,11 @@ pub fn cycle(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
     Ok(())
 }
 
-/// `vs_floor`, `vs_fenced` and `vs_redis_rs`.
+/// `vs_floor` and the like.
 fn add_ratios(entry: &mut Entry, rounds: &Rounds, i: usize, names: &[&'static str], figure: fn(&Stretch) -> f64) {
-    for (field, other) in [("vs_floor", "floor"), ("vs_fenced", "fenced"), ("vs_redis_rs", "redis-rs")] {
+    let others =
+        [("vs_floor", "floor"), ("vs_fenced", "fenced"), ("vs_scripts", "scripts"), ("vs_redis_rs", "redis-rs")];
+    for (field, other) in others {
         if let Some(other) = column(names, other).filter(|other| *other != i) {
             entry.add(field, rounds.ratio(i, other, figure));
         }
@@ -60,7 +63,7 @@ pub fn tasks(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
         for (i, name) in names.iter().enumerate() {
             let mut entry = Entry::new(Case::Tasks, nodes, name).with_rounds(&rounds, i);
             entry.add("tasks", TASKS);
-            for other in ["fenced", "redis-rs", "rslock"].into_iter().filter(|_| *name == "quorlock") {
+            for other in ["fenced", "scripts", "redis-rs", "rslock"].into_iter().filter(|_| *name == "quorlock") {
                 let Some(other_column) = column(&names, other) else { continue };
                 let aimed = |target| (other == "rslock" && nodes == TARGET_NODES).then_some(target);
                 let speed = rounds.ratio(i, other_column, Stretch::cycles_per_s);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::Bench;
 use super::super::lockers::Measured;
-use super::super::measure::{median, micros, number};
+use super::super::measure::{median, number};
 use super::super::report::{Entry, Report, Target};
 use super::super::turns::{Summary, Turns};
 use super::super::worker::{Kind, Worker};
@@ -32,22 +32,27 @@ pub fn among_tasks(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Fai
     let nodes = bench.nodes();
     let stretch = STRETCHES * bench.flags.stretch;
     let field = bench.field(nodes)?;
-    let mut rounds: Vec<Vec<Round>> = field.iter().map(|_| Vec::new()).collect();
+    let mut all: Vec<Vec<Round>> = field.iter().map(|_| Vec::new()).collect();
     for _ in 0..bench.flags.rounds {
-        for (one, rounds) in field.iter().zip(&mut rounds) {
+        for (one, rounds) in field.iter().zip(&mut all) {
             let before = bench.fleet().commands(nodes)?;
             let Some(turns) = one.turns(CONTENDERS, INSIDE, stretch) else { continue };
             let commands = bench.fleet().commands(nodes)? - before;
             rounds.push(round(turns, commands, nodes, stretch, one.as_ref(), bench.flags.stretch));
         }
     }
-    for (one, rounds) in field.iter().zip(&rounds).filter(|(_, rounds)| !rounds.is_empty()) {
+    for (one, rounds) in field.iter().zip(&all).filter(|(_, rounds)| !rounds.is_empty()) {
         let mut entry = entry(Case::HandOver, nodes, one.name(), rounds);
         if one.name() == "quorlock" {
             let targeted = |target| (nodes == TARGET_NODES).then_some(target);
             let ratio = median(rounds.iter().map(|round| round.summary.p99_us / round.cycle_us).collect());
             let what = format!("{CONTENDERS} tasks, hand-over, p99: / lock and unlock, p50");
             entry.find(what, ratio, " ×", targeted(Target::AtMost(3.0)));
+            if let Some(scripts) = field.iter().position(|one| one.name() == "scripts") {
+                let pairs = rounds.iter().zip(&all[scripts]);
+                let ratio = median(pairs.map(|(ours, bare)| ours.summary.p99_us / bare.summary.p99_us).collect());
+                entry.find(format!("{CONTENDERS} tasks, hand-over, p99: quorlock / scripts"), ratio, " ×", None);
+            }
             let unfairness = median(rounds.iter().map(|round| round.summary.unfairness).collect());
             let what = format!("{CONTENDERS} tasks, share furthest from equal");
             entry.find(what, unfairness * 100.0, " %", targeted(Target::AtMost(10.0)));
@@ -118,7 +123,7 @@ fn entry(case: Case, nodes: usize, implementation: &'static str, rounds: &[Round
     entry.p99_us = Some(of(|round| round.summary.p99_us));
     entry.cycles_per_s = Some(of(|round| round.per_s));
     entry.add("contenders", CONTENDERS);
-    entry.add("inside_us", micros(INSIDE));
+    entry.add("inside_us", of(|round| round.summary.inside_us));
     entry.add("turns", sum(|round| round.turns));
     entry.add("hand_overs", sum(|round| round.summary.hand_overs));
     entry.add("same_again_share", of(|round| round.summary.same_share));

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Script};
@@ -21,16 +21,34 @@ use crate::exit::Failure;
 /// A node that says nothing for so long has failed.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// What is asked of the nodes.
+/// What is asked of the nodes, by two scripts and their arguments.
 #[derive(Clone, Copy)]
 pub struct Scripts {
     pub name: &'static str,
     acquire: &'static str,
     release: &'static str,
+    words: fn(&Words) -> [Vec<&str>; 2],
+}
+
+/// What the arguments are made of.
+struct Words {
+    key: String,
+    ballot_key: String,
+    value: String,
+    lease: String,
+    /// The value as quorlock writes it.
+    held: String,
+    /// What quorlock's release says of the lease.
+    known: String,
 }
 
 /// The one-line scripts of [`fan_out`](super::fan_out): a lock, and nothing that tells its holders apart.
-pub const PLAIN: Scripts = Scripts { name: "floor", acquire: ACQUIRE, release: RELEASE };
+pub const PLAIN: Scripts = Scripts {
+    name: "floor",
+    acquire: ACQUIRE,
+    release: RELEASE,
+    words: |it| [vec!["1", &it.key, &it.value, &it.lease], vec!["1", &it.key, &it.value]],
+};
 
 /// The Redis commands that a lock with a ballot cannot do without, and no other line: what time it is, the ballot, the lock,
 /// the new ballot; and in the end what both are, and the lock away.
@@ -40,6 +58,24 @@ pub const FENCED: Scripts = Scripts {
               local set = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) \
               redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2]) return set",
     release: "redis.call('MGET', KEYS[1], KEYS[2]) return redis.call('DEL', KEYS[1])",
+    words: |it| [(); 2].map(|()| vec!["2", &it.key, &it.ballot_key, &it.value, &it.lease, BALLOT]),
+};
+
+/// What quorlock itself asks, with ballots that grow: what it takes longer than this is its client's.
+pub const OWN: Scripts = Scripts {
+    name: "scripts",
+    acquire: concat!(
+        include_str!("../../../../../node/lua/mark.lua"),
+        include_str!("../../../../../node/lua/hold.lua")
+    ),
+    release: concat!(
+        include_str!("../../../../../node/lua/mark.lua"),
+        include_str!("../../../../../node/lua/release.lua")
+    ),
+    words: |it| {
+        let acquire = vec!["2", &it.key, &it.ballot_key, &it.held, &it.lease, BALLOT, MEMORY, "0"];
+        [acquire, vec!["2", &it.key, &it.ballot_key, &it.held, BALLOT, MEMORY, &it.known]]
+    },
 };
 
 pub struct Floor {
@@ -97,13 +133,39 @@ impl Measured for Floor {
     }
 }
 
-/// As long as real ones are.
-const BALLOT: &str = "1700000000000000";
+/// Stands for the ballot of each round, and is as long.
+const BALLOT: &str = "0000000000000000";
+
+/// How long nodes remember it, in ms: quorlock's default.
+const MEMORY: &str = "3600000";
+
+/// A command as it goes over the wire.
+struct Command {
+    bytes: Vec<u8>,
+    /// Where the ballot stands in it.
+    ballots: Vec<usize>,
+}
+
+impl Command {
+    fn new(words: &[&str]) -> Self {
+        let bytes = encode(words);
+        let is_ballot = |at: &usize| bytes[*at..].starts_with(BALLOT.as_bytes());
+        let ballots = (0..bytes.len()).filter(is_ballot).collect();
+        Self { bytes, ballots }
+    }
+
+    fn fill_in(&mut self, ballot: &str) {
+        for at in &self.ballots {
+            self.bytes[*at..at + BALLOT.len()].copy_from_slice(ballot.as_bytes());
+        }
+    }
+}
 
 /// One of the cycles that go on at the same time.
 struct Slot {
-    acquire: Vec<u8>,
-    release: Vec<u8>,
+    acquire: Command,
+    release: Command,
+    ballot: u128,
     /// Numbers the rounds, so that late answers are told from those that are waited for.
     round: u32,
     is_release: bool,
@@ -116,20 +178,22 @@ struct Slot {
 impl Slot {
     fn new(task: usize, scripts: Scripts) -> Self {
         let key = format!("{PREFIX}{}:{task}", scripts.name);
-        let ballot = format!("{key}:ballot");
-        let value = format!("{:032x}", rand::random::<u128>());
-        let lease = LEASE.as_millis().to_string();
-        let ask = |script: &str, release: bool| {
-            let hash = Script::new(script).get_hash().to_owned();
-            match (scripts.name == FENCED.name, release) {
-                (true, _) => encode(&["EVALSHA", &hash, "2", &key, &ballot, &value, &lease, BALLOT]),
-                (false, false) => encode(&["EVALSHA", &hash, "1", &key, &value, &lease]),
-                (false, true) => encode(&["EVALSHA", &hash, "1", &key, &value]),
-            }
+        let owner = format!("{:032x}", rand::random::<u128>());
+        let words = Words {
+            ballot_key: format!("{key}:ballot"),
+            key,
+            lease: LEASE.as_millis().to_string(),
+            held: format!("ql1 {BALLOT} {owner} bench:1 {:016x}:1", rand::random::<u64>()),
+            known: format!("{BALLOT} {BALLOT} 0 0"),
+            value: owner,
         };
+        let codes = [scripts.acquire, scripts.release].map(|code| Script::new(code).get_hash().to_owned());
+        let [acquire, release] = (scripts.words)(&words);
+        let ask = |hash: &str, words: Vec<&str>| Command::new(&[&["EVALSHA", hash], words.as_slice()].concat());
         Self {
-            acquire: ask(scripts.acquire, false),
-            release: ask(scripts.release, true),
+            acquire: ask(&codes[0], acquire),
+            release: ask(&codes[1], release),
+            ballot: 0,
             round: 0,
             is_release: false,
             yes: 0,
@@ -207,7 +271,7 @@ impl Wire {
         let mut rest = self.input.as_slice();
         while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
             let (slot, round) = self.expected.pop_front().ok_or(io::ErrorKind::InvalidData)?;
-            answers.push((slot, round, [b"+OK".as_slice(), b":1"].contains(&&rest[..end])));
+            answers.push((slot, round, rest.starts_with(b"+OK") || (rest.starts_with(b":") && &rest[..end] != b":0")));
             rest = &rest[end + 2..];
         }
         let parsed = self.input.len() - rest.len();
@@ -354,9 +418,16 @@ impl Loom {
         let it = &mut self.slots[slot];
         it.round += 1;
         (it.yes, it.no) = (0, 0);
+        if !it.is_release {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            it.ballot = now.as_micros().max(it.ballot + 1);
+            let ballot = format!("{:016}", it.ballot);
+            it.acquire.fill_in(&ballot);
+            it.release.fill_in(&ballot);
+        }
         let command = if it.is_release { &it.release } else { &it.acquire };
         for wire in &mut self.wires {
-            wire.output.extend_from_slice(command);
+            wire.output.extend_from_slice(&command.bytes);
             wire.expected.push_back((slot, it.round));
         }
     }
@@ -378,5 +449,13 @@ mod tests {
     #[test]
     fn commands_are_arrays_of_strings() {
         assert_eq!(encode(&["GET", "ä"]), "*2\r\n$3\r\nGET\r\n$2\r\nä\r\n".as_bytes());
+    }
+
+    #[test]
+    fn every_ballot_of_a_command_is_filled_in() {
+        let mut command = Command::new(&["SET", &format!("{BALLOT} {BALLOT}"), BALLOT]);
+        command.fill_in("1700000000000001");
+        let filled = ["SET", "1700000000000001 1700000000000001", "1700000000000001"];
+        assert_eq!(command.bytes, encode(&filled));
     }
 }

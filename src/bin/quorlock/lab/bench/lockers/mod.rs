@@ -5,18 +5,19 @@ mod floor;
 mod ours;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, oneshot};
 
 use super::measure::{Clock, Stretch};
 use super::turns::{Turn, Turns, now};
 
 pub use fan_out::fan_out;
-pub use floor::{FENCED, Floor, PLAIN, Scripts};
+pub use floor::{FENCED, Floor, OWN, PLAIN, Scripts};
 pub use ours::{LOCK_PREFIX, Nested, Ours};
 
 /// How long a lock outlives its holder, for every implementation.
@@ -166,10 +167,36 @@ async fn cycle<L: Locker>(locker: &mut L, names: &[String]) -> bool {
     all
 }
 
+/// Sleeps for tasks that have a lock, so for one at a time. tokio's own timer counts whole milliseconds and rounds up: a task
+/// would keep the lock for twice as long as the bare sockets do.
+#[derive(Clone)]
+struct Sleeper(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Sleeper {
+    fn new(time: Duration) -> Self {
+        let (sleeper, sleeps) = mpsc::channel::<oneshot::Sender<()>>();
+        thread::spawn(move || {
+            for woken in sleeps {
+                thread::sleep(time);
+                drop(woken); // That is heard, too.
+            }
+        });
+        Self(sleeper)
+    }
+
+    async fn sleep(&self) {
+        let (woken, wake) = oneshot::channel();
+        let _ = self.0.send(woken); // The thread ends after the last of its tasks.
+        let _ = wake.await;
+    }
+}
+
 /// Also what a worker process does, as one of many.
 pub async fn take_turns<L: Locker>(locker: &L, name: &str, tasks: usize, inside: Duration, stretch: Duration) -> Turns {
     let began = Instant::now();
+    let sleeper = Sleeper::new(inside);
     let spawn = |task: usize| {
+        let sleeper = sleeper.clone();
         let (mut locker, name) = (locker.clone(), format!("{name}:turns"));
         tokio::spawn(async move {
             let (mut taken, mut failed) = (Vec::new(), 0);
@@ -179,7 +206,7 @@ pub async fn take_turns<L: Locker>(locker: &L, name: &str, tasks: usize, inside:
                     continue;
                 };
                 let entered = now();
-                tokio::time::sleep(inside).await;
+                sleeper.sleep().await;
                 taken.push(Turn { who: task, entered, left: now() });
                 failed += usize::from(!locker.release(hold).await);
             }
