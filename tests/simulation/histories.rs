@@ -91,7 +91,7 @@ fn grant(ledger: &mut Ledger, at: u64, client: usize, owner: &str, puppet: &Pupp
 type History = fn(&mut Ledger);
 
 /// Each with the invariant that it breaks.
-const ILLEGAL: [(Invariant, &str, History); 26] = [
+const ILLEGAL: [(Invariant, &str, History); 27] = [
     (MutualExclusion, "two owners at once", |ledger| {
         grant(ledger, 1, 0, "a", &Puppet::new(7));
         grant(ledger, 2, 1, "b", &Puppet::new(8));
@@ -115,6 +115,12 @@ const ILLEGAL: [(Invariant, &str, History); 26] = [
         let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
         ledger.gives_back(id);
         grant(ledger, 2, 1, "b", &Puppet::new(7));
+    }),
+    (TokenUnique, "an owner's token for the second time, after a release that was confirmed", |ledger| {
+        let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
+        let Some(leaving) = ledger.gives_back(id) else { return };
+        ledger.gave_back(2, &leaving, false, Said::Released(0));
+        grant(ledger, 3, 1, "a", &Puppet::new(7));
     }),
     (TokenMonotonic, "a smaller token", |ledger| {
         let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
@@ -287,7 +293,20 @@ pub fn legal_is_legal() -> Vec<String> {
     if ledger.figures.stale_writes_rejected != 1 {
         wrong.push("the stale write was not rejected".to_owned());
     }
+    wrong.extend(an_heir_is_as_quick_as_a_release());
     wrong
+}
+
+/// Whoever was handed a lease may enter it until the last release has come to the nodes.
+fn an_heir_is_as_quick_as_a_release() -> Vec<String> {
+    let mut ledger = ledger();
+    let first = grant(&mut ledger, 1, 0, "a", &Puppet::new(7));
+    ledger.gives_back(first);
+    let heir = grant(&mut ledger, 2, 1, "a", &Puppet::new(7));
+    ledger.observe(3);
+    ledger.gives_back(heir);
+    ledger.close(4);
+    ledger.findings.violations.iter().map(|violation| format!("{violation:?}")).collect()
 }
 
 /// Broken nodes, one command after another, under the eyes of the oracle.

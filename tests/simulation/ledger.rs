@@ -197,17 +197,12 @@ impl Ledger {
                 format!("{} entered token {expected} and got {token}", name())
             });
             if exported.is_some() {
-                self.figures.joins += 1;
-                if self.is_promised(Invariant::MutualExclusion) {
-                    self.findings.judge(Invariant::NoResurrection, at, asked.newest <= token, || {
-                        format!("{} joined {token} after {}", name(), asked.newest)
-                    });
-                }
+                self.joined(at, &name(), asked, token);
             } else {
                 self.figures.reentries += 1;
             }
         } else if self.is_held_elsewhere(owner, resource, token) {
-            self.figures.joins += 1; // What the owner had inherited further up was entered on the way.
+            self.joined(at, &name(), asked, token); // What the owner had inherited further up was entered on the way.
         } else {
             self.findings.judge(Invariant::QuarantineHolds, at, sound >= quorum, || {
                 format!("{} token {token}: only {sound} of {given} votes are of nodes that remember", name())
@@ -217,10 +212,26 @@ impl Ledger {
         self.exclude(at, &name(), owner, resource, token);
     }
 
-    /// Does somebody hold this very lease of this owner now?
+    fn joined(&mut self, at: u64, name: &str, asked: Asked, token: u64) {
+        self.figures.joins += 1;
+        if self.is_promised(Invariant::MutualExclusion) {
+            self.findings.judge(Invariant::NoResurrection, at, asked.newest <= token, || {
+                format!("{name} joined {token} after {}", asked.newest)
+            });
+        }
+    }
+
+    /// Does somebody hold this very lease of this owner now, or may yet? A release that is not confirmed may still be on its
+    /// way to the nodes.
     fn is_held_elsewhere(&self, owner: &str, resource: usize, token: u64) -> bool {
         let same = |share: Share| share.token == token;
-        self.holds.values().any(|hold| *hold.claim.owner == *owner && hold.claim.share_of(resource).is_some_and(same))
+        let held = self
+            .holds
+            .values()
+            .any(|hold| *hold.claim.owner == *owner && hold.claim.share_of(resource).is_some_and(same));
+        let number = self.owners.get(owner);
+        let parting = |op: &Op| op.token == token && op.what == What::Part && op.returned == NEVER;
+        held || self.records[resource].history.0.iter().any(|op| Some(&op.owner) == number && parting(op))
     }
 
     /// An outermost acquisition.
