@@ -12,7 +12,7 @@ use crate::client::Core;
 use crate::environment::Moment;
 use crate::node::{self, Entry};
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, Due, Phase, Schedule};
+use crate::protocol::{self, Ballot, Due, Phase, Schedule, Token};
 use crate::resource::Resource;
 use crate::round::{Purpose, Round};
 use crate::sync::locked;
@@ -97,6 +97,10 @@ impl Lease {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         locked(&self.state)
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        self.state().lease.token
     }
 
     pub(crate) fn phase(&self) -> Phase {

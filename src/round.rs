@@ -150,7 +150,9 @@ impl Round {
 
     /// Would this release, done after `hold`, take away what that has left?
     pub(crate) fn undoes(&self, hold: &Self) -> bool {
-        let is_same = |a: &Lease, b: &Lease| a.resource == b.resource && a.owner == b.owner;
+        let is_same = |ours: &Lease, theirs: &Lease| {
+            ours.resource == theirs.resource && ours.owner == theirs.owner && ours.token() == theirs.token()
+        };
         self.leases.iter().any(|ours| hold.leases.iter().any(|theirs| is_same(ours, theirs)))
     }
 

@@ -344,7 +344,13 @@ impl Connection {
                         line.in_flight.push_front(sent);
                         return Err(node_error(&error));
                     }
-                    line.reload(sent.request, now, uncounted);
+                    match &sent.request.asker {
+                        // Its release may have overtaken it, and taken its ticket out.
+                        Asker::Hold(round) if round.is_moot() => {
+                            sent.request.asker.answer(self.index, Err(node_error(&error)));
+                        }
+                        _ => line.reload(sent.request, now, uncounted),
+                    }
                 }
                 (Ok(value), uncounted)
                     if matches!(&sent.request.asker, Asker::Hold(round) if uncounted.is_some() || line.is_undone(round))
@@ -352,10 +358,7 @@ impl Connection {
                 {
                     sent.request.asker.answer(self.index, Err(uncounted.unwrap_or(NodeError::Repeats)));
                 }
-                (result, _) => {
-                    line.repeat_release(&sent, now);
-                    sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error)));
-                }
+                (result, _) => sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error))),
             }
         }
         if heard == MOST_AT_ONCE {

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -42,7 +41,7 @@ pub(super) struct Sent {
     pub(super) since: Moment,
     /// Why a yes to it does not count.
     pub(super) uncounted: Option<NodeError>,
-    /// Sent before in vain, for want of scripts, or too early.
+    /// For want of scripts.
     pub(super) again: bool,
 }
 
@@ -84,9 +83,8 @@ impl Line {
     /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
     ///
     /// If another client has loaded them meanwhile, what was sent behind the request is done before it. A late hold is refused
-    /// by its ballot, but may leave a ticket behind; a late release may take away what its session has joined again since. So
-    /// a release that has overtaken something is [sent once more](Self::repeat_release), and a yes that is
-    /// [undone](Self::is_undone) does not count.
+    /// by its ballot, or only says again how often a session holds what it still holds. A late release may take away what its
+    /// session has joined again since, so a yes to that [does not count](Self::is_undone).
     pub(super) fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
         // Behind what is loaded already for another request.
         if self.loading == 0 {
@@ -94,21 +92,6 @@ impl Line {
                 self.push(Request { command: pack(&command), asker: Asker::Loading }, now, None);
             }
         }
-        self.repeat(request, now, uncounted);
-    }
-
-    /// To be called with what has been answered.
-    pub(super) fn repeat_release(&mut self, sent: &Sent, now: Moment) {
-        if let Asker::Release(round) = &sent.request.asker
-            && !sent.again
-            && self.repeating > 0
-        {
-            let (command, asker) = (Arc::clone(&sent.request.command), Asker::Release(Arc::clone(round)));
-            self.repeat(Request { command, asker }, now, None);
-        }
-    }
-
-    fn repeat(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
         self.wire.push(&request.command);
         self.in_flight.push_back(Sent { request, since: now, uncounted, again: true });
         self.repeating += 1;
