@@ -163,6 +163,7 @@ impl World {
             Ok(joined) => {
                 self.taken.fetch_add(1, Ordering::Relaxed);
                 if rng.random_ratio(1, 4) {
+                    // Held for a moment: what is late must not take it away. No outcome hangs on how long.
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     self.check(client, &[HELD], &joined);
                 }

@@ -1,5 +1,6 @@
 //! What is measured: locks behind one small interface.
 
+mod commands;
 mod fan_out;
 mod floor;
 mod ours;
@@ -16,8 +17,9 @@ use tokio::sync::{Barrier, oneshot};
 use super::measure::{Clock, Stretch};
 use super::turns::{Turn, Turns, now};
 
+pub use commands::{FENCED, OWN, PLAIN, Scripts};
 pub use fan_out::fan_out;
-pub use floor::{FENCED, Floor, OWN, PLAIN, Scripts};
+pub use floor::Floor;
 pub use ours::{LOCK_PREFIX, Nested, Ours};
 
 /// How long a lock outlives its holder, for every implementation.
