@@ -1,65 +1,130 @@
--- Acquire, re-enter, extend, repair: "make it so that this session has this many holds". All resources or none.
+-- Acquire, re-enter, extend, repair: "make it so that this share has this many holds". All resources or none.
 --
--- KEYS  lock, ballot                         for each resource
--- ARGV  'ql1 NEXT OWNER LABEL SESSION:1'     what the lock key is to be when it is newly acquired
+-- KEYS  lock, ballot                         for each resource; the node record is always quorlock:node
+-- ARGV  'ql1 NEXT OWNER LABEL SHARE:1'       what the lock key is to be when it is newly acquired
 --       lease      ms
---       next       this round's ballot: the token of what is newly acquired
---       memory     ms that the ballot key lives after it was written
---       ticket     NUMBER:CHANNEL, left where somebody else is in the way; '0' leaves none
+--       'NEXT END '                          this round's ballot, the token of what is newly acquired; and the ms of the sender's
+--                                            wall clock after which the lease is over for the sender: one more than the clock
+--                                            shows, and the lease. Both always have 16 and 13 digits
+--       'TICKET END:TOKEN ...'               the ticket is left where another lease is in the way, '0' leaves none; behind it
+--                                            ends that the sender has waited for by its own clock
 --       'TOKEN KNOWN HOLDS'                  for each resource; token 0 acquires, any other continues that lease; left out
 --                                            when it is one resource, to be newly acquired
+--       record     the record of this node as the sender knows it, with the node's quarantine known to be over; otherwise
+--                  'WORD LONGEST', and ' waited' behind it when the sender has waited for the end of the quarantine
 --
 -- What belongs together comes in one word: a server takes longer to receive an argument than a script to build a value.
 --
--- Answer  now, when it was granted; or, with i the refusing resource (from 1) and now in us,
---         {HELD, now, i, pttl ms, value}     somebody else's key, '' for what is not a string
+-- Answer  1, when it was granted; or
+--         {GRANTED, record}                  granted, and the record that the sender did not know
+--         or, with now in us of this node's clock and i the refusing resource (from 1),
+--         {HELD, now, i, pttl ms, value}     another owner's key; '' for one that is not quorlock's
 --         {STALE, now, i, floor}             propose more than floor
---         {AHEAD, now, i}                    the proposal is absurdly ahead of this node's clock
---         {GONE, now, i, ballot}             no key, and somebody newer was here, or this lease was released
---         {KEPT, now, i, ms}                 free, but kept for somebody who has waited longer
-local HELD, STALE, AHEAD, GONE, KEPT = 2, 3, 4, 5, 6
-local WINDOW = 1800000000 -- us that `next` and `known` may lie from this node's clock
+--         {AHEAD, now, i}                    the proposal is further ahead of this node's clock than ballots may be
+--         {GONE, now, i, ballot}             no key, and a newer ballot was honoured here, or this lease was released
+--         {KEPT, now, i, ms}                 free, but reserved for a ticket that has waited longer
+--         {EARLY, now, i, ms, end, value}    no key, but the last lease was not released, and by the sender's clock it may be
+--                                            in force for so long; end 0 and '' for one that this node may have forgotten
+--         {FAR, now, i, ballot}              the ballot here is further ahead of this node's clock than ballots may be
+--         {YOUNG, now, ms}                   this node may have forgotten leases that are in force for so long: it grants
+--                                            nothing new, and that it honoured what it was asked is no vote
+--         {FORGOT, now}                      this node's record is another one than the sender's
+local GRANTED, HELD, STALE, AHEAD, GONE, KEPT, EARLY, FAR, YOUNG, FORGOT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local next, lease, memory, ticket = tonumber(ARGV[3]), ARGV[2], ARGV[4], ARGV[5]
-if next > now + WINDOW then return {AHEAD, now, 1} end
+local argv, call, time, now = ARGV, redis.call, nil, nil
 
--- The usual case in a straight line: it is free, and nobody waits for it.
-if #ARGV == 5 and next > now - WINDOW then
-  local mark = redis.pcall('GET', KEYS[2])
-  if not mark or next > (tonumber(mark) or next) then
-    -- pcall: a node that takes no writes still says who has the lock.
-    local set = redis.pcall('SET', KEYS[1], ARGV[1], 'NX', 'PX', lease)
-    if set and set.ok then
-      redis.call('SET', KEYS[2], ARGV[3], 'PX', memory)
-      return now
+-- The usual case in a straight line: nothing stands in the way, and no request waits.
+if #argv == 5 then
+  local keys = KEYS
+  local stored = call('MGET', 'quorlock:node', keys[2])
+  if stored[1] == argv[5] then
+    local next, highest = tonumber(string.sub(argv[3], 1, -16)), tonumber(stored[2])
+    if not stored[2] then
+      -- No ballot is remembered here, so this node's clock must agree with the proposal and with the sender's.
+      time = call('TIME')
+      now = time[1] * 1000000 + time[2]
+      local window = string.match(argv[5], '^%x+ %d+ %d+ %d+ (%d+)') * 1000
+      local wall = string.sub(argv[3], -14, -2) - argv[2] - 1
+      if next > now - window and next <= now + window and wall > now / 1000 - DAY then highest = 0 end
+    end
+    if highest and next > highest then
+      -- pcall: a node that takes no writes still says who has the lock.
+      local set = redis.pcall('SET', keys[1], argv[1], 'NX', 'PX', argv[2])
+      if set and set.ok then
+        call('SET', keys[2], argv[3] .. argv[1], 'PX', '172800000') -- 2 * DAY
+        return 1
+      end
     end
   end
 end
 
-local owner, label, session = string.match(ARGV[1], '^ql1 %d+ (%S+) (%S+) (%S+):1$')
-local stored = redis.call('MGET', unpack(KEYS))
+if not now then
+  time = call('TIME')
+  now = time[1] * 1000000 + time[2]
+end
+local stored = call('MGET', 'quorlock:node', unpack(KEYS))
+local record, asked = stored[1], argv[#argv]
+local word, longest, till, till_wall, window, rest =
+  string.match(record or '', '^(%x+) (%d+) (%d+) (%d+) (%d+)( %S+ %d %S+)$')
+local asked_word, asked_longest = string.match(asked, '^(%x+) (%d+)')
+if not word or word ~= asked_word then return {FORGOT, now} end
+
+local next, lease, new_end = string.sub(argv[3], 1, -16), tonumber(argv[2]), tonumber(string.sub(argv[3], -14, -2))
+local next_text = next
+next = tonumber(next)
+local wall = new_end - lease - 1 -- ms: the sender's wall clock
+local memory = 2 * window -- ms that a ballot is kept
+window = window * 1000 -- us that `next` and `known` may lie from this node's clock
+local owner, label, share = string.match(argv[1], '^ql1 %d+ (%S+) (%S+) (%S+):1$')
+local client = string.match(share, '^[^/]+')
+local ticket = string.match(argv[4], '^%S+')
+
+-- The quarantine. A longer lease than any before makes it longer, and a clock that was set back does not.
+longest, till, till_wall = tonumber(longest), tonumber(till), tonumber(till_wall)
+local longer = math.max(tonumber(asked_longest), lease) - longest
+local left = 0
+if longer > 0 then
+  longest = longest + longer
+  if till > 0 then till, till_wall = till + longer, till_wall + longer end
+end
+if till > 0 and asked ~= record then
+  till = math.min(till, math.floor(now / 1000) + longest)
+  local by_wall = string.sub(asked, -7) == ' waited' and 0 or math.min(till_wall - wall, longest)
+  left = math.max(till - math.floor(now / 1000), by_wall, 0)
+end
+local renewed = string.format('%s %.0f %.0f %.0f %.0f%s', word, longest, till, till_wall, memory / 2, rest)
+
 local created, lock_values, marks = {}, {}, {}
 
 local function refuse(answer)
-  if #created > 0 then redis.call('DEL', unpack(created)) end
+  if #created > 0 then call('DEL', unpack(created)) end
   return answer
 end
 
--- Refuses because of somebody else, and leaves the ticket for when that is over.
+-- Refuses because of another owner, and leaves the ticket for when that is over.
 local function busy(mark, answer)
   if mark and ticket ~= '0' then
     mark.enter(ticket)
-    mark.write(redis.pcall, memory)
+    mark.write(redis.pcall, memory, longest)
   end
   return refuse(answer)
 end
 
+-- Of quorlock's own keys none outlives the longest lease: a clock that leapt and came back leaves such keys.
+local function held(lock, value, i)
+  local pttl = call('PTTL', lock)
+  if not string.find(value, '^ql1 %d+ %x+ %S+ %S') then return {HELD, now, i, pttl, ''} end
+  if pttl > longest or pttl == -1 then
+    redis.pcall('PEXPIRE', lock, longest)
+    pttl = longest
+  end
+  return {HELD, now, i, pttl, string.sub(value, 1, 4096)}
+end
+
 -- MGET shows a key of another type as missing; NX does not. So a missing key is created at once, and what cannot be
--- created is somebody's.
+-- created is another's.
 local function create(key, value, ms)
-  if redis.call('SET', key, value, 'NX', 'PX', ms) then
+  if call('SET', key, value, 'NX', 'PX', ms) then
     created[#created + 1] = key
     return true
   end
@@ -67,53 +132,89 @@ end
 
 for k = 1, #KEYS, 2 do
   local lock, ballot, i = KEYS[k], KEYS[k + 1], (k + 1) / 2
-  local value, mark = stored[k], mark_at(KEYS[k + 1], stored[k + 1], now)
-  local token, known, holds = string.match(ARGV[i + 5] or '0 0 1', '^(%d+) (%d+) (%d+)$')
+  local value, text = stored[k + 1], stored[k + 2]
+  local mark = mark_at(ballot, text, now)
+  local token, known, holds = '0', '0', '1'
+  if #argv > 5 then token, known, holds = string.match(argv[i + 4], '^(%d+) (%d+) (%d+)$') end
   local highest = mark and mark.highest or 0
-  local floor = math.max(highest, now - WINDOW)
   local fresh = token == '0'
-  local head = 'ql1 ' .. (fresh and ARGV[3] or token) .. ' ' .. owner .. ' '
-  local entry = session .. ':' .. holds
+  local head = 'ql1 ' .. (fresh and next_text or token) .. ' ' .. owner .. ' '
+  local entry = ' ' .. share .. ':' .. holds
+  local last_head, last_shares
+  if mark and mark.last then last_head, last_shares = mark.last_words() end
+  local new
 
+  -- A ballot that is remembered, of a lease that goes on, says more than a clock that was set back.
+  if next > now + window and (fresh or not text or next > highest + window) then return refuse({AHEAD, now, i}) end
   if fresh then
+    if left > 0 then
+      if renewed ~= record then redis.pcall('SET', 'quorlock:node', renewed) end
+      return refuse({YOUNG, now, left})
+    end
     if value then
-      -- Only a leftover of this very session's older lease may be replaced.
-      local theirs, sessions = string.match(value, '^ql1 %d+ (%x+) %S+ (.*)$')
-      if theirs ~= owner or not string.match(sessions, '^' .. session .. ':%d+$') then
-        return busy(mark, {HELD, now, i, redis.call('PTTL', lock), value})
+      -- Only what this very client has left of an older lease of the owner may be replaced.
+      local theirs, shares = string.match(value, '^ql1 %d+ (%x+) %S+( .*)$')
+      if theirs ~= owner or string.gsub(shares, ' ' .. client .. '/%x+:%d+', '') ~= '' then
+        return busy(mark, held(lock, value, i))
       end
-      lock_values[lock] = head .. label .. ' ' .. entry
     elseif mark then
-      local kept = mark.kept_from(ticket)
-      if kept > 0 then return busy(mark, {KEPT, now, i, kept}) end
+      local ms = mark.reserved_from(ticket)
+      if ms > 0 then return busy(mark, {KEPT, now, i, ms}) end
+      if last_head and wall < mark.last_end then
+        local named = string.format(' %.0f:%s ', mark.last_end, string.match(last_head, '%d+', 4))
+        if not string.find(argv[4] .. ' ', named, 1, true) then
+          mark.limit(memory, longest)
+          local ms = math.min(mark.last_end - wall, longest)
+          return busy(mark, {EARLY, now, i, ms, mark.last_end, mark.last})
+        end
+      end
     end
-    if next <= highest then return refuse({STALE, now, i, highest}) end
+    if not text and math.abs(now / 1000 - wall) > DAY then
+      -- Either clock is wrong. If it is this node's, and it leapt, then it may have forgotten a lease with it.
+      if not string.find(argv[4] .. ' ', ' 0:0 ', 1, true) then return refuse({EARLY, now, i, longest, 0, ''}) end
+    end
+    if next <= highest then
+      if highest <= now + window then return refuse({STALE, now, i, highest}) end
+      mark.limit(memory, longest)
+      return refuse({FAR, now, i, highest})
+    end
     -- Too far behind this clock: one more than the floor would be too old again by the time it comes.
-    if next <= floor then return refuse({STALE, now, i, now}) end
+    if not text and next <= now - window then return refuse({STALE, now, i, now}) end
+    new = head .. label .. entry
   elseif value then
-    if string.sub(value, 1, #head) ~= head then
-      return refuse({HELD, now, i, redis.call('PTTL', lock), value})
-    end
-    local renewed, found = string.gsub(value, ' ' .. session .. ':%d+', ' ' .. entry, 1)
+    if string.sub(value, 1, #head) ~= head then return refuse(held(lock, value, i)) end
+    local found
+    new, found = string.gsub(value, ' ' .. share .. ':%d+', entry, 1)
     if found == 0 then
-      -- A session that joins, or one whose release was overtaken by its own late message.
+      -- A share that joins, or one whose release was overtaken by its own late message.
       if next <= highest then return refuse({STALE, now, i, highest}) end
-      renewed = value .. ' ' .. entry
+      new = value .. entry
     end
-    lock_values[lock] = renewed
-  elseif tonumber(known) < floor then
-    return refuse({GONE, now, i, floor})
+  else
+    local floor = text and highest or now - window
+    if tonumber(known) < floor then return refuse({GONE, now, i, floor}) end
+    new = head .. label .. entry
+    if last_head == head then
+      -- The key has gone before the lease was over: the other shares in it are as good as they were.
+      local kept, found = string.gsub(last_shares, ' ' .. share .. ':%d+', entry, 1)
+      new = head .. label .. (found == 0 and kept .. entry or kept)
+    end
   end
 
-  if not value and not create(lock, head .. label .. ' ' .. entry, lease) then
-    return refuse({HELD, now, i, redis.call('PTTL', lock), ''})
+  if not value and not create(lock, new, lease) then
+    return refuse({HELD, now, i, call('PTTL', lock), ''})
   end
-  if not stored[k + 1] then
-    if not create(ballot, ARGV[3], memory) then return refuse({HELD, now, i, redis.call('PTTL', ballot), ''}) end
+  if value then lock_values[lock] = new end
+  local ends = last_head == head and math.max(new_end, mark.last_end) or new_end
+  if not text then
+    if not create(ballot, string.format('%s %.0f %s', next_text, ends, new), math.max(longest, DAY) + DAY) then
+      return refuse({HELD, now, i, call('PTTL', ballot), ''})
+    end
   elseif not mark then
-    return refuse({HELD, now, i, redis.call('PTTL', ballot), stored[k + 1]})
+    return refuse({HELD, now, i, call('PTTL', ballot), ''})
   else
     mark.raise(next)
+    mark.set_last(new, ends)
     if fresh then mark.leave(ticket) end
     marks[#marks + 1] = mark
   end
@@ -121,7 +222,10 @@ end
 
 for lock, value in pairs(lock_values) do
   -- A lease never gets shorter.
-  redis.call('SET', lock, value, 'PX', math.max(redis.call('PTTL', lock), lease))
+  call('SET', lock, value, 'PX', math.max(math.min(call('PTTL', lock), longest), lease))
 end
-for _, mark in ipairs(marks) do mark.write(redis.call, memory) end
-return now
+for _, mark in ipairs(marks) do mark.write(call, memory, longest) end
+if renewed ~= record then call('SET', 'quorlock:node', renewed) end
+if left > 0 then return {YOUNG, now, left} end
+if asked ~= renewed then return {GRANTED, renewed} end
+return 1
