@@ -19,8 +19,8 @@ use crate::keeper::Keeper;
 use crate::lock::LockRequest;
 use crate::node::{self, Asker, Common, Node, Request, parse_sighting};
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot};
-use crate::resource::{Resource, readable};
+use crate::protocol::{self, Ballot, Room};
+use crate::resource::{LIST, Resource, readable};
 use crate::table::Table;
 use crate::ticket::Ticket;
 use crate::turn::Turns;
@@ -65,8 +65,6 @@ pub(crate) struct Core {
     label: Arc<str>,
     ids: AtomicU64,
     last_ballot: AtomicU64,
-    /// The wall clock less the monotonic one at the start, in µs: later steps of the wall clock do not reach proposals.
-    wall_offset: u64,
 }
 
 impl Core {
@@ -90,12 +88,18 @@ impl Core {
     /// A place in the nodes' lines for a request of this owner that begins now.
     pub(crate) fn ticket(&self, owner: &Owner) -> Arc<Ticket> {
         let number = self.propose_above(owner, Ballot::ZERO);
-        self.common.tickets.issue(number, self.common.session, self.settings.quorum)
+        self.common.tickets.issue(number, self.common.client, self.settings.quorum)
     }
 
-    /// The wall clock in µs, as it went on from when the client was made.
+    /// The wall clock in µs, as it ran on from when the client was made.
     pub(crate) fn wall(&self) -> u64 {
-        self.wall_offset + self.now().micros()
+        self.common.wall()
+    }
+
+    /// What a node would take whose clock agrees with this machine's, and that has seen no ballot.
+    pub(crate) fn room(&self) -> Room {
+        let window = u64::try_from(self.common.window.as_micros()).unwrap_or(u64::MAX);
+        Room { floor: Ballot::ZERO, clock: self.wall(), window }
     }
 
     /// A ballot larger than `floor`, and than every other one of this owner's here: none is ever used twice.
@@ -133,10 +137,9 @@ impl Quorlock {
         label: &str,
     ) -> Self {
         let timeout = settings.node_timeout(settings.lease);
-        let mut session = [0; 8];
-        environment.fill(&mut session);
-        let session = u64::from_be_bytes(session);
-        let common = Arc::new(Common::new(addresses.len(), timeout, settings.schedule.validity, session));
+        let list_key = [LIST, &settings.prefix].concat();
+        let count = addresses.len();
+        let common = Arc::new(Common::new(Arc::clone(&environment), count, list_key, timeout, settings.memory / 2));
         common.use_lease(settings.lease);
         common.use_lease(settings.longest_lease);
         let start = |(index, address)| Node::new(index, address, Arc::clone(&environment), Arc::clone(&common));
@@ -146,7 +149,6 @@ impl Quorlock {
         // be for all of them, and the first in the list would use it up.
         let apart = connections.into_iter().map(|connection| AssertUnwindSafe(connection).catch_unwind());
         tokio::spawn(unconstrained(join_all(apart)));
-        let wall = u64::try_from(environment.wall().as_micros()).unwrap_or(0);
         let core = Arc::new(Core {
             settings,
             nodes,
@@ -157,7 +159,6 @@ impl Quorlock {
             label: Owner::labelled(label).label().into(),
             ids: AtomicU64::new(0),
             last_ballot: AtomicU64::new(0),
-            wall_offset: wall.saturating_sub(environment.now().micros()),
             environment,
         });
         let keeping = Arc::clone(&core);

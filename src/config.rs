@@ -8,7 +8,7 @@ use redis::{ConnectionAddr, ConnectionInfo};
 use crate::client::Quorlock;
 use crate::environment::{Environment, System};
 use crate::error::ConfigError;
-use crate::protocol::{CLOCK_WINDOW, Schedule, Validity, quorum};
+use crate::protocol::{Schedule, Validity, quorum};
 
 /// The default of [`Builder::lease`].
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
@@ -16,7 +16,10 @@ pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
 pub const DEFAULT_PREFIX: &str = "quorlock:lock:";
 
 const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
-const DEFAULT_MEMORY: Duration = Duration::from_secs(3600);
+const DEFAULT_MEMORY: Duration = Duration::from_secs(10 * 60);
+const SHORTEST_MEMORY: Duration = Duration::from_secs(60);
+const LONGEST_MEMORY: Duration = Duration::from_secs(2 * 7 * 24 * 3600);
+const LONGEST_NODE_TIMEOUT: Duration = Duration::from_secs(3600);
 const DEFAULT_DRIFT_FACTOR: f64 = 0.01;
 const LONGEST_DEFAULT_NODE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -85,8 +88,9 @@ impl Builder {
         self
     }
 
-    /// The longest lease that *any* client of these nodes uses. A node that restarted and may have forgotten its votes is
-    /// not counted for this long, so a client whose own lease is shorter than others' must know.
+    /// The longest lease that *any* client of these nodes uses. A node that may have forgotten leases grants nothing for this
+    /// long. The nodes remember the longest that was used, and a client learns it from them, so this is a hint for the case that
+    /// the nodes that know are away.
     ///
     /// Defaults to the client's own lease, and grows with longer ones that it asks for.
     pub fn longest_lease(mut self, lease: Duration) -> Self {
@@ -119,9 +123,10 @@ impl Builder {
         self
     }
 
-    /// How long nodes remember a resource's ballot after they wrote it: at an acquisition, or an extension.
+    /// How long nodes keep a resource's ballot after its lease was released. Half of it is how far a ballot may lie from a node's
+    /// clock. The first client of a node decides; the node's record keeps it, and later ones go by that.
     ///
-    /// Defaults to one hour, or the lease if that is longer.
+    /// Defaults to ten minutes, or twice the lease if that is longer.
     pub fn ballot_memory(mut self, memory: Duration) -> Self {
         self.memory = Some(memory);
         self
@@ -189,7 +194,7 @@ impl Builder {
             longest_lease: self.longest_lease.unwrap_or_default().max(self.lease),
             prefix: self.prefix.clone(),
             fixed_node_timeout: self.node_timeout,
-            memory: self.memory.unwrap_or_else(|| DEFAULT_MEMORY.max(self.lease)),
+            memory: self.memory.unwrap_or_else(|| DEFAULT_MEMORY.max(2 * self.lease)),
             schedule: Schedule {
                 validity: Validity { drift_factor: self.drift_factor },
                 extends: self.extends,
@@ -249,12 +254,15 @@ impl Settings {
         }
         let drift = self.schedule.validity.drift(lease);
         let node_timeout = self.node_timeout(lease);
+        if node_timeout > LONGEST_NODE_TIMEOUT {
+            return Err(ConfigError::NodeTimeoutTooLong { timeout: node_timeout, longest: LONGEST_NODE_TIMEOUT });
+        }
         if lease <= drift + node_timeout {
             return Err(ConfigError::LeaseTooShort { lease, drift, node_timeout });
         }
-        let shortest = lease.max(2 * CLOCK_WINDOW);
-        if self.memory < shortest {
-            return Err(ConfigError::MemoryTooShort { memory: self.memory, shortest });
+        let shortest = SHORTEST_MEMORY.max(2 * lease);
+        if self.memory < shortest || self.memory > LONGEST_MEMORY {
+            return Err(ConfigError::BallotMemory { memory: self.memory, shortest, longest: LONGEST_MEMORY });
         }
         let longest = lease.saturating_sub(drift + Schedule::extend_after(lease));
         if let Some(danger) = self.schedule.danger.filter(|danger| *danger > longest) {
@@ -390,12 +398,20 @@ mod tests {
     }
 
     #[test]
-    fn memory_must_cover_the_lease_and_two_clock_windows() {
+    fn ballots_are_kept_for_two_leases_at_least_and_not_for_ever() {
         let memory = |seconds| three().ballot_memory(Duration::from_secs(seconds));
-        assert!(memory(3600).settings().is_ok());
-        assert!(matches!(refused(&memory(3599)), ConfigError::MemoryTooShort { .. }));
-        let long = memory(3600).lease(Duration::from_secs(3601));
-        assert!(matches!(refused(&long), ConfigError::MemoryTooShort { .. }));
+        assert!(memory(60).settings().is_ok());
+        let long = memory(60).lease(Duration::from_secs(31));
+        for builder in [&memory(59), &long, &three().ballot_memory(Duration::MAX)] {
+            assert!(matches!(refused(builder), ConfigError::BallotMemory { .. }), "{builder:?}");
+        }
+        assert!(three().lease(LONGEST_LEASE).settings().is_ok());
+    }
+
+    #[test]
+    fn a_node_timeout_without_end_is_refused() {
+        let endless = three().node_timeout(Duration::MAX);
+        assert!(matches!(refused(&endless), ConfigError::NodeTimeoutTooLong { .. }));
     }
 
     #[test]

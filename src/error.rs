@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-pub use nodes::{Answer, Distrust, Holder, NodeError, NodeReport, Reports};
+pub use nodes::{Answer, Holder, NodeError, NodeReport, Reports};
 use nodes::{for_another, millis};
 
 /// Why a client cannot be built, or a request cannot work with it.
@@ -64,14 +64,24 @@ pub enum ConfigError {
         /// The longest one.
         longest: Duration,
     },
-    /// Nodes would forget a ballot while its lease may still be running, or before two clock windows are over.
-    #[error("the ballot memory of {} is too short: it must be at least {} (one hour, and the lease)",
-        format_duration(*memory), format_duration(*shortest))]
-    MemoryTooShort {
-        /// The memory that was set.
+    /// Nodes would keep a ballot for too short a time, or for ever.
+    #[error("ballots cannot be kept for {}: it must be at least {} (a minute, and twice the lease) and at most {}",
+        format_duration(*memory), format_duration(*shortest), format_duration(*longest))]
+    BallotMemory {
+        /// The time that was set.
         memory: Duration,
         /// The shortest that works.
         shortest: Duration,
+        /// The longest that works.
+        longest: Duration,
+    },
+    /// A node that does not answer would be waited for without an end.
+    #[error("a node timeout of {} is too long: at most {}", format_duration(*timeout), format_duration(*longest))]
+    NodeTimeoutTooLong {
+        /// The timeout that was set.
+        timeout: Duration,
+        /// The longest one.
+        longest: Duration,
     },
     /// The drift factor is not a number from 0 to below 0.5.
     #[error("a drift factor of {0} cannot work: it is a share of the lease, from 0 to below 0.5 (0.01 is usual)")]
@@ -89,9 +99,10 @@ pub enum ConfigError {
         /// The largest that works.
         longest: Duration,
     },
-    /// The name's key would lie where ballots are kept.
+    /// The name's key would lie where quorlock keeps other things.
     #[error(
-        "the name {0:?} cannot be locked under this key prefix: keys that begin with quorlock:ballot: are quorlock's own"
+        "the name {0:?} cannot be locked under this key prefix: quorlock:node, and keys that begin with quorlock:ballot: or \
+         quorlock:list:, are quorlock's own"
     )]
     ReservedName(String),
     /// No name was given to lock.

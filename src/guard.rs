@@ -5,12 +5,12 @@ use std::pin::pin;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use futures::future::{Either, join, select, select_all};
+use futures::future::{Either, join, join_all, select, select_all};
 
 use crate::client::{Core, Handle};
 use crate::error::{ExtendError, LostError, ReleaseError, Reports};
 use crate::export::{Export, ExportedLease};
-use crate::lease::{Lease, State, lock_states, send_hold, send_release};
+use crate::lease::{Bid, Lease, State, lock_states, send_hold, send_release};
 use crate::owner::Owner;
 use crate::protocol::{Phase, Token, Verdict};
 use crate::resource::Resource;
@@ -206,7 +206,8 @@ impl Guard {
         let core = self.core();
         let began = core.now();
         loop {
-            let (round, limit) = {
+            // One round for each: all or none of them would be too few where each lacks another node.
+            let (rounds, limit) = {
                 let mut states = lock_states(&self.leases);
                 let now = core.now();
                 let remaining = states.iter().map(|state| state.lease.remaining(now)).min().unwrap_or_default();
@@ -215,18 +216,18 @@ impl Guard {
                     return Err(self.lost_error().into());
                 }
                 let length = shortest(states.iter().map(|state| state.lease.length));
-                let mut borrowed: Vec<&mut State> = states.iter_mut().map(|state| &mut **state).collect();
-                let round = send_hold(core, &self.leases, &mut borrowed, length, None);
-                (round, core.settings.node_timeout(length).min(remaining))
+                let pairs = self.leases.iter().zip(&mut states);
+                let rounds: Vec<Arc<Round>> =
+                    pairs.map(|(lease, state)| hold_one(core, lease, state, length)).collect();
+                (rounds, core.settings.node_timeout(length).min(remaining))
             };
             let left = limit.saturating_sub(core.now().since(began));
-            let verdict = round.decided_within(left).await;
+            let verdicts = join_all(rounds.iter().map(|round| round.decided_within(left))).await;
             if self.is_lost() {
                 return Err(self.lost_error().into());
             }
-            if verdict == Verdict::Won {
-                return Ok(());
-            }
+            let Some(missing) = verdicts.iter().position(|verdict| *verdict != Verdict::Won) else { return Ok(()) };
+            let round = &rounds[missing];
             // Connections that broke just now are being made again: there is time for that within the same limit.
             let left = limit.saturating_sub(core.now().since(began));
             if left <= RETRY_PAUSE {
@@ -273,7 +274,8 @@ impl Guard {
             let verdict = round.decided_within(limit).await;
             Some((round, verdict))
         };
-        let (released, lowered) = join(decided(parting.release), decided(parting.lower)).await;
+        let lowered = join_all(parting.lower.into_iter().map(|round| decided(Some(round))));
+        let (released, lowered) = join(decided(parting.release), lowered).await;
         if let Some(resource) = parting.lost {
             return Err(ReleaseError::NotHeld { resource });
         }
@@ -284,7 +286,7 @@ impl Guard {
             return Err(ReleaseError::NotHeld { resource: lease.resource.to_string() });
         }
         let mut pending = Vec::new();
-        for (round, verdict) in [released, lowered].into_iter().flatten() {
+        for (round, verdict) in [released].into_iter().chain(lowered).flatten() {
             if verdict != Verdict::Won {
                 return Err(ReleaseError::Unconfirmed { nodes: round.reports(Some(limit)) });
             }
@@ -302,8 +304,9 @@ impl Guard {
         let now = core.now();
         let mut states = lock_states(&leases);
         let lease = shortest(states.iter().map(|state| state.lease.length));
-        let mut parting = Parting { release: None, lower: None, lowered: Vec::new(), lost: None, lease, holds: 0 };
-        let (mut release, mut lower) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        let mut parting =
+            Parting { release: None, lower: Vec::new(), lowered: Vec::new(), lost: None, lease, holds: 0 };
+        let mut release = (Vec::new(), Vec::new());
         let mut turns = Vec::new();
         for (lease, state) in leases.iter().zip(&mut states) {
             let phase = state.lease.phase(now);
@@ -323,17 +326,13 @@ impl Guard {
                     release.1.push(&mut **state);
                 }
             } else if matches!(phase, Phase::Held | Phase::Endangered) {
-                lower.0.push(Arc::clone(lease));
-                lower.1.push(&mut **state);
+                let length = state.lease.length;
+                parting.lower.push(hold_one(core, lease, state, length));
+                parting.lowered.push(Arc::clone(lease));
             }
         }
         if !release.0.is_empty() {
             parting.release = Some(send_release(core, &release.0, &mut release.1));
-        }
-        if !lower.0.is_empty() {
-            let length = shortest(lower.1.iter().map(|state| state.lease.length));
-            parting.lower = Some(send_hold(core, &lower.0, &mut lower.1, length, None));
-            parting.lowered = lower.0;
         }
         // Whoever is next in this process asks behind the release, on the same connections. Until now the next of the same owner
         // has found the lease, and waits for its state.
@@ -344,6 +343,11 @@ impl Guard {
         drop(turns);
         parting
     }
+}
+
+/// Says how many holds this client has in one lease.
+fn hold_one(core: &Arc<Core>, lease: &Arc<Lease>, state: &mut State, length: Duration) -> Arc<Round> {
+    send_hold(core, std::slice::from_ref(lease), &mut [state], length, &Bid::default())
 }
 
 /// Leases are renewed together only for as long as the shortest of them asked for: none outlives what was asked.
@@ -358,8 +362,8 @@ fn is_endangered(phase: Phase) -> bool {
 /// What giving holds back has set in motion.
 struct Parting {
     release: Option<Arc<Round>>,
-    lower: Option<Arc<Round>>,
-    /// The leases of that round.
+    lower: Vec<Arc<Round>>,
+    /// The leases of those rounds.
     lowered: Vec<Arc<Lease>>,
     /// A resource whose lease had been lost before.
     lost: Option<String>,

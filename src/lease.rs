@@ -10,9 +10,9 @@ use tokio::sync::Notify;
 
 use crate::client::Core;
 use crate::environment::Moment;
-use crate::node::{self, Entry};
+use crate::node::{self, Entry, LastEnd, Share, Words};
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, Due, Phase, Schedule, Token};
+use crate::protocol::{self, Ballot, Due, Phase, Schedule};
 use crate::resource::Resource;
 use crate::round::{Purpose, Round};
 use crate::sync::locked;
@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_millis(5);
 /// One resource held, or asked for, by one owner in this process. All its guards share it.
 pub(crate) struct Lease {
     pub(crate) core: Arc<Core>,
-    /// Tells leases apart in the keeper's calendar, and orders their locks.
+    /// Tells leases apart in the keeper's calendar, orders their locks, and makes their shares differ.
     pub(crate) id: u64,
     pub(crate) resource: Resource,
     pub(crate) owner: Owner,
@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) fresh: bool,
     /// The largest ballot that was sent for it, confirmed or not.
     pub(crate) sent: Ballot,
+    /// The latest end that was sent for it: of this machine's wall clock, in ms.
+    end: u64,
     /// Whoever asked for it has not seen it yet.
     awaited: bool,
     /// Where the keeper has it.
@@ -82,6 +84,7 @@ impl Lease {
             owner,
             state: Mutex::new(State {
                 sent: lease.known,
+                end: 0,
                 lease,
                 fresh,
                 awaited: true,
@@ -99,8 +102,9 @@ impl Lease {
         locked(&self.state)
     }
 
-    pub(crate) fn token(&self) -> Token {
-        self.state().lease.token
+    /// This client's part in it, as the nodes know it.
+    fn share(&self) -> Share {
+        Share { client: self.core.common.client, lease: self.id }
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -209,7 +213,8 @@ impl Lease {
         let mut state = self.state();
         if matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
             let length = state.lease.length;
-            let (round, command) = hold_round(&self.core, std::slice::from_ref(self), &mut [&mut state], length, None);
+            let bid = Bid::default();
+            let (round, command) = hold_round(&self.core, std::slice::from_ref(self), &mut [&mut state], length, &bid);
             round.send_to(node, &command);
         }
     }
@@ -228,7 +233,7 @@ impl Lease {
         };
         if extend && !state.is_left(now) {
             let length = state.lease.length;
-            send_hold(&self.core, &[Arc::clone(self)], &mut [&mut state], length, None);
+            send_hold(&self.core, &[Arc::clone(self)], &mut [&mut state], length, &Bid::default());
         }
         self.reschedule(&mut state);
         drop(state);
@@ -262,16 +267,25 @@ pub(crate) fn lock_states(leases: &[Arc<Lease>]) -> Vec<MutexGuard<'_, State>> {
     leases.iter().map(|lease| lease.state()).collect()
 }
 
-/// Sends a round that says how many holds this session has. The callers hold the states, so that two rounds of one lease
-/// leave in the order in which their numbers were read. `ballot` is for acquisitions, whose token it is.
+/// What a request offers for what it does not hold yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bid {
+    /// For acquisitions, whose token it is; otherwise the round takes one of its own.
+    pub(crate) ballot: Option<Ballot>,
+    /// Ends of other leases that this client has waited for by its own clock.
+    pub(crate) waited_for: Vec<LastEnd>,
+}
+
+/// Sends a round that says how many holds these shares have. The callers hold the states, so that two rounds of one lease
+/// leave in the order in which their numbers were read.
 pub(crate) fn send_hold(
     core: &Arc<Core>,
     leases: &[Arc<Lease>],
     states: &mut [&mut State],
     length: Duration,
-    ballot: Option<Ballot>,
+    bid: &Bid,
 ) -> Arc<Round> {
-    let (round, command) = hold_round(core, leases, states, length, ballot);
+    let (round, command) = hold_round(core, leases, states, length, bid);
     round.send(&command);
     round
 }
@@ -281,42 +295,40 @@ fn hold_round(
     leases: &[Arc<Lease>],
     states: &mut [&mut State],
     length: Duration,
-    ballot: Option<Ballot>,
+    bid: &Bid,
 ) -> (Arc<Round>, Cmd) {
     let started = core.now();
-    let ballot = ballot.unwrap_or_else(|| core.propose_above(&leases[0].owner, largest_sent(states)));
+    let owner = &leases[0].owner;
+    let ballot = bid.ballot.unwrap_or_else(|| core.propose_above(owner, largest_sent(states)));
+    // After `started`, and a millisecond more than the clock shows: the nodes must not think it over before this client does.
+    let end = core.wall() / 1000 + 1 + node::millis(length);
     for state in states.iter_mut() {
         state.sent = ballot;
+        state.end = state.end.max(end);
     }
     let acquires = states.iter().any(|state| state.fresh);
     let ticket = ticket_of(leases, states);
-    let command = {
-        let entries = entries(leases, states);
-        node::hold(&entries, ballot, length, core.settings.memory, &leases[0].owner, core.common.session)
-    };
+    let command = node::hold(&entries(leases, states), &Words { owner, ballot, end }, length, &bid.waited_for);
     (Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec(), ticket), command)
 }
 
-/// Sends a round that takes this session's holds away. It needs no ballot of its own: whatever of these leases may yet arrive
+/// Sends a round that takes these shares' holds away. It needs no ballot of its own: whatever of these leases may yet arrive
 /// somewhere has none that is larger than the largest that was sent.
 pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut [&mut State]) -> Arc<Round> {
     let started = core.now();
     let ballot = largest_sent(states);
-    let command = {
-        let entries = entries(leases, states);
-        node::release(&entries, ballot, core.settings.memory, &leases[0].owner, core.common.session)
-    };
+    let end = states.first().map_or(0, |state| state.end);
+    let command = node::release(&entries(leases, states), &Words { owner: &leases[0].owner, ballot, end });
     let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket_of(leases, states));
     round.send(&command);
     round
 }
 
-/// Takes the ticket of a request that has stopped waiting from the lines of the nodes. Where it may stand is known when the
+/// Takes the ticket of a request that has stopped waiting from the nodes' wait queues. Where it may stand is known when the
 /// message's turn comes at each of them, behind what may leave it there.
-pub(crate) fn send_leave(core: &Arc<Core>, owner: &Owner, resources: &[Resource], ticket: &Arc<Ticket>) {
-    let ballot = core.propose_above(owner, Ballot::ZERO);
-    let command = node::leave(resources, ticket, ballot, core.settings.memory, core.common.session);
-    Round::new(core, Purpose::Leave, core.now(), ballot, Vec::new(), Some(Arc::clone(ticket))).send(&command);
+pub(crate) fn send_leave(core: &Arc<Core>, resources: &[Resource], ticket: &Arc<Ticket>) {
+    let command = node::leave(resources, ticket);
+    Round::new(core, Purpose::Leave, core.now(), Ballot::ZERO, Vec::new(), Some(Arc::clone(ticket))).send(&command);
 }
 
 /// Of the request that asks for those of the leases that are not granted yet.
@@ -334,6 +346,7 @@ fn entries<'a>(leases: &'a [Arc<Lease>], states: &'a [&mut State]) -> Vec<Entry<
     let entry = |(lease, state): (&'a Arc<Lease>, &'a &mut State)| Entry {
         resource: &lease.resource,
         lease: &state.lease,
+        share: lease.share(),
         fresh: state.fresh,
         ticket: lease.ticket.as_deref(),
     };

@@ -84,7 +84,7 @@ mod design {}
 pub use client::Quorlock;
 pub use config::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use error::{
-    AcquireError, Answer, ConfigError, Distrust, ExportError, ExtendError, Holder, LostError, NodeError, NodeReport,
+    AcquireError, Answer, ConfigError, ExportError, ExtendError, Holder, LostError, NodeError, NodeReport,
     ReleaseError, Reports,
 };
 pub use guard::{Guard, Released};

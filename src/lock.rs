@@ -6,11 +6,12 @@ use std::time::Duration;
 use futures::poll;
 
 use crate::client::{Core, Handle};
+use crate::environment::Moment;
 use crate::error::{AcquireError, Answer, ConfigError, Holder, Reports};
 use crate::export::ExportedLease;
 use crate::guard::Guard;
-use crate::lease::{Lease, lock_states, send_hold};
-use crate::node::Refusal;
+use crate::lease::{Bid, Lease, lock_states, send_hold};
+use crate::node::{LastEnd, Refusal};
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Phase, Verdict, floor_for_a_quorum};
 use crate::resource::Resource;
@@ -100,13 +101,13 @@ impl LockRequest {
         let core = &self.handle.0;
         let attempt = self.prepare()?;
         let mut waiter = Waiter::new(core, &attempt.owner, &attempt.resources, !patience.is_over_at_once());
-        let mut above = Ballot::ZERO;
+        let mut offer = Offer::default();
         loop {
-            let (error, again) = match attempt.make(&self.handle, above, &mut patience, &mut waiter).await {
+            let (error, again) = match attempt.make(&self.handle, &mut offer, &mut patience, &mut waiter).await {
                 Ok(guard) => return Ok(guard),
                 Err(failed) => failed,
             };
-            above = if let Again::Above(floor) = again { floor } else { Ballot::ZERO };
+            offer.above = if let Again::Above(floor) = again { floor } else { Ballot::ZERO };
             waiter.failed(again);
             patience.wait_after(core, attempt.lease, error, again, waiter.ticket()).await?;
         }
@@ -141,6 +142,30 @@ struct Attempt {
     lease: Duration,
 }
 
+/// What one try says that the tries before have learnt.
+#[derive(Clone, Debug, Default)]
+struct Offer {
+    /// The ballot must be above this one.
+    above: Ballot,
+    /// Ends of leases that were not released, and since when they have been waited for as long as they may be in force.
+    ends: Vec<(LastEnd, Moment)>,
+}
+
+impl Offer {
+    /// Nodes said of these leases that they may be in force for so long.
+    fn learn(&mut self, now: Moment, ends: Vec<(LastEnd, Duration)>) {
+        for (end, left) in ends {
+            if !self.ends.iter().any(|(known, _)| *known == end) {
+                self.ends.push((end, now + left));
+            }
+        }
+    }
+
+    fn waited_for(&self, now: Moment) -> Vec<LastEnd> {
+        self.ends.iter().filter(|(_, over)| *over < now).map(|(end, _)| *end).collect()
+    }
+}
+
 /// A round that has been sent.
 struct Begun {
     guard: Guard,
@@ -158,18 +183,19 @@ impl Attempt {
     async fn make(
         &self,
         handle: &Arc<Handle>,
-        above: Ballot,
+        offer: &mut Offer,
         patience: &mut Patience,
         waiter: &mut Waiter<'_>,
     ) -> Result<Guard, Failed> {
         let core = &handle.0;
+        let longest = core.common.longest_lease();
         let begun = loop {
             let reserved = self.reserve(core, patience, waiter).await?;
             let begun = if self.acquires(&reserved.1) {
                 waiter.begin_try();
-                self.begin_in_turn(handle, reserved, above, patience, waiter).await
+                self.begin_in_turn(handle, reserved, offer, patience, waiter).await
             } else {
-                self.begin(handle, reserved, above, None)
+                self.begin(handle, reserved, offer, None)
             };
             if let Some(begun) = begun? {
                 break begun;
@@ -178,11 +204,18 @@ impl Attempt {
         let Begun { guard, round, .. } = &begun;
         let limit = patience.limit(core.now(), core.settings.node_timeout(self.lease));
         let verdict = round.decided_within(limit).await;
+        let acquires = round.acquires();
+        if verdict == Verdict::Won && acquires && core.common.longest_lease() != longest {
+            // A node has told of longer leases meanwhile: what another one granted may be quarantined for these.
+            let resource = self.first.to_string();
+            return Err((AcquireError::Contended { resource, nodes: round.reports(None) }, Again::Above(Ballot::ZERO)));
+        }
         if verdict == Verdict::Won && !guard.remaining().is_zero() {
             waiter.granted(guard.leases());
             begun.reservation.fulfil(begun.guard.leases().iter());
             return Ok(begun.guard);
         }
+        offer.learn(core.now(), round.last_ends());
         Err(self.explain(core, guard, round, verdict, limit))
     }
 
@@ -223,14 +256,14 @@ impl Attempt {
         &self,
         handle: &Arc<Handle>,
         reserved: Reserved,
-        above: Ballot,
+        offer: &Offer,
         patience: &mut Patience,
         waiter: &mut Waiter<'_>,
     ) -> Result<Option<Begun>, Failed> {
         let core = &handle.0;
         let start = {
-            let (attempt, handle) = (self.clone(), Arc::clone(handle));
-            move |ticket: Option<&Arc<Ticket>>| attempt.begin(&handle, reserved, above, ticket)
+            let (attempt, handle, offer) = (self.clone(), Arc::clone(handle), offer.clone());
+            move |ticket: Option<&Arc<Ticket>>| attempt.begin(&handle, reserved, &offer, ticket)
         };
         let mut begun = pin!(waiter.in_turn(start));
         if let Poll::Ready(begun) = poll!(&mut begun) {
@@ -263,7 +296,7 @@ impl Attempt {
         &self,
         handle: &Arc<Handle>,
         (reservation, held): Reserved,
-        above: Ballot,
+        offer: &Offer,
         ticket: Option<&Arc<Ticket>>,
     ) -> Result<Option<Begun>, Failed> {
         let core = &handle.0;
@@ -280,7 +313,7 @@ impl Attempt {
 
         let created: Vec<Arc<Lease>>;
         let mut states = lock_states(&entered);
-        let mut above = above;
+        let mut above = offer.above;
         for (lease, state) in entered.iter().zip(&states) {
             // A later lease of the same owner is not the one that was handed over, which is over.
             if self.inherited(&lease.resource).is_some_and(|theirs| theirs.token != state.lease.token) {
@@ -312,7 +345,8 @@ impl Attempt {
         let leases: Vec<Arc<Lease>> = entered.iter().chain(&created).cloned().collect();
         let guard = Guard::enter(Arc::clone(handle), leases, &mut states, self.first.clone());
         let mut borrowed = states.iter_mut().map(|state| &mut **state).collect::<Vec<_>>();
-        let round = send_hold(core, guard.leases(), &mut borrowed, self.lease, Some(ballot));
+        let bid = Bid { ballot: Some(ballot), waited_for: offer.waited_for(now) };
+        let round = send_hold(core, guard.leases(), &mut borrowed, self.lease, &bid);
         Ok(Some(Begun { guard, round, reservation }))
     }
 
@@ -351,7 +385,7 @@ impl Attempt {
             Verdict::Lost => core.nodes.len() - tally.votes() - refusals.len() - tally.unheard_votes(),
             Verdict::Pending | Verdict::Won => 0,
         };
-        let floor = floor_for_a_quorum(&round.rooms(), unanswered, core.wall(), round.ballot, quorum);
+        let floor = floor_for_a_quorum(&round.rooms(), unanswered, core.room(), round.ballot, quorum);
         if let Some(floor) = floor.filter(|_| is_stale) {
             return (AcquireError::Contended { resource, nodes }, Again::Above(floor));
         }
@@ -385,7 +419,11 @@ fn lost(resource: &Resource) -> Failed {
 fn most_frequent_holder(nodes: &Reports) -> Option<(Holder, Option<Duration>, usize)> {
     let mut holders: Vec<(Holder, Option<Duration>, usize)> = Vec::new();
     for report in &nodes.0 {
-        let Answer::Held { by, free_in } = &report.answer else { continue };
+        let (by, free_in) = match &report.answer {
+            Answer::Held { by, free_in } => (by, free_in),
+            Answer::Unexpired { by, left } => (by, &Some(*left)),
+            _ => continue,
+        };
         match holders.iter_mut().find(|(holder, _, _)| holder == by) {
             Some((_, longest, votes)) => {
                 // No end at all is longer than any.

@@ -4,6 +4,10 @@ use std::sync::Arc;
 /// Lock keys may not begin like this, or one resource's lock key could be another's ballot key. Only an empty or odd prefix
 /// can bring that about.
 const BALLOT: &[u8] = b"quorlock:ballot:";
+/// The key that says how many nodes the list of a prefix has begins like this.
+pub(crate) const LIST: &[u8] = b"quorlock:list:";
+/// The node record.
+const NODE: &[u8] = b"quorlock:node";
 
 /// What is locked: a name of any bytes, and the keys that stand for it on a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,11 +21,13 @@ struct Keys {
 }
 
 impl Resource {
-    /// `None` when the lock key would lie where ballots are kept.
+    /// `None` when the lock key would lie where quorlock keeps other things.
     pub(crate) fn new(prefix: &[u8], name: &[u8]) -> Option<Self> {
         let ballot = [BALLOT, prefix, name].concat().into();
         let resource = Self(Arc::new(Keys { ballot, name_at: BALLOT.len() + prefix.len() }));
-        (!resource.lock_key().starts_with(BALLOT)).then_some(resource)
+        let key = resource.lock_key();
+        let is_reserved = key == NODE || [BALLOT, LIST].iter().any(|kind| key.starts_with(kind));
+        (!is_reserved).then_some(resource)
     }
 
     pub(crate) fn name(&self) -> &[u8] {
@@ -74,6 +80,9 @@ mod tests {
     fn a_lock_key_is_never_a_key_of_another_kind() {
         assert_eq!(Resource::new(b"", b"quorlock:ballot:x"), None);
         assert_eq!(Resource::new(b"quorlock:", b"ballot:x"), None);
+        assert_eq!(Resource::new(b"quorlock:", b"node"), None);
+        assert_eq!(Resource::new(b"", b"quorlock:list:x"), None);
+        assert!(Resource::new(b"quorlock:", b"node2").is_some());
         assert!(Resource::new(b"quorlock:lock:", b"quorlock:ballot:x").is_some());
     }
 

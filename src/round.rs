@@ -11,7 +11,7 @@ use redis::{Cmd, Value};
 use crate::client::Core;
 use crate::error::{Answer, NodeError, NodeReport, Reports};
 use crate::lease::Lease;
-use crate::node::{Asker, Refusal, Request, Vote, node_time, pack, parse_hold, parse_release};
+use crate::node::{Asker, LastEnd, Refusal, Request, Vote, pack_open, parse_hold, parse_release};
 use crate::protocol::{Ballot, Moment, Phase, Room, Tally, Verdict};
 use crate::sync::locked;
 use crate::ticket::Ticket;
@@ -45,26 +45,20 @@ pub(crate) struct Round {
 }
 
 struct Count {
-    papers: Vec<Paper>,
+    /// By node.
+    votes: Vec<Option<Vote>>,
     tally: Tally,
-    /// For each lease, once one is refused: how many nodes say that it is over. (A node names the first that it refuses.)
-    over: Vec<Tally>,
+    /// Of a hold, for each lease, once one is refused: how many nodes say that it is over. (A node names the first that it
+    /// refuses.) Of a release of several leases, for each of them: what the nodes say of it.
+    each: Vec<Tally>,
     /// The leases of a round that was won know of it: only then does whoever waits.
     confirmed: bool,
     waiting: Option<Waker>,
 }
 
-/// One node's.
-#[derive(Clone, Default)]
-struct Paper {
-    vote: Option<Vote>,
-    /// Its clock when it answered, in µs.
-    clock: Option<u64>,
-}
-
 impl Count {
     fn votes(&self) -> impl Iterator<Item = &Vote> {
-        self.papers.iter().filter_map(|paper| paper.vote.as_ref())
+        self.votes.iter().flatten()
     }
 }
 
@@ -78,6 +72,11 @@ impl Round {
         ticket: Option<Arc<Ticket>>,
     ) -> Arc<Self> {
         let nodes = core.nodes.len();
+        let each = if purpose == Purpose::Release && leases.len() > 1 {
+            vec![Tally::new(nodes); leases.len()]
+        } else {
+            Vec::new()
+        };
         Arc::new(Self {
             core: Arc::clone(core),
             purpose,
@@ -86,9 +85,9 @@ impl Round {
             leases,
             ticket,
             count: Mutex::new(Count {
-                papers: vec![Paper::default(); nodes],
+                votes: vec![None; nodes],
                 tally: Tally::new(nodes),
-                over: Vec::new(),
+                each,
                 confirmed: false,
                 waiting: None,
             }),
@@ -97,12 +96,12 @@ impl Round {
 
     /// Hands the command to one node's queue only.
     pub(crate) fn send_to(self: &Arc<Self>, node: usize, command: &Cmd) {
-        self.core.nodes[node].send(Request { command: pack(command), asker: Asker::Hold(Arc::clone(self)) });
+        self.core.nodes[node].send(Request { command: pack_open(command), asker: Asker::Hold(Arc::clone(self)) });
     }
 
     /// Hands the command to every node's queue. Never waits.
     pub(crate) fn send(self: &Arc<Self>, command: &Cmd) {
-        let command = pack(command);
+        let command = pack_open(command);
         for node in &self.core.nodes {
             let asker = match self.purpose {
                 Purpose::Hold { .. } => Asker::Hold(Arc::clone(self)),
@@ -114,6 +113,14 @@ impl Round {
 
     pub(crate) fn acquires(&self) -> bool {
         matches!(self.purpose, Purpose::Hold { acquires: true, .. })
+    }
+
+    /// The lease that is asked for.
+    pub(crate) fn length(&self) -> Duration {
+        match self.purpose {
+            Purpose::Hold { length, .. } => length,
+            Purpose::Release | Purpose::Leave => Duration::ZERO,
+        }
     }
 
     /// This node is about to be sent the round, which may leave something there.
@@ -148,14 +155,6 @@ impl Round {
         !self.leases.is_empty() && self.leases.iter().all(is_over)
     }
 
-    /// Would this release, done after `hold`, take away what that has left?
-    pub(crate) fn undoes(&self, hold: &Self) -> bool {
-        let is_same = |ours: &Lease, theirs: &Lease| {
-            ours.resource == theirs.resource && ours.owner == theirs.owner && ours.token() == theirs.token()
-        };
-        self.leases.iter().any(|ours| hold.leases.iter().any(|theirs| is_same(ours, theirs)))
-    }
-
     pub(crate) fn lease_ids(&self) -> impl Iterator<Item = u64> {
         self.leases.iter().map(|lease| lease.id)
     }
@@ -168,32 +167,33 @@ impl Round {
 
     /// There is nothing to release on this node: nothing was ever sent there.
     pub(crate) fn untouched(&self, node: usize) {
-        self.vote(node, Vote::Untouched, None);
+        self.vote(node, Vote::Untouched);
     }
 
     pub(crate) fn answered(&self, node: usize, answer: Result<Value, NodeError>) {
-        let clock = answer.as_ref().ok().and_then(node_time);
         let vote = match (answer, self.purpose) {
             (Ok(value), Purpose::Hold { .. }) => parse_hold(&value),
             (Ok(value), Purpose::Release | Purpose::Leave) => parse_release(&value),
             (Err(error), _) => Vote::Unheard(error),
         };
-        self.vote(node, vote, clock);
+        self.vote(node, vote);
     }
 
-    fn vote(&self, node: usize, vote: Vote, clock: Option<u64>) {
+    fn vote(&self, node: usize, vote: Vote) {
         if let (Purpose::Hold { .. }, Vote::No(_)) = (self.purpose, &vote) {
             for lease in &self.leases {
                 lease.left_nothing_on(node);
             }
         }
-        if let (Vote::No(Refusal::Held { .. } | Refusal::Kept { .. }), Some(ticket)) = (&vote, &self.ticket) {
+        if let (Vote::No(Refusal::Held { .. } | Refusal::Kept { .. } | Refusal::Early { .. }), Some(ticket)) =
+            (&vote, &self.ticket)
+        {
             ticket.wait_on(node);
         }
         let is_gone = |vote: &Vote| matches!(vote, Vote::No(Refusal::Gone { .. }));
         let (before, tally, over, gone, is_refused_somewhere, mut waker) = {
             let mut count = locked(&self.count);
-            if count.papers[node].vote.is_some() {
+            if count.votes[node].is_some() {
                 return;
             }
             let before = count.tally.verdict();
@@ -202,29 +202,39 @@ impl Round {
                 Vote::Yes => count.tally.yes(),
                 Vote::No(refusal) => {
                     count.tally.no();
-                    if count.over.is_empty() {
-                        count.over = vec![Tally::new(self.core.nodes.len()); self.leases.len()];
+                    if count.each.is_empty() {
+                        count.each = vec![Tally::new(self.core.nodes.len()); self.leases.len()];
                     }
                     over = refusal.ends().filter(|lease| {
-                        count.over.get_mut(*lease).is_some_and(|tally| {
+                        count.each.get_mut(*lease).is_some_and(|tally| {
                             tally.no();
                             tally.is_refused()
                         })
                     });
                 }
-                Vote::Untouched => count.tally.no(),
+                Vote::Partly(_) | Vote::Untouched => count.tally.no(),
                 Vote::Unheard(_) => count.tally.unheard(),
+            }
+            if self.purpose == Purpose::Release {
+                for (lease, tally) in count.each.iter_mut().enumerate() {
+                    match &vote {
+                        Vote::Partly(honoured) if honoured.get(lease) == Some(&true) => tally.yes(),
+                        Vote::Yes => tally.yes(),
+                        Vote::Partly(_) | Vote::Untouched => tally.no(),
+                        Vote::No(_) => {}
+                        Vote::Unheard(_) => tally.unheard(),
+                    }
+                }
             }
             let newly_won = before == Verdict::Pending && count.tally.verdict() == Verdict::Won;
             let mut gone: Vec<usize> = if is_gone(&vote) { vec![node] } else { Vec::new() };
             if newly_won {
-                let earlier =
-                    count.papers.iter().enumerate().filter(|(_, paper)| paper.vote.as_ref().is_some_and(is_gone));
-                gone.extend(earlier.map(|(node, _)| node));
+                let earlier = count.votes.iter().enumerate();
+                gone.extend(earlier.filter(|(_, vote)| vote.as_ref().is_some_and(is_gone)).map(|(node, _)| node));
             }
             let is_no = |vote: &Vote| matches!(vote, Vote::No(_));
             let is_refused_somewhere = is_no(&vote) || (newly_won && count.votes().any(is_no));
-            count.papers[node] = Paper { vote: Some(vote), clock };
+            count.votes[node] = Some(vote);
             let settled = count.tally.is_complete() || self.verdict(&count) != Verdict::Pending;
             let waker = if settled { count.waiting.take() } else { None };
             (before, count.tally, over, gone, is_refused_somewhere, waker)
@@ -277,10 +287,18 @@ impl Round {
     fn verdict(&self, count: &Count) -> Verdict {
         match self.purpose {
             Purpose::Hold { .. } => count.tally.verdict(),
-            Purpose::Release | Purpose::Leave => match count.tally.release_verdict() {
-                Verdict::Pending if count.tally.is_complete() && count.tally.is_free() => Verdict::Won,
-                verdict => verdict,
-            },
+            Purpose::Release if !count.each.is_empty() && self.leases.len() > 1 => {
+                // Each lease had its own majority.
+                let verdicts = || count.each.iter().map(released);
+                if verdicts().any(|verdict| verdict == Verdict::Lost) {
+                    Verdict::Lost
+                } else if verdicts().all(|verdict| verdict == Verdict::Won) {
+                    Verdict::Won
+                } else {
+                    Verdict::Pending
+                }
+            }
+            Purpose::Release | Purpose::Leave => released(&count.tally),
         }
     }
 
@@ -311,22 +329,32 @@ impl Round {
     /// The resource of which a node first said that it was over there.
     pub(crate) fn first_over(&self) -> String {
         let count = locked(&self.count);
-        let over = count.votes().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None });
+        let over = match self.purpose {
+            Purpose::Release => count.each.iter().position(|tally| released(tally) == Verdict::Lost),
+            _ => count.votes().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None }),
+        };
         over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
     }
 
-    /// What the nodes that answered would take.
+    /// What the nodes that answered would take. One that granted goes by ballots alone, so its clock is taken to be right.
     pub(crate) fn rooms(&self) -> Vec<Room> {
-        let count = locked(&self.count);
-        let room = |Paper { vote, clock }: &Paper| {
-            let floor = match vote.as_ref()? {
-                Vote::Yes | Vote::No(Refusal::Ahead) => Ballot::ZERO,
-                Vote::No(Refusal::Stale { floor }) => *floor,
-                _ => return None,
-            };
-            Some(Room { floor, clock: (*clock)? })
+        let like_us = self.core.room();
+        let room = |vote: &Vote| match vote {
+            Vote::Yes => Some(like_us),
+            Vote::No(Refusal::Ahead { clock }) => Some(Room { clock: *clock, ..like_us }),
+            Vote::No(Refusal::Stale { floor, clock }) => Some(Room { floor: *floor, clock: *clock, ..like_us }),
+            _ => None,
         };
-        count.papers.iter().filter_map(room).collect()
+        locked(&self.count).votes().filter_map(room).collect()
+    }
+
+    /// What nodes said of leases that were not released, and may be in force.
+    pub(crate) fn last_ends(&self) -> Vec<(LastEnd, Duration)> {
+        let end = |vote: &Vote| match vote {
+            Vote::No(Refusal::Early { last, left, .. }) => Some((*last, *left)),
+            _ => None,
+        };
+        locked(&self.count).votes().filter_map(end).collect()
     }
 
     /// Every refusal so far.
@@ -338,12 +366,12 @@ impl Round {
     /// Nodes that have not answered, or of which nothing is known.
     pub(crate) fn pending(&self) -> Vec<String> {
         let count = locked(&self.count);
-        let open = |paper: &Paper| matches!(paper.vote, None | Some(Vote::Unheard(_)));
+        let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::Unheard(_)));
         self.core
             .nodes
             .iter()
-            .zip(&count.papers)
-            .filter(|(_, paper)| open(paper))
+            .zip(&count.votes)
+            .filter(|(_, vote)| open(vote))
             .map(|(node, _)| node.name.to_string())
             .collect()
     }
@@ -351,12 +379,20 @@ impl Round {
     /// What each node said; `silent_for` is how long those that said nothing were waited for, when that is over.
     pub(crate) fn reports(&self, silent_for: Option<Duration>) -> Reports {
         let count = locked(&self.count);
-        let answer = |paper: &Paper| match (&paper.vote, silent_for) {
+        let answer = |vote: &Option<Vote>| match (vote, silent_for) {
             (Some(vote), _) => Answer::from(vote),
             (None, Some(limit)) => Answer::Failed(NodeError::NoAnswer(limit)),
             (None, None) => Answer::Awaited,
         };
-        let nodes = self.core.nodes.iter().zip(&count.papers);
-        Reports(nodes.map(|(node, paper)| NodeReport { node: node.name.to_string(), answer: answer(paper) }).collect())
+        let nodes = self.core.nodes.iter().zip(&count.votes);
+        Reports(nodes.map(|(node, vote)| NodeReport { node: node.name.to_string(), answer: answer(vote) }).collect())
+    }
+}
+
+/// The verdict on a release when everything that can be heard is: it is enough that a majority is known to be free.
+fn released(tally: &Tally) -> Verdict {
+    match tally.release_verdict() {
+        Verdict::Pending if tally.is_complete() && tally.is_free() => Verdict::Won,
+        verdict => verdict,
     }
 }

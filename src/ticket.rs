@@ -32,15 +32,17 @@ impl Tickets {
         ticket
     }
 
-    /// What a node sends unasked. Anything but a call is none of our business.
-    pub(crate) fn heard(&self, node: usize, kind: &PushKind, data: &[Value]) {
-        let (PushKind::Message, [_, Value::BulkString(number)]) = (kind, data) else { return };
-        let Some(number) = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok()) else { return };
+    /// What a node sends unasked. Says whether it is a call.
+    pub(crate) fn heard(&self, node: usize, kind: &PushKind, data: &[Value]) -> bool {
+        let (PushKind::Message, [_, Value::BulkString(number)]) = (kind, data) else { return false };
+        let number = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok());
+        let Some(number) = number else { return true }; // Published by hand.
         // The lock is free again before the ticket is dropped, which needs it.
         let ticket = locked(&self.0).get(&number).and_then(Weak::upgrade);
         if let Some(ticket) = ticket {
             ticket.call(node);
         }
+        true
     }
 }
 

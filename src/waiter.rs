@@ -26,7 +26,6 @@ pub(crate) struct Waiter<'a> {
 /// leave the ticket there must be over before: what is begun for a request shares its place with it.
 struct Stand {
     core: Arc<Core>,
-    owner: Owner,
     resources: Arc<[Resource]>,
     ticket: Arc<Ticket>,
     is_granted: AtomicBool,
@@ -35,7 +34,7 @@ struct Stand {
 impl Drop for Stand {
     fn drop(&mut self) {
         if !*self.is_granted.get_mut() {
-            send_leave(&self.core, &self.owner, &self.resources, &self.ticket);
+            send_leave(&self.core, &self.resources, &self.ticket);
         }
     }
 }
@@ -57,7 +56,6 @@ impl<'a> Waiter<'a> {
             None if self.waits => {
                 self.stand = Some(Arc::new(Stand {
                     core: Arc::clone(self.core),
-                    owner: self.owner.clone(),
                     resources: Arc::clone(self.resources),
                     ticket: self.core.ticket(self.owner),
                     is_granted: AtomicBool::new(false),

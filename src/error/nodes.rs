@@ -31,17 +31,50 @@ pub enum NodeError {
         /// The rest of it.
         detail: String,
     },
-    /// The node may have forgotten what it voted, so its yes does not count until every such lease is over.
-    #[error("{why}, so it may have forgotten its votes; it is counted again in {}", format_duration(Duration::from_millis(millis(*left))))]
+    /// The node may have forgotten leases that are in force: it restarted, or lost its data. It grants nothing new until every
+    /// such lease is over, and what it extends does not count.
+    #[error("it may have forgotten leases, so it has no vote for {}", format_duration(Duration::from_millis(millis(*left))))]
     Quarantined {
-        /// How it may have forgotten.
-        why: Distrust,
-        /// How long it is not counted yet.
+        /// For how long it has no vote yet.
         left: Duration,
     },
-    /// The node had lost its scripts. A release that it was sent before this is repeated now, and may undo it.
-    #[error("it had lost its scripts, and the release that is repeated now may undo what it agreed to")]
-    Repeats,
+    /// The node has lost its data, or another server answers at its address. The client introduces itself to it anew.
+    #[error("its record has changed: it has lost its data, or is another server")]
+    Forgot,
+    /// The node does not let the client ask what it must know of it.
+    #[error(
+        "it does not allow {command}, so nothing is known of it and it has no vote: allow it (README, \"The nodes\")"
+    )]
+    NotAllowed {
+        /// The command.
+        command: String,
+    },
+    /// The server is part of a Redis Cluster.
+    #[error("it is part of a Redis Cluster: list independent servers (cluster-enabled no)")]
+    ClusterMode,
+    /// The node is part of a list of another length, so two clients could both have a majority.
+    #[error(
+        "{ours} nodes are listed here, and this node is one of {theirs}: list the same nodes everywhere \
+         (`quorlock nodes set-list` changes the list)"
+    )]
+    OtherList {
+        /// How many nodes this client's list has.
+        ours: usize,
+        /// How many the node's list has.
+        theirs: usize,
+    },
+    /// The node is part of another cluster than the other nodes of the list.
+    #[error(
+        "it was declared to be part of another cluster than {other}: list the nodes of one cluster \
+         (`quorlock nodes set-list` changes the list)"
+    )]
+    OtherCluster {
+        /// A node of the list that is part of another cluster.
+        other: String,
+    },
+    /// The node does not know how many nodes there are, and too few others have been heard to tell it.
+    #[error("it does not know the list of nodes, and too few other nodes can be asked for it yet")]
+    Unlisted,
     /// The node may throw keys away when its memory is full, and its votes with them.
     #[error("it may evict keys ({policy}): set maxmemory-policy noeviction")]
     MayEvict {
@@ -62,25 +95,6 @@ pub enum NodeError {
     Nonsense(String),
 }
 
-/// How a node may have forgotten what it voted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Distrust {
-    /// Its process is new, and nothing proves that it kept every write.
-    Restarted,
-    /// Its clock jumped ahead, so keys may have expired early.
-    ClockStepped,
-}
-
-impl fmt::Display for Distrust {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Restarted => "it restarted a moment ago",
-            Self::ClockStepped => "its clock jumped ahead",
-        })
-    }
-}
-
 /// Who holds a resource, as far as a node can tell.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -94,8 +108,10 @@ pub enum Holder {
         /// The fencing token that it holds.
         token: Token,
     },
-    /// Somebody else's key: another Redlock client, or data of any type.
+    /// A key of another kind: another Redlock client, or data of any type.
     Foreign,
+    /// A lease that the node may have forgotten.
+    Forgotten,
 }
 
 impl fmt::Display for Holder {
@@ -103,6 +119,7 @@ impl fmt::Display for Holder {
         match self {
             Self::Owner { label, token, .. } => write!(f, "{label} (token {token})"),
             Self::Foreign => f.write_str("a key that is not quorlock's"),
+            Self::Forgotten => f.write_str("a lease that the node may have forgotten"),
         }
     }
 }
@@ -122,11 +139,22 @@ pub enum Answer {
         /// When its lease ends there if nothing renews it; `None` when it never does.
         free_in: Option<Duration>,
     },
+    /// The key is gone there, but the last lease was not released: by this machine's clock it may still be in force.
+    #[error("the lease of {by} was not released and may be in force for {} more", format_duration(Duration::from_millis(millis(*left))))]
+    Unexpired {
+        /// Who held it last.
+        by: Holder,
+        /// For how long it may be in force.
+        left: Duration,
+    },
+    /// The ballot there is further ahead of the node's clock than ballots may be.
+    #[error("has a ballot that is far ahead of its clock, which was set: the ballot is forgotten in some minutes")]
+    BallotAhead,
     /// It has seen a newer ballot than the one proposed.
     #[error("has seen a newer ballot")]
     Stale,
     /// The proposal is further ahead of its clock than can be right.
-    #[error("its clock is more than 30 minutes behind this machine's: set the clocks")]
+    #[error("its clock is minutes behind this machine's: set the clocks")]
     ClockBehind,
     /// Nobody has the resource there, but it is kept for a moment for somebody who has waited longer.
     #[error("free, but kept for {} for somebody who has waited longer", format_duration(*left))]

@@ -72,7 +72,7 @@ impl Backlog {
                     round.untouched(self.index);
                     continue;
                 }
-                Asker::Release(_) | Asker::Look(_) | Asker::Loading | Asker::Nobody => {}
+                Asker::Release(_) | Asker::Look(_) | Asker::Loading => {}
             }
             self.requests.push_back(request);
         }

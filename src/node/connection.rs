@@ -17,13 +17,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{sleep, timeout};
 
 use super::backlog::Backlog;
-use super::health::{Health, keep};
-use super::introduce::{establish, is_passing, node_error, said};
+use super::introduce::{introduce, is_passing, is_replica, node_error, said};
+use super::known::{Known, Standing, Wait, standing};
 use super::line::{Line, MOST_IN_FLIGHT, Sent};
-use super::reply::{node_time, parse_hold};
-use super::trust::Trust;
 use super::wire::Wire;
-use super::{Asker, Common, Message, Request, pack};
+use super::{Asker, Common, Message, Request};
 use crate::config::NodeAddress;
 use crate::environment::{Environment, random_time};
 use crate::error::NodeError;
@@ -46,7 +44,8 @@ pub(super) struct Connection {
     address: NodeAddress,
     environment: Arc<dyn Environment>,
     common: Arc<Common>,
-    trust: Trust,
+    /// For the end of the node's quarantine.
+    wait: Wait,
     requests: UnboundedReceiver<Message>,
     /// What came before the first connection was made or refused.
     early: Backlog,
@@ -71,7 +70,7 @@ impl Connection {
             name,
             address,
             environment,
-            trust: Trust::new(common.validity),
+            wait: Wait::default(),
             common,
             requests,
             early: Backlog::new(index),
@@ -83,8 +82,8 @@ impl Connection {
 
     /// Until the client is gone.
     pub(super) async fn run(mut self) {
-        while let Some(wire) = self.connect().await {
-            let Some(broken) = self.serve(wire).await else { return };
+        while let Some((wire, known)) = self.connect().await {
+            let Some(broken) = self.serve(wire, known).await else { return };
             self.down = Some(broken);
         }
     }
@@ -94,14 +93,14 @@ impl Connection {
     }
 
     /// Tries until there is a connection; `None` when the client is gone and nothing is left to send.
-    async fn connect(&mut self) -> Option<Wire> {
+    async fn connect(&mut self) -> Option<(Wire, Known)> {
         let mut pause = FIRST_PAUSE;
         loop {
             let attempt = {
                 let environment = Arc::clone(&self.environment);
                 let address = self.address.clone();
-                let common = Arc::clone(&self.common);
-                async move { establish(environment.as_ref(), &address, &common).await }
+                let (common, name, index) = (Arc::clone(&self.common), Arc::clone(&self.name), self.index);
+                async move { introduce(environment.as_ref(), &address, &common, index, &name).await }
             };
             let patience = self.patience();
             let mut attempt = Box::pin(timeout(patience, attempt));
@@ -115,13 +114,13 @@ impl Connection {
                     message = self.requests.recv(), if !self.closing => self.while_away(message),
                 }
             };
-            let refused = match made.and_then(|(wire, health)| {
-                self.admit(&health)?;
-                Ok(wire)
-            }) {
+            let refused = match made {
                 Ok(made) => return Some(made),
                 Err(error) => error,
             };
+            if matches!(refused, NodeError::Connect(_) | NodeError::NoAnswer(_)) {
+                self.common.unclaim(self.index);
+            }
             self.down = Some(refused);
             for request in self.early.take() {
                 self.turn_away(request);
@@ -141,26 +140,6 @@ impl Connection {
             }
             pause = (2 * pause).min(LONGEST_PAUSE);
         }
-    }
-
-    /// Takes note of the server that answers, or says why it cannot have a vote at all.
-    fn admit(&mut self, health: &Health) -> Result<(), NodeError> {
-        if health.is_replica {
-            return Err(NodeError::Replica);
-        }
-        if let Some(policy) = &health.evicts_by {
-            return Err(NodeError::MayEvict { policy: policy.clone() });
-        }
-        if let Some(run_id) = &health.run_id {
-            let claimed = self.common.claim(self.index, &self.name, run_id);
-            claimed.map_err(|other| NodeError::SameServer(other.to_string()))?;
-        }
-        let now = self.environment.now();
-        self.trust.connected(now, health);
-        if health.is_durable && self.trust.quarantine(now, self.common.longest_lease()).is_none() {
-            self.early.push(Request { command: pack(&keep()), asker: Asker::Nobody }, still_trying);
-        }
-        Ok(())
     }
 
     fn is_finished(&self) -> bool {
@@ -204,8 +183,8 @@ impl Connection {
     }
 
     /// Sends and delivers until the connection breaks; `None` when the client is gone and all is done.
-    async fn serve(&mut self, wire: Wire) -> Option<NodeError> {
-        let mut line = Line::new(wire);
+    async fn serve(&mut self, wire: Wire, known: Known) -> Option<NodeError> {
+        let mut line = Line::new(wire, known);
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.owed));
         waiting.append(self.early.take());
@@ -288,19 +267,18 @@ impl Connection {
                 request.asker.answer(index, Err(line.overdue(now)));
             }
             Asker::Release(round) if !round.has_touched(index) => round.untouched(index),
-            Asker::Hold(round) => match self.trust.quarantine(now, self.common.longest_lease()) {
-                // Whoever holds comes back to a node that forgot; nobody new is let in.
-                Some(why) if round.acquires() => request.asker.answer(index, Err(why)),
-                uncounted => {
+            Asker::Hold(round) => match self.common.conflict().filter(|_| round.acquires()) {
+                Some(conflict) => request.asker.answer(index, Err(conflict)),
+                None => {
                     round.touch(index);
-                    line.push(request, now, uncounted);
+                    line.push(request, now, &self.common, &self.wait);
                 }
             },
             Asker::Release(round) => {
                 round.touch(index);
-                line.push(request, now, None);
+                line.push(request, now, &self.common, &self.wait);
             }
-            Asker::Look(_) | Asker::Loading | Asker::Nobody => line.push(request, now, None),
+            Asker::Look(_) | Asker::Loading => line.push(request, now, &self.common, &self.wait),
         }
     }
 
@@ -308,19 +286,21 @@ impl Connection {
     fn settle(&mut self, line: &mut Line, cx: &mut Context<'_>) -> Result<usize, NodeError> {
         let (mut heard, mut settled) = (0, 0);
         while heard < MOST_AT_ONCE
-            && let Some(value) = line.wire.poll_read(cx)?
+            && let Some(value) = line.poll_read(cx)?
         {
             heard += 1;
             if let Value::Push { kind, data } = &value {
-                self.common.tickets.heard(self.index, kind, data);
-                continue;
+                if self.common.tickets.heard(self.index, kind, data) {
+                    continue;
+                }
+                return Err(NodeError::Nonsense(format!("a message of the kind {kind:?} that was not asked for")));
             }
             let result = said(value);
             if let Err(error) = &result
-                && let Some(Sent { request: Request { asker: Asker::Release(_), .. }, .. }) = line.in_flight.front()
-                && is_passing(error)
+                && (is_replica(error) || (is_passing(error) && line.awaits_release()))
             {
-                return Err(node_error(error)); // A release must be heard: it is sent again on the next connection.
+                // Another process must be asked, or the same one later. A release is sent again on the next connection.
+                return Err(node_error(error));
             }
             let Some(sent) = line.settle() else {
                 return Err(NodeError::Nonsense(
@@ -329,42 +309,60 @@ impl Connection {
             };
             line.silent = false;
             settled += 1;
-            let now = self.environment.now();
-            let stamp = match sent.request.asker {
-                Asker::Hold(_) | Asker::Release(_) => result.as_ref().ok().and_then(node_time),
-                Asker::Look(_) | Asker::Loading | Asker::Nobody => None,
-            };
-            self.trust.answered(sent.since, now, stamp, self.common.shortest_lease());
-            // This very answer may have shown that the node's clock jumped.
-            let uncounted = sent.uncounted.clone().or_else(|| self.trust.quarantine(now, self.common.longest_lease()));
-            match (result, uncounted) {
-                (Err(error), uncounted) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    if sent.again {
-                        // It does not learn them. What it says of that is heard when the next connection is made.
-                        line.in_flight.push_front(sent);
-                        return Err(node_error(&error));
-                    }
-                    match &sent.request.asker {
-                        // Its release may have overtaken it, and taken its ticket out.
-                        Asker::Hold(round) if round.is_moot() => {
-                            sent.request.asker.answer(self.index, Err(node_error(&error)));
-                        }
-                        _ => line.reload(sent.request, now, uncounted),
-                    }
+            match result {
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    self.repeat(line, sent, &error)?;
                 }
-                (Ok(value), uncounted)
-                    if matches!(&sent.request.asker, Asker::Hold(round) if uncounted.is_some() || line.is_undone(round))
-                        && parse_hold(&value).is_yes() =>
-                {
-                    sent.request.asker.answer(self.index, Err(uncounted.unwrap_or(NodeError::Repeats)));
-                }
-                (result, _) => sent.request.asker.answer(self.index, result.map_err(|error| node_error(&error))),
+                result => self.deliver(line, sent, result.map_err(|error| node_error(&error)))?,
             }
         }
         if heard == MOST_AT_ONCE {
             cx.waker().wake_by_ref();
         }
         Ok(settled)
+    }
+
+    /// The node had lost its scripts.
+    fn repeat(&mut self, line: &mut Line, sent: Sent, error: &redis::RedisError) -> Result<(), NodeError> {
+        if sent.again {
+            // It does not learn them. What it says of that is heard when the next connection is made.
+            line.in_flight.push_front(sent);
+            return Err(node_error(error));
+        }
+        match &sent.request.asker {
+            // Its release may have overtaken it, and taken its ticket out.
+            Asker::Hold(round) if round.is_moot() => sent.request.asker.answer(self.index, Err(node_error(error))),
+            _ => line.reload(sent.request, self.environment.now(), &self.common, &self.wait),
+        }
+        Ok(())
+    }
+
+    /// Hands an answer to what was waiting for it, and takes note of what it says of the node itself.
+    fn deliver(&mut self, line: &mut Line, sent: Sent, result: Result<Value, NodeError>) -> Result<(), NodeError> {
+        let (Asker::Hold(_), Ok(value)) = (&sent.request.asker, &result) else {
+            sent.request.asker.answer(self.index, result);
+            return Ok(());
+        };
+        match standing(value) {
+            Standing::Unchanged => {}
+            Standing::Record(text) => {
+                if !line.known.learn(text) {
+                    return Err(NodeError::Nonsense("a node record that cannot be read".to_owned()));
+                }
+                self.common.use_lease(line.known.longest());
+            }
+            Standing::Young(left) => {
+                line.known.begin_wait(&mut self.wait, self.environment.now());
+                sent.request.asker.answer(self.index, Err(NodeError::Quarantined { left }));
+                return Ok(());
+            }
+            Standing::Forgot => {
+                sent.request.asker.answer(self.index, Err(NodeError::Forgot));
+                return Err(NodeError::Forgot);
+            }
+        }
+        sent.request.asker.answer(self.index, result);
+        Ok(())
     }
 }
 

@@ -1,117 +1,127 @@
-//! Can this server's votes be counted on? What it says of itself when a connection is made.
+//! What a server says of itself when a connection is made, and whether it can have a vote at all.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use redis::{Cmd, Value};
 
-use redis::{Cmd, FromRedisValue, Value, from_redis_value};
+use super::introduce::{node_error, said};
+use crate::error::NodeError;
+use crate::protocol::{Process, Record};
 
-use super::introduce::said;
+/// The node record.
+pub(super) const RECORD: &str = "quorlock:node";
 
-/// A server whose run id stands in this key was declared to be new: it has no earlier votes to forget. Whoever starts a
-/// new cluster sets it (`cluster/up` does); a restart changes the run id and so ends the declaration.
-const DECLARED_NEW: &str = "quorlock:new";
-
-/// Stands on a server that logs every write before it answers, once it was trusted. A process that still finds it after a
-/// restart has its log; one that does not was given an empty disk.
-const KEPT: &str = "quorlock:kept";
-
-/// The command that leaves that mark, for thirty days from the last connection.
-pub(super) fn keep() -> redis::Cmd {
-    let mut command = redis::cmd("SET");
-    command.arg(KEPT).arg(1).arg("EX").arg(30 * 24 * 3600);
-    command
-}
-
-/// What a server says of itself. What it does not say, or the user may not ask, counts against it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Health {
-    pub(super) run_id: Option<String>,
-    /// How long this process has run, at least.
-    pub(super) uptime: Duration,
-    pub(super) is_replica: bool,
-    /// The policy by which it may throw keys away.
-    pub(super) evicts_by: Option<String>,
-    /// It logs every write before it answers.
-    pub(super) is_durable: bool,
-    /// Its restart, if there was one, cannot have cost a vote.
-    pub(super) keeps_votes: bool,
+    /// Tells servers apart that are in the list twice.
+    pub(super) run_id: String,
+    pub(super) process: Process,
+    /// The node record as it is, and as it reads.
+    pub(super) record: Option<(String, Record)>,
+    /// How many nodes the list of this client's prefix has.
+    pub(super) listed: Option<usize>,
+    /// Its clock, in µs.
+    pub(super) clock: u64,
 }
 
-/// What to ask a server of itself.
-pub(super) fn questions() -> [Cmd; 4] {
-    let [info, mut config, mut kept, mut declared] = ["INFO", "CONFIG", "EXISTS", "GET"].map(redis::cmd);
-    config.arg("GET").arg("appendfsync");
-    kept.arg(KEPT);
-    declared.arg(DECLARED_NEW);
-    [info, config, kept, declared]
+/// What to ask a server of itself. `list` is the key of the list.
+pub(super) fn questions(list: &[u8]) -> [Cmd; 3] {
+    let [info, mut stored, time] = ["INFO", "MGET", "TIME"].map(redis::cmd);
+    stored.arg(RECORD).arg(list);
+    [info, stored, time]
 }
 
-/// Its answers to them. What it refuses to say is left open.
-pub(super) fn judge(answers: Vec<Value>) -> Health {
-    fn next<T: FromRedisValue>(answers: &mut impl Iterator<Item = Value>) -> Option<T> {
-        answers.next().and_then(|answer| said(answer).ok()).and_then(|value| from_redis_value(value).ok())
+/// Its answers to them.
+///
+/// # Errors
+///
+/// What keeps it from voting. What it does not say counts against it.
+pub(super) fn judge(answers: [Value; 3]) -> Result<Health, NodeError> {
+    let [info, stored, time] = answers;
+    let info: String = answer(info, "INFO")?;
+    let (record, listed): (Option<Vec<u8>>, Option<Vec<u8>>) = answer(stored, "MGET")?;
+    let (seconds, micros): (u64, u64) = answer(time, "TIME")?;
+    let process = weigh(&info)?;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).ok();
+    let record = record.and_then(text).and_then(|text| Record::parse(&text).map(|record| (text, record)));
+    let listed = listed.and_then(text).and_then(|text| text.parse().ok());
+    let clock = seconds.saturating_mul(1_000_000).saturating_add(micros);
+    Ok(Health { run_id: field(&info, "run_id").unwrap_or_default().to_owned(), process, record, listed, clock })
+}
+
+fn answer<T: redis::FromRedisValue>(value: Value, command: &str) -> Result<T, NodeError> {
+    let value = said(value).map_err(|error| match error.code() {
+        Some("NOPERM") => NodeError::NotAllowed { command: command.to_owned() },
+        _ => node_error(&error),
+    })?;
+    T::from_redis_value(value).map_err(|_| NodeError::Nonsense(format!("an answer to {command} that cannot be read")))
+}
+
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+fn weigh(info: &str) -> Result<Process, NodeError> {
+    let field = |name| field(info, name);
+    if field("cluster_enabled") == Some("1") || field("redis_mode") == Some("cluster") {
+        return Err(NodeError::ClusterMode);
     }
-    let answers = &mut answers.into_iter();
-    let info: String = next(answers).unwrap_or_default();
-    let appendfsync = next::<HashMap<String, String>>(answers).and_then(|mut settings| settings.remove("appendfsync"));
-    let kept = next(answers).unwrap_or(false);
-    let declared = next::<Option<String>>(answers).flatten();
-    weigh(&info, appendfsync.as_deref(), kept, declared.as_deref())
-}
-
-fn weigh(info: &str, appendfsync: Option<&str>, kept: bool, declared_new: Option<&str>) -> Health {
-    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-    let run_id = field("run_id").map(str::to_owned);
     let limited = field("maxmemory").is_some_and(|limit| limit != "0");
-    let policy = field("maxmemory_policy").filter(|policy| limited && *policy != "noeviction");
-    let is_durable = field("aof_enabled") == Some("1") && appendfsync == Some("always");
-    let is_new = run_id.is_some() && run_id.as_deref() == declared_new;
-    Health {
-        // The difference of two times that were cut to seconds: it may say up to a second too much.
-        uptime: Duration::from_secs(
-            field("uptime_in_seconds").and_then(|text| text.parse::<u64>().ok()).unwrap_or(0).saturating_sub(1),
-        ),
-        is_replica: field("role").is_some_and(|role| role != "master"),
-        evicts_by: policy.map(str::to_owned),
-        is_durable,
-        keeps_votes: (is_durable && kept) || is_new,
-        run_id,
+    if let Some(policy) = field("maxmemory_policy").filter(|policy| limited && *policy != "noeviction") {
+        return Err(NodeError::MayEvict { policy: policy.to_owned() });
     }
+    let (Some(run_id), Some(role), Some(_)) = (field("run_id"), field("role"), field("maxmemory_policy")) else {
+        return Err(NodeError::NotAllowed { command: "INFO".to_owned() });
+    };
+    if role != "master" {
+        return Err(NodeError::Replica);
+    }
+    let was_replica = field("master_replid2").is_none_or(|id| id.bytes().any(|byte| byte != b'0'));
+    Ok(Process::new(run_id, field("aof_enabled") == Some("1"), was_replica))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const INFO: &str = "# Server\r\nrun_id:abc\r\nuptime_in_seconds:7\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n\
-                        role:master\r\naof_enabled:1\r\n";
+    const INFO: &str = "# Server\r\nredis_mode:standalone\r\nrun_id:abc\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n\
+                        role:master\r\nmaster_replid2:0000\r\naof_enabled:1\r\n";
 
     #[test]
     fn a_server_in_order() {
-        let health = weigh(INFO, Some("everysec"), true, None);
-        let expected = Health { run_id: Some("abc".to_owned()), uptime: Duration::from_secs(6), ..Health::default() };
-        assert_eq!(health, expected);
+        assert_eq!(weigh(INFO), Ok(Process::new("abc", true, false)));
+        assert_eq!(weigh(&INFO.replace("aof_enabled:1", "aof_enabled:0")), Ok(Process::new("abc", false, false)));
     }
 
     #[test]
-    fn only_a_kept_log_or_a_declaration_keeps_votes() {
-        let keeps = |info: &str, fsync, kept, new| weigh(info, fsync, kept, new).keeps_votes;
-        assert!(keeps(INFO, Some("always"), true, None));
-        assert!(!keeps(INFO, Some("always"), false, None), "its disk may be another one");
-        assert!(!keeps(INFO, Some("everysec"), true, None));
-        assert!(!keeps(INFO, None, true, None));
-        assert!(!keeps(&INFO.replace("aof_enabled:1", "aof_enabled:0"), Some("always"), true, None));
-        assert!(keeps(INFO, None, false, Some("abc")));
-        assert!(!keeps(INFO, None, false, Some("another process")));
-        assert!(!keeps("", None, false, Some("")));
-        assert!(weigh(INFO, Some("always"), false, None).is_durable);
+    fn a_server_that_was_a_replica_is_told_apart() {
+        assert_eq!(weigh(&INFO.replace("replid2:0000", "replid2:00f0")), Ok(Process::new("abc", true, true)));
+        let silent = INFO.replace("master_replid2:0000\r\n", "");
+        assert_eq!(weigh(&silent), Ok(Process::new("abc", true, true)), "what is not said counts against it");
     }
 
     #[test]
-    fn replicas_and_evictors_are_told_apart() {
-        assert!(weigh(&INFO.replace("master", "slave"), None, false, None).is_replica);
+    fn servers_that_have_no_vote() {
+        assert_eq!(weigh(&INFO.replace("master\r\n", "slave\r\n")), Err(NodeError::Replica));
+        assert_eq!(weigh(&INFO.replace("standalone", "cluster")), Err(NodeError::ClusterMode));
         let limited = INFO.replace("maxmemory:0", "maxmemory:1000");
-        assert_eq!(weigh(&limited, None, false, None).evicts_by.as_deref(), Some("allkeys-lru"));
-        assert_eq!(weigh(&limited.replace("allkeys-lru", "noeviction"), None, false, None).evicts_by, None);
+        assert_eq!(weigh(&limited), Err(NodeError::MayEvict { policy: "allkeys-lru".to_owned() }));
+        assert!(weigh(&limited.replace("allkeys-lru", "noeviction")).is_ok());
+        let unknown = Err(NodeError::NotAllowed { command: "INFO".to_owned() });
+        for part in ["run_id:abc\r\n", "role:master\r\n", "maxmemory_policy:allkeys-lru\r\n"] {
+            assert_eq!(weigh(&INFO.replace(part, "")), unknown, "without {part}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_let_the_client_ask_has_no_vote() {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let refused = redis::parse_redis_value(b"-NOPERM this user has no permissions to run the 'info' command\r\n");
+        let stored = Value::Array(vec![text("00000000000000af 10000 0 0 300000 - 1 abc"), Value::Nil]);
+        let time = Value::Array(vec![text("17"), text("5")]);
+        let health = judge([text(INFO), stored.clone(), time.clone()]).expect("a server in order");
+        assert_eq!((health.clock, health.listed), (17_000_005, None));
+        assert_eq!(health.record.map(|(_, record)| record.word), Some(0xaf));
+        let denied = judge([refused.expect("an error"), stored, time]);
+        assert_eq!(denied, Err(NodeError::NotAllowed { command: "INFO".to_owned() }));
     }
 }

@@ -1,17 +1,50 @@
-//! How a connection begins: a stream, and a few questions in one go.
+//! How a connection begins: a stream, a few questions in one go, and what is due in the node's record.
+
+use std::sync::Arc;
 
 use redis::{Cmd, RedisConnectionInfo, RedisError, Value};
 
 use super::health::{self, Health};
+use super::known::Known;
 use super::wire::Wire;
 use super::{Common, script};
 use crate::config::NodeAddress;
 use crate::environment::Environment;
 use crate::error::NodeError;
+use crate::protocol::{Change, Record};
 use crate::ticket::channel;
 
-/// Connects, introduces itself, makes sure that the node knows the scripts, and asks how it is.
-pub(super) async fn establish(
+/// So often what is due in a record is written, when other clients write there at the same time.
+const MOST_WRITES: usize = 4;
+
+/// Connects, greets the server, and leaves its record and list as they are to be.
+pub(super) async fn introduce(
+    environment: &dyn Environment,
+    address: &NodeAddress,
+    common: &Common,
+    index: usize,
+    name: &Arc<str>,
+) -> Result<(Wire, Known), NodeError> {
+    let (mut wire, mut health) = establish(environment, address, common).await?;
+    for _ in 0..MOST_WRITES {
+        if let Some((_, record)) = &health.record {
+            common.use_lease(record.longest);
+        }
+        let nodes = common.claim(index, name, &health)?;
+        let seen = health.record.as_ref();
+        let change = Record::due(seen.map(|(_, record)| record), &health.process, &common.newcomer(index));
+        if let (None, None, Some((text, _))) = (nodes, &change, seen) {
+            let unreadable = || NodeError::Nonsense("a node record that cannot be read".to_owned());
+            return Ok((wire, Known::new(text, health.clock, common.wall()).ok_or_else(unreadable)?));
+        }
+        let seen = seen.map(|(text, _)| text.as_str());
+        (health.record, health.listed) = write(&mut wire, common, seen, change.as_ref(), nodes).await?;
+    }
+    Err(NodeError::Connect("other clients write the record of this node all the time".to_owned()))
+}
+
+/// Connects, introduces itself and asks how the server is.
+async fn establish(
     environment: &dyn Environment,
     address: &NodeAddress,
     common: &Common,
@@ -20,22 +53,47 @@ pub(super) async fn establish(
     let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
     let mut wire = Wire::new(stream);
 
-    // What it must do, what is to be known of it, and what it may refuse.
-    let mut musts = greeting(address.info.redis_settings());
-    musts.extend(script::load());
-    let mut answers = wire.ask(&musts).await?.into_iter().map(said);
-    if let Some(Err(error)) = answers.next() {
+    // The greeting, what is to be known of the server, and the channel on which it calls: all in one exchange.
+    let greeting = greeting(address.info.redis_settings());
+    let greetings = greeting.len();
+    let mut subscribe = redis::cmd("SUBSCRIBE");
+    subscribe.arg(channel(common.client));
+    let commands: Vec<Cmd> =
+        greeting.into_iter().chain(health::questions(&common.list_key)).chain([subscribe]).collect();
+    let mut answers = wire.ask(&commands).await?;
+    let rest = answers.split_off(greetings);
+    let mut greeted = answers.into_iter().map(said);
+    if let Some(Err(error)) = greeted.next() {
         return Err(refused(&error, address.info.redis_settings()));
     }
-    for answer in answers {
+    for answer in greeted {
         answer.map_err(|error| node_error(&error))?;
     }
-    let health = health::judge(willing(wire.ask(&health::questions()).await?)?);
-    // A server that forbids it calls nobody: whoever waits looks again now and then.
-    let mut subscribe = redis::cmd("SUBSCRIBE");
-    subscribe.arg(channel(common.session));
-    willing(wire.ask(&[subscribe]).await?)?;
-    Ok((wire, health))
+    let [info, stored, time, subscribed] = <[Value; 4]>::try_from(willing(rest)?)
+        .map_err(|answers| NodeError::Nonsense(format!("{} answers to four questions", answers.len())))?;
+    // A server that forbids it calls no waiting request: it looks again by its timer.
+    drop(subscribed);
+    Ok((wire, health::judge([info, stored, time])?))
+}
+
+/// Writes what is due in the node's record and list. Gives both as they are then.
+async fn write(
+    wire: &mut Wire,
+    common: &Common,
+    seen: Option<&str>,
+    change: Option<&Change>,
+    nodes: Option<usize>,
+) -> Result<(Option<(String, Record)>, Option<usize>), NodeError> {
+    let commands = script::record(&common.list_key, seen, change, nodes);
+    let mut answers = wire.ask(&commands).await?.into_iter();
+    for _ in 1..commands.len() {
+        answers.next().map(said).transpose().map_err(|error| node_error(&error))?;
+    }
+    let written = said(answers.next().unwrap_or(Value::Nil)).map_err(|error| node_error(&error))?;
+    let nonsense = || NodeError::Nonsense("an answer to record.lua that cannot be read".to_owned());
+    let (record, nodes): (String, String) = redis::from_redis_value(written).map_err(|_| nonsense())?;
+    let read = Record::parse(&record).ok_or_else(nonsense)?;
+    Ok((Some((record, read)), nodes.parse().ok()))
 }
 
 /// What a server refuses for good is one thing. What it cannot say just now would be missing as long as the connection lasts.
@@ -50,6 +108,11 @@ fn willing(answers: Vec<Value>) -> Result<Vec<Value>, NodeError> {
 /// A server that answers so was asked at a bad moment.
 pub(super) fn is_passing(error: &RedisError) -> bool {
     error.code().is_some_and(|code| ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN"].contains(&code))
+}
+
+/// A server that answers so is a replica, or has become one. Older servers say so within the error of a script.
+pub(super) fn is_replica(error: &RedisError) -> bool {
+    error.code() == Some("READONLY") || error.detail().is_some_and(|detail| detail.contains("-READONLY"))
 }
 
 /// The third version of the protocol lets a node call a waiter on the very connection that everything else uses.
@@ -88,6 +151,9 @@ pub(super) fn said(value: Value) -> Result<Value, RedisError> {
 }
 
 pub(super) fn node_error(error: &RedisError) -> NodeError {
+    if is_replica(error) {
+        return NodeError::Replica;
+    }
     match error.code() {
         Some(code) => NodeError::Redis { code: code.to_owned(), detail: error.detail().unwrap_or_default().to_owned() },
         None => NodeError::Connect(error.to_string()),
@@ -105,5 +171,17 @@ mod tests {
         assert!(matches!(loading, Err(NodeError::Redis { code, .. }) if code == "LOADING"));
         assert_eq!(willing(answers("-NOPERM this user has no permissions\r\n")).unwrap().len(), 1);
         assert_eq!(willing(answers(":1\r\n")).unwrap(), [Value::Int(1)]);
+    }
+
+    #[test]
+    fn a_server_that_became_a_replica_says_so_in_two_ways() {
+        let error = |line: &str| said(redis::parse_redis_value(line.as_bytes()).unwrap()).unwrap_err();
+        for line in [
+            "-READONLY You can't write against a read only replica. script: f00, on @user_script:7.\r\n",
+            "-ERR Error running script (call to f_00): @user_script:7: @user_script: 7: -READONLY You can't write\r\n",
+        ] {
+            assert_eq!(node_error(&error(line)), NodeError::Replica, "{line}");
+        }
+        assert!(!is_replica(&error("-OOM command not allowed\r\n")));
     }
 }

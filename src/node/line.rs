@@ -5,13 +5,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use redis::Value;
 use tokio::time::{Sleep, sleep};
 
+use super::common::Common;
+use super::known::{Known, Wait};
 use super::wire::Wire;
 use super::{Asker, Request, pack, script};
 use crate::environment::{Environment, Moment};
 use crate::error::NodeError;
-use crate::round::Round;
 
 /// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
 /// decided it or when this one falls silent.
@@ -23,14 +25,14 @@ const FEW: usize = 2;
 
 /// What is under way on one connection.
 pub(super) struct Line {
-    pub(super) wire: Wire,
+    wire: Wire,
+    /// Of the node at the other end.
+    pub(super) known: Known,
     pub(super) in_flight: VecDeque<Sent>,
     /// An answer is overdue: nothing new is sent but releases.
     pub(super) silent: bool,
     /// So many scripts are being loaded.
-    pub(super) loading: usize,
-    /// So many requests are being repeated.
-    pub(super) repeating: usize,
+    loading: usize,
     /// What is to be sent waits for more to come with it, until this is polled again.
     pub(super) gathers: bool,
     alarm: Option<Pin<Box<Sleep>>>,
@@ -39,15 +41,23 @@ pub(super) struct Line {
 pub(super) struct Sent {
     pub(super) request: Request,
     pub(super) since: Moment,
-    /// Why a yes to it does not count.
-    pub(super) uncounted: Option<NodeError>,
     /// For want of scripts.
     pub(super) again: bool,
 }
 
 impl Line {
-    pub(super) fn new(wire: Wire) -> Self {
-        Self { wire, in_flight: VecDeque::new(), silent: false, loading: 0, repeating: 0, gathers: false, alarm: None }
+    pub(super) fn new(wire: Wire, known: Known) -> Self {
+        Self { wire, known, in_flight: VecDeque::new(), silent: false, loading: 0, gathers: false, alarm: None }
+    }
+
+    /// The next answer, or what the server says unasked; `None` when that is still to come.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Option<Value>, NodeError> {
+        self.wire.poll_read(cx)
+    }
+
+    /// Is the next answer one to a release?
+    pub(super) fn awaits_release(&self) -> bool {
+        matches!(self.in_flight.front(), Some(Sent { request: Request { asker: Asker::Release(_), .. }, .. }))
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -73,42 +83,44 @@ impl Line {
         NodeError::Silent(self.owes_for(now))
     }
 
-    pub(super) fn push(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
+    pub(super) fn push(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait) {
         self.gathers |= self.wire.is_sent() && self.in_flight.len() > FEW;
-        self.wire.push(&request.command);
-        self.loading += usize::from(matches!(request.asker, Asker::Loading));
-        self.in_flight.push_back(Sent { request, since: now, uncounted, again: false });
+        self.send(request, now, common, wait, false);
     }
 
-    /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy): it gets them and the request again.
+    /// Writes a request, and behind it what this very node is told.
+    fn send(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait, again: bool) {
+        self.wire.push(&request.command);
+        match &request.asker {
+            Asker::Hold(round) => self.wire.push(&self.known.said_in_hold(round.length(), common, wait, now)),
+            Asker::Release(_) => self.wire.push(self.known.said_in_release()),
+            Asker::Loading => self.loading += 1,
+            Asker::Look(_) => {}
+        }
+        self.in_flight.push_back(Sent { request, since: now, again });
+    }
+
+    /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy), or never had them: it gets them and the
+    /// request again.
     ///
     /// If another client has loaded them meanwhile, what was sent behind the request is done before it. A late hold is refused
-    /// by its ballot, or only says again how often a session holds what it still holds. A late release may take away what its
-    /// session has joined again since, so a yes to that [does not count](Self::is_undone).
-    pub(super) fn reload(&mut self, request: Request, now: Moment, uncounted: Option<NodeError>) {
+    /// by its ballot, or only says again how often a share holds what it still holds. A late release takes away its own share
+    /// and no other.
+    pub(super) fn reload(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait) {
         // Behind what is loaded already for another request.
         if self.loading == 0 {
             for command in script::load() {
-                self.push(Request { command: pack(&command), asker: Asker::Loading }, now, None);
+                self.push(Request { command: pack(&command), asker: Asker::Loading }, now, common, wait);
             }
         }
-        self.wire.push(&request.command);
-        self.in_flight.push_back(Sent { request, since: now, uncounted, again: true });
-        self.repeating += 1;
+        self.send(request, now, common, wait, true);
     }
 
     /// The oldest request has its answer.
     pub(super) fn settle(&mut self) -> Option<Sent> {
         let sent = self.in_flight.pop_front()?;
         self.loading -= usize::from(matches!(sent.request.asker, Asker::Loading));
-        self.repeating -= usize::from(sent.again);
         Some(sent)
-    }
-
-    /// Has a round that is answered now overtaken a release that may undo it?
-    pub(super) fn is_undone(&self, round: &Round) -> bool {
-        let undoes = |sent: &Sent| matches!(&sent.request.asker, Asker::Release(release) if release.undoes(round));
-        self.repeating > 0 && self.in_flight.iter().any(|sent| sent.again && undoes(sent))
     }
 
     /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.

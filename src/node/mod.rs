@@ -1,21 +1,20 @@
 //! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
 
 mod backlog;
+mod common;
 mod connection;
 mod health;
 mod introduce;
+mod known;
 mod line;
 mod reply;
 mod script;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
-mod trust;
 mod wire;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
 use redis::{Cmd, Value};
 use tokio::sync::mpsc::error::SendError;
@@ -24,13 +23,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::NodeAddress;
 use crate::environment::Environment;
 use crate::error::NodeError;
-use crate::protocol::Validity;
 use crate::round::Round;
-use crate::sync::locked;
-use crate::ticket::Tickets;
 
-pub(crate) use reply::{Refusal, Sighting, Vote, node_time, parse_hold, parse_release, parse_sighting};
-pub(crate) use script::{Entry, hold, inspect, leave, release};
+pub(crate) use common::Common;
+pub(crate) use reply::{Refusal, Sighting, Vote, parse_hold, parse_release, parse_sighting};
+pub(crate) use script::{Entry, LastEnd, Round as Words, Share, hold, inspect, leave, millis, release};
 
 /// What a node is asked, and who wants to know.
 pub(crate) struct Request {
@@ -38,11 +35,18 @@ pub(crate) struct Request {
     pub(crate) asker: Asker,
 }
 
-/// A command as it goes over the wire, packed once for all nodes.
+/// A command as it goes over the wire, packed once for all nodes. To a hold and to a release each connection adds the last
+/// argument.
 pub(crate) type Packed = Arc<[u8]>;
 
 pub(crate) fn pack(command: &Cmd) -> Packed {
     command.get_packed_command().into()
+}
+
+/// Packs a command whose last argument, empty here, is left to each connection.
+pub(crate) fn pack_open(command: &Cmd) -> Packed {
+    let packed = command.get_packed_command();
+    packed.strip_suffix(b"$0\r\n\r\n").unwrap_or(&packed).into()
 }
 
 /// Where an answer goes.
@@ -53,10 +57,8 @@ pub(crate) enum Asker {
     Release(Arc<Round>),
     /// A look at the node.
     Look(oneshot::Sender<Result<Value, NodeError>>),
-    /// Nobody: a script is being loaded.
+    /// Nowhere: a script is being loaded.
     Loading,
-    /// Nobody.
-    Nobody,
 }
 
 impl Asker {
@@ -64,7 +66,7 @@ impl Asker {
         match self {
             Self::Hold(round) | Self::Release(round) => round.answered(index, result),
             Self::Look(asker) => drop(asker.send(result)),
-            Self::Loading | Self::Nobody => {}
+            Self::Loading => {}
         }
     }
 }
@@ -117,66 +119,5 @@ impl Node {
 
     pub(crate) fn close(&self) {
         drop(self.queue.send(Message::Close));
-    }
-}
-
-/// A run id, and the name of the node that it was found at.
-type Claim = (String, Arc<str>);
-
-/// What the nodes of one client must know of each other and of the client.
-#[derive(Debug)]
-pub(crate) struct Common {
-    /// How long a round waits for an answer.
-    pub(crate) timeout: Duration,
-    pub(crate) validity: Validity,
-    longest_lease: AtomicU64,
-    shortest_lease: AtomicU64,
-    /// Which server process answers at which place in the node list: no process may have two votes.
-    run_ids: Mutex<Vec<Option<Claim>>>,
-    /// This client's share in the leases of any owner, and where nodes call it.
-    pub(crate) session: u64,
-    /// The requests that nodes may call.
-    pub(crate) tickets: Arc<Tickets>,
-}
-
-impl Common {
-    pub(crate) fn new(nodes: usize, timeout: Duration, validity: Validity, session: u64) -> Self {
-        Self {
-            timeout,
-            validity,
-            longest_lease: AtomicU64::new(0),
-            shortest_lease: AtomicU64::new(u64::MAX),
-            run_ids: Mutex::new(vec![None; nodes]),
-            session,
-            tickets: Arc::default(),
-        }
-    }
-
-    /// A lease of this length is in use.
-    pub(crate) fn use_lease(&self, lease: Duration) {
-        let lease = u64::try_from(lease.as_micros()).unwrap_or(u64::MAX);
-        self.longest_lease.fetch_max(lease, Ordering::Relaxed);
-        self.shortest_lease.fetch_min(lease, Ordering::Relaxed);
-    }
-
-    /// The longest lease in use, as far as this client knows.
-    fn longest_lease(&self) -> Duration {
-        Duration::from_micros(self.longest_lease.load(Ordering::Relaxed))
-    }
-
-    /// The shortest lease in use by this client.
-    fn shortest_lease(&self) -> Duration {
-        Duration::from_micros(self.shortest_lease.load(Ordering::Relaxed))
-    }
-
-    /// Records the process at `index`; the name of another place where the same process answers is an error.
-    fn claim(&self, index: usize, name: &Arc<str>, run_id: &str) -> Result<(), Arc<str>> {
-        let mut ids = locked(&self.run_ids);
-        ids[index] = None;
-        if let Some((_, other)) = ids.iter().flatten().find(|(id, _)| id == run_id) {
-            return Err(Arc::clone(other));
-        }
-        ids[index] = Some((run_id.to_owned(), Arc::clone(name)));
-        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use redis::Value;
 
+use super::script::LastEnd;
 use crate::error::{Answer, Holder, NodeError};
 use crate::protocol::{Ballot, Token};
 
@@ -12,16 +13,12 @@ use crate::protocol::{Ballot, Token};
 pub(crate) enum Vote {
     /// It did as asked, or, in a release, had still honoured the lease.
     Yes,
+    /// In a release of several: which of the leases it had still honoured.
+    Partly(Vec<bool>),
     No(Refusal),
     /// In a release: nothing was ever sent there that could have left a key.
     Untouched,
     Unheard(NodeError),
-}
-
-impl Vote {
-    pub(crate) fn is_yes(&self) -> bool {
-        matches!(self, Self::Yes)
-    }
 }
 
 /// Why a node did not do as asked.
@@ -34,8 +31,21 @@ pub(crate) enum Refusal {
     },
     Stale {
         floor: Ballot,
+        /// The node's, in µs.
+        clock: u64,
     },
-    Ahead,
+    Ahead {
+        /// The node's, in µs.
+        clock: u64,
+    },
+    /// The ballot there is further ahead of the node's clock than ballots may be.
+    Far,
+    /// Free there, but the last lease was not released and may be in force for so long, by this machine's wall clock.
+    Early {
+        by: Holder,
+        last: LastEnd,
+        left: Duration,
+    },
     Gone {
         resource: usize,
     },
@@ -50,7 +60,7 @@ impl Refusal {
     pub(crate) fn ends(&self) -> Option<usize> {
         match self {
             Self::Held { resource, .. } | Self::Gone { resource } => Some(*resource),
-            Self::Stale { .. } | Self::Ahead | Self::Kept { .. } => None,
+            Self::Stale { .. } | Self::Ahead { .. } | Self::Far | Self::Early { .. } | Self::Kept { .. } => None,
         }
     }
 }
@@ -59,25 +69,17 @@ impl From<&Vote> for Answer {
     fn from(vote: &Vote) -> Self {
         match vote {
             Vote::Yes | Vote::Untouched => Self::Agreed,
+            Vote::Partly(_) => Self::Gone,
             Vote::No(Refusal::Held { by, free_in, .. }) => Self::Held { by: by.clone(), free_in: *free_in },
             Vote::No(Refusal::Stale { .. }) => Self::Stale,
-            Vote::No(Refusal::Ahead) => Self::ClockBehind,
+            Vote::No(Refusal::Ahead { .. }) => Self::ClockBehind,
+            Vote::No(Refusal::Far) => Self::BallotAhead,
+            Vote::No(Refusal::Early { by, left, .. }) => Self::Unexpired { by: by.clone(), left: *left },
             Vote::No(Refusal::Gone { .. }) => Self::Gone,
             Vote::No(Refusal::Kept { left }) => Self::Kept { left: *left },
             Vote::Unheard(error) => Self::Failed(error.clone()),
         }
     }
-}
-
-/// The node's own time in µs, which is an answer itself or among its first two numbers: the larger one. None in a release
-/// that says no more than yes.
-pub(crate) fn node_time(value: &Value) -> Option<u64> {
-    let number = |field: &Value| if let Value::Int(n) = field { Some(*n) } else { None };
-    let largest = match value {
-        Value::Array(fields) => fields.iter().take(2).filter_map(number).max(),
-        value => number(value),
-    };
-    u64::try_from(largest?).ok().filter(|time| *time > 1)
 }
 
 fn nonsense(value: &Value) -> NodeError {
@@ -91,30 +93,40 @@ pub(crate) fn parse_hold(value: &Value) -> Vote {
 fn hold(value: &Value) -> Option<Vote> {
     let place = |i: i64| usize::try_from(i).ok()?.checked_sub(1);
     let fields = match value {
-        Value::Int(now) if *now > 1 => return Some(Vote::Yes),
+        Value::Int(1) => return Some(Vote::Yes),
         Value::Array(fields) => fields,
         _ => return None,
     };
+    let time = |now: i64| u64::try_from(now).ok();
+    let millis = |ms: i64| Some(Duration::from_millis(u64::try_from(ms).ok()?));
     let refusal = match fields.as_slice() {
+        [Value::Int(1), Value::BulkString(_)] => return Some(Vote::Yes),
         [Value::Int(2), Value::Int(_), Value::Int(i), Value::Int(pttl), Value::BulkString(value)] => Refusal::Held {
             resource: place(*i)?,
             by: LockValue::parse(value).map_or(Holder::Foreign, LockValue::into_holder),
-            free_in: u64::try_from(*pttl).ok().map(Duration::from_millis),
+            free_in: millis(*pttl),
         },
-        [Value::Int(3), Value::Int(_), Value::Int(_), Value::Int(floor)] => {
-            Refusal::Stale { floor: Ballot::from_wire(u64::try_from(*floor).ok()?)? }
+        [Value::Int(3), Value::Int(now), Value::Int(_), Value::Int(floor)] => {
+            Refusal::Stale { floor: Ballot::from_wire(u64::try_from(*floor).ok()?)?, clock: time(*now)? }
         }
-        [Value::Int(4), Value::Int(_), Value::Int(_)] => Refusal::Ahead,
+        [Value::Int(4), Value::Int(now), Value::Int(_)] => Refusal::Ahead { clock: time(*now)? },
         [Value::Int(5), Value::Int(_), Value::Int(i), Value::Int(_)] => Refusal::Gone { resource: place(*i)? },
-        [Value::Int(6), Value::Int(_), Value::Int(_), Value::Int(left)] => {
-            Refusal::Kept { left: Duration::from_millis(u64::try_from(*left).ok()?) }
+        [Value::Int(6), Value::Int(_), Value::Int(_), Value::Int(left)] => Refusal::Kept { left: millis(*left)? },
+        [Value::Int(7), Value::Int(_), Value::Int(_), Value::Int(left), Value::Int(end), Value::BulkString(value)] => {
+            let holder = LockValue::parse(value);
+            Refusal::Early {
+                last: LastEnd { end: time(*end)?, token: holder.as_ref().map(|holder| holder.token.into()) },
+                by: holder.map_or(Holder::Forgotten, LockValue::into_holder),
+                left: millis(*left)?,
+            }
         }
+        [Value::Int(8), Value::Int(_), Value::Int(_), Value::Int(_)] => Refusal::Far,
         _ => return None,
     };
     Some(Vote::No(refusal))
 }
 
-/// For several resources: yes when the node honoured every one of them.
+/// For several resources: yes when the node honoured every one of them, or each one's answer.
 pub(crate) fn parse_release(value: &Value) -> Vote {
     let fields = match value {
         Value::Int(1) => return Vote::Yes,
@@ -123,9 +135,11 @@ pub(crate) fn parse_release(value: &Value) -> Vote {
     };
     match fields.as_slice() {
         [Value::Int(_), codes @ ..] if !codes.is_empty() => {
-            match codes.iter().position(|code| *code != Value::Int(1)) {
-                None => Vote::Yes,
-                Some(resource) => Vote::No(Refusal::Gone { resource }),
+            let honoured: Vec<bool> = codes.iter().map(|code| *code == Value::Int(1)).collect();
+            match honoured.as_slice() {
+                [false] => Vote::No(Refusal::Gone { resource: 0 }),
+                honoured if honoured.iter().all(|honoured| *honoured) => Vote::Yes,
+                _ => Vote::Partly(honoured),
             }
         }
         _ => Vote::Unheard(nonsense(value)),
@@ -180,7 +194,7 @@ fn sighting(value: &Value) -> Option<Sighting> {
     })
 }
 
-/// `ql1 TOKEN OWNER LABEL SESSION:HOLDS…`, as `hold.lua` writes it.
+/// `ql1 TOKEN OWNER LABEL SHARE:HOLDS…`, as `hold.lua` writes it.
 struct LockValue<'a> {
     token: Ballot,
     owner: &'a str,
@@ -198,8 +212,8 @@ impl<'a> LockValue<'a> {
         let owner = words.next()?;
         let label = words.next()?;
         let mut holds: u32 = 0;
-        for session in words {
-            holds = holds.saturating_add(session.split_once(':')?.1.parse().ok()?);
+        for share in words {
+            holds = holds.saturating_add(share.split_once(':')?.1.parse().ok()?);
         }
         Some(Self { token, owner, label, holds })
     }
@@ -224,7 +238,8 @@ mod tests {
     #[test]
     fn answers_to_hold() {
         let int = Value::Int;
-        assert!(matches!(parse_hold(&int(99)), Vote::Yes));
+        assert!(matches!(parse_hold(&int(1)), Vote::Yes));
+        assert!(matches!(parse_hold(&array(vec![int(1), text("a record")])), Vote::Yes));
         let held = parse_hold(&array(vec![int(2), int(99), int(2), int(1500), text("ql1 7 ab host:1 s:2 t:1")]));
         let Vote::No(Refusal::Held { resource: 1, by: Holder::Owner { id, label, token }, free_in }) = held else {
             panic!("{held:?}")
@@ -234,8 +249,8 @@ mod tests {
         let foreign = parse_hold(&array(vec![int(2), int(99), int(1), int(-1), text("")]));
         assert!(matches!(foreign, Vote::No(Refusal::Held { resource: 0, by: Holder::Foreign, free_in: None })));
         let stale = parse_hold(&array(vec![int(3), int(99), int(1), int(41)]));
-        assert!(matches!(stale, Vote::No(Refusal::Stale { floor }) if floor.get() == 41));
-        assert!(matches!(parse_hold(&array(vec![int(4), int(99), int(1)])), Vote::No(Refusal::Ahead)));
+        assert!(matches!(stale, Vote::No(Refusal::Stale { floor, clock: 99 }) if floor.get() == 41));
+        assert!(matches!(parse_hold(&array(vec![int(4), int(99), int(1)])), Vote::No(Refusal::Ahead { clock: 99 })));
         assert!(matches!(
             parse_hold(&array(vec![int(5), int(99), int(1), int(3)])),
             Vote::No(Refusal::Gone { resource: 0 })
@@ -243,10 +258,21 @@ mod tests {
     }
 
     #[test]
-    fn what_time_it_is_there() {
+    fn the_last_lease_may_be_in_force() {
         let int = Value::Int;
-        let times = [int(99), array(vec![int(3), int(99), int(1)]), array(vec![int(99), int(1)]), int(1), Value::Nil];
-        assert_eq!(times.each_ref().map(node_time), [Some(99), Some(99), Some(99), None, None]);
+        let early =
+            parse_hold(&array(vec![int(7), int(99), int(1), int(1500), int(88), text("ql1 7 ab host:1 s/1:2")]));
+        let Vote::No(Refusal::Early { by: Holder::Owner { label, .. }, last, left }) = early else {
+            panic!("{early:?}")
+        };
+        assert_eq!((label.as_str(), left), ("host:1", Duration::from_millis(1500)));
+        assert_eq!((last.end, last.token.map(Token::get)), (88, Some(7)));
+        let unknown = parse_hold(&array(vec![int(7), int(99), int(1), int(1500), int(0), text("")]));
+        let nothing = LastEnd { end: 0, token: None };
+        assert!(
+            matches!(&unknown, Vote::No(Refusal::Early { by: Holder::Forgotten, last, .. }) if *last == nothing),
+            "{unknown:?}"
+        );
     }
 
     #[test]
@@ -256,6 +282,7 @@ mod tests {
             Value::Nil,
             Value::Okay,
             int(0),
+            int(99),
             array(vec![]),
             array(vec![int(99)]),
             array(vec![int(1), int(99)]),
@@ -277,7 +304,10 @@ mod tests {
         let int = Value::Int;
         assert!(matches!(parse_release(&int(1)), Vote::Yes));
         assert!(matches!(parse_release(&array(vec![int(9), int(1), int(1)])), Vote::Yes));
-        assert!(matches!(parse_release(&array(vec![int(9), int(1), int(0)])), Vote::No(Refusal::Gone { resource: 1 })));
+        assert!(
+            matches!(parse_release(&array(vec![int(9), int(1), int(0)])), Vote::Partly(each) if each == [true, false])
+        );
+        assert!(matches!(parse_release(&array(vec![int(9), int(0)])), Vote::No(Refusal::Gone { resource: 0 })));
     }
 
     #[test]

@@ -1,44 +1,76 @@
-//! The three scripts and how a command for each is put together.
+//! The scripts, and how a command for each is put together.
 
+use std::fmt::Write as _;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use redis::{Cmd, Script};
 
+use super::health::RECORD;
 use crate::owner::Owner;
-use crate::protocol::{Ballot, Lease};
+use crate::protocol::{Ballot, Change, Lease, Token};
 use crate::resource::Resource;
 use crate::ticket::Ticket;
 
 const HOLD_CODE: &str = concat!(include_str!("lua/mark.lua"), include_str!("lua/hold.lua"));
 const RELEASE_CODE: &str = concat!(include_str!("lua/mark.lua"), include_str!("lua/release.lua"));
 const INSPECT_CODE: &str = include_str!("lua/inspect.lua");
+const RECORD_CODE: &str = include_str!("lua/record.lua");
 
 static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(HOLD_CODE));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(RELEASE_CODE));
 static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(INSPECT_CODE));
+static RECORD_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(RECORD_CODE));
+
+fn load_one(code: &str) -> Cmd {
+    let mut command = redis::cmd("SCRIPT");
+    command.arg("LOAD").arg(code);
+    command
+}
 
 /// The commands that make a node know the scripts.
 pub(super) fn load() -> [Cmd; 3] {
-    [HOLD_CODE, RELEASE_CODE, INSPECT_CODE].map(|code| {
-        let mut command = redis::cmd("SCRIPT");
-        command.arg("LOAD").arg(code);
-        command
-    })
+    [HOLD_CODE, RELEASE_CODE, INSPECT_CODE].map(load_one)
+}
+
+/// One client's part in one lease: a word that is never used twice, so a client that joins a lease once more has a new share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Random, of the client.
+    pub(crate) client: u64,
+    /// Of the client's leases.
+    pub(crate) lease: u64,
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}/{:x}", self.client, self.lease)
+    }
 }
 
 /// One resource's part in a command.
 pub(crate) struct Entry<'a> {
     pub(crate) resource: &'a Resource,
     pub(crate) lease: &'a Lease,
+    pub(crate) share: Share,
     /// Is this a new acquisition, and not the continuation of a lease?
     pub(crate) fresh: bool,
-    /// What a request that waits has left in the nodes' lines, or may leave.
+    /// What a request that waits has left in the nodes' wait queues, or may leave.
     pub(crate) ticket: Option<&'a Ticket>,
+}
+
+/// The end of a lease that was not released, as a node knows it: by the wall clock of its holder, in ms, and its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LastEnd {
+    pub(crate) end: u64,
+    pub(crate) token: Option<Token>,
 }
 
 /// In place of a token, a ticket or an owner: there is none.
 const NONE: &str = "0";
+
+/// Stands where each connection puts in what its own node has to be told.
+const TAIL: &str = "";
 
 fn evalsha<'a>(script: &Script, resources: impl ExactSizeIterator<Item = &'a Resource>) -> Cmd {
     let count = resources.len();
@@ -50,51 +82,76 @@ fn evalsha<'a>(script: &Script, resources: impl ExactSizeIterator<Item = &'a Res
     command
 }
 
-/// "Make it so that this session has these holds."
-pub(crate) fn hold(
-    entries: &[Entry<'_>],
-    next: Ballot,
-    lease: Duration,
-    memory: Duration,
-    owner: &Owner,
-    session: u64,
-) -> Cmd {
+/// What a round says of all its resources.
+pub(crate) struct Round<'a> {
+    pub(crate) owner: &'a Owner,
+    /// The round's ballot; in a release, the largest that was sent.
+    pub(crate) ballot: Ballot,
+    /// Until when the lease lasts, by this machine's wall clock, in ms.
+    pub(crate) end: u64,
+}
+
+impl Round<'_> {
+    /// `BALLOT END `, as it stands in the ballot key before a copy of the lock key.
+    fn head(&self) -> String {
+        format!("{:016} {:013} ", self.ballot.get(), self.end)
+    }
+}
+
+/// "Make it so that these shares have these holds." The record of the node is left to each connection.
+pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, waited_for: &[LastEnd]) -> Cmd {
     let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
-    command.arg(held_once(next.get(), owner, session)).arg(millis(lease)).arg(next.get()).arg(millis(memory));
+    let first = entries.first().map_or(Share { client: 0, lease: 0 }, |entry| entry.share);
+    command.arg(held_once(round.ballot.get(), round.owner, first)).arg(millis(lease)).arg(round.head());
     let ticket = entries.iter().filter(|entry| entry.fresh).find_map(|entry| entry.ticket);
-    command.arg(ticket.map_or_else(|| NONE.to_owned(), Ticket::text));
-    if let [Entry { lease: Lease { holds: 1, .. }, fresh: true, .. }] = entries {
-        return command;
+    let mut waits = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
+    for LastEnd { end, token } in waited_for {
+        let written = match token {
+            Some(token) => write!(waits, " {end:013}:{:016}", token.get()),
+            None => write!(waits, " 0:0"),
+        };
+        debug_assert!(written.is_ok(), "a string takes everything");
     }
-    for Entry { lease, fresh, .. } in entries {
-        let (token, known) = if *fresh { (0, 0) } else { (lease.token.get(), lease.known.get()) };
-        command.arg(format!("{token} {known} {}", lease.holds));
+    command.arg(waits);
+    if !matches!(entries, [Entry { lease: Lease { holds: 1, .. }, fresh: true, .. }]) {
+        for Entry { lease, fresh, share, .. } in entries {
+            let (token, known) =
+                if *fresh { (NONE.to_owned(), 0) } else { (format!("{:016}", lease.token.get()), lease.known.get()) };
+            command.arg(format!("{token} {known:016} {} {share}", lease.holds));
+        }
     }
+    command.arg(TAIL);
     command
 }
 
-/// "Make it so that this session has no holds, and that nothing late brings them back": `sent` is the largest ballot that was
-/// sent for any of them.
-pub(crate) fn release(entries: &[Entry<'_>], sent: Ballot, memory: Duration, owner: &Owner, session: u64) -> Cmd {
+/// "Make it so that these shares have no holds, and that nothing late brings them back." How long ballots are kept is left to
+/// each connection.
+pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
     let mut command = evalsha(&RELEASE, entries.iter().map(|entry| entry.resource));
-    let first = entries.first().map_or(0, |entry| entry.lease.token.get());
-    command.arg(held_once(first, owner, session)).arg(sent.get()).arg(millis(memory));
-    for Entry { lease, fresh, ticket, .. } in entries {
-        // What was not granted is asked for again: the request keeps its place until it gives up.
-        let keeps_place = u8::from(*fresh && ticket.is_some());
-        let ticket = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
-        command.arg(format!("{} {} {ticket} {keeps_place}", lease.token.get(), lease.known.get()));
+    let (token, share) =
+        entries.first().map_or((0, Share { client: 0, lease: 0 }), |entry| (entry.lease.token.get(), entry.share));
+    command.arg(held_once(token, round.owner, share)).arg(round.head());
+    let is_plain = |entry: &Entry<'_>| entry.ticket.is_none() && entry.lease.known == round.ballot;
+    if !matches!(entries, [entry] if is_plain(entry)) {
+        for Entry { lease, fresh, ticket, share, .. } in entries {
+            // What was not granted is asked for again: the request keeps its place until it gives up.
+            let keeps_place = u8::from(*fresh && ticket.is_some());
+            let ticket = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
+            command.arg(format!("{:016} {} {share} {ticket} {keeps_place}", lease.token.get(), lease.known.get()));
+        }
     }
+    command.arg(TAIL);
     command
 }
 
 /// "I have stopped waiting."
-pub(crate) fn leave(resources: &[Resource], ticket: &Ticket, next: Ballot, memory: Duration, session: u64) -> Cmd {
+pub(crate) fn leave(resources: &[Resource], ticket: &Ticket) -> Cmd {
     let mut command = evalsha(&RELEASE, resources.iter());
-    command.arg(format!("ql1 0 {NONE} {NONE} {session:016x}:1")).arg(next.get()).arg(millis(memory));
+    command.arg(format!("ql1 0 {NONE} {NONE} {NONE}/{NONE}:1")).arg(format!("{:016} {:013} ", 0, 0));
     for _ in resources {
-        command.arg(format!("0 0 {} 0", ticket.text()));
+        command.arg(format!("0 0 {NONE} {} 0", ticket.text()));
     }
+    command.arg(TAIL);
     command
 }
 
@@ -105,24 +162,28 @@ pub(crate) fn inspect(resource: &Resource) -> Cmd {
     command
 }
 
-/// A lock key while this session holds it once, and no other does.
-fn held_once(token: u64, owner: &Owner, session: u64) -> String {
-    format!("ql1 {token} {:032x} {} {session:016x}:1", owner.number(), owner.label())
+/// "This is due in your record." Loads the script, too: it is seldom needed.
+pub(super) fn record(list: &[u8], seen: Option<&str>, change: Option<&Change>, nodes: Option<usize>) -> [Cmd; 2] {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(RECORD_SCRIPT.get_hash()).arg(2).arg(RECORD).arg(list);
+    match change {
+        Some(Change { head, wait, ends, wall, rest }) => {
+            let wait = wait.map(|wait| wait.to_string()).unwrap_or_default();
+            command.arg(seen.unwrap_or_default()).arg(head).arg(wait).arg(ends).arg(*wall).arg(rest);
+        }
+        // A record that was seen is never this.
+        None => drop(command.arg("nothing is due").arg("").arg("").arg("").arg(0).arg("")),
+    }
+    command.arg(nodes.map(|nodes| nodes.to_string()).unwrap_or_default());
+    [load_one(RECORD_CODE), command]
+}
+
+/// A lock key while this share holds it once, and no other does.
+fn held_once(token: u64, owner: &Owner, share: Share) -> String {
+    format!("ql1 {token:016} {:032x} {} {share}:1", owner.number(), owner.label())
 }
 
 /// Whole milliseconds, rounded up: a key may live longer than the client believes, never shorter.
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::protocol::CLOCK_WINDOW;
-
-    #[test]
-    fn scripts_and_client_mean_the_same_window() {
-        let window = format!("\nlocal WINDOW = {} --", CLOCK_WINDOW.as_micros());
-        assert!(HOLD_CODE.contains(&window) && RELEASE_CODE.contains(&window), "{window}");
-    }
 }

@@ -1,19 +1,11 @@
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
-
-/// How far a proposal may lie from a node's own clock, in either direction.
-///
-/// A node forgets a resource's ballot some time after it was written (at least twice this window). A proposal that is not
-/// further behind the node's clock than the window, from a client whose earlier proposal was not further ahead than it,
-/// is then larger than any that was forgotten: see "Why may a node forget a ballot?" in DESIGN.md.
-pub(crate) const CLOCK_WINDOW: Duration = Duration::from_secs(30 * 60);
 
 /// Ballots stay below 2^53, where a Lua number (a double) still counts by ones.
 const LIMIT: u64 = 1 << 53;
 
 /// A proposal number: larger than every one seen before, and about the wall clock in microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ballot(u64);
 
 impl Ballot {
@@ -51,38 +43,35 @@ pub(crate) struct Room {
     pub(crate) floor: Ballot,
     /// Its clock when it answered, in µs.
     pub(crate) clock: u64,
+    /// How far ahead of that clock a ballot may be, in µs.
+    pub(crate) window: u64,
 }
 
 impl Room {
     fn takes(&self, ballot: u64) -> bool {
-        ballot > self.floor.0 && ballot <= self.clock.saturating_add(window_micros())
+        ballot > self.floor.0 && ballot <= self.clock.saturating_add(self.window)
     }
 }
 
 /// The smallest floor, from the ballot `used` up, above which a proposal would be taken by `quorum` nodes, as far as their
-/// answers tell. Only when those that were heard are not enough, a node that has not answered yet is taken to be like this
-/// machine, whose wall clock is `wall`.
+/// answers tell. Only when those that were heard are not enough, a node that has not answered yet is taken to be like
+/// `unheard`: this machine, as a rule.
 ///
 /// It deliberately does not chase the largest floor: one node with a broken clock would otherwise drag every proposal to
 /// where all the other nodes refuse it.
 pub(crate) fn floor_for_a_quorum(
     heard: &[Room],
     unanswered: usize,
-    wall: u64,
+    unheard: Room,
     used: Ballot,
     quorum: usize,
 ) -> Option<Ballot> {
-    let like_us = Room { floor: Ballot::ZERO, clock: wall };
     let mut floors: Vec<Ballot> = heard.iter().map(|room| room.floor.max(used)).collect();
     floors.sort_unstable();
     let heard_takes = |ballot| heard.iter().filter(|room| room.takes(ballot)).count();
-    let all_take = |ballot| heard_takes(ballot) + if like_us.takes(ballot) { unanswered } else { 0 };
+    let all_take = |ballot| heard_takes(ballot) + if unheard.takes(ballot) { unanswered } else { 0 };
     let surely = floors.iter().find(|floor| heard_takes(floor.0 + 1) >= quorum);
     surely.or_else(|| floors.iter().find(|floor| all_take(floor.0 + 1) >= quorum)).copied()
-}
-
-fn window_micros() -> u64 {
-    u64::try_from(CLOCK_WINDOW.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A fencing token: grows with every acquisition of a resource, by whomever.
@@ -143,11 +132,11 @@ mod tests {
     const HOUR: u64 = 3_600_000_000;
 
     fn room(floor: u64, clock: u64) -> Room {
-        Room { floor: Ballot(floor), clock }
+        Room { floor: Ballot(floor), clock, window: HOUR / 2 }
     }
 
     fn floor(heard: &[Room], unanswered: usize, quorum: usize) -> Option<u64> {
-        floor_for_a_quorum(heard, unanswered, NOW, Ballot(NOW - 1), quorum).map(Ballot::get)
+        floor_for_a_quorum(heard, unanswered, room(0, NOW), Ballot(NOW - 1), quorum).map(Ballot::get)
     }
 
     #[test]

@@ -6,18 +6,20 @@
 #![deny(clippy::disallowed_methods)]
 
 mod ballot;
-mod clock_watch;
 mod lease;
 mod moment;
 #[cfg(test)]
 mod properties;
+mod record;
 mod tally;
 mod validity;
+mod wall;
 
 pub use ballot::Token;
-pub(crate) use ballot::{Ballot, CLOCK_WINDOW, Room, floor_for_a_quorum, propose};
-pub(crate) use clock_watch::ClockWatch;
+pub(crate) use ballot::{Ballot, Room, floor_for_a_quorum, propose};
 pub(crate) use lease::{Due, Lease, Phase};
 pub use moment::Moment;
+pub(crate) use record::{Change, Newcomer, Process, Record};
 pub(crate) use tally::{Tally, Verdict, quorum};
 pub(crate) use validity::{Schedule, Validity};
+pub(crate) use wall::Wall;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{CLOCK_WINDOW, Moment};
+use super::Moment;
 
 /// What is always taken off a lease, whatever its length: Redis expires keys by the millisecond.
 const DRIFT_FLOOR: Duration = Duration::from_millis(2);
@@ -34,10 +34,9 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// Time from a confirmation to the next extension: a third of the lease, so that two more tries fit. Never more
-    /// than half the clock window, or a node that missed this lease could not be repaired any more.
+    /// Time from a confirmation to the next extension: a third of the lease, so that two more tries fit.
     pub(crate) fn extend_after(lease: Duration) -> Duration {
-        (lease / 3).min(CLOCK_WINDOW / 2)
+        lease / 3
     }
 
     /// Time between tries once an extension was missed.
@@ -74,7 +73,6 @@ mod tests {
     #[test]
     fn extensions_come_at_a_third_and_retries_much_sooner() {
         assert_eq!(Schedule::extend_after(9 * SECOND), 3 * SECOND);
-        assert_eq!(Schedule::extend_after(24 * 3600 * SECOND), CLOCK_WINDOW / 2);
         assert_eq!(Schedule::retry_after(3 * SECOND), Duration::from_millis(200));
         assert_eq!(Schedule::retry_after(3600 * SECOND), SECOND);
         assert_eq!(Schedule::retry_after(Duration::from_millis(15)), Duration::from_millis(5));

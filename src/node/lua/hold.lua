@@ -8,7 +8,7 @@
 --                                            shows, and the lease. Both always have 16 and 13 digits
 --       'TICKET END:TOKEN ...'               the ticket is left where another lease is in the way, '0' leaves none; behind it
 --                                            ends that the sender has waited for by its own clock
---       'TOKEN KNOWN HOLDS'                  for each resource; token 0 acquires, any other continues that lease; left out
+--       'TOKEN KNOWN HOLDS SHARE'            for each resource; token 0 acquires, any other continues that lease; left out
 --                                            when it is one resource, to be newly acquired
 --       record     the record of this node as the sender knows it, with the node's quarantine known to be over; otherwise
 --                  'WORD LONGEST', and ' waited' behind it when the sender has waited for the end of the quarantine
@@ -75,8 +75,8 @@ next = tonumber(next)
 local wall = new_end - lease - 1 -- ms: the sender's wall clock
 local memory = 2 * window -- ms that a ballot is kept
 window = window * 1000 -- us that `next` and `known` may lie from this node's clock
-local owner, label, share = string.match(argv[1], '^ql1 %d+ (%S+) (%S+) (%S+):1$')
-local client = string.match(share, '^[^/]+')
+local owner, label, first_share = string.match(argv[1], '^ql1 %d+ (%S+) (%S+) (%S+):1$')
+local client = string.match(first_share, '^[^/]+')
 local ticket = string.match(argv[4], '^%S+')
 
 -- The quarantine. A longer lease than any before makes it longer, and a clock that was set back does not.
@@ -134,8 +134,8 @@ for k = 1, #KEYS, 2 do
   local lock, ballot, i = KEYS[k], KEYS[k + 1], (k + 1) / 2
   local value, text = stored[k + 1], stored[k + 2]
   local mark = mark_at(ballot, text, now)
-  local token, known, holds = '0', '0', '1'
-  if #argv > 5 then token, known, holds = string.match(argv[i + 4], '^(%d+) (%d+) (%d+)$') end
+  local token, known, holds, share = '0', '0', '1', first_share
+  if #argv > 5 then token, known, holds, share = string.match(argv[i + 4], '^(%d+) (%d+) (%d+) (%S+)$') end
   local highest = mark and mark.highest or 0
   local fresh = token == '0'
   local head = 'ql1 ' .. (fresh and next_text or token) .. ' ' .. owner .. ' '

@@ -1,19 +1,17 @@
 use proptest::prelude::*;
 
 use super::SEVERAL;
-use crate::protocol::{Ballot, CLOCK_WINDOW, Room, floor_for_a_quorum, propose};
+use crate::protocol::{Ballot, Room, floor_for_a_quorum, propose};
 
 const NOW: u64 = 1_790_000_000_000_000;
 
-fn window() -> u64 {
-    u64::try_from(CLOCK_WINDOW.as_micros()).expect("half an hour")
-}
+/// Five minutes.
+const WINDOW: u64 = 300_000_000;
 
 /// A moment near now, or near one of the edges of a window around it.
 fn number() -> impl Strategy<Value = u64> {
-    (-2..=2_i64, -3..=3_i64).prop_map(|(windows, micros)| {
-        NOW.saturating_add_signed(windows * i64::try_from(window()).expect("half an hour") + micros)
-    })
+    (-2..=2_i64, -3..=3_i64)
+        .prop_map(|(windows, micros)| NOW.saturating_add_signed(windows * WINDOW.cast_signed() + micros))
 }
 
 fn ballot() -> impl Strategy<Value = Ballot> {
@@ -21,7 +19,7 @@ fn ballot() -> impl Strategy<Value = Ballot> {
 }
 
 fn takes(room: &Room, number: u64) -> bool {
-    room.floor.get() < number && number <= room.clock + window()
+    room.floor.get() < number && number <= room.clock + WINDOW
 }
 
 proptest! {
@@ -43,11 +41,11 @@ proptest! {
         quorum in 1..=SEVERAL / 2 + 1,
         (used, probe) in (ballot(), number()),
     ) {
-        let heard: Vec<Room> = heard.into_iter().map(|(floor, clock)| Room { floor, clock }).collect();
+        let heard: Vec<Room> = heard.into_iter().map(|(floor, clock)| Room { floor, clock, window: WINDOW }).collect();
         let known = |number| heard.iter().filter(|room| takes(room, number)).count();
-        let like_us = Room { floor: Ballot::ZERO, clock: NOW };
+        let like_us = Room { floor: Ballot::ZERO, clock: NOW, window: WINDOW };
         let hoped = |number| known(number) + if takes(&like_us, number) { unanswered } else { 0 };
-        match floor_for_a_quorum(&heard, unanswered, NOW, used, quorum) {
+        match floor_for_a_quorum(&heard, unanswered, like_us, used, quorum) {
             Some(floor) => {
                 prop_assert!(floor >= used);
                 prop_assert!(hoped(floor.get() + 1) >= quorum);

@@ -1,7 +1,6 @@
 //! What holds for every order of events, where a table can only show some of them.
 
 mod ballot;
-mod clock_watch;
 mod lease;
 mod tally;
 mod validity;

@@ -1,0 +1,176 @@
+//! What the nodes of one client must know of each other and of the client.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::health::Health;
+use crate::environment::Environment;
+use crate::error::NodeError;
+use crate::protocol::{Newcomer, Wall, quorum};
+use crate::sync::locked;
+use crate::ticket::Tickets;
+
+/// What is known of the server at one place of the node list.
+#[derive(Clone, Debug)]
+struct Claim {
+    name: Arc<str>,
+    run_id: String,
+    cluster: Option<u64>,
+    /// Why it cannot be part of this list.
+    conflict: Option<NodeError>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Common {
+    environment: Arc<dyn Environment>,
+    wall: Mutex<Wall>,
+    /// How long a round waits for an answer.
+    pub(crate) timeout: Duration,
+    /// How far ballots may lie from a node's clock, where no client has said so before.
+    pub(crate) window: Duration,
+    /// The longest lease that any client uses, as far as this one knows, in µs.
+    longest_lease: AtomicU64,
+    claims: Mutex<Vec<Option<Claim>>>,
+    has_conflict: AtomicBool,
+    /// The key that says how many nodes the list of this client's prefix has.
+    pub(crate) list_key: Vec<u8>,
+    /// Random: names this client in its shares, and the channel on which nodes call it.
+    pub(crate) client: u64,
+    /// The requests that nodes may call.
+    pub(crate) tickets: Arc<Tickets>,
+}
+
+impl Common {
+    pub(crate) fn new(
+        environment: Arc<dyn Environment>,
+        nodes: usize,
+        list_key: Vec<u8>,
+        timeout: Duration,
+        window: Duration,
+    ) -> Self {
+        let wall = Wall::new(environment.now(), wall_micros(environment.as_ref()));
+        let client = random(environment.as_ref());
+        Self {
+            environment,
+            wall: Mutex::new(wall),
+            timeout,
+            window,
+            longest_lease: AtomicU64::new(0),
+            claims: Mutex::new(vec![None; nodes]),
+            has_conflict: AtomicBool::new(false),
+            list_key,
+            client,
+            tickets: Arc::default(),
+        }
+    }
+
+    /// The wall clock in µs, as it ran on from when the client was made.
+    pub(crate) fn wall(&self) -> u64 {
+        let shown = wall_micros(self.environment.as_ref());
+        locked(&self.wall).read(self.environment.now(), shown, self.longest_lease())
+    }
+
+    /// A lease of this length is in use.
+    pub(crate) fn use_lease(&self, lease: Duration) {
+        let lease = u64::try_from(lease.as_micros()).unwrap_or(u64::MAX);
+        self.longest_lease.fetch_max(lease, Ordering::SeqCst);
+    }
+
+    /// The longest lease in use, as far as this client knows.
+    pub(crate) fn longest_lease(&self) -> Duration {
+        Duration::from_micros(self.longest_lease.load(Ordering::SeqCst))
+    }
+
+    /// What this client brings along to a node.
+    pub(super) fn newcomer(&self, index: usize) -> Newcomer {
+        Newcomer {
+            word: random(self.environment.as_ref()),
+            longest: self.longest_lease(),
+            window: self.window,
+            wall: self.wall() / 1000,
+            cluster: self.cluster_of_others(index),
+        }
+    }
+
+    /// The cluster that a majority of the list is part of, this node left out.
+    fn cluster_of_others(&self, index: usize) -> Option<u64> {
+        let claims = locked(&self.claims);
+        let mut counts: HashMap<u64, usize> = HashMap::new();
+        let others = claims.iter().enumerate().filter(|(i, _)| *i != index);
+        for cluster in others.filter_map(|(_, claim)| claim.as_ref()?.cluster) {
+            *counts.entry(cluster).or_default() += 1;
+        }
+        counts.into_iter().find(|(_, count)| *count >= quorum(claims.len())).map(|(cluster, _)| cluster)
+    }
+
+    /// Records the server at `index`. Gives the number of nodes that is to be written there as the list's, if it is.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be part of this list, or has no vote yet.
+    pub(super) fn claim(&self, index: usize, name: &Arc<str>, health: &Health) -> Result<Option<usize>, NodeError> {
+        let mut claims = locked(&self.claims);
+        claims[index] = None;
+        let cluster = health.record.as_ref().and_then(|(_, record)| record.cluster);
+        let conflict = {
+            let others = || claims.iter().flatten();
+            let same = others().find(|claim| claim.run_id == health.run_id);
+            let apart = others().find(|claim| claim.cluster.zip(cluster).is_some_and(|(a, b)| a != b));
+            match (same, health.listed, apart) {
+                (Some(same), _, _) => Some(NodeError::SameServer(same.name.to_string())),
+                (_, Some(theirs), _) if theirs != claims.len() => {
+                    Some(NodeError::OtherList { ours: claims.len(), theirs })
+                }
+                (_, _, Some(other)) => Some(NodeError::OtherCluster { other: other.name.to_string() }),
+                _ => None,
+            }
+        };
+        let run_id = health.run_id.clone();
+        let is_deployment = matches!(conflict, Some(NodeError::OtherList { .. } | NodeError::OtherCluster { .. }));
+        if conflict.is_none() || is_deployment {
+            claims[index] = Some(Claim { name: Arc::clone(name), run_id, cluster, conflict: conflict.clone() });
+        }
+        self.look_for_conflicts(&claims);
+        match conflict {
+            Some(conflict) => Err(conflict),
+            None if health.listed.is_some() => Ok(None),
+            // The others may know of another list. A majority of them would.
+            None if claims.iter().flatten().count() >= quorum(claims.len()) => Ok(Some(claims.len())),
+            None => Err(NodeError::Unlisted),
+        }
+    }
+
+    /// The server at `index` cannot be reached: what was in the way of the list may have been mended by taking it away.
+    pub(super) fn unclaim(&self, index: usize) {
+        let mut claims = locked(&self.claims);
+        if claims[index].as_ref().is_some_and(|claim| claim.conflict.is_some()) {
+            claims[index] = None;
+            self.look_for_conflicts(&claims);
+        }
+    }
+
+    fn look_for_conflicts(&self, claims: &[Option<Claim>]) {
+        let has_conflict = claims.iter().flatten().any(|claim| claim.conflict.is_some());
+        self.has_conflict.store(has_conflict, Ordering::SeqCst);
+    }
+
+    /// Why this client acquires nothing at all: its list is not that of its nodes.
+    pub(super) fn conflict(&self) -> Option<NodeError> {
+        if !self.has_conflict.load(Ordering::SeqCst) {
+            return None;
+        }
+        locked(&self.claims).iter().flatten().find_map(|claim| claim.conflict.clone())
+    }
+}
+
+fn wall_micros(environment: &dyn Environment) -> u64 {
+    u64::try_from(environment.wall().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn random(environment: &dyn Environment) -> u64 {
+    let mut bytes = [0; 8];
+    environment.fill(&mut bytes);
+    u64::from_be_bytes(bytes)
+}

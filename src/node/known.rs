@@ -1,0 +1,109 @@
+//! What a connection knows of its node's record, and what it says of it in each message.
+
+use std::time::Duration;
+
+use redis::Value;
+
+use super::common::Common;
+use super::script::millis;
+use crate::environment::Moment;
+use crate::protocol::Record;
+
+/// Longer leases take the long way through the script: a node keeps what it knows of an unreleased lease for two days.
+const LONGEST_USUAL: Duration = Duration::from_secs(24 * 3600);
+
+/// The record of the node at the other end of one connection.
+pub(super) struct Known {
+    record: Record,
+    /// No quarantine, or one that this client was told is over.
+    is_over: bool,
+    /// The node's clock agrees with this machine's well enough for ballots to be compared with each other alone.
+    is_close: bool,
+    /// The record as an argument.
+    usual: Vec<u8>,
+    /// How long ballots are kept, as an argument.
+    memory: Vec<u8>,
+}
+
+impl Known {
+    /// `None` for a text that is no record. `clock` is the node's, `wall` this machine's, in µs.
+    pub(super) fn new(text: &str, clock: u64, wall: u64) -> Option<Self> {
+        let record = Record::parse(text)?;
+        let is_close = u128::from(clock.abs_diff(wall)) <= record.window.as_micros() / 2;
+        let memory = argument((2 * record.window.as_millis()).to_string().as_bytes());
+        Some(Self { is_over: record.is_settled(), is_close, usual: argument(text.as_bytes()), memory, record })
+    }
+
+    pub(super) fn longest(&self) -> Duration {
+        self.record.longest
+    }
+
+    /// The node has granted something by this record: its quarantine is over.
+    pub(super) fn learn(&mut self, text: &[u8]) -> bool {
+        let Some(record) = std::str::from_utf8(text).ok().and_then(Record::parse) else { return false };
+        (self.record, self.is_over, self.usual) = (record, true, argument(text));
+        true
+    }
+
+    /// The last argument of a hold message.
+    pub(super) fn said_in_hold(&self, lease: Duration, common: &Common, wait: &Wait, now: Moment) -> Vec<u8> {
+        let longest = common.longest_lease().max(lease);
+        if self.is_over && self.is_close && longest <= self.record.longest && lease <= LONGEST_USUAL {
+            return self.usual.clone();
+        }
+        let waited = if wait.is_over(self.record.word, longest, now) { " waited" } else { "" };
+        argument(format!("{:016x} {}{waited}", self.record.word, millis(longest)).as_bytes())
+    }
+
+    /// The last argument of a release.
+    pub(super) fn said_in_release(&self) -> &[u8] {
+        &self.memory
+    }
+
+    /// The node says that it is quarantined: from now on this client waits by its own clock.
+    pub(super) fn begin_wait(&self, wait: &mut Wait, now: Moment) {
+        if wait.0.is_none_or(|(word, _)| word != self.record.word) {
+            wait.0 = Some((self.record.word, now));
+        }
+    }
+}
+
+/// Since when this client has waited for the end of a node's quarantine, and under which word.
+#[derive(Debug, Default)]
+pub(super) struct Wait(Option<(u64, Moment)>);
+
+impl Wait {
+    /// No lease that is no longer than `longest` can have been in force before the wait and still be now.
+    fn is_over(&self, word: u64, longest: Duration, now: Moment) -> bool {
+        self.0.is_some_and(|(waits_for, since)| waits_for == word && now.since(since) > longest)
+    }
+}
+
+/// What an answer to a hold message says of the node itself.
+pub(super) enum Standing<'a> {
+    /// Nothing.
+    Unchanged,
+    /// It granted, by this record.
+    Record(&'a [u8]),
+    /// It may have forgotten leases that are in force for so long.
+    Young(Duration),
+    /// It has another record.
+    Forgot,
+}
+
+pub(super) fn standing(value: &Value) -> Standing<'_> {
+    let Value::Array(fields) = value else { return Standing::Unchanged };
+    match fields.as_slice() {
+        [Value::Int(1), Value::BulkString(record)] => Standing::Record(record),
+        [Value::Int(9), Value::Int(_), Value::Int(left)] => {
+            Standing::Young(Duration::from_millis(u64::try_from(*left).unwrap_or(0)))
+        }
+        [Value::Int(10), Value::Int(_)] => Standing::Forgot,
+        _ => Standing::Unchanged,
+    }
+}
+
+/// A word of a command, packed.
+fn argument(text: &[u8]) -> Vec<u8> {
+    [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
+}

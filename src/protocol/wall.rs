@@ -1,0 +1,119 @@
+use std::time::Duration;
+
+use super::Moment;
+
+/// Differences between two readings of a machine's clocks that mean nothing: the clocks are read one after the other.
+const READING_ERROR: i64 = 10_000; // µs
+
+/// A wall clock as it runs on from when it was first read, in µs: the monotonic clock and an offset.
+///
+/// A step of the machine's wall clock does not reach what it shows. A step that lasts does, after `patience`: a machine
+/// whose clock was set only after the client had started would otherwise stay behind for as long as the client lives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wall {
+    /// Wall clock less monotonic clock, in µs.
+    offset: i64,
+    /// Another offset that was read since then, and nothing else since.
+    other: Option<(i64, Moment)>,
+}
+
+impl Wall {
+    pub(crate) fn new(now: Moment, wall_micros: u64) -> Self {
+        Self { offset: difference(now, wall_micros), other: None }
+    }
+
+    /// What the clock shows at `now`, when the machine's wall clock shows `wall_micros`.
+    pub(crate) fn read(&mut self, now: Moment, wall_micros: u64, patience: Duration) -> u64 {
+        let seen = difference(now, wall_micros);
+        if (seen - self.offset).abs() <= READING_ERROR {
+            self.other = None;
+        } else {
+            match self.other {
+                Some((other, since)) if is_steady(seen - other, now.since(since)) => {
+                    if now.since(since) >= patience {
+                        (self.offset, self.other) = (seen, None);
+                    }
+                }
+                _ => self.other = Some((seen, now)),
+            }
+        }
+        now.micros().saturating_add_signed(self.offset)
+    }
+}
+
+/// Is it the same offset after so long? Two clocks of one machine may differ in rate by a hundredth.
+fn is_steady(change: i64, after: Duration) -> bool {
+    change.abs() <= READING_ERROR + signed(u64::try_from(after.as_micros() / 100).unwrap_or(u64::MAX))
+}
+
+fn difference(now: Moment, wall_micros: u64) -> i64 {
+    signed(wall_micros).saturating_sub(signed(now.micros()))
+}
+
+fn signed(micros: u64) -> i64 {
+    i64::try_from(micros).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const START: u64 = 1_790_000_000;
+
+    /// Both in seconds; the machine's wall clock is `ahead` of START and the time that has passed.
+    fn read(wall: &mut Wall, at: u64, ahead: i64) -> u64 {
+        let now = Moment::new(Duration::from_secs(at));
+        wall.read(now, (START + at).saturating_add_signed(ahead) * 1_000_000, PATIENCE) / 1_000_000 - START - at
+    }
+
+    fn started() -> Wall {
+        Wall::new(Moment::new(Duration::ZERO), START * 1_000_000)
+    }
+
+    #[test]
+    fn a_step_alone_is_not_followed() {
+        let mut wall = started();
+        assert_eq!(read(&mut wall, 5, 3600), 0);
+        assert_eq!(read(&mut wall, 14, 3600), 0);
+        assert_eq!(read(&mut wall, 20, 0), 0, "set back in time");
+        assert_eq!(read(&mut wall, 21, 3600), 0, "it begins anew");
+        assert_eq!(read(&mut wall, 30, 3600), 0);
+    }
+
+    #[test]
+    fn a_step_that_lasts_is_followed() {
+        let mut wall = started();
+        assert_eq!(read(&mut wall, 5, 3600), 0);
+        assert_eq!(read(&mut wall, 15, 3600), 3600);
+        assert_eq!(read(&mut wall, 16, 3600), 3600);
+    }
+
+    #[test]
+    fn another_step_begins_anew() {
+        let mut wall = started();
+        assert_eq!(read(&mut wall, 5, 3600), 0);
+        assert_eq!(read(&mut wall, 14, 7200), 0);
+        assert_eq!(read(&mut wall, 16, 7200), 0);
+        assert_eq!(read(&mut wall, 24, 7200), 7200);
+    }
+
+    #[test]
+    fn a_reading_error_is_not_a_step() {
+        let mut wall = started();
+        let now = Moment::new(Duration::from_secs(5));
+        let shown = wall.read(now, (START + 5) * 1_000_000 + 9_000, PATIENCE);
+        assert_eq!(shown, (START + 5) * 1_000_000);
+        assert_eq!(wall.other, None);
+    }
+
+    #[test]
+    fn a_rate_is_not_taken_for_a_new_step_each_time() {
+        let mut wall = started();
+        for (at, ahead_millis) in [(5, 3_600_000), (10, 3_600_040), (15, 3_600_080)] {
+            let now = Moment::new(Duration::from_secs(at));
+            wall.read(now, ((START + at) * 1000 + ahead_millis) * 1000, PATIENCE);
+        }
+        assert_eq!(wall.offset, (START * 1000 + 3_600_080) as i64 * 1000);
+    }
+}
