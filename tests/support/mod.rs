@@ -12,7 +12,7 @@ use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use quorlock::{Builder, Quorlock};
-use server::Server;
+use server::{Declaration, Server};
 
 /// Tests that measure time have the machine to themselves; all others share it.
 static MACHINE: RwLock<()> = RwLock::new(());
@@ -46,9 +46,10 @@ impl Cluster {
 
     fn launch(nodes: usize, options: &[&str], share: Share) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
+        let new = Declaration::new(nodes);
         let start = |i| {
             let node = Server::start(dir.path().join(format!("node-{i}")), options, &[]).expect("a server");
-            node.declare_new().expect("a declaration");
+            node.declare_new(new).expect("a declaration");
             node
         };
         let nodes: Vec<Server> = (0..nodes).map(start).collect();

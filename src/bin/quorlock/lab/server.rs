@@ -19,6 +19,43 @@ const PORTS_TRIED: usize = 20;
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// What a node of a new cluster is told, beside what it knows of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Declaration {
+    /// Makes the word that all nodes of one cluster share, another one for each database.
+    cluster: u64,
+    nodes: usize,
+    /// ms: the longest lease that clients are expected to use.
+    longest: u64,
+}
+
+impl Declaration {
+    /// Databases of a node that are declared, of which tests use one each.
+    const DATABASES: u64 = 4;
+    /// ms.
+    const LONGEST: u64 = 10_000;
+    const WINDOW: u64 = 300_000;
+    /// Of the run id, this much stands in the record.
+    const RUN_ID_LENGTH: usize = 16;
+
+    /// For a cluster of so many nodes, with a random word.
+    pub fn new(nodes: usize) -> Self {
+        Self { cluster: rand::random(), nodes, longest: Self::LONGEST }
+    }
+
+    /// With another longest lease, in ms.
+    pub fn longest(self, longest: u64) -> Self {
+        Self { longest, ..self }
+    }
+
+    /// A node's record, with a word of its own and no quarantine.
+    fn record(self, database: u64, keeps: bool, run_id: &str) -> String {
+        let (word, cluster) = (rand::random::<u64>(), self.cluster.wrapping_add(database));
+        let (longest, window) = (self.longest, Self::WINDOW);
+        format!("{word:016x} {longest} 0 0 {window} {cluster:016x} {} {run_id}", u8::from(keeps))
+    }
+}
+
 pub struct Server {
     port: u16,
     dir: PathBuf,
@@ -37,7 +74,7 @@ impl Server {
             Self { port: 0, dir, options, environment: environment.to_vec(), process: None, paused: false };
         for _ in 0..PORTS_TRIED {
             server.port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-            if server.try_launch()? {
+            if server.try_launch(&[])? {
                 return Ok(server);
             }
         }
@@ -83,12 +120,21 @@ impl Server {
 
     /// Starts it again on its port (after a kill, if it runs), with or without what it had stored.
     pub fn restart(&mut self, empty: bool) -> io::Result<()> {
+        self.restart_with(empty, &[])
+    }
+
+    /// Starts an empty server in its place, which is a replica of the one on this port from its first moment.
+    pub fn restart_as_replica(&mut self, of: u16) -> io::Result<()> {
+        self.restart_with(true, &["--replicaof".to_owned(), "127.0.0.1".to_owned(), of.to_string()])
+    }
+
+    fn restart_with(&mut self, empty: bool, once: &[String]) -> io::Result<()> {
         self.kill();
         if empty {
             fs::remove_dir_all(&self.dir)?;
             fs::create_dir_all(&self.dir)?;
         }
-        if self.try_launch()? {
+        if self.try_launch(once)? {
             return Ok(());
         }
         Err(io::Error::other(format!("the node did not come back on port {}", self.port)))
@@ -115,19 +161,38 @@ impl Server {
         }
     }
 
-    /// As `cluster/up` does: this process has no earlier votes to forget.
-    pub fn declare_new(&self) -> io::Result<()> {
+    /// Writes the node record and the number of nodes, as `cluster/up` does: this process has no earlier votes to forget.
+    /// A record that is there already stays as it is.
+    pub fn declare_new(&self, new: Declaration) -> io::Result<()> {
         let declare = || {
             let mut redis = self.try_redis()?;
             let info: String = redis::cmd("INFO").arg("server").query(&mut redis)?;
-            let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default().trim();
-            for database in [3, 2, 1, 0] {
+            let pid = info_field(&info, "process_id:").and_then(|pid| pid.parse().ok());
+            if self.pid().is_none() || pid != self.pid() {
+                let taken =
+                    (redis::ErrorKind::Client, "another process answers on this port than the one that was started");
+                return Err(taken.into());
+            }
+            let run_id = info_field(&info, "run_id:").unwrap_or_default();
+            let run_id = run_id.get(..Declaration::RUN_ID_LENGTH).unwrap_or(run_id);
+            let list = format!("quorlock:list:{}", quorlock::DEFAULT_PREFIX);
+            for database in (0..Declaration::DATABASES).rev() {
+                let record = new.record(database, self.keeps_every_write(), run_id);
                 redis::cmd("SELECT").arg(database).query::<()>(&mut redis)?;
-                redis::cmd("SET").arg("quorlock:new").arg(run_id).arg("EX").arg(3600).query::<()>(&mut redis)?;
+                redis::cmd("SET").arg("quorlock:node").arg(record).arg("NX").query::<Option<String>>(&mut redis)?;
+                redis::cmd("SET").arg(&list).arg(new.nodes).arg("NX").query::<Option<String>>(&mut redis)?;
             }
             Ok(())
         };
         declare().map_err(|error: redis::RedisError| io::Error::other(error))
+    }
+
+    /// Its options say that no write is answered before it is on disk.
+    fn keeps_every_write(&self) -> bool {
+        let is_set = |name: &str, value: &str| self.options.windows(2).any(|pair| pair == [name, value]);
+        is_set("--appendonly", "yes")
+            && is_set("--appendfsync", "always")
+            && !is_set("--no-appendfsync-on-rewrite", "yes")
     }
 
     /// A connection for looking behind the curtain.
@@ -137,14 +202,17 @@ impl Server {
         Ok(connection)
     }
 
-    /// `false` when the port was taken in between.
-    fn try_launch(&mut self) -> io::Result<bool> {
+    /// `false` when the port was taken in between. `once` are options that a later start does not repeat.
+    fn try_launch(&mut self, once: &[String]) -> io::Result<bool> {
         let program = std::env::var(PROGRAM_VARIABLE).unwrap_or_else(|_| "redis-server".to_owned());
+        // The server begins in its own folder, so a path that was relative to this one is none any more.
+        let program = if program.contains('/') { std::path::absolute(program)? } else { program.into() };
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut child = Command::new(&program)
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
-            .arg(&self.dir)
+            .current_dir(&self.dir)
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir", "./"])
             .args(&self.options)
+            .args(once)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log)
@@ -152,7 +220,7 @@ impl Server {
             .spawn()
             .map_err(|error| {
                 let hint = "is it installed? Debian, Ubuntu: apt-get install redis-server";
-                io::Error::new(error.kind(), format!("{program}: {error}; {hint}"))
+                io::Error::new(error.kind(), format!("{}: {error}; {hint}", program.display()))
             })?;
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
@@ -172,10 +240,14 @@ impl Server {
     /// The process that answers, once it has read its files.
     fn serving_process(&self) -> Option<u32> {
         let info: String = redis::cmd("INFO").query(&mut self.try_redis().ok()?).ok()?;
-        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        (field("loading:") == Some("0")).then_some(())?;
-        field("process_id:")?.parse().ok()
+        (info_field(&info, "loading:") == Some("0")).then_some(())?;
+        info_field(&info, "process_id:")?.parse().ok()
     }
+}
+
+/// What INFO says behind this name, which ends with a colon.
+pub fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 impl Drop for Server {

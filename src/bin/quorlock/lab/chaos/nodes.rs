@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::super::clock::{Clock, Shim};
 use super::super::link::{Flow, Link, State};
-use super::super::server::Server;
+use super::super::server::{Declaration, Server};
 use super::fault::{Fault, Kind};
 
 /// A server logs every write before it answers.
@@ -61,13 +61,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Nodes {
     /// Starts one server for each entry of `durable`, in `dir`.
     pub async fn start(dir: &Path, durable: &[bool], workers: usize, shim: Option<&Shim>) -> io::Result<Self> {
+        let new = Declaration::new(durable.len());
         let mut nodes = Vec::new();
         for (i, durable) in durable.iter().copied().enumerate() {
             let clock = shim.map(|_| Clock::new(dir.join(format!("clock-{}", i + 1)))).transpose()?;
             let environment = clock.as_ref().zip(shim).map_or_else(Vec::new, |(clock, shim)| clock.environment(shim));
             let options: &[&str] = if durable { &DURABLE } else { &[] };
             let server = Server::start(dir.join(format!("node-{}", i + 1)), options, &environment)?;
-            server.declare_new()?;
+            server.declare_new(new)?;
             let to = SocketAddr::from(([127, 0, 0, 1], server.port()));
             let mut links = Vec::new();
             for _ in 0..workers {

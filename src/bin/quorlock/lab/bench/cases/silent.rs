@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::Bench;
-use super::super::lockers::LOCK_PREFIX;
+use super::super::lockers::lock_prefix;
 use super::super::measure::{number, resident};
 use super::super::report::{Entry, Report, Target};
 use super::super::turns::now;
@@ -48,7 +48,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     let back = worker.whole_again(answered, RETURN_LIMIT)?;
     let cycles = worker.end()?;
     std::thread::sleep(ORPHANS_AFTER);
-    let orphans = bench.fleet().keys(nodes, LOCK_PREFIX)?;
+    let orphans = bench.fleet().keys(nodes, &lock_prefix(nodes))?;
 
     entry.add("silent_s", SILENCE.as_secs());
     entry.add("cycles", cycles);

@@ -20,7 +20,7 @@ use super::turns::{Turn, Turns, now};
 pub use commands::{FENCED, OWN, PLAIN, Scripts};
 pub use fan_out::fan_out;
 pub use floor::Floor;
-pub use ours::{LOCK_PREFIX, Nested, Ours};
+pub use ours::{Nested, Ours, lock_prefix};
 
 /// How long a lock outlives its holder, for every implementation.
 pub const LEASE: Duration = Duration::from_secs(10);

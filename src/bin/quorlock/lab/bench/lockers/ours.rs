@@ -5,8 +5,11 @@ use quorlock::{Guard, Owner, Quorlock};
 use super::{LEASE, Locker};
 use crate::exit::Failure;
 
-/// Before its names, so that no lock in use on given nodes is met.
-pub const LOCK_PREFIX: &str = "quorlock:bench:lock:";
+/// Stands before its names on a cluster of so many nodes. No lock in use on given nodes has it; and as nodes keep, for each
+/// prefix, how many nodes the list has, clusters of several sizes need one each.
+pub fn lock_prefix(nodes: usize) -> String {
+    format!("quorlock:bench:{nodes}:lock:")
+}
 
 #[derive(Clone)]
 pub struct Ours {
@@ -15,7 +18,7 @@ pub struct Ours {
 
 impl Ours {
     pub async fn connect(urls: &[String]) -> Result<Self, Failure> {
-        let locks = Quorlock::builder().nodes(urls).prefix(LOCK_PREFIX).lease(LEASE).connect().await?;
+        let locks = Quorlock::builder().nodes(urls).prefix(lock_prefix(urls.len())).lease(LEASE).connect().await?;
         // Nodes that have just started may be in quarantine for a lease.
         let guard = locks.lock("first").wait(2 * LEASE).acquire().await?;
         drop(guard);
