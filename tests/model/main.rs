@@ -118,6 +118,25 @@ fn the_invariants_hold_with_any_unused_ballots() {
     explore(Rules::AcquireWithAnyUnusedBallot, [scope(2, 1, 0), NOTHING], &all_sights());
 }
 
+/// Where each attempt has a word of its own, not even that is needed.
+#[test]
+fn a_ballot_may_be_used_twice_for_different_shares() {
+    explore(Rules::ReuseABallotForAnotherShare, [scope(2, 0, 1), scope(1, 0, 0)], &all_sights());
+    explore(Rules::ReuseABallotForAnotherShare, [scope(2, 1, 0), NOTHING], &all_sights());
+}
+
+/// A lease with one share may be replaced by a newer one of its owner. With several shares that is a broken rule.
+#[test]
+fn replacing_an_older_lease_is_safe_without_joins() {
+    explore(Rules::ReplaceAnOlderLease, [scope(2, 0, 0), scope(1, 0, 0)], &all_sights());
+}
+
+/// A release just above `known` suffices for a lease with one share. With several shares it is a broken rule.
+#[test]
+fn releasing_just_above_known_is_safe_without_joins() {
+    explore(Rules::ReleaseJustAboveKnown, [scope(1, 0, 2), scope(1, 0, 0)], &all_sights());
+}
+
 fn all_sights() -> BTreeSet<&'static str> {
     SIGHTS.iter().map(|(name, _)| *name).collect()
 }

@@ -180,7 +180,7 @@ impl Ballots {
                     let picks = Self::picks(state, Ballot::ZERO).filter(|pick| !used(pick));
                     actions.extend(picks.map(|ballot| Action::Acquire { owner, ballot }));
                 }
-                Rules::ReuseABallot if latest.is_some() => {
+                Rules::ReuseABallot | Rules::ReuseABallotForAnotherShare if latest.is_some() => {
                     actions.push(Action::Acquire { owner, ballot: Pick::EqualTo(last) });
                 }
                 _ => actions.extend(Self::picks(state, last).map(|ballot| Action::Acquire { owner, ballot })),

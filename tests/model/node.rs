@@ -81,6 +81,8 @@ pub enum Rules {
     ReleaseJustAboveKnown,
     // Not broken. The ballots of an owner need not grow from one lease to the next as long as they are different.
     AcquireWithAnyUnusedBallot,
+    // The words of the shares tell two attempts with one ballot apart, and no node grants it twice.
+    ReuseABallotForAnotherShare,
 }
 
 /// What every message says about its sender.
