@@ -1,19 +1,20 @@
 //! What owners and the network may do, in any order.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use stateright::Model;
 
+use crate::action::{Action, Message, Pick, make_room};
 use crate::node::{Answer, Ballot, Node, Rules};
-use crate::state::{EXTENSIONS, Extension, LEASES, Lease, LeaseId, NODES, OWNERS, State};
+use crate::state::{EXTENSIONS, Extension, NODES, OWNERS, SHARES, Share, ShareId, State};
 
 /// How much one owner may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope {
-    /// At most [`LEASES`].
     pub acquisitions: usize,
-    /// For all its leases together; at most [`EXTENSIONS`] for each.
+    /// For all its leases together; with the acquisitions at most [`SHARES`].
+    pub joins: usize,
+    /// For all its shares together; at most [`EXTENSIONS`] for each.
     pub extensions: usize,
 }
 
@@ -27,56 +28,11 @@ pub struct Ballots {
     pub found: [AtomicBool; 32],
 }
 
-/// Which number a proposal is. All that matters is where it lies among the others, and every place can be had: clocks may
-/// show anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pick {
-    EqualTo(Ballot),
-    JustAbove(Ballot),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Message {
-    Acquire,
-    Extend(usize),
-    Release,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    Acquire { owner: usize, ballot: Pick },
-    Extend { owner: usize, known: Ballot, ballot: Pick },
-    Release { owner: usize, mark: Ballot },
-    Expire { node: usize },
-    Arrive { message: Message, of: LeaseId, node: usize },
-}
-
-impl fmt::Debug for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |owner: usize| ["A", "B"][owner];
-        match self {
-            Self::Acquire { owner, ballot } => write!(f, "{} acquires with {ballot:?}", name(*owner)),
-            Self::Extend { owner, known, ballot } => {
-                write!(f, "{} extends, knowing {known:?}, with {ballot:?}", name(*owner))
-            }
-            Self::Release { owner, mark } => write!(f, "{} releases with {mark:?}", name(*owner)),
-            Self::Expire { node } => write!(f, "expiry at node {node}"),
-            Self::Arrive { message, of, node } => {
-                let message = match message {
-                    Message::Acquire => "acquisition".to_owned(),
-                    Message::Extend(index) => format!("extension {}", index + 1),
-                    Message::Release => "release".to_owned(),
-                };
-                write!(f, "{message} of {}'s lease {} at node {node}", name(of.owner()), of.index() + 1)
-            }
-        }
-    }
-}
-
 impl Ballots {
     pub fn new(rules: Rules, scopes: [Scope; OWNERS], symmetry: bool) -> Self {
         for scope in scopes {
-            assert!(scope.acquisitions <= LEASES && scope.extensions <= scope.acquisitions * EXTENSIONS, "no room");
+            let shares = scope.acquisitions + scope.joins;
+            assert!(shares <= SHARES && scope.extensions <= shares * EXTENSIONS, "no room");
         }
         Self { rules, scopes, symmetry, expanded: AtomicUsize::new(0), found: Default::default() }
     }
@@ -88,53 +44,64 @@ impl Ballots {
             && !self.found[property].swap(true, Ordering::Relaxed)
     }
 
-    /// What the node answers to this message, and how that leaves it.
-    pub fn answer(&self, lease: &Lease, of: LeaseId, message: Message, node: &Node) -> (Answer, Node) {
+    /// What the node answers to this message, and its state after that.
+    pub fn answer(&self, state: &State, of: ShareId, message: Message, node: &Node) -> (Answer, Node) {
         let mut after = *node;
+        let (share, from) = (state.share(of), state.sender(of));
         let answer = match message {
-            Message::Acquire => {
-                let answer = after.hold(self.rules, of, None, lease.token, lease.token);
-                if answer == Answer::Granted && !lease.completed && !lease.is_released() {
-                    after.granted |= of.bit();
-                }
-                answer
+            Message::First if share.is_join() => {
+                let known = if self.rules == Rules::JoinWithKnown { share.token } else { Ballot::ZERO };
+                after.hold(self.rules, from, known, share.first)
             }
+            Message::First => after.acquire(self.rules, from),
             Message::Extend(index) => {
-                let Extension { known, next, confirmed, .. } = lease.extensions[index];
-                let answer = after.hold(self.rules, of, Some(lease.token), known, next);
-                if answer == Answer::Granted && !confirmed && !lease.is_released() {
-                    after.honoured |= of.extension_bit(index);
-                }
-                answer
+                let Extension { known, next, .. } = share.extensions[index];
+                after.hold(self.rules, from, known, next)
             }
             Message::Release => {
-                after.release(self.rules, of, lease.token, lease.mark);
+                after.release(self.rules, from, share.mark);
                 after.released |= of.bit();
-                Answer::Granted
+                after.standing &= !of.bit();
+                return (Answer::Granted, after);
             }
         };
+        if answer == Answer::Granted {
+            if node.key.is_none() && node.standing != 0 {
+                // What expired stands no longer once another lease is honoured.
+                after.standing &= state.shares_of_lease(of.owner(), share.token);
+            }
+            after.standing |= of.bit();
+            match message {
+                _ if share.is_released() => (),
+                Message::Extend(index) if !share.extensions[index].confirmed => {
+                    after.honoured |= of.extension_bit(index);
+                }
+                Message::First if !share.completed => after.granted |= of.bit(),
+                _ => (),
+            }
+        }
         (answer, after)
     }
 
-    /// Counts the votes of a lease, and forgets whose they were once that cannot matter any more.
-    fn count(&self, state: &mut State, of: LeaseId) {
-        let (to_acquire, to_extend) = match self.rules {
+    /// Counts the votes of a share, and forgets which nodes gave them once that cannot matter any more.
+    fn count(&self, state: &mut State, of: ShareId) {
+        let (to_complete, to_extend) = match self.rules {
             Rules::QuorumTooSmall => (1, 1),
             Rules::ConfirmBelowQuorum => (NODES / 2 + 1, 1),
             _ => (NODES / 2 + 1, NODES / 2 + 1),
         };
         let [a, b, c] = state.nodes;
-        let lease = state.lease_mut(of);
-        let wanted = !lease.is_released();
+        let share = state.share_mut(of);
+        let wanted = !share.is_released();
 
-        let votes = |bit: u8| [a, b, c].iter().filter(|node| node.granted & bit != 0).count();
-        lease.completed |= wanted && votes(of.bit()) >= to_acquire;
-        let granted = if lease.completed || !wanted { of.bit() } else { 0 };
+        let votes = [a, b, c].iter().filter(|node| node.granted & of.bit() != 0).count();
+        share.completed |= wanted && votes >= to_complete;
+        let granted = if share.completed || !wanted { of.bit() } else { 0 };
 
         let mut honoured = 0;
         let mut credited = 0;
-        for index in 0..lease.extensions().len() {
-            let extension = &mut lease.extensions[index];
+        for index in 0..share.extensions().len() {
+            let extension = &mut share.extensions[index];
             let bit = of.extension_bit(index);
             credited = if self.rules == Rules::CreditAnotherRound { credited | bit } else { bit };
             let votes = [a, b, c].iter().filter(|node| node.honoured & credited != 0).count();
@@ -149,7 +116,7 @@ impl Ballots {
         }
     }
 
-    /// A client's ballots are larger than its earlier ones: every place above the last.
+    /// The ballots of a share are larger than its earlier ones: every place above the last.
     fn picks(state: &State, last: Ballot) -> impl Iterator<Item = Pick> {
         let others = (last.0..=state.largest_proposal().0).map(Ballot);
         others.flat_map(move |other| {
@@ -158,41 +125,62 @@ impl Ballots {
         })
     }
 
-    fn owner_actions(&self, state: &State, owner: usize, actions: &mut Vec<Action>) {
-        let scope = self.scopes[owner];
-        let leases = &state.leases[owner * LEASES..][..state.begun(owner)];
-        let last = leases.last().map_or(Ballot::ZERO, Lease::sent);
-        let latest = leases.last();
-
-        if let Some(lease) = latest
-            && lease.completed
-            && !lease.is_released()
-            && lease.extensions().len() < EXTENSIONS
-            && leases.iter().map(|lease| lease.extensions().len()).sum::<usize>() < scope.extensions
-        {
+    fn share_actions(&self, state: &State, id: ShareId, actions: &mut Vec<Action>) {
+        let share = state.share(id);
+        let scope = self.scopes[id.owner()];
+        let sent = state.shares_of(id.owner()).iter().map(|share| share.extensions().len()).sum::<usize>();
+        // A client extends what it holds. A join that was refused is tried again in the same way.
+        let may_extend = share.is_confirmed() || share.is_join();
+        if may_extend && share.extensions().len() < EXTENSIONS && sent < scope.extensions {
             // Some of the answers so far may have been lost.
-            let confirmed = lease.extensions().iter().filter(|extension| extension.confirmed).map(|of| of.next);
-            for known in confirmed.filter(|known| *known > lease.known).chain([lease.known]) {
-                actions.extend(Self::picks(state, last).map(|ballot| Action::Extend { owner, known, ballot }));
+            let first = share.completed.then_some(share.first);
+            let confirmed = share.extensions().iter().filter(|extension| extension.confirmed).map(|of| of.next);
+            let newer = first.into_iter().chain(confirmed).filter(|known| *known > share.known);
+            for known in newer.chain([share.known]) {
+                let picks = Self::picks(state, share.sent());
+                actions.extend(picks.map(|ballot| Action::Extend { share: id, known, ballot }));
             }
         }
-        if let Some(lease) = latest.filter(|lease| !lease.is_released()) {
-            // What release.lua is sent: the largest ballot that was sent for the lease.
-            let mark = if self.rules == Rules::ReleaseWithKnown { lease.known } else { last };
-            actions.push(Action::Release { owner, mark });
-        } else if leases.len() < scope.acquisitions {
+        let mark = match self.rules {
+            Rules::ReleaseWithKnown => Pick::EqualTo(share.known),
+            Rules::ReleaseJustAboveKnown => {
+                let known = share.known.max(share.first);
+                if share.sent() > known { Pick::JustAbove(known) } else { Pick::EqualTo(known) }
+            }
+            _ => Pick::EqualTo(share.sent()),
+        };
+        actions.push(Action::Release { share: id, mark });
+    }
+
+    fn owner_actions(&self, state: &State, owner: usize, actions: &mut Vec<Action>) {
+        let scope = self.scopes[owner];
+        let shares = state.shares_of(owner);
+        for (index, share) in shares.iter().enumerate() {
+            if !share.is_released() {
+                self.share_actions(state, ShareId::new(owner, index), actions);
+            }
+        }
+        let acquisitions = || shares.iter().filter(|share| share.is_acquisition());
+        let acquired = acquisitions().count();
+        // Any client that was ever told of the lease may join it, also one that has released a share of it.
+        if shares.len() - acquired < scope.joins {
+            for lease in acquisitions().filter(|share| share.completed) {
+                let picks = Self::picks(state, lease.token);
+                actions.extend(picks.map(|ballot| Action::Join { owner, token: lease.token, ballot }));
+            }
+        }
+        let latest = acquisitions().next_back();
+        if latest.is_none_or(Share::is_released) && acquired < scope.acquisitions {
+            let last = latest.map_or(Ballot::ZERO, Share::sent);
             match self.rules {
                 Rules::AcquireWithAnyUnusedBallot => {
                     let used = |pick: &Pick| {
-                        leases.iter().any(|lease| matches!(*pick, Pick::EqualTo(ballot) if lease.has_sent(ballot)))
+                        shares.iter().any(|share| matches!(*pick, Pick::EqualTo(ballot) if share.has_sent(ballot)))
                     };
-                    actions.extend(
-                        Self::picks(state, Ballot::ZERO)
-                            .filter(|pick| !used(pick))
-                            .map(|ballot| Action::Acquire { owner, ballot }),
-                    );
+                    let picks = Self::picks(state, Ballot::ZERO).filter(|pick| !used(pick));
+                    actions.extend(picks.map(|ballot| Action::Acquire { owner, ballot }));
                 }
-                Rules::ReuseABallot if latest.is_some() => {
+                Rules::ReuseABallot | Rules::ReuseABallotForAnotherShare if latest.is_some() => {
                     actions.push(Action::Acquire { owner, ballot: Pick::EqualTo(last) });
                 }
                 _ => actions.extend(Self::picks(state, last).map(|ballot| Action::Acquire { owner, ballot })),
@@ -202,34 +190,53 @@ impl Ballots {
 
     fn arrivals(&self, state: &State, node: usize, actions: &mut Vec<Action>) {
         let before = &state.nodes[node];
-        for of in LeaseId::ALL {
-            let lease = state.lease(of);
-            if !lease.is_begun() {
-                continue;
-            }
+        for (of, share) in state.shares() {
             let mut arrive = |message| {
-                let (answer, after) = self.answer(lease, of, message, before);
+                let (answer, after) = self.answer(state, of, message, before);
                 if answer == Answer::Granted && after != *before {
                     actions.push(Action::Arrive { message, of, node });
                 }
             };
-            arrive(Message::Acquire);
-            for index in 0..lease.extensions().len() {
+            arrive(Message::First);
+            for index in 0..share.extensions().len() {
                 arrive(Message::Extend(index));
             }
-            if lease.is_released() {
+            if share.is_released() {
                 arrive(Message::Release);
             }
         }
     }
-}
 
-/// Makes room for the ballot, and gives its number there.
-fn make_room(state: &mut State, pick: Pick) -> Ballot {
-    state.spread_ballots();
-    match pick {
-        Pick::EqualTo(Ballot(number)) => Ballot(number * 2),
-        Pick::JustAbove(Ballot(number)) => Ballot(number * 2 + 1),
+    /// Counts a release as processed where it would change nothing. That makes the invariants stricter.
+    fn process_idle_releases(&self, state: &mut State) {
+        for of in ShareId::ALL {
+            if !state.share(of).is_released() {
+                continue;
+            }
+            for node in 0..NODES {
+                if state.nodes[node].released & of.bit() != 0 {
+                    continue;
+                }
+                let before = state.nodes[node];
+                let (_, after) = self.answer(state, of, Message::Release, &before);
+                if (Node { released: before.released, ..after }) == before {
+                    state.nodes[node] = after;
+                }
+            }
+        }
+    }
+
+    /// Begins the owner's next share. The word of a share is its own, unless a broken rule takes an older one.
+    fn begin(&self, state: &mut State, owner: usize, share: Share) {
+        let shares = state.shares_of(owner);
+        let index = shares.len();
+        let older = match self.rules {
+            Rules::ReuseABallot => shares.iter().position(Share::is_released),
+            Rules::ReuseAWord => shares.iter().position(|older| older.is_released() && older.token == share.token),
+            _ => None,
+        };
+        let word = u8::try_from(older.unwrap_or(index)).expect("a few shares");
+        *state.share_mut(ShareId::new(owner, index)) = Share { word, ..share };
     }
 }
 
@@ -241,7 +248,7 @@ impl Model for Ballots {
         vec![State::default()]
     }
 
-    /// What a message that is refused, or that changes nothing, leads to is the same state: it is left out.
+    /// A message that is refused, or that changes nothing, leads to the same state. It is left out.
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         self.expanded.fetch_add(1, Ordering::Relaxed);
         for owner in 0..OWNERS {
@@ -251,7 +258,7 @@ impl Model for Ballots {
             if self.symmetry && node > 0 && state.nodes[node] == state.nodes[node - 1] {
                 continue;
             }
-            if state.nodes[node].vote.is_some() {
+            if state.nodes[node].key.is_some() {
                 actions.push(Action::Expire { node });
             }
             self.arrivals(state, node, actions);
@@ -264,37 +271,44 @@ impl Model for Ballots {
             Action::Acquire { owner, ballot } => {
                 let token = make_room(&mut next, ballot);
                 let behind = next.tokens_completed().any(|completed| completed >= token);
-                let id = LeaseId::new(owner, next.begun(owner));
-                *next.lease_mut(id) = Lease { token, known: token, behind, ..Lease::default() };
+                self.begin(&mut next, owner, Share { token, first: token, known: token, behind, ..Share::default() });
                 next.close_up_ballots();
             }
-            Action::Extend { owner, known, ballot } => {
-                let id = LeaseId::new(owner, next.begun(owner) - 1);
-                next.lease_mut(id).known = known;
+            Action::Join { owner, token, ballot } => {
+                let behind = state.tokens_completed().any(|newer| newer > token) || state.is_over(owner, token);
+                let first = make_room(&mut next, ballot);
+                let token = Ballot(token.0 * 2);
+                self.begin(&mut next, owner, Share { token, first, behind, ..Share::default() });
+                next.close_up_ballots();
+            }
+            Action::Extend { share: id, known, ballot } => {
+                let late = state.tokens_completed().any(|completed| completed > state.share(id).token);
+                next.share_mut(id).known = known;
                 let ballot = make_room(&mut next, ballot);
-                let token = next.lease(id).token;
-                let late = next.tokens_completed().any(|completed| completed > token);
-                let lease = next.lease_mut(id);
-                let index = lease.extensions().len();
-                lease.extensions[index] = Extension { known: lease.known, next: ballot, confirmed: false, late };
+                let share = next.share_mut(id);
+                let index = share.extensions().len();
+                share.extensions[index] = Extension { known: share.known, next: ballot, confirmed: false, late };
                 next.close_up_ballots();
             }
-            Action::Release { owner, mark } => {
-                let id = LeaseId::new(owner, next.begun(owner) - 1);
-                next.lease_mut(id).mark = mark;
+            Action::Release { share: id, mark } => {
+                let mark = make_room(&mut next, mark);
+                next.share_mut(id).mark = mark;
                 self.count(&mut next, id);
+                next.share_mut(id).forget();
+                next.close_up_ballots();
             }
-            Action::Expire { node } => next.nodes[node].vote = None,
+            Action::Expire { node } => next.nodes[node].key = None,
             Action::Arrive { message, of, node } => {
                 let before = &state.nodes[node];
-                let (_, after) = self.answer(state.lease(of), of, message, before);
-                next.foreign_release |=
-                    message == Message::Release && after.vote != before.vote && before.vote.is_some_and(|v| v.by != of);
+                let (_, after) = self.answer(state, of, message, before);
+                next.foreign_release |= message == Message::Release && state.lost_another(of, before, &after);
+                next.created_by_join |= message == Message::First && state.share(of).is_join() && before.key.is_none();
                 next.nodes[node] = after;
                 self.count(&mut next, of);
             }
         }
         if self.symmetry {
+            self.process_idle_releases(&mut next);
             if self.scopes[0] == self.scopes[1] {
                 next.sort_owners();
             }

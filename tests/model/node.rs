@@ -1,8 +1,6 @@
-//! What a node does: `src/node/lua/hold.lua` and `release.lua`, line by line, without their clock, counts and layout.
+//! The rules of a node: `src/node/lua/hold.lua` and `release.lua`, without their clock, hold counts, and layout.
 
 use std::fmt;
-
-use crate::state::LeaseId;
 
 /// A ballot's place among all the ballots of a state.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,24 +16,32 @@ impl fmt::Debug for Ballot {
     }
 }
 
-/// The lock key. A node knows the owner and the token; which lease it is, when one owner has several, is for the
-/// properties only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Vote {
-    pub by: LeaseId,
+/// The value of the lock key: which lease the node honours, and with which shares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lease {
+    pub owner: u8,
     pub token: Ballot,
+    /// A set of words.
+    pub shares: u8,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Node {
     /// The lock key.
-    pub vote: Option<Vote>,
+    pub key: Option<Lease>,
+    /// A copy of the lease honoured last. It outlives the lock key, and ends with the release of its last share.
+    pub last: Option<Lease>,
     /// The ballot key: F.
     pub highest: Ballot,
-    /// Not on the node: what it has done, as sets of leases and of extensions.
+    /// The following is not stored on the node. It records the node's past, as sets of shares and of extensions:
+    /// votes for acquisitions and joins that are still to be counted.
     pub granted: u8,
-    pub honoured: u8,
+    /// Votes for extensions that are still to be counted.
+    pub honoured: u16,
+    /// Releases that the node has processed.
     pub released: u8,
+    /// Shares that the node has honoured and not released, since it honoured another lease.
+    pub standing: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,67 +52,131 @@ pub enum Answer {
     Gone,
 }
 
-/// The rules as shipped, or with one of them broken.
+/// The rules as required, or with one of them broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
     AsShipped,
-    // On the nodes.
+    // Broken on the nodes.
     GrantAnEqualBallot,
-    RepairWhateverTheBallot,
+    ReplaceAnOlderLease,
+    RepairAtAnyBallot,
     RepairUnderANewToken,
+    RepairWithoutTheOthers,
     ExtendWithoutMark,
+    JoinWithAnyBallot,
+    JoinAnEmptyNode,
     ReleaseWithoutMark,
+    ReleaseOnlyTheKey,
+    ReleaseForgetsTheOthers,
+    DeleteTheKeyOfOthers,
     DeleteBlindly,
-    // At the clients.
+    // Broken at the clients.
     QuorumTooSmall,
     ConfirmBelowQuorum,
     CreditAnotherRound,
     ReuseABallot,
+    ReuseAWord,
+    JoinWithKnown,
     ReleaseWithKnown,
-    // Not broken: a client's ballots need not grow from one lease to the next as long as they are different.
+    ReleaseJustAboveKnown,
+    // Not broken. The ballots of an owner need not grow from one lease to the next as long as they are different.
     AcquireWithAnyUnusedBallot,
+    // The words of the shares tell two attempts with one ballot apart, and no node grants it twice.
+    ReuseABallotForAnotherShare,
+}
+
+/// What every message says about its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    pub owner: u8,
+    /// The lease's. An acquisition proposes it.
+    pub token: Ballot,
+    /// The share's word, as a set of one.
+    pub word: u8,
+}
+
+impl Lease {
+    pub fn is_of(&self, sender: Sender) -> bool {
+        self.owner == sender.owner && self.token == sender.token
+    }
+
+    fn with(self, shares: u8) -> Self {
+        Self { shares: self.shares | shares, ..self }
+    }
+
+    /// Without the share, or `None` when no share is left.
+    fn without(self, share: u8) -> Option<Self> {
+        let shares = self.shares & !share;
+        (shares != 0).then_some(Self { shares, ..self })
+    }
 }
 
 impl Node {
-    /// hold.lua. No `token` acquires, any other continues that lease.
-    pub fn hold(&mut self, rules: Rules, by: LeaseId, token: Option<Ballot>, known: Ballot, next: Ballot) -> Answer {
+    /// hold.lua for a new lease.
+    pub fn acquire(&mut self, rules: Rules, from: Sender) -> Answer {
+        if let Some(key) = self.key
+            && (key.owner != from.owner || rules != Rules::ReplaceAnOlderLease)
+        {
+            return Answer::Held;
+        }
+        if from.token < self.highest || from.token == self.highest && rules != Rules::GrantAnEqualBallot {
+            return Answer::Stale;
+        }
+        self.honour(Lease { owner: from.owner, token: from.token, shares: from.word });
+        self.highest = from.token;
+        Answer::Granted
+    }
+
+    /// hold.lua for an existing lease: extension, re-entry, repair, and join.
+    pub fn hold(&mut self, rules: Rules, from: Sender, known: Ballot, next: Ballot) -> Answer {
         let highest = self.highest;
-        let vote = match token {
-            // if fresh then
-            None => {
-                if self.vote.is_some_and(|vote| vote.by.owner() != by.owner()) {
-                    return Answer::Held;
-                }
-                if next < highest || next == highest && rules != Rules::GrantAnEqualBallot {
+        let lease = match self.key {
+            Some(key) if !key.is_of(from) => return Answer::Held,
+            Some(key) => {
+                let is_new = key.shares & from.word == 0;
+                if is_new && next <= highest && rules != Rules::JoinWithAnyBallot {
                     return Answer::Stale;
                 }
-                Vote { by, token: next }
+                key.with(from.word)
             }
-            Some(token) => match self.vote {
-                // elseif value then
-                Some(vote) if vote.by.owner() != by.owner() || vote.token != token => return Answer::Held,
-                Some(vote) => vote,
-                // elseif known < floor then
-                None if known < highest && rules != Rules::RepairWhateverTheBallot => return Answer::Gone,
-                None if rules == Rules::RepairUnderANewToken => Vote { by, token: next },
-                None => Vote { by, token },
-            },
+            // A join knows no ballot. A node without a ballot key takes now − W for F, so zero never reaches it.
+            None if known == Ballot::ZERO && rules != Rules::JoinAnEmptyNode => return Answer::Gone,
+            None if known < highest && rules != Rules::RepairAtAnyBallot => return Answer::Gone,
+            None => {
+                let token = if rules == Rules::RepairUnderANewToken { next } else { from.token };
+                let last = self.last.filter(|last| last.is_of(from) && rules != Rules::RepairWithoutTheOthers);
+                Lease { owner: from.owner, token, shares: last.map_or(0, |last| last.shares) | from.word }
+            }
         };
-        self.vote = Some(vote);
-        if token.is_none() || rules != Rules::ExtendWithoutMark {
+        self.honour(lease);
+        if rules != Rules::ExtendWithoutMark {
             self.highest = highest.max(next);
         }
         Answer::Granted
     }
 
+    fn honour(&mut self, lease: Lease) {
+        self.key = Some(lease);
+        self.last = Some(lease);
+    }
+
     /// release.lua.
-    pub fn release(&mut self, rules: Rules, by: LeaseId, token: Ballot, next: Ballot) {
-        let is_ours = |vote: Vote| vote.by.owner() == by.owner() && vote.token == token;
-        if self.vote.is_some_and(is_ours) || rules == Rules::DeleteBlindly {
-            self.vote = None;
+    pub fn release(&mut self, rules: Rules, from: Sender, sent: Ballot) {
+        if let Some(key) = self.key {
+            if rules == Rules::DeleteBlindly || key.is_of(from) && rules == Rules::DeleteTheKeyOfOthers {
+                self.key = None;
+            } else if key.is_of(from) {
+                self.key = key.without(from.word);
+            }
+        }
+        if let Some(last) = self.last
+            && last.is_of(from)
+            && rules != Rules::ReleaseOnlyTheKey
+        {
+            self.last = last.without(from.word).filter(|_| rules != Rules::ReleaseForgetsTheOthers);
         }
         if rules != Rules::ReleaseWithoutMark {
-            self.highest = self.highest.max(next);
+            self.highest = self.highest.max(sent);
         }
     }
 }

@@ -1,62 +1,63 @@
-//! A state: three nodes, what each owner has sent, and what the properties need to remember.
+//! A state: three nodes, what each owner has sent, and the history that the properties need.
 
 use std::hash::{Hash, Hasher};
 
-use crate::node::{Ballot, Node};
+use crate::node::{Ballot, Lease, Node, Sender};
 
 pub const NODES: usize = 3;
 pub const OWNERS: usize = 2;
-/// The room that a state has for each owner's leases and each lease's extensions. [`Scope`](crate::model::Scope) says how
-/// much of it is used.
-pub const LEASES: usize = 2;
+/// The room that a state has for the shares of each owner and the extensions of each share.
+/// [`Scope`](crate::model::Scope) limits how much of it is used.
+pub const SHARES: usize = 3;
 pub const EXTENSIONS: usize = 2;
 
-/// One attempt of one owner to acquire, and the lease that may come of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LeaseId(pub u8);
+/// One client's part in one lease of its owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ShareId(pub u8);
 
-impl LeaseId {
-    pub const ALL: [Self; OWNERS * LEASES] = [Self(0), Self(1), Self(2), Self(3)];
+impl ShareId {
+    pub const ALL: [Self; OWNERS * SHARES] = [Self(0), Self(1), Self(2), Self(3), Self(4), Self(5)];
 
     pub fn new(owner: usize, index: usize) -> Self {
-        Self::ALL[owner * LEASES + index]
+        Self::ALL[owner * SHARES + index]
     }
 
     pub fn owner(self) -> usize {
-        usize::from(self.0) / LEASES
+        usize::from(self.0) / SHARES
     }
 
-    /// Among its owner's.
+    /// Among the shares of its owner, in the order in which they began.
     pub fn index(self) -> usize {
-        usize::from(self.0) % LEASES
+        usize::from(self.0) % SHARES
     }
 
-    /// In a node's set of leases.
+    /// In a set of shares.
     pub fn bit(self) -> u8 {
         1 << self.0
     }
 
-    /// In a node's set of extensions.
-    pub fn extension_bit(self, extension: usize) -> u8 {
+    /// In a set of extensions.
+    pub fn extension_bit(self, extension: usize) -> u16 {
         1 << (usize::from(self.0) * EXTENSIONS + extension)
-    }
-
-    fn swapped(self) -> Self {
-        Self::new(1 - self.owner(), self.index())
     }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Lease {
-    /// The acquisition's ballot; zero before it begins.
+pub struct Share {
+    /// The lease's token: the ballot of the acquisition. Zero before the share begins.
     pub token: Ballot,
-    /// The ballot that the client's latest message called confirmed.
+    /// The ballot of the first message: the token of an acquisition, and a larger one of a join.
+    pub first: Ballot,
+    /// The ballot that the client's latest message called confirmed; zero while no majority has honoured a join.
     pub known: Ballot,
     /// The release's ballot; zero before it is sent.
     pub mark: Ballot,
-    /// A majority granted it, before it was released.
+    /// Its name in the lock key, as a place among its owner's shares: its own, unless that rule is broken.
+    pub word: u8,
+    /// A majority honoured the first message before the share was released.
     pub completed: bool,
-    /// It began after an acquisition with the same or a larger token had completed.
+    /// It began too late. An acquisition: after one with the same or a larger token had completed. A join: after one
+    /// with a larger token had completed, or after a majority had processed the releases of all shares of the lease.
     pub behind: bool,
     pub extensions: [Extension; EXTENSIONS],
 }
@@ -66,7 +67,7 @@ pub struct Extension {
     pub known: Ballot,
     /// Zero before it is sent.
     pub next: Ballot,
-    /// A majority honoured it, before the lease was released.
+    /// A majority honoured it before the share was released.
     pub confirmed: bool,
     /// It began after an acquisition with a larger token had completed.
     pub late: bool,
@@ -74,23 +75,33 @@ pub struct Extension {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct State {
-    /// By [`LeaseId`].
-    pub leases: [Lease; OWNERS * LEASES],
+    /// By [`ShareId`].
+    pub shares: [Share; OWNERS * SHARES],
     pub nodes: [Node; NODES],
-    /// A release took away another lease's vote.
+    /// A release took another share out of a lock key.
     pub foreign_release: bool,
+    /// A share's first message created a lock key, and it was a join.
+    pub created_by_join: bool,
 }
 
-impl Lease {
+impl Share {
     pub fn is_begun(&self) -> bool {
         self.token != Ballot::ZERO
+    }
+
+    pub fn is_join(&self) -> bool {
+        self.first != self.token
+    }
+
+    pub fn is_acquisition(&self) -> bool {
+        self.is_begun() && !self.is_join()
     }
 
     pub fn is_released(&self) -> bool {
         self.mark != Ballot::ZERO
     }
 
-    /// Those that were sent.
+    /// The extensions that were sent.
     pub fn extensions(&self) -> &[Extension] {
         let mut sent = 0;
         while sent < EXTENSIONS && self.extensions[sent].next != Ballot::ZERO {
@@ -99,46 +110,93 @@ impl Lease {
         &self.extensions[..sent]
     }
 
+    /// A majority has honoured one of its messages.
+    pub fn is_confirmed(&self) -> bool {
+        self.completed || self.extensions().iter().any(|extension| extension.confirmed)
+    }
+
     pub fn has_sent(&self, ballot: Ballot) -> bool {
-        self.token == ballot || self.extensions().iter().any(|extension| extension.next == ballot)
+        self.first == ballot || self.extensions().iter().any(|extension| extension.next == ballot)
+    }
+
+    /// Drops what only matters while the client may send holds and count votes, unless it already is a violation.
+    pub fn forget(&mut self) {
+        self.known = self.token;
+        self.behind &= self.completed;
+        for extension in &mut self.extensions {
+            let is_violation = extension.confirmed && extension.late;
+            (extension.confirmed, extension.late) = (is_violation, is_violation);
+        }
     }
 
     /// The largest ballot that was sent for it, except in a release.
     pub fn sent(&self) -> Ballot {
-        self.extensions().last().map_or(self.token, |extension| extension.next)
+        self.extensions().last().map_or(self.first, |extension| extension.next)
     }
 }
 
 impl State {
-    pub fn lease(&self, id: LeaseId) -> &Lease {
-        &self.leases[usize::from(id.0)]
+    pub fn share(&self, id: ShareId) -> &Share {
+        &self.shares[usize::from(id.0)]
     }
 
-    pub fn lease_mut(&mut self, id: LeaseId) -> &mut Lease {
-        &mut self.leases[usize::from(id.0)]
+    pub fn share_mut(&mut self, id: ShareId) -> &mut Share {
+        &mut self.shares[usize::from(id.0)]
     }
 
     /// All that have begun.
-    pub fn leases(&self) -> impl Iterator<Item = (LeaseId, &Lease)> {
-        LeaseId::ALL.into_iter().zip(&self.leases).filter(|(_, lease)| lease.is_begun())
+    pub fn shares(&self) -> impl Iterator<Item = (ShareId, &Share)> {
+        ShareId::ALL.into_iter().zip(&self.shares).filter(|(_, share)| share.is_begun())
     }
 
-    /// How many the owner has begun.
-    pub fn begun(&self, owner: usize) -> usize {
-        self.leases[owner * LEASES..][..LEASES].iter().filter(|lease| lease.is_begun()).count()
+    /// Those of the owner that have begun.
+    pub fn shares_of(&self, owner: usize) -> &[Share] {
+        let shares = &self.shares[owner * SHARES..][..SHARES];
+        &shares[..shares.iter().filter(|share| share.is_begun()).count()]
+    }
+
+    /// All shares of a lease, as a set.
+    pub fn shares_of_lease(&self, owner: usize, token: Ballot) -> u8 {
+        let of_lease = |(id, share): &(ShareId, &Share)| id.owner() == owner && share.token == token;
+        self.shares().filter(of_lease).fold(0, |set, (id, _)| set | id.bit())
+    }
+
+    pub fn sender(&self, id: ShareId) -> Sender {
+        let share = self.share(id);
+        let word = ShareId::new(id.owner(), usize::from(share.word)).bit();
+        Sender { owner: u8::try_from(id.owner()).expect("two owners"), token: share.token, word }
+    }
+
+    /// The node's lock key names this share.
+    pub fn is_in_key(&self, id: ShareId, node: &Node) -> bool {
+        let sender = self.sender(id);
+        node.key.is_some_and(|key| key.is_of(sender) && key.shares & sender.word != 0)
+    }
+
+    /// A majority has processed the releases of all shares of the lease that have begun.
+    pub fn is_over(&self, owner: usize, token: Ballot) -> bool {
+        let shares = self.shares_of_lease(owner, token);
+        self.nodes.iter().filter(|node| node.released & shares == shares).count() > NODES / 2
+    }
+
+    /// What a release of `of` did to the node took another share out of the lock key.
+    pub fn lost_another(&self, of: ShareId, before: &Node, after: &Node) -> bool {
+        let others = self.shares().filter(|(id, _)| *id != of && before.standing & id.bit() != 0);
+        others.into_iter().any(|(id, _)| self.is_in_key(id, before) && !self.is_in_key(id, after))
     }
 
     pub fn tokens_completed(&self) -> impl Iterator<Item = Ballot> {
-        self.leases.iter().filter(|lease| lease.completed).map(|lease| lease.token)
+        self.shares.iter().filter(|share| share.is_acquisition() && share.completed).map(|share| share.token)
     }
 
     fn each_ballot(&mut self, mut change: impl FnMut(&mut Ballot)) {
-        for lease in &mut self.leases {
-            if lease.is_begun() {
-                change(&mut lease.token);
-                change(&mut lease.known);
-                change(&mut lease.mark);
-                for extension in &mut lease.extensions {
+        for share in &mut self.shares {
+            if share.is_begun() {
+                change(&mut share.token);
+                change(&mut share.first);
+                change(&mut share.known);
+                change(&mut share.mark);
+                for extension in &mut share.extensions {
                     change(&mut extension.known);
                     change(&mut extension.next);
                 }
@@ -146,8 +204,8 @@ impl State {
         }
         for node in &mut self.nodes {
             change(&mut node.highest);
-            if let Some(vote) = &mut node.vote {
-                change(&mut vote.token);
+            for lease in [&mut node.key, &mut node.last].into_iter().flatten() {
+                change(&mut lease.token);
             }
         }
     }
@@ -157,7 +215,7 @@ impl State {
         self.each_ballot(|ballot| ballot.0 *= 2);
     }
 
-    /// Takes out the room that is not used. The rules only compare ballots, so only their order matters.
+    /// Removes the room that is not used. The rules only compare ballots, so only their order matters.
     pub fn close_up_ballots(&mut self) {
         let mut used = 1_u64;
         self.each_ballot(|ballot| used |= 1 << ballot.0);
@@ -168,7 +226,7 @@ impl State {
     }
 
     pub fn largest_proposal(&self) -> Ballot {
-        self.leases.iter().map(Lease::sent).max().unwrap_or_default()
+        self.shares.iter().map(Share::sent).max().unwrap_or_default()
     }
 
     /// Nodes differ only in their state, so any order of them is as good as another.
@@ -183,41 +241,56 @@ impl State {
 
     /// Owners differ only in their state when their scopes are the same.
     pub fn sort_owners(&mut self) {
-        let (one, other) = self.leases.split_at_mut(LEASES);
+        let (one, other) = self.shares.split_at_mut(SHARES);
         if one < other {
-            one.swap_with_slice(other);
-            for node in &mut self.nodes {
-                if let Some(vote) = &mut node.vote {
-                    vote.by = vote.by.swapped();
-                }
-                let halves = |set: u8, bits: usize| (set >> bits) | (set & ((1 << bits) - 1)) << bits;
-                node.granted = halves(node.granted, LEASES);
-                node.released = halves(node.released, LEASES);
-                node.honoured = halves(node.honoured, LEASES * EXTENSIONS);
+            self.swap_owners();
+        }
+    }
+
+    fn swap_owners(&mut self) {
+        let (one, other) = self.shares.split_at_mut(SHARES);
+        one.swap_with_slice(other);
+        let halves = |set: u16, bits: usize| (set >> bits) | (set & ((1 << bits) - 1)) << bits;
+        let of_shares = |set: &mut u8| *set = u8::try_from(halves(u16::from(*set), SHARES)).expect("as many bits");
+        for node in &mut self.nodes {
+            for lease in [&mut node.key, &mut node.last].into_iter().flatten() {
+                lease.owner = 1 - lease.owner;
+                of_shares(&mut lease.shares);
             }
+            of_shares(&mut node.granted);
+            of_shares(&mut node.released);
+            of_shares(&mut node.standing);
+            node.honoured = halves(node.honoured, SHARES * EXTENSIONS);
         }
     }
 }
 
-/// Everything in it, in few words: a good part of the time goes into this.
+/// The whole state in few words: a good part of the time goes into this.
 impl Hash for State {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        for lease in &self.leases {
-            let mut word = u128::from(lease.completed) << 1 | u128::from(lease.behind);
-            word = word << 24 | u128::from(lease.token.0) << 16 | u128::from(lease.known.0) << 8;
-            word |= u128::from(lease.mark.0);
-            for extension in &lease.extensions {
+        for (id, share) in self.shares() {
+            let mut word = u128::from(id.0) << 2 | u128::from(share.completed) << 1 | u128::from(share.behind);
+            word = word << 2 | u128::from(share.word);
+            for ballot in [share.token, share.first, share.known, share.mark] {
+                word = word << 8 | u128::from(ballot.0);
+            }
+            for extension in &share.extensions {
                 word = word << 18 | u128::from(extension.known.0) << 10 | u128::from(extension.next.0) << 2;
                 word |= u128::from(extension.confirmed) << 1 | u128::from(extension.late);
             }
             hasher.write_u128(word);
         }
+        let packed = |lease: &Option<Lease>| {
+            let lease = lease.unwrap_or_default();
+            u128::from(lease.owner) << 16 | u128::from(lease.token.0) << 8 | u128::from(lease.shares)
+        };
         for node in &self.nodes {
-            let (by, token) = node.vote.map_or((u8::MAX, 0), |vote| (vote.by.0, vote.token.0));
-            let mut word = u64::from(by) << 40 | u64::from(token) << 32 | u64::from(node.highest.0) << 24;
-            word |= u64::from(node.granted) << 16 | u64::from(node.honoured) << 8 | u64::from(node.released);
-            hasher.write_u64(word);
+            let mut word = packed(&node.key) << 24 | packed(&node.last);
+            for set in [node.highest.0, node.granted, node.released, node.standing] {
+                word = word << 8 | u128::from(set);
+            }
+            hasher.write_u128(word << 16 | u128::from(node.honoured));
         }
-        hasher.write_u64(u64::from(self.foreign_release));
+        hasher.write_u8(u8::from(self.foreign_release) << 1 | u8::from(self.created_by_join));
     }
 }
