@@ -65,6 +65,8 @@ pub(crate) struct Core {
     label: Arc<str>,
     ids: AtomicU64,
     last_ballot: AtomicU64,
+    /// How far this machine's wall clock is ahead of the nodes', in µs, when it is further than ballots may be.
+    lead: AtomicU64,
 }
 
 impl Core {
@@ -96,6 +98,23 @@ impl Core {
         self.common.wall()
     }
 
+    /// A majority of the nodes is so far behind this machine's wall clock that they take no ballot of it: one of them shows
+    /// `clock`, in µs. From now on ballots go by that. (Ends of leases do not.)
+    pub(crate) fn set_back(&self, owner: &Owner, clock: u64) {
+        self.lead.store(self.wall().saturating_sub(clock), Ordering::Relaxed);
+        self.last_ballot.store(clock, Ordering::Relaxed);
+        owner.last_ballot().store(clock, Ordering::Relaxed);
+    }
+
+    /// A node's clock shows this, in µs. Where this machine's agrees with it again, ballots go by this machine's.
+    pub(crate) fn has_met(&self, clock: u64) {
+        if self.lead.load(Ordering::Relaxed) > 0
+            && u128::from(self.wall().abs_diff(clock)) <= self.common.window.as_micros()
+        {
+            self.lead.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// What a node would take whose clock agrees with this machine's, and that has seen no ballot.
     pub(crate) fn room(&self) -> Room {
         let window = u64::try_from(self.common.window.as_micros()).unwrap_or(u64::MAX);
@@ -108,7 +127,7 @@ impl Core {
     /// logical clock does. One that is far ahead counts for this owner only, or a few broken clocks would pull everybody
     /// to where sound nodes refuse them.
     pub(crate) fn propose_above(&self, owner: &Owner, floor: Ballot) -> Ballot {
-        let wall = self.wall();
+        let wall = self.wall().saturating_sub(self.lead.load(Ordering::Relaxed));
         let trusted = wall.saturating_add(u64::try_from(TRUSTED_LEAD.as_micros()).unwrap_or(0));
         let pull = if floor.get() <= trusted { floor.get() } else { 0 };
         let propose = |last: u64| protocol::propose(last.max(pull), wall);
@@ -159,6 +178,7 @@ impl Quorlock {
             label: Owner::labelled(label).label().into(),
             ids: AtomicU64::new(0),
             last_ballot: AtomicU64::new(0),
+            lead: AtomicU64::new(0),
             environment,
         });
         let keeping = Arc::clone(&core);

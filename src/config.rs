@@ -194,13 +194,17 @@ impl Builder {
             longest_lease: self.longest_lease.unwrap_or_default().max(self.lease),
             prefix: self.prefix.clone(),
             fixed_node_timeout: self.node_timeout,
-            memory: self.memory.unwrap_or_else(|| DEFAULT_MEMORY.max(2 * self.lease)),
+            memory: self.memory.unwrap_or_else(|| DEFAULT_MEMORY.max(self.lease.saturating_mul(2)).min(LONGEST_MEMORY)),
             schedule: Schedule {
                 validity: Validity { drift_factor: self.drift_factor },
                 extends: self.extends,
                 danger: self.danger,
             },
         };
+        if !(SHORTEST_MEMORY..=LONGEST_MEMORY).contains(&settings.memory) {
+            let (memory, shortest, longest) = (settings.memory, SHORTEST_MEMORY, LONGEST_MEMORY);
+            return Err(ConfigError::BallotMemory { memory, shortest, longest });
+        }
         settings.check_lease(self.lease)?;
         settings.check_lease(settings.longest_lease)?;
         Ok(settings)
@@ -259,10 +263,6 @@ impl Settings {
         }
         if lease <= drift + node_timeout {
             return Err(ConfigError::LeaseTooShort { lease, drift, node_timeout });
-        }
-        let shortest = SHORTEST_MEMORY.max(2 * lease);
-        if self.memory < shortest || self.memory > LONGEST_MEMORY {
-            return Err(ConfigError::BallotMemory { memory: self.memory, shortest, longest: LONGEST_MEMORY });
         }
         let longest = lease.saturating_sub(drift + Schedule::extend_after(lease));
         if let Some(danger) = self.schedule.danger.filter(|danger| *danger > longest) {
@@ -398,11 +398,10 @@ mod tests {
     }
 
     #[test]
-    fn ballots_are_kept_for_two_leases_at_least_and_not_for_ever() {
+    fn ballots_are_kept_for_a_minute_at_least_and_not_for_ever() {
         let memory = |seconds| three().ballot_memory(Duration::from_secs(seconds));
         assert!(memory(60).settings().is_ok());
-        let long = memory(60).lease(Duration::from_secs(31));
-        for builder in [&memory(59), &long, &three().ballot_memory(Duration::MAX)] {
+        for builder in [&memory(59), &three().ballot_memory(Duration::MAX)] {
             assert!(matches!(refused(builder), ConfigError::BallotMemory { .. }), "{builder:?}");
         }
         assert!(three().lease(LONGEST_LEASE).settings().is_ok());

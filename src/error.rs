@@ -65,7 +65,7 @@ pub enum ConfigError {
         longest: Duration,
     },
     /// Nodes would keep a ballot for too short a time, or for ever.
-    #[error("ballots cannot be kept for {}: it must be at least {} (a minute, and twice the lease) and at most {}",
+    #[error("ballots cannot be kept for {}: it must be at least {} and at most {}",
         format_duration(*memory), format_duration(*shortest), format_duration(*longest))]
     BallotMemory {
         /// The time that was set.

@@ -379,6 +379,11 @@ impl Attempt {
         if unheard > core.nodes.len() - quorum {
             return (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard);
         }
+        let ahead = refusals.iter().filter(|refusal| matches!(refusal, Refusal::Ahead { .. })).count();
+        if ahead >= quorum {
+            // From now on ballots go by the nodes' clocks.
+            return (AcquireError::Contended { resource, nodes }, Again::Above(Ballot::ZERO));
+        }
         let is_stale = refusals.iter().any(|refusal| matches!(refusal, Refusal::Stale { .. }));
         // Whoever has not answered a round that was decided early may yet agree to another ballot.
         let unanswered = match verdict {

@@ -190,6 +190,9 @@ impl Round {
         {
             ticket.wait_on(node);
         }
+        if let Vote::No(Refusal::Stale { clock, .. }) = &vote {
+            self.core.has_met(*clock);
+        }
         let is_gone = |vote: &Vote| matches!(vote, Vote::No(Refusal::Gone { .. }));
         let (before, tally, over, gone, is_refused_somewhere, mut waker) = {
             let mut count = locked(&self.count);
@@ -235,6 +238,7 @@ impl Round {
             let is_no = |vote: &Vote| matches!(vote, Vote::No(_));
             let is_refused_somewhere = is_no(&vote) || (newly_won && count.votes().any(is_no));
             count.votes[node] = Some(vote);
+            self.look_for_clocks_behind(&count);
             let settled = count.tally.is_complete() || self.verdict(&count) != Verdict::Pending;
             let waker = if settled { count.waiting.take() } else { None };
             (before, count.tally, over, gone, is_refused_somewhere, waker)
@@ -271,6 +275,16 @@ impl Round {
         }
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+
+    /// When a majority takes no ballot of this machine's clock, ballots go by theirs.
+    fn look_for_clocks_behind(&self, count: &Count) {
+        let clock = |vote: &Vote| if let Vote::No(Refusal::Ahead { clock }) = vote { Some(*clock) } else { None };
+        let mut clocks: Vec<u64> = count.votes().filter_map(clock).collect();
+        clocks.sort_unstable();
+        if let (Some(lease), Some(clock)) = (self.leases.first(), clocks.get(self.core.settings.quorum - 1)) {
+            self.core.set_back(&lease.owner, *clock);
         }
     }
 

@@ -29,8 +29,9 @@ fn others(cluster: &Cluster, node: usize) -> BTreeMap<Vec<u8>, Vec<u8>> {
     for key in keys {
         let kind: String = redis::cmd("TYPE").arg(&key).query(&mut redis).expect("a type");
         let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut redis).expect("a TTL");
-        let quorlocks = key.starts_with(b"quorlock:ballot:") || key == b"quorlock:new";
-        if quorlocks && kind == "string" && ttl > 0 {
+        let is_ballot = key.starts_with(b"quorlock:ballot:") && kind == "string" && ttl > 0;
+        let is_record = key == b"quorlock:node" || key.starts_with(b"quorlock:list:");
+        if is_ballot || is_record {
             continue;
         }
         let dump: Vec<u8> = redis::cmd("DUMP").arg(&key).query(&mut redis).expect("a dump");

@@ -94,11 +94,11 @@ impl Cluster {
         live.map(|node| command.query(&mut self.redis(node)).expect("an answer")).collect()
     }
 
-    /// Who waits for a name: what each node keeps of that behind the ballot, and nothing where nobody does.
+    /// Which requests wait for a name: what each node keeps of that behind the ballot, and nothing where none waits.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let mark = format!("quorlock:ballot:{}", Self::lock_key(name));
         let marks: Vec<Option<String>> = self.each(redis::cmd("GET").arg(mark));
-        let line = |mark: &String| mark.split_once(' ').map(|(_, line)| line.to_owned());
+        let line = |mark: &String| mark.split_once(" | ").map(|(_, line)| line.to_owned());
         marks.iter().map(|mark| mark.as_ref().and_then(line).unwrap_or_default()).collect()
     }
 

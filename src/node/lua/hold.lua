@@ -192,7 +192,8 @@ for k = 1, #KEYS, 2 do
     end
   else
     local floor = text and highest or now - window
-    if tonumber(known) < floor then return refuse({GONE, now, i, floor}) end
+    -- What joins knows no ballot: it never brings a key back.
+    if known == "0000000000000000" or tonumber(known) < floor then return refuse({GONE, now, i, floor}) end
     new = head .. label .. entry
     if last_head == head then
       -- The key has gone before the lease was over: the other shares in it are as good as they were.

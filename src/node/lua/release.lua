@@ -76,7 +76,8 @@ for i = 1, #KEYS / 2 do
   local mark, token, ticket, place = marks[i], string.match(asked[i], '^(%d+) %d+ %S+ (%S+) (%d)$')
   local waited = token == '0' -- No lease, so nothing that could be late.
   if mark then
-    if not waited then mark.raise(sent) end
+    -- A ballot further ahead than this node takes would be in the way of all others.
+    if not waited then mark.raise(math.min(sent, now + memory * 500)) end
     if place == '1' then mark.enter(ticket) else mark.leave(ticket) end
     if is_free[i] and mark.reserved_from('-') == 0 then mark.call() end
     mark.write(waited and redis.pcall or call, memory)
