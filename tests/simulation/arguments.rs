@@ -14,8 +14,8 @@ cluster/simulate: the lock under simulated faults, as decided by seeds.
   --controls     only try the negative controls: copies of the client and the nodes, each broken in one place
   --soon         with --controls: without those that take many seeds
   --no-controls  leave them out
-  --clock-steps  set nodes' clocks ahead while locks are held there, in every run: more than exclusion can survive, but
-                 tokens and losses must; the output says what is judged
+  --clock-steps  step the clocks of nodes, of any number of them, also while locks are held there, in every run
+  --forgetting   let nodes forget what they knew, in every run
   --help         this text
 
 Exit status: 0 when every invariant held and every control was caught, 1 otherwise, 2 for a wrong argument.
@@ -34,6 +34,7 @@ pub struct Arguments {
     /// Only those controls that are caught within a few seeds.
     pub soon: bool,
     pub clock_steps: bool,
+    pub forgetting: bool,
 }
 
 pub enum Wanted {
@@ -75,6 +76,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
             "--soon" => parsed.soon = true,
             "--no-controls" => parsed.controls = false,
             "--clock-steps" => parsed.clock_steps = true,
+            "--forgetting" => parsed.forgetting = true,
             // What cargo test passes on to every test program.
             "--nocapture" | "--exact" | "--quiet" | "-q" | "--ignored" | "--include-ignored" | "--show-output" => {
                 continue;

@@ -10,7 +10,7 @@ use quorlock::{AcquireError, Guard, LockRequest, Owner, ReleaseError};
 use tokio::time::{sleep, timeout};
 
 use crate::figures::Fault;
-use crate::holds::{Asked, Belief, Grant, Said};
+use crate::holds::{Asked, Belief, Claim, Grant, Said};
 use crate::invariant::Invariant;
 use crate::ledger::Ledger;
 use crate::machine::Clock;
@@ -41,6 +41,18 @@ impl Belief for Held {
 
     fn depth(&self) -> u32 {
         self.guard.holds()
+    }
+
+    fn margin(&self) -> u32 {
+        u32::try_from(self.guard.margin()).unwrap_or(u32::MAX)
+    }
+
+    fn counted(&self, claim: &Claim) -> u32 {
+        let world = lock(&self.world);
+        let key = |resource: usize| format!("{}{}", quorlock::DEFAULT_PREFIX, name_of(resource));
+        let counted = claim.shares.iter();
+        let counted = counted.map(|share| world.oracle.counted(&key(share.resource), &claim.owner, share.token));
+        counted.min().unwrap_or(0)
     }
 
     fn clock(&self) -> u64 {

@@ -201,14 +201,50 @@ pub(crate) fn broken(variant: &str) -> bool {
             self.part();
 ",
     },
+    // Two clocks.
+    Change {
+        file: "src/lock.rs",
+        old: "self.ends.iter().filter(|(_, over)| *over < now)",
+        new: "self.ends.iter().filter(|(_, over)| *over < now || crate::broken(\"an end is named without waiting\"))",
+    },
+    Change {
+        file: "src/lease.rs",
+        old: "    let end = core.wall() / 1000 + 1 + node::millis(length);\n",
+        new: "    let lasts = if crate::broken(\"an end without the lease\") { Duration::ZERO } else { length };
+    let end = core.wall() / 1000 + 1 + node::millis(lasts);
+",
+    },
+    // Shares.
+    Change {
+        file: "src/lease.rs",
+        old: "Share { client: self.core.common.client, lease: self.id }",
+        new: "Share {
+            client: self.core.common.client,
+            lease: if crate::broken(\"one word for all shares of a client\") { 0 } else { self.id },
+        }",
+    },
     // Nodes, as the client sees them.
     Change {
-        file: "src/node/trust.rs",
-        old: "        let (forgot, why) = self.forgot?;\n",
-        new: "        if crate::broken(\"no quarantine in the client\") {
-            return None;
-        }
-        let (forgot, why) = self.forgot?;
+        file: "src/protocol/record.rs",
+        old: "            record.run_id == process.run_id ||",
+        new: "            crate::broken(\"run id not compared\") || record.run_id == process.run_id ||",
+    },
+    Change {
+        file: "src/node/introduce.rs",
+        old: "            common.use_lease(record.longest);\n",
+        new: "            if !crate::broken(\"the longest lease of others is not learnt\") {
+                common.use_lease(record.longest);
+            }
+",
+    },
+    Change {
+        file: "src/node/connection.rs",
+        old: "            Standing::Unchanged => {}\n",
+        new: "            Standing::Unchanged => {}
+            Standing::Young(_) if crate::broken(\"a yes of a young node counts\") => {
+                sent.request.asker.answer(self.index, Ok(Value::Int(1)));
+                return Ok(());
+            }
 ",
     },
     Change {
@@ -227,9 +263,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/node/script.rs",
-        old: "command.arg(held_once(next.get(), owner, session)).arg(millis(lease))",
+        old: "command.arg(held_once(round.ballot.get(), round.owner, first)).arg(millis(lease))",
         new: "let longer = if crate::broken(\"keys that outlive the lease\") { 3 } else { 1 };
-    command.arg(held_once(next.get(), owner, session)).arg(longer * millis(lease))",
+    command.arg(held_once(round.ballot.get(), round.owner, first)).arg(longer * millis(lease))",
     },
     Change {
         file: "src/environment.rs",

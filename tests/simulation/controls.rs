@@ -50,8 +50,12 @@ const NONE: Broken = Broken {
     forgets_at_once: false,
     clock_is_set_back: false,
     swaps_answers: false,
-    steps_under_locks: false,
+    steps_clocks: false,
+    forgets: false,
 };
+
+const STEPS: Broken = Broken { steps_clocks: true, ..NONE };
+const FORGETS: Broken = Broken { forgets: true, steps_clocks: true, ..NONE };
 
 const RULES: Rules = Rules {
     grants_equal_ballots: false,
@@ -63,9 +67,18 @@ const RULES: Rules = Rules {
     grants_over_others: false,
     ignores_ballots: false,
     counts_grants: false,
+    one_clock: false,
+    any_release_forgets: false,
+    forgets_other_shares: false,
+    lowers_ends: false,
+    repairs_alone: false,
+    ignores_record: false,
+    no_quarantine: false,
+    quarantine_by_node_clock: false,
+    forgets_ballots: false,
 };
 
-pub const ALL: [Control; 29] = [
+pub const ALL: [Control; 42] = [
     // Votes and numbers.
     client("quorum too small", &[MutualExclusion, Linearizable]),
     node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
@@ -109,8 +122,60 @@ pub const ALL: [Control; 29] = [
         broken: Broken { forgets_at_once: true, ..NONE },
         ..rare(node("empty restart declared to be new", RULES, &[MutualExclusion]))
     },
-    client("no quarantine in the client", &[QuarantineHolds, MutualExclusion]),
+    // Two clocks.
+    in_world(
+        STEPS,
+        node("a vote ends by the node's clock alone", Rules { one_clock: true, ..RULES }, &[MutualExclusion]),
+    ),
+    in_world(
+        STEPS,
+        node("any release forgets the end", Rules { any_release_forgets: true, ..RULES }, &[MutualExclusion]),
+    ),
+    in_world(
+        STEPS,
+        node(
+            "a release forgets the end of other shares",
+            Rules { forgets_other_shares: true, ..RULES },
+            &[MutualExclusion],
+        ),
+    ),
+    in_world(STEPS, rare(node("an end is set, not raised", Rules { lowers_ends: true, ..RULES }, &[MutualExclusion]))),
+    in_world(STEPS, client("an end is named without waiting", &[MutualExclusion])),
+    in_world(STEPS, client("an end without the lease", &[MutualExclusion])),
+    // Shares.
+    client("one word for all shares of a client", &[NoOrphan, ReleaseSafe, MutualExclusion]),
+    // The node record.
+    in_world(FORGETS, node("hold does not carry the record", Rules { ignores_record: true, ..RULES }, &[RecordHolds])),
+    in_world(
+        FORGETS,
+        node(
+            "no quarantine after forgetting",
+            Rules { no_quarantine: true, ..RULES },
+            &[QuarantineHolds, MutualExclusion],
+        ),
+    ),
+    in_world(
+        FORGETS,
+        node(
+            "a quarantine ends by the node's clock alone",
+            Rules { quarantine_by_node_clock: true, ..RULES },
+            &[QuarantineHolds, MutualExclusion],
+        ),
+    ),
+    in_world(FORGETS, client("run id not compared", &[QuarantineHolds, MutualExclusion])),
+    in_world(FORGETS, client("a yes of a young node counts", &[QuarantineHolds])),
+    in_world(FORGETS, client("the longest lease of others is not learnt", &[QuarantineHolds, MutualExclusion])),
+    // How long ballots are kept.
+    node(
+        "ballots are forgotten too early",
+        Rules { forgets_ballots: true, ..RULES },
+        &[TokenMonotonic, TokenUnique, NoOrphan],
+    ),
 ];
+
+const fn in_world(broken: Broken, control: Control) -> Control {
+    Control { broken: Broken { rules: control.broken.rules, ..broken }, ..control }
+}
 
 const fn rare(control: Control) -> Control {
     Control { rare: true, ..control }

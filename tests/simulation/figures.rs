@@ -31,8 +31,14 @@ faults! {
     NodePause = "node pause",
     NodeCrash = "node crash, memory kept",
     NodeAmnesia = "node crash, memory lost",
+    NodeOlder = "node crash, older state",
+    NodeFlush = "node flushed",
+    NodeReplica = "node became a replica and a master again",
+    NodeReplace = "another node behind the address",
     NodeLoading = "node answers with errors",
     NodeClockStep = "node clock step",
+    AllClocksStep = "all node clocks step",
+    NodeClockLeap = "node clock leap of hours, and back",
     NodeClockRate = "node clock rate",
     ScriptFlush = "scripts flushed",
     ClientPause = "client pause",
@@ -57,8 +63,6 @@ pub struct Figures {
     pub refusals: u64,
     pub writes: u64,
     pub stale_writes_rejected: u64,
-    /// Two who believed to hold the same, where clocks jump and nobody promises otherwise.
-    pub overlaps_outside_the_promise: u64,
     pub checks: Checks,
 }
 
@@ -81,7 +85,6 @@ impl Figures {
         self.refusals += other.refusals;
         self.writes += other.writes;
         self.stale_writes_rejected += other.stale_writes_rejected;
-        self.overlaps_outside_the_promise += other.overlaps_outside_the_promise;
         self.checks.add(&other.checks);
     }
 
@@ -93,7 +96,7 @@ impl Figures {
         self.faults.iter().sum()
     }
 
-    fn counts(&self) -> [(&'static str, u64); 10] {
+    fn counts(&self) -> [(&'static str, u64); 9] {
         [
             ("grants", self.grants),
             ("reentries", self.reentries),
@@ -104,7 +107,6 @@ impl Figures {
             ("refusals", self.refusals),
             ("fenced_writes", self.writes),
             ("stale_writes_rejected", self.stale_writes_rejected),
-            ("overlaps_outside_the_promise", self.overlaps_outside_the_promise),
         ]
     }
 

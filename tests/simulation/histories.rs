@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use crate::holds::{Belief, Grant, Said};
+use crate::holds::{Belief, Claim, Grant, Said};
 use crate::invariant::Invariant::{self, *};
 use crate::invariant::Watch;
 use crate::ledger::Ledger;
@@ -12,7 +12,6 @@ use crate::linear::{Verdict, judge};
 use crate::mutexes;
 use crate::node::{Node, Script};
 use crate::oracle::{Oracle, Place};
-use crate::plan::Clocks;
 use crate::rules::Rules;
 use crate::run::Outcome;
 
@@ -25,6 +24,7 @@ struct Puppet {
     lost: Arc<AtomicBool>,
     token: Arc<AtomicU64>,
     depth: Arc<AtomicU32>,
+    margin: Arc<AtomicU32>,
     clock: Arc<AtomicU64>,
 }
 
@@ -35,6 +35,7 @@ impl Puppet {
             lost: Arc::default(),
             token: Arc::new(AtomicU64::new(token)),
             depth: Arc::new(AtomicU32::new(1)),
+            margin: Arc::default(),
             clock: Arc::default(),
         }
     }
@@ -62,6 +63,14 @@ impl Belief for Puppet {
         self.depth.load(Relaxed)
     }
 
+    fn margin(&self) -> u32 {
+        self.margin.load(Relaxed)
+    }
+
+    fn counted(&self, _: &Claim) -> u32 {
+        QUORUM
+    }
+
     fn clock(&self) -> u64 {
         self.clock.load(Relaxed)
     }
@@ -74,7 +83,7 @@ impl Belief for Puppet {
 const QUORUM: u32 = 2;
 
 fn ledger() -> Ledger {
-    Ledger::new(1, Clocks::Bounded, QUORUM as usize, SECOND, Arc::default())
+    Ledger::new(1, QUORUM as usize, SECOND, Arc::default())
 }
 
 fn grant_with(ledger: &mut Ledger, at: u64, client: usize, owner: &str, puppet: &Puppet, votes: (u32, u32)) -> u64 {
@@ -312,34 +321,40 @@ fn an_heir_is_as_quick_as_a_release() -> Vec<String> {
 /// Broken nodes, one command after another, under the eyes of the oracle.
 pub fn broken_nodes_unnoticed() -> Vec<String> {
     const NOW: u64 = crate::time::EPOCH_US;
+    const WORD: &str = "00000000000000af 1000";
+    // One share for each token.
+    let share = |token: &str| format!("51/{}", &token[token.len() - 2..]);
     let hold = |next: &str, token: &str, known: &str, lease: &str, owner: &str| -> Vec<String> {
+        let end = NOW / 1000 + 1 + lease.parse::<u64>().expect("a lease");
+        let share = share(if token == "0" { next } else { token });
         [
             "EVALSHA",
             Script::Hold.hash(),
             "2",
             "quorlock:lock:x",
             "quorlock:ballot:x",
-            &format!("ql1 {next} {owner} label 51:1"),
+            &format!("ql1 {next} {owner} label {share}:1"),
             lease,
-            next,
-            "3600000",
+            &format!("{next} {end} "),
             "0",
-            &format!("{token} {known} 1"),
+            &format!("{token} {known} 1 {share}"),
+            WORD,
         ]
         .map(str::to_owned)
         .to_vec()
     };
     let release = |next: &str, token: &str, owner: &str| -> Vec<String> {
+        let share = share(token);
         [
             "EVALSHA",
             Script::Release.hash(),
             "2",
             "quorlock:lock:x",
             "quorlock:ballot:x",
-            &format!("ql1 {token} {owner} label 51:1"),
-            next,
-            "3600000",
-            &format!("{token} {token} 0 0"),
+            &format!("ql1 {token} {owner} label {share}:1"),
+            &format!("{next} {} ", NOW / 1000),
+            &format!("{token} {token} {share} 0 0"),
+            "600000",
         ]
         .map(str::to_owned)
         .to_vec()
@@ -385,12 +400,18 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
             Rules { increments_counts: true, ..Rules::default() },
             vec![hold(&n(1), "0", &n(1), "5000", "aa"), hold(&n(2), &n(1), &n(1), "5000", "aa")],
         ),
+        (
+            RecordHolds,
+            Rules { ignores_record: true, ..Rules::default() },
+            vec![[hold(&n(1), "0", &n(1), "5000", "aa"), vec!["00000000000000b0 1000".to_owned()]].concat()],
+        ),
     ];
     let mut missed = Vec::new();
     for (invariant, rules, commands) in cases {
         for (rules, expected) in [(rules, true), (Rules::default(), false)] {
             let (mut oracle, mut node) =
-                (Oracle::new(Arc::new(Watch::default())), Node::new(rules, "id".to_owned(), 0));
+                (Oracle::new(Arc::new(Watch::default())), Node::new(rules, "0123456789abcdef".to_owned()));
+            node.declare_new(0xaf, 0xc1, 1, NOW);
             for code in crate::node::SCRIPTS {
                 node.execute(&[b"SCRIPT", b"LOAD", code.as_bytes()], 0, NOW);
             }

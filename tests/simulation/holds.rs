@@ -13,6 +13,10 @@ pub trait Belief: Send {
     fn token_of(&self, resource: usize) -> Option<u64>;
     /// Nesting depth on the resource that was named first.
     fn depth(&self) -> u32;
+    /// How many more nodes may fail.
+    fn margin(&self) -> u32;
+    /// How many nodes ever gave a vote for it that counts, by what the nodes say: the least of its resources.
+    fn counted(&self, claim: &Claim) -> u32;
     /// The client's monotonic clock in µs.
     fn clock(&self) -> u64;
     /// The client's clock when it last had been paused.

@@ -51,6 +51,8 @@ invariants! {
     MinorityFaultLive,
     /// No quorum for a new acquisition needs a node that may have forgotten a vote of a lease that still runs.
     QuarantineHolds,
+    /// No vote comes from a node whose record is another one than the message says.
+    RecordHolds,
     /// A request that is dropped, at whichever await, leaves nothing that stands in anybody's way.
     CancelSafe,
     /// The same seed does the same.

@@ -9,7 +9,6 @@ use crate::history::{NEVER, Op, What};
 use crate::holds::{Asked, Belief, Claim, Grant, Hold, Leaving, Record, Said, Share};
 use crate::invariant::{Findings, Invariant, Watch};
 use crate::linear::{self, Verdict};
-use crate::plan::Clocks;
 
 pub struct Ledger {
     pub findings: Findings,
@@ -24,13 +23,12 @@ pub struct Ledger {
     sessions: BTreeMap<(usize, Arc<str>, usize), u32>,
     last_session: u32,
     moments: u64,
-    pub clocks: Clocks,
-    quorum: u32,
+    pub quorum: u32,
     longest_lease: u64,
 }
 
 impl Ledger {
-    pub fn new(resources: usize, clocks: Clocks, quorum: usize, longest_lease: u64, watch: Arc<Watch>) -> Self {
+    pub fn new(resources: usize, quorum: usize, longest_lease: u64, watch: Arc<Watch>) -> Self {
         Self {
             findings: Findings::new(watch),
             figures: Figures::default(),
@@ -42,15 +40,9 @@ impl Ledger {
             sessions: BTreeMap::new(),
             last_session: 0,
             moments: 0,
-            clocks,
             quorum: u32::try_from(quorum).unwrap_or(u32::MAX),
             longest_lease,
         }
-    }
-
-    /// Is this promised, as the clocks are?
-    pub fn is_promised(&self, invariant: Invariant) -> bool {
-        self.clocks.promise(invariant)
     }
 
     fn shares_of(&self, client: usize, owner: &str, resource: usize) -> impl Iterator<Item = (&Hold, Share)> {
@@ -214,11 +206,9 @@ impl Ledger {
 
     fn joined(&mut self, at: u64, name: &str, asked: Asked, token: u64) {
         self.figures.joins += 1;
-        if self.is_promised(Invariant::MutualExclusion) {
-            self.findings.judge(Invariant::NoResurrection, at, asked.newest <= token, || {
-                format!("{name} joined {token} after {}", asked.newest)
-            });
-        }
+        self.findings.judge(Invariant::NoResurrection, at, asked.newest <= token, || {
+            format!("{name} joined {token} after {}", asked.newest)
+        });
     }
 
     /// Does somebody hold this very lease of this owner now, or may yet? A release that is not confirmed may still be on its
@@ -253,7 +243,6 @@ impl Ledger {
     /// Nobody else may believe to hold the resource now, nor ever for longer than what was under way allows.
     fn exclude(&mut self, at: u64, name: &str, owner: &str, resource: usize, token: u64) {
         let limit = at + self.longest_lease + self.longest_lease / 200;
-        let judged = self.is_promised(Invariant::MutualExclusion);
         let watch = Arc::clone(&self.findings.watch);
         let mut overlaps = Vec::new();
         for hold in self.holds.values_mut() {
@@ -270,12 +259,8 @@ impl Ledger {
                 overlaps.push(format!("{name} token {token} while {who} for {left} µs"));
             }
         }
-        if judged {
-            self.findings.checks.count(Invariant::MutualExclusion, 1);
-            overlaps.into_iter().for_each(|what| self.findings.violated(Invariant::MutualExclusion, at, what));
-        } else {
-            self.figures.overlaps_outside_the_promise += overlaps.len() as u64;
-        }
+        self.findings.checks.count(Invariant::MutualExclusion, 1);
+        overlaps.into_iter().for_each(|what| self.findings.violated(Invariant::MutualExclusion, at, what));
     }
 
     /// Before a hold is given back, whichever way. The guard's last other reference goes with it.
@@ -328,9 +313,6 @@ impl Ledger {
 
     /// Judges the histories, when nothing comes any more.
     pub fn close(&mut self, at: u64) {
-        if !self.is_promised(Invariant::Linearizable) {
-            return;
-        }
         for resource in 0..self.records.len() {
             let history = std::mem::take(&mut self.records[resource].history);
             let verdict = linear::judge(&history.0);

@@ -28,14 +28,12 @@ impl Ledger {
         } else {
             self.figures.stale_writes_rejected += 1;
         }
-        if self.clocks.promise(Invariant::FencedStore) {
-            self.findings.judge(Invariant::FencedStore, at, !(accepted && stale), || {
-                format!("{}: a stale write was accepted", name())
-            });
-            self.findings.judge(Invariant::FencedStore, at, accepted || !valid, || {
-                format!("{}: a holder's write was rejected", name())
-            });
-        }
+        self.findings.judge(Invariant::FencedStore, at, !(accepted && stale), || {
+            format!("{}: a stale write was accepted", name())
+        });
+        self.findings.judge(Invariant::FencedStore, at, accepted || !valid, || {
+            format!("{}: a holder's write was rejected", name())
+        });
     }
 
     /// Looks at every hold.
@@ -72,6 +70,12 @@ impl Ledger {
         if hold.depth_known {
             findings.judge(Invariant::ReentrantDepth, at, (least..=most).contains(&nested), || {
                 format!("{}: {nested} and not {least}", who())
+            });
+        }
+        if remaining > 0 {
+            let (margin, counted) = (hold.belief.margin(), hold.belief.counted(&hold.claim));
+            findings.judge(Invariant::QuarantineHolds, at, margin + self.quorum <= counted, || {
+                format!("{}: a margin of {margin}, and {counted} nodes that remember their votes", who())
             });
         }
         for share in &hold.claim.shares {

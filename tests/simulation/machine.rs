@@ -14,11 +14,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::figures::Fault;
 use crate::invariant::Watch;
+use crate::plan::ClientPlan;
 use crate::rng::Rng;
 use crate::time::{EPOCH_US, Time};
 use crate::world::{Shared, lock};
 
 const RUNNING: u64 = u64::MAX;
+
+/// Two such clients are less apart than what the shortest lease gives away for drift.
+const FURTHEST_OFF_US: i64 = 500;
 
 /// A client's clocks. They differ from true time by a rate, and stand still while the client is paused, as a process
 /// that does not run cannot look at them.
@@ -27,6 +31,7 @@ pub struct Clock {
     time: Time,
     ppm: i64,
     skew_us: i64,
+    bounded: bool,
     paused_at: AtomicU64,
     /// Set back by somebody, in the one broken variant that has such a clock.
     pub set_back_us: AtomicI64,
@@ -35,8 +40,9 @@ pub struct Clock {
 }
 
 impl Clock {
-    pub fn new(time: Time, ppm: i64, skew_us: i64, watch: Arc<Watch>) -> Self {
-        Self { time, ppm, skew_us, paused_at: AtomicU64::new(RUNNING), set_back_us: AtomicI64::new(0), watch }
+    pub fn new(time: Time, plan: &ClientPlan, watch: Arc<Watch>) -> Self {
+        let &ClientPlan { ppm, skew_us, bounded, .. } = plan;
+        Self { time, ppm, skew_us, bounded, paused_at: AtomicU64::new(RUNNING), set_back_us: AtomicI64::new(0), watch }
     }
 
     pub fn is_off(&self) -> bool {
@@ -55,8 +61,26 @@ impl Clock {
     pub fn now(&self) -> u64 {
         let now = self.time.now();
         let now = if self.watch.shows_truth() { now } else { now.min(self.paused_at.load(Relaxed)) };
-        let off = now.cast_signed() * self.ppm / 1_000_000 - self.set_back_us.load(Relaxed);
+        let off = self.off(now) - self.set_back_us.load(Relaxed);
         (1_000_000_000 + now).saturating_add_signed(off)
+    }
+
+    /// The wall clock in µs. It goes at the rate of the monotonic one where that is kept within bounds.
+    fn wall(&self) -> u64 {
+        let now = self.time.now();
+        let off = if self.bounded { self.off(now) } else { 0 };
+        (EPOCH_US + now).saturating_add_signed(off + self.skew_us)
+    }
+
+    /// How far the clock is off at this true time: ever further, or to and fro.
+    fn off(&self, now: u64) -> i64 {
+        let off = now.cast_signed() * self.ppm / 1_000_000;
+        if !self.bounded {
+            return off;
+        }
+        let at = off.rem_euclid(4 * FURTHEST_OFF_US);
+        let from_end = (at - 2 * FURTHEST_OFF_US).abs();
+        (FURTHEST_OFF_US - from_end).clamp(-FURTHEST_OFF_US, FURTHEST_OFF_US)
     }
 }
 
@@ -83,7 +107,7 @@ impl Environment for Machine {
     }
 
     fn wall(&self) -> Duration {
-        Duration::from_micros((EPOCH_US + self.clock.time.now()).saturating_add_signed(self.clock.skew_us))
+        Duration::from_micros(self.clock.wall())
     }
 
     fn fill(&self, bytes: &mut [u8]) {

@@ -6,10 +6,11 @@ use std::sync::LazyLock;
 use super::resp::Reply;
 use super::rules::{self, Rules};
 
-pub const SCRIPTS: [&str; 3] = [
+pub const SCRIPTS: [&str; 4] = [
     concat!(include_str!("../../src/node/lua/mark.lua"), include_str!("../../src/node/lua/hold.lua")),
     concat!(include_str!("../../src/node/lua/mark.lua"), include_str!("../../src/node/lua/release.lua")),
     include_str!("../../src/node/lua/inspect.lua"),
+    include_str!("../../src/node/lua/record.lua"),
 ];
 
 /// Which script a hash stands for.
@@ -18,13 +19,14 @@ pub enum Script {
     Hold,
     Release,
     Inspect,
+    Record,
 }
 
-static HASHES: LazyLock<[String; 3]> =
+static HASHES: LazyLock<[String; 4]> =
     LazyLock::new(|| SCRIPTS.map(|code| redis::Script::new(code).get_hash().to_owned()));
 
 impl Script {
-    const ALL: [Self; 3] = [Self::Hold, Self::Release, Self::Inspect];
+    const ALL: [Self; 4] = [Self::Hold, Self::Release, Self::Inspect, Self::Record];
 
     pub fn by_hash(hash: &[u8]) -> Option<Self> {
         HASHES.iter().position(|known| known.as_bytes() == hash).map(|i| Self::ALL[i])
@@ -92,8 +94,28 @@ impl Store {
         self.put(key, Data::Text(value), Some(life), now);
     }
 
+    /// SET key value KEEPTTL, of a key that is there.
+    pub fn keep(&mut self, key: &[u8], value: Vec<u8>) {
+        if let Some(entry) = self.0.get_mut(key) {
+            entry.data = Data::Text(value);
+        }
+    }
+
+    /// PEXPIRE.
+    pub fn expire(&mut self, key: &[u8], life: u64, now: u64) {
+        if let Some(entry) = self.entry(key, now) {
+            entry.until = Some(now / 1000 + life);
+        }
+    }
+
     pub fn remove(&mut self, key: &[u8]) {
         self.0.remove(key);
+    }
+
+    /// What is over is gone, whether or not it is looked at.
+    #[allow(dead_code, reason = "only the simulation's clocks step")]
+    pub fn expire_all(&mut self, now: u64) {
+        self.0.retain(|_, entry| entry.until.is_none_or(|until| now / 1000 <= until));
     }
 
     /// The text keys under a prefix that have not expired.
@@ -113,11 +135,13 @@ pub struct Node {
     pub store: Store,
     pub rules: Rules,
     pub run_id: String,
-    /// Node clock in µs when the process started.
-    pub started: u64,
     /// Every write is logged before it is answered.
     pub durable: bool,
-    known: [bool; 3],
+    /// It takes no writes, and will have another's data.
+    pub is_replica: bool,
+    /// It was one since its process began.
+    pub was_replica: bool,
+    known: [bool; 4],
     /// Which connections listen to which channel.
     subscribers: Vec<(Vec<u8>, usize)>,
     /// What is to be sent unasked, and on which connection.
@@ -125,20 +149,33 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(rules: Rules, run_id: String, started: u64) -> Self {
-        let (subscribers, pushes) = (Vec::new(), Vec::new());
-        Self { store: Store::default(), rules, run_id, started, durable: false, known: [false; 3], subscribers, pushes }
+    pub fn new(rules: Rules, run_id: String) -> Self {
+        Self {
+            store: Store::default(),
+            rules,
+            run_id,
+            durable: false,
+            is_replica: false,
+            was_replica: false,
+            known: [false; 4],
+            subscribers: Vec::new(),
+            pushes: Vec::new(),
+        }
     }
 
-    /// What the bundled scripts do when they start a new cluster.
-    pub fn declare_new(&mut self, now: u64) {
-        let run_id = self.run_id.clone().into_bytes();
-        self.store.put(b"quorlock:new", Data::Text(run_id), None, now);
+    /// What the bundled scripts do when they start a new cluster of so many nodes.
+    pub fn declare_new(&mut self, word: u64, cluster: u64, nodes: usize, now: u64) {
+        let run_id = &self.run_id[..16];
+        let keeps = u8::from(self.durable);
+        let record = format!("{word:016x} 1000 0 0 300000 {cluster:016x} {keeps} {run_id}");
+        self.store.put(rules::RECORD, Data::Text(record.into_bytes()), None, now);
+        let list = [b"quorlock:list:", quorlock_prefix()].concat();
+        self.store.put(&list, Data::Text(nodes.to_string().into_bytes()), None, now);
     }
 
     /// SCRIPT FLUSH, or what a restart does to scripts.
     pub fn flush_scripts(&mut self) {
-        self.known = [false; 3];
+        self.known = [false; 4];
     }
 
     /// The connection is gone, as far as the server knows.
@@ -172,22 +209,9 @@ impl Node {
                 Reply::Okay
             }
             (b"INFO", _) => Reply::bulk(self.info(now)),
-            (b"CONFIG", b"GET") => Reply::Array(
-                args[2..]
-                    .iter()
-                    .filter_map(|name| self.config(name).map(|value| [name.to_vec(), value.into()]))
-                    .flatten()
-                    .map(Reply::Bulk)
-                    .collect(),
+            (b"MGET", _) => Reply::Array(
+                args[1..].iter().map(|key| self.store.text(key, now).map_or(Reply::Nil, Reply::bulk)).collect(),
             ),
-            (b"GET", _) => self.store.text(args[1], now).map_or(Reply::Nil, Reply::bulk),
-            (b"EXISTS", _) => Reply::Int(i64::from(self.store.data(args[1], now).is_some())),
-            (b"SET", _) => {
-                // As the client sends it: SET key value EX seconds.
-                let seconds = args.get(4).and_then(|life| std::str::from_utf8(life).ok()?.parse::<u64>().ok());
-                self.store.put(args[1], Data::Text(args[2].to_vec()), seconds.map(|life| 1000 * life), now);
-                Reply::Okay
-            }
             (b"TIME", _) => Reply::Array([now / 1_000_000, now % 1_000_000].map(|n| Reply::bulk(n.to_string())).into()),
             (b"CLIENT" | b"AUTH" | b"SELECT", _) => Reply::Okay,
             (b"HELLO", _) => Reply::Map(vec![Reply::bulk("proto"), Reply::Int(3)]),
@@ -205,8 +229,13 @@ impl Node {
             return Reply::Error("NOSCRIPT No matching script. Please use EVAL.".to_owned());
         };
         let Some((keys, argv)) = split(args) else { return Reply::Error("ERR wrong number of arguments".to_owned()) };
+        if self.is_replica && script != Script::Inspect {
+            let why = "READONLY You can't write against a read only replica.";
+            return Reply::Error(why.to_owned());
+        }
         match script {
-            Script::Hold => rules::hold(&mut self.store, &self.rules, keys, &argv, now),
+            Script::Hold => rules::hold(&mut self.store, &self.rules, keys, argv, now),
+            Script::Record => rules::record(&mut self.store, &self.rules, keys, argv, now),
             Script::Release => {
                 let (subscribers, pushes) = (&self.subscribers, &mut self.pushes);
                 let mut publish = |channel: &[u8], text: &[u8]| {
@@ -216,36 +245,24 @@ impl Node {
                     pushes.extend(heard.map(|(_, connection)| (*connection, message())));
                     pushes.len() - before
                 };
-                rules::release(&mut self.store, &self.rules, keys, &argv, now, &mut publish)
+                rules::release(&mut self.store, &self.rules, keys, argv, now, &mut publish)
             }
             Script::Inspect => rules::inspect(&mut self.store, keys, now),
         }
     }
 
-    fn config(&self, name: &[u8]) -> Option<&'static str> {
-        Some(match name {
-            b"maxmemory-policy" => "noeviction",
-            b"maxmemory" => "0",
-            b"appendonly" if self.durable => "yes",
-            b"appendonly" => "no",
-            b"appendfsync" if self.durable => "always",
-            b"appendfsync" => "everysec",
-            _ => return None,
-        })
-    }
-
     fn info(&self, now: u64) -> String {
-        let uptime = now.saturating_sub(self.started) / 1_000_000;
+        let role = if self.is_replica { "slave" } else { "master" };
+        let earlier = if self.was_replica { "f" } else { "0" };
         [
             "# Server".to_owned(),
             "redis_version:7.0.15".to_owned(),
             "redis_mode:standalone".to_owned(),
             format!("run_id:{}", self.run_id),
             format!("server_time_usec:{now}"),
-            format!("uptime_in_seconds:{uptime}"),
             "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction".to_owned(),
             format!("# Persistence\r\nloading:0\r\naof_enabled:{}", u8::from(self.durable)),
-            "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n".to_owned(),
+            format!("# Replication\r\nrole:{role}\r\nmaster_replid2:{}\r\n", earlier.repeat(40)),
         ]
         .join("\r\n")
     }
@@ -254,9 +271,12 @@ impl Node {
 /// The words of a command.
 type Args<'a, 'b> = &'a [&'b [u8]];
 
-/// Keys and arguments of an EVALSHA, those that came together as one each.
-pub fn split<'a, 'b>(args: Args<'a, 'b>) -> Option<(Args<'a, 'b>, Vec<&'b [u8]>)> {
+/// Keys and arguments of an EVALSHA.
+pub fn split<'a, 'b>(args: Args<'a, 'b>) -> Option<(Args<'a, 'b>, Args<'a, 'b>)> {
     let count: usize = std::str::from_utf8(args.get(2)?).ok()?.parse().ok()?;
-    let (keys, argv) = args.get(3..)?.split_at_checked(count)?;
-    Some((keys, argv.iter().flat_map(|words| words.split(|byte| *byte == b' ')).collect()))
+    args.get(3..)?.split_at_checked(count)
+}
+
+fn quorlock_prefix() -> &'static [u8] {
+    b"quorlock:lock:"
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::invariant::{Findings, Invariant, Watch};
 use crate::node::{Node, Script, split};
 use crate::resp::Reply;
-use crate::rules::{Hold, LockValue, Release, lua_number};
+use crate::rules::{Hold, LockValue, RECORD, Record, Release, lua_number};
 
 /// A lock as it stands on a node.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,13 +39,17 @@ impl State {
 
 /// Resource, owner and token.
 type Vote = (usize, u128, u64);
-/// Node, resource, owner and session.
-type Share = (usize, usize, u128, u64);
+/// Of a client in a lease.
+type ShareWord = Vec<u8>;
+/// Node, resource, owner and share.
+type Share = (usize, usize, u128, ShareWord);
 
 /// Which nodes gave a vote, one bit each.
 #[derive(Clone, Copy, Debug, Default)]
 struct Votes {
     given: u64,
+    /// By a node that said that they count.
+    counted: u64,
     /// By a node that cannot have forgotten an earlier one.
     sound: u64,
 }
@@ -72,8 +76,8 @@ pub struct Oracle {
     votes: HashMap<Vote, Votes>,
     /// The largest ballot of a release that each node has seen.
     released: HashMap<Share, u64>,
-    /// What each session that began a lease has sent for it, as far as any node has heard it.
-    sent: HashMap<(usize, u128, u64, u64), Sent>,
+    /// What has been sent for each share, as far as any node has heard it.
+    sent: HashMap<(usize, u128, u64, ShareWord), Sent>,
     /// The latest token that each node granted anew.
     newest: HashMap<(usize, usize), u64>,
     before: Vec<State>,
@@ -85,8 +89,6 @@ pub struct Oracle {
 struct Sent {
     holds: u64,
     releases: Option<u64>,
-    /// It was handed its own lease back, and so may hold and release it more than once.
-    joins: bool,
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -129,6 +131,13 @@ impl Oracle {
         votes.map_or((0, 0), |votes| (votes.given.count_ones(), votes.sound.count_ones()))
     }
 
+    /// How many nodes gave a vote for this that counts, as they said.
+    pub fn counted(&self, lock_key: &str, owner: &str, token: u64) -> u32 {
+        let key = self.keys.iter().position(|known| known == lock_key.as_bytes());
+        let votes = key.and_then(|key| self.votes.get(&(key, hexadecimal(owner.as_bytes()), token)));
+        votes.map_or(0, |votes| votes.counted.count_ones())
+    }
+
     /// This node has lost its memory, and so have we of it.
     pub fn forget(&mut self, node: usize) {
         self.released.retain(|(at, ..), _| *at != node);
@@ -138,7 +147,7 @@ impl Oracle {
     /// Lets the node execute a command and looks at what that did.
     pub fn execute(&mut self, place: Place, node: &mut Node, args: &[&[u8]]) -> Reply {
         let script = if args[0] == b"EVALSHA" { args.get(1).and_then(|hash| Script::by_hash(hash)) } else { None };
-        let watched = script.filter(|script| *script != Script::Inspect).zip(split(args));
+        let watched = script.filter(|script| matches!(script, Script::Hold | Script::Release)).zip(split(args));
         let Some((script, (keys, argv))) = watched else { return node.execute(args, place.conn, place.clock) };
         let (mut before, mut after) = (std::mem::take(&mut self.before), std::mem::take(&mut self.after));
         let look = |node: &mut Node, states: &mut Vec<State>| {
@@ -146,12 +155,17 @@ impl Oracle {
             states.iter_mut().zip(keys.chunks_exact(2)).for_each(|(state, pair)| state.look(node, pair, place.clock));
         };
         look(node, &mut before);
+        let record = node.store.text(RECORD, place.clock).unwrap_or_default().to_vec();
         let reply = node.execute(args, place.conn, place.clock);
         look(node, &mut after);
-        let mut judge = Judge { oracle: self, place, keys, argv: &argv, before: &before, after: &after };
+        let mut judge = Judge { oracle: self, place, keys, argv, before: &before, after: &after, record: &record };
         match (script, &reply) {
-            (Script::Hold, Reply::Int(_)) => judge.granted(),
-            (Script::Hold, Reply::Array(answer)) if answer[0] == Reply::Int(1) => judge.granted(),
+            (Script::Hold, Reply::Int(_)) => judge.granted(true),
+            (Script::Hold, Reply::Array(answer)) if matches!(answer[0], Reply::Int(1 | 11)) => judge.granted(true),
+            // It honours what goes on, and says that this is no vote.
+            (Script::Hold, Reply::Array(answer)) if answer[0] == Reply::Int(9) && !judge.acquires() => {
+                judge.granted(false);
+            }
             (Script::Hold, Reply::Array(_)) => judge.refused(),
             (Script::Release, Reply::Int(_) | Reply::Array(_)) => judge.released(),
             _ => {}
@@ -169,6 +183,8 @@ struct Judge<'a> {
     argv: &'a [&'a [u8]],
     before: &'a [State],
     after: &'a [State],
+    /// The node's, before the command.
+    record: &'a [u8],
 }
 
 impl Judge<'_> {
@@ -186,28 +202,40 @@ impl Judge<'_> {
         });
     }
 
-    fn granted(&mut self) {
+    fn acquires(&self) -> bool {
+        Hold::parse(self.argv).is_some_and(|asked| asked.resources.iter().any(|one| one.token == b"0"))
+    }
+
+    fn granted(&mut self, counts: bool) {
         let Some(asked) = Hold::parse(self.argv) else { return };
         let (next, lease) = (integer(asked.next), integer(asked.lease).cast_signed());
-        let (owner, session) = (hexadecimal(asked.owner), hexadecimal(asked.session) as u64);
-        for (i, args) in asked.resources.chunks_exact(3).enumerate() {
+        let owner = hexadecimal(asked.owner);
+        let said = asked.record.split(|byte| *byte == b' ').next();
+        let same = Record::parse(self.record).is_some_and(|record| Some(record.word) == said);
+        self.judge(Invariant::RecordHolds, 0, same, "honoured a message that carries another record");
+        let longest = Record::parse(self.record).map_or(i64::MAX, Record::longest_ms);
+        for (i, one) in asked.resources.iter().enumerate() {
             let key = self.oracle.key(self.keys[2 * i]);
-            let fresh = args[0] == b"0";
-            let token = if fresh { next } else { integer(args[0]) };
+            let fresh = one.token == b"0";
+            let token = if fresh { next } else { integer(one.token) };
             let (before, after) = (&self.before[i], &self.after[i]);
             let ours =
                 before.lock().is_some_and(|lock| lock.owner == asked.owner && (fresh || integer(lock.token) == token));
-            let mine = after.lock().and_then(|lock| lock.entries().find(|(id, _)| *id == asked.session));
+            let mine = after.lock().and_then(|lock| lock.entries().find(|(id, _)| *id == one.share));
             let holds = mine.map(|(_, holds)| u64::from(holds));
-            let (own, long, grown) =
-                (before.value.is_empty() || ours, after.pttl >= before.pttl.max(lease), after.ballot >= before.ballot);
-            self.judge(Invariant::NoFalseGrant, i, own, "granted over somebody else's key");
+            // A clock that was set back leaves a key for longer than any lease.
+            let (own, long, grown) = (
+                before.value.is_empty() || ours,
+                after.pttl >= before.pttl.min(longest).max(lease),
+                after.ballot >= before.ballot,
+            );
+            self.judge(Invariant::NoFalseGrant, i, own, "granted over another's key");
             self.judge(Invariant::LeaseNeverShrinks, i, long, "a lease got shorter");
             self.judge(Invariant::TokenMonotonic, i, grown, "the ballot fell");
             self.judge(
                 Invariant::ReentrantDepth,
                 i,
-                holds == Some(integer(args[2])),
+                holds == Some(integer(one.holds)),
                 "the count is not what was asked for",
             );
             if fresh {
@@ -215,59 +243,58 @@ impl Judge<'_> {
                 let new = newest.is_none_or(|newest| newest < token);
                 self.judge(Invariant::TokenUnique, i, new, "granted a token that is not new");
             }
-            let released = self.oracle.released.get(&(self.place.node, key, owner, session));
-            // A session that has joined once more since is there anyway: a late message of its earlier share brings nothing
-            // back.
-            let was_there = ours && before.lock().is_some_and(|lock| lock.entries().any(|(id, _)| id == asked.session));
-            let late = released.is_some_and(|released| *released >= next) && !was_there;
-            self.judge(Invariant::NoOrphan, i, !late, "a message from before its release brought its session back");
-            let share = (key, owner, token, session);
-            if fresh {
-                self.oracle.sent.entry(share).or_default();
-            }
-            if let Some(sent) = self.oracle.sent.get_mut(&share) {
-                sent.holds = sent.holds.max(next);
-                sent.joins |= !fresh && args[1] == b"0";
-                let covered = sent.joins || sent.releases.is_none_or(|released| next <= released);
-                self.judge(Invariant::NoOrphan, i, covered, "a release did not cover this message of its session");
-            }
+            let released = self.oracle.released.get(&(self.place.node, key, owner, one.share.to_vec()));
+            let late = released.is_some_and(|released| *released >= next);
+            self.judge(Invariant::NoOrphan, i, !late, "a message from before its release brought its share back");
+            let sent = self.oracle.sent.entry((key, owner, token, one.share.to_vec())).or_default();
+            sent.holds = sent.holds.max(next);
+            let covered = sent.releases.is_none_or(|released| next <= released);
+            self.judge(Invariant::NoOrphan, i, covered, "a release did not cover this message of its share");
             let votes = self.oracle.votes.entry((key, owner, token)).or_default();
-            votes.given |= 1 << self.place.node;
-            votes.sound |= u64::from(self.place.remembers) << self.place.node;
+            if counts {
+                votes.given |= 1 << self.place.node;
+                votes.counted |= 1 << self.place.node;
+                votes.sound |= u64::from(self.place.remembers) << self.place.node;
+            }
         }
     }
 
     fn refused(&mut self) {
-        let changed = (0..self.before.len()).find(|i| self.before[*i] != self.after[*i]);
+        let differs = |i: &usize| {
+            let (before, after) = (&self.before[*i], &self.after[*i]);
+            // What a clock that was set back left for longer than any lease may be cut.
+            (&before.value, before.ballot) != (&after.value, after.ballot) || after.pttl > before.pttl.max(0)
+        };
+        let changed = (0..self.before.len()).find(differs);
         self.judge(Invariant::NoFalseGrant, changed.unwrap_or(0), changed.is_none(), "a refusal changed something");
     }
 
     fn released(&mut self) {
-        let Some(Release { owner, session, next, resources, .. }) = Release::parse(self.argv) else { return };
-        let next = integer(next);
-        for (i, args) in resources.chunks_exact(4).enumerate() {
-            if args[0] == b"0" {
-                continue; // Somebody has stopped waiting.
+        let Some(Release { owner, sent, resources, .. }) = Release::parse(self.argv) else { return };
+        let next = integer(sent);
+        for (i, one) in resources.iter().enumerate() {
+            if one.token == b"0" {
+                continue; // A request has stopped waiting.
             }
             let (before, after) = (&self.before[i], &self.after[i]);
-            let honest = match before.lock().filter(|lock| lock.owner == owner && lock.token == args[0]) {
+            let honest = match before.lock().filter(|lock| lock.owner == owner && lock.token == one.token) {
                 None => before.value == after.value && before.pttl == after.pttl,
                 Some(lock) => {
-                    let others = lock.entries().filter(|(id, _)| *id != session);
+                    let others = lock.entries().filter(|(id, _)| *id != one.share);
                     let left = after.lock().map(LockValue::entries).into_iter().flatten();
-                    left.filter(|(id, _)| *id != session).eq(others)
+                    left.filter(|(id, _)| *id != one.share).eq(others)
                 }
             };
             self.judge(Invariant::ReleaseSafe, i, honest, "a release touched what was not its own");
             let key = self.oracle.key(self.keys[2 * i]);
-            let share = (self.place.node, key, hexadecimal(owner), hexadecimal(session) as u64);
+            let share = (self.place.node, key, hexadecimal(owner), one.share.to_vec());
             let released = self.oracle.released.entry(share).or_default();
             *released = (*released).max(next);
-            if let Some(sent) = self.oracle.sent.get_mut(&(key, share.2, integer(args[0]), share.3)) {
-                sent.joins |= args[1] == b"0";
+            let sent = (key, hexadecimal(owner), integer(one.token), one.share.to_vec());
+            if let Some(sent) = self.oracle.sent.get_mut(&sent) {
                 sent.releases = sent.releases.max(Some(next));
-                let covers = sent.joins || next >= sent.holds;
-                self.judge(Invariant::NoOrphan, i, covers, "a release does not cover what its session has sent");
+                let covers = next >= sent.holds;
+                self.judge(Invariant::NoOrphan, i, covers, "a release does not cover what its share has sent");
             }
         }
     }

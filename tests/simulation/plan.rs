@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::invariant::Invariant;
 use crate::rng::Rng;
 use crate::rules::Rules;
 
@@ -16,29 +15,20 @@ pub struct Broken {
     pub clock_is_set_back: bool,
     /// Two answers of a node change places.
     pub swaps_answers: bool,
-    /// Not broken: nodes' clocks are set ahead while locks are held there, in every run. That is outside of the promise.
-    pub steps_under_locks: bool,
+    /// Not broken: nodes' clocks step, in every run.
+    pub steps_clocks: bool,
+    /// Not broken: nodes forget, in every run.
+    pub forgets: bool,
 }
 
-/// What may be expected of the clocks.
+/// What the clocks do. Everything must hold either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clocks {
-    /// Rates within the drift allowance, up to its edge; steps never cut a lease short. Everything must hold.
-    Bounded,
-    /// Nodes' clocks jump as they like, within 10 minutes. Tokens must stay unique and ordered, nothing lost may come
-    /// back; exclusion is not promised.
-    Wild,
-}
-
-impl Clocks {
-    /// Is this promised?
-    pub fn promise(self, invariant: Invariant) -> bool {
-        self == Self::Bounded || !Self::NEED_CLOCKS.contains(&invariant)
-    }
-
-    /// What no lock with leases can keep when a majority of nodes sets its clock ahead, which ends leases early.
-    pub const NEED_CLOCKS: [Invariant; 3] =
-        [Invariant::MutualExclusion, Invariant::FencedStore, Invariant::Linearizable];
+    /// Nodes' clocks keep their rates within the drift allowance, up to its edge, and a step never cuts a lease short. Clients'
+    /// wall clocks are minutes apart.
+    Sound,
+    /// Nodes' clocks step as they like, any number of them, also under leases. Clients' wall clocks agree within the drift.
+    Stepping,
 }
 
 /// How fast clocks run, in ppm of true time.
@@ -81,6 +71,8 @@ pub struct ClientPlan {
     pub actors: usize,
     pub ppm: i64,
     pub skew_us: i64,
+    /// Its clocks are off by a millisecond at most, at whichever rate.
+    pub bounded: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -101,8 +93,8 @@ pub struct Plan {
     pub clients: Vec<ClientPlan>,
     pub resources: usize,
     pub clocks: Clocks,
-    /// Some nodes lose their memory. Wall clocks agree in these runs, because a forgotten ballot is replaced by nothing
-    /// but the wall clock.
+    /// Some nodes lose their memory, or fall back to an older one. Wall clocks agree in these runs, because a forgotten ballot is
+    /// replaced by nothing but the wall clock.
     pub forgetful: bool,
     /// The servers have just been started; declared new or not.
     pub young: bool,
@@ -117,21 +109,22 @@ pub struct Plan {
 }
 
 const MINUTE_US: u64 = 60_000_000;
+/// Clients and nodes are never further apart than ballots may be, which is five minutes, unless a plan says so.
+const FURTHEST_SKEW: u64 = 3 * MINUTE_US / 2;
 
 impl Plan {
     pub fn new(seed: u64, broken: Broken) -> Self {
         let mut rng = Rng::new(seed, 1);
         let count = rng.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
-        let forgetful = (rng.chance(0.2) && !broken.steps_under_locks) || broken.forgets_at_once;
-        let wild = (rng.chance(0.2) || broken.steps_under_locks) && !forgetful;
+        let forgetful = rng.chance(0.3) || broken.forgets_at_once || broken.forgets;
+        let stepping = rng.chance(0.4) || broken.steps_clocks;
         let skewed = !forgetful && rng.chance(0.5);
         let rates = match rng.between(0..10) {
-            _ if forgetful => Rates::Equal,
             0 => Rates::Equal,
             1 | 2 => Rates::Edge,
             _ => Rates::Random,
         };
-        let skew = |rng: &mut Rng| if skewed { rng.signed(9 * MINUTE_US) } else { 0 };
+        let skew = |rng: &mut Rng| if skewed { rng.signed(FURTHEST_SKEW) } else { 0 };
         let mut nodes: Vec<NodeClock> = (0..count)
             .map(|_| NodeClock {
                 offset_us: skew(&mut rng),
@@ -162,7 +155,8 @@ impl Plan {
                 extends: rng.chance(if rates == Rates::Edge { 0.5 } else { 0.75 }),
                 actors: rng.pick(&[1, 2, 3, 6]),
                 ppm: rates.of_a_client(rng),
-                skew_us: if skewed { rng.signed(9 * MINUTE_US) } else { 0 },
+                skew_us: if skewed && !stepping { rng.signed(FURTHEST_SKEW) } else { 0 },
+                bounded: stepping,
             }
         };
         let clients = (0..rng.between(2..6)).map(|_| client(&mut rng)).collect();
@@ -172,7 +166,7 @@ impl Plan {
             nodes,
             clients,
             resources: rng.pick(&[1, 2, 3, 4, 6]),
-            clocks: if wild { Clocks::Wild } else { Clocks::Bounded },
+            clocks: if stepping { Clocks::Stepping } else { Clocks::Sound },
             forgetful,
             young: rng.chance(0.3),
             declared_new: rng.chance(0.5),
@@ -208,6 +202,12 @@ impl Plan {
 
     pub fn quorum(&self) -> usize {
         self.nodes.len() / 2 + 1
+    }
+
+    /// For so long may a client be kept from a lock by the clock of a holder that has gone, beside the lease.
+    pub fn behind(&self, longest: Duration) -> Duration {
+        let skewed = self.clients.iter().any(|client| client.skew_us != 0);
+        if skewed { longest } else { Duration::ZERO }
     }
 
     /// How many nodes may fail beside those that are of no use anyway.

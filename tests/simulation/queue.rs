@@ -10,6 +10,8 @@ pub enum Event {
     Resume { client: usize },
     Restart { node: usize },
     Wake { node: usize },
+    Promote { node: usize, of: usize },
+    LeapBack { node: usize },
 }
 
 struct Entry {

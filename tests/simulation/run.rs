@@ -68,7 +68,6 @@ pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
         let watch = Arc::new(Watch::default());
         let ledger = Ledger::new(
             plan.resources + calm::EXTRA_RESOURCES,
-            plan.clocks,
             plan.quorum(),
             micros(plan.longest_lease().max(calm::LEASE)),
             Arc::clone(&watch),
@@ -136,7 +135,7 @@ impl Stage {
     pub async fn start_client(&mut self, place: usize, plan: ClientPlan) {
         let scene = &self.scene;
         let time = lock(&scene.world).time;
-        let clock = Arc::new(Clock::new(time, plan.ppm, plan.skew_us, Arc::clone(&self.watch)));
+        let clock = Arc::new(Clock::new(time, &plan, Arc::clone(&self.watch)));
         let index = lock(&scene.world).add_client(Arc::clone(&clock));
         let machine = Machine {
             client: index,
@@ -147,7 +146,6 @@ impl Stage {
         let mut builder = Quorlock::builder()
             .nodes((0..scene.plan.nodes.len()).map(|node| format!("redis://node{node}")))
             .lease(plan.lease)
-            .longest_lease(scene.plan.longest_lease())
             .extend(plan.extends)
             .environment(Arc::new(machine));
         if let Some(timeout) = plan.node_timeout {

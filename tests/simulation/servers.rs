@@ -15,8 +15,6 @@ use crate::time::{EPOCH_US, micros};
 use crate::trace::describe;
 use crate::world::World;
 
-const DAY_US: u64 = 86_400_000_000;
-
 pub struct Server {
     pub node: Node,
     offset_us: i64,
@@ -28,19 +26,39 @@ pub struct Server {
     backlog: VecDeque<(usize, Vec<u8>)>,
     /// The furthest ahead that its clock was set.
     furthest_us: i64,
-    /// Simulated time when its process began that cannot show that it has its predecessor's votes.
-    began_anew: Option<u64>,
+    /// Simulated time when it last may have forgotten votes.
+    forgot_at: Option<u64>,
+    /// What it had some time ago.
+    older: VecDeque<Store>,
+    /// Its clock has leapt by so much, and will leap back.
+    leap_us: i64,
+}
+
+/// The cluster word of every simulated cluster.
+const CLUSTER: u64 = 0xc105_7e20;
+/// So many earlier states of a node are kept.
+const MOST_OLDER: usize = 6;
+
+/// How a node loses what it knew, while its clients stay connected.
+#[derive(Clone, Copy, Debug)]
+pub enum Forgets {
+    /// FLUSHALL, FLUSHDB, SWAPDB.
+    Flush,
+    /// Another server answers at the address, and knows nothing.
+    Replaced,
+    /// REPLICAOF another node for so long, and back.
+    Replica { of: usize, duration: u64 },
 }
 
 impl Server {
     pub fn new(plan: &Plan, index: usize, rng: &mut Rng) -> Self {
         let clock = &plan.nodes[index];
         let now = EPOCH_US.saturating_add_signed(clock.offset_us);
-        let started = now - if plan.young { 0 } else { DAY_US };
-        let mut node = Node::new(plan.broken.rules, run_id(rng, index), started);
+        let mut node = Node::new(plan.broken.rules, run_id(rng, index));
         node.durable = clock.durable;
-        if plan.declared_new {
-            node.declare_new(now);
+        let is_declared = !plan.young || plan.declared_new;
+        if is_declared {
+            node.declare_new(rng.number(), CLUSTER, plan.nodes.len(), now);
         }
         Self {
             node,
@@ -51,9 +69,20 @@ impl Server {
             up: true,
             backlog: VecDeque::new(),
             furthest_us: clock.offset_us,
-            began_anew: Some(0).filter(|_| plan.young && !plan.declared_new && !clock.durable),
+            forgot_at: Some(0).filter(|_| !is_declared),
+            older: VecDeque::new(),
+            leap_us: 0,
         }
     }
+}
+
+/// What a process that dies leaves to the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    Kept,
+    Lost,
+    /// What it had some time ago, as a promoted replica has.
+    Older,
 }
 
 impl World {
@@ -127,7 +156,7 @@ impl World {
         let reply = if server.loading_until > at {
             Reply::Error("LOADING Redis is loading the dataset in memory".to_owned())
         } else {
-            let remembers = server.began_anew.is_none_or(|began| at >= began + micros(self.plan.longest_lease()));
+            let remembers = server.forgot_at.is_none_or(|forgot| at >= forgot + micros(self.plan.longest_lease()));
             self.oracle.execute(Place { node, conn, clock, at, remembers }, &mut server.node, args)
         };
         let code = match &reply {
@@ -165,12 +194,16 @@ impl World {
     }
 
     /// A process that dies takes its connections and what was on its way to it along.
-    pub fn crash_node(&mut self, node: usize, down_for: u64, forgets: bool) {
+    pub fn crash_node(&mut self, node: usize, down_for: u64, memory: Memory) {
         if !self.servers[node].up {
             return;
         }
-        self.note(format_args!("n{node} crashes for {} ms (forgets {forgets})", down_for / 1000));
-        self.figures.fault(if forgets { Fault::NodeAmnesia } else { Fault::NodeCrash });
+        self.note(format_args!("n{node} crashes for {} ms ({memory:?})", down_for / 1000));
+        self.figures.fault(match memory {
+            Memory::Kept => Fault::NodeCrash,
+            Memory::Lost => Fault::NodeAmnesia,
+            Memory::Older => Fault::NodeOlder,
+        });
         for conn in 0..self.conns.len() {
             if self.conns[conn].node == node && !self.conns[conn].dead {
                 self.break_connection(conn);
@@ -182,36 +215,119 @@ impl World {
         server.paused_until = 0;
         server.node.flush_scripts();
         server.node.disconnect_all();
-        if forgets {
-            server.node.store = Store::default();
-            self.oracle.forget(node);
+        (server.node.is_replica, server.node.was_replica) = (false, false);
+        if memory != Memory::Kept {
+            let older = server.older.front().filter(|_| memory == Memory::Older).cloned();
+            server.node.was_replica = older.is_some();
+            server.node.store = older.unwrap_or_default();
+            self.has_forgotten(node);
         }
         self.push(self.time.now() + down_for, Event::Restart { node });
     }
 
+    fn has_forgotten(&mut self, node: usize) {
+        self.servers[node].older.clear();
+        self.servers[node].forgot_at = Some(self.time.now());
+        self.oracle.forget(node);
+    }
+
     pub fn restart(&mut self, node: usize) {
-        let started = self.clock(node);
         let run_id = run_id(&mut self.rng, node);
+        let (word, clock) = (self.rng.number(), self.clock(node));
         let server = &mut self.servers[node];
-        (server.up, server.node.run_id, server.node.started) = (true, run_id, started);
-        // Of one whose clock is set while it runs, a client that comes later cannot know the age.
-        let can_tell = server.node.durable || !self.plan.forgetful;
-        server.began_anew = Some(self.time.now()).filter(|_| !can_tell);
+        (server.up, server.node.run_id) = (true, run_id);
+        if !server.node.durable {
+            server.forgot_at = Some(self.time.now());
+        }
         if self.plan.broken.forgets_at_once {
-            server.node.declare_new(started);
+            let nodes = self.plan.nodes.len();
+            server.node.declare_new(word, CLUSTER, nodes, clock);
         }
         self.note(format_args!("n{node} is up"));
+    }
+
+    /// The node's data goes while its clients are connected.
+    pub fn forget(&mut self, node: usize, how: Forgets) {
+        if !self.servers[node].up || self.servers[node].node.is_replica {
+            return;
+        }
+        self.note(format_args!("n{node} forgets: {how:?}"));
+        let run_id = run_id(&mut self.rng, node);
+        let server = &mut self.servers[node].node;
+        match how {
+            Forgets::Flush => {
+                server.store = Store::default();
+                self.figures.fault(Fault::NodeFlush);
+            }
+            Forgets::Replaced => {
+                server.store = Store::default();
+                server.run_id = run_id;
+                server.flush_scripts();
+                server.disconnect_all();
+                self.figures.fault(Fault::NodeReplace);
+            }
+            Forgets::Replica { of, duration } => {
+                server.is_replica = true;
+                self.figures.fault(Fault::NodeReplica);
+                self.push(self.time.now() + duration, Event::Promote { node, of });
+            }
+        }
+        self.has_forgotten(node);
+    }
+
+    /// It was a replica of another node, and is a master again, with the other's data.
+    pub fn promote(&mut self, node: usize, of: usize) {
+        let data = self.servers[of].node.store.clone();
+        let server = &mut self.servers[node].node;
+        if !server.is_replica {
+            return; // It crashed meanwhile.
+        }
+        (server.store, server.is_replica, server.was_replica) = (data, false, true);
+        self.has_forgotten(node);
+        self.note(format_args!("n{node} is a master again, with the data of n{of}"));
+    }
+
+    /// What a replica of the node would have by now, and have lost the rest.
+    pub fn keep_older(&mut self, node: usize) {
+        let server = &mut self.servers[node];
+        server.older.push_back(server.node.store.clone());
+        if server.older.len() > MOST_OLDER {
+            server.older.pop_front();
+        }
+    }
+
+    /// The clock leaps by hours, and leaps back after a while. What ends meanwhile is gone.
+    pub fn leap_clock(&mut self, node: usize, by_us: i64, duration: u64) {
+        if self.servers[node].leap_us != 0 {
+            return;
+        }
+        self.servers[node].leap_us = by_us;
+        self.servers[node].offset_us += by_us;
+        let clock = self.clock(node);
+        self.servers[node].node.store.expire_all(clock);
+        self.figures.fault(Fault::NodeClockLeap);
+        self.note(format_args!("n{node} clock leaps by {} s for {} ms", by_us / 1_000_000, duration / 1000));
+        self.push(self.time.now() + duration, Event::LeapBack { node });
+    }
+
+    pub fn leap_back(&mut self, node: usize) {
+        let server = &mut self.servers[node];
+        server.offset_us -= std::mem::take(&mut server.leap_us);
+        self.note(format_args!("n{node} clock leaps back"));
     }
 
     pub fn step_clock(&mut self, node: usize, by_us: i64) {
         self.servers[node].offset_us += by_us;
         self.servers[node].furthest_us = self.servers[node].furthest_us.max(self.servers[node].offset_us);
+        let clock = self.clock(node);
+        self.servers[node].node.store.expire_all(clock);
         self.figures.fault(Fault::NodeClockStep);
         self.note(format_args!("n{node} clock stepped by {} ms", by_us / 1000));
     }
 
     pub fn heal_server(&mut self, node: usize) {
         let now = self.time.now();
+        self.leap_back(node);
         let server = &mut self.servers[node];
         server.loading_until = 0;
         server.paused_until = server.paused_until.min(now);
@@ -226,7 +342,11 @@ impl World {
 
     /// How far the node's clock has been stepped away from the plan.
     pub fn stepped(&self, node: usize) -> i64 {
-        self.servers[node].offset_us - self.plan.nodes[node].offset_us
+        self.servers[node].offset_us - self.servers[node].leap_us - self.plan.nodes[node].offset_us
+    }
+
+    pub fn count_leaps(&self) -> usize {
+        self.servers.iter().filter(|server| server.leap_us != 0).count()
     }
 
     /// The locks that stand on a node, under their names.

@@ -1,25 +1,30 @@
-//! What `mark.lua` does, once more and in Rust: the highest ballot of a resource, and the line of those who wait for it.
+//! What `mark.lua` does, once more and in Rust: the highest ballot of a resource, the last lease until it is released, and the
+//! queue of the requests that wait.
 
-use super::node::{Data, Store};
+use super::node::Store;
 use super::rules::lua_number;
 
-const KEPT_FOR_US: u64 = 100_000;
+const RESERVED_US: u64 = 100_000;
 const LIVES_US: u64 = 5_000_000;
 const FULL: usize = 12_000;
+pub const DAY_MS: u64 = 86_400_000;
 
-/// `BALLOT`, or `BALLOT WRITTEN UNTIL=CALLED TICKET TICKET …`
+/// `BALLOT` or `BALLOT END VALUE`, and ` | WRITTEN UNTIL=CALLED TICKET TICKET …`
 #[derive(Clone, Debug)]
 pub struct Mark {
     key: Vec<u8>,
     existed: bool,
     changed: bool,
+    renewed: bool,
     pub highest: f64,
+    /// The end of the last lease, and a copy of its lock value.
+    pub last: Option<(f64, Vec<u8>)>,
     until: u64,
     called: Vec<u8>,
     tickets: Vec<Vec<u8>>,
 }
 
-const NOBODY: &[u8] = b"-";
+const NONE: &[u8] = b"-";
 
 fn number(ticket: &[u8]) -> u64 {
     let digits = ticket.iter().take_while(|byte| byte.is_ascii_digit());
@@ -34,48 +39,101 @@ fn is_ticket(text: &[u8]) -> bool {
 }
 
 fn digits(text: &[u8]) -> Option<u64> {
-    if text.iter().all(u8::is_ascii_digit) { std::str::from_utf8(text).ok()?.parse().ok() } else { None }
+    let are = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    if are { std::str::from_utf8(text).ok()?.parse().ok() } else { None }
+}
+
+/// The two sides of the first ` | `.
+fn parted(text: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match text.windows(3).position(|window| window == b" | ") {
+        Some(bar) => (&text[..bar], Some(&text[bar + 3..])),
+        None => (text, None),
+    }
+}
+
+/// The three words of a lock value before its shares, and the shares with a space before each: `^ql1 (%d+) (%x+) (%S+)( %S.*)$`
+pub fn lock_words(value: &[u8]) -> Option<([&[u8]; 3], &[u8])> {
+    let rest = value.strip_prefix(b"ql1 ")?;
+    let space = |text: &[u8]| text.iter().position(|byte| matches!(byte, b' ' | b'\t'..=b'\r'));
+    let mut at = 0;
+    let mut words = [&rest[..0]; 3];
+    for (i, word) in words.iter_mut().enumerate() {
+        let end = at + space(&rest[at..])?;
+        *word = &rest[at..end];
+        let kind: fn(&u8) -> bool = [u8::is_ascii_digit, u8::is_ascii_hexdigit, |_: &u8| true][i];
+        if word.is_empty() || rest[end] != b' ' || !word.iter().all(kind) {
+            return None;
+        }
+        at = end + 1;
+    }
+    let first = rest.get(at)?;
+    (!matches!(first, b' ' | b'\t'..=b'\r')).then_some((words, &rest[at - 1..]))
 }
 
 impl Mark {
     /// `None` for a key that is not ours.
     pub fn at(key: &[u8], value: Option<&[u8]>, now: u64) -> Option<Self> {
-        let (mut until, mut called, mut tickets) = (0, NOBODY.to_vec(), Vec::new());
-        let finite = |value| lua_number(value).filter(|number| *number < f64::INFINITY);
-        let highest = match (value, value.map(finite)) {
-            (None, _) => 0.0,
-            (_, Some(Some(highest))) => highest,
-            (Some(value), _) => {
-                let mut words = value.split(|byte| *byte == b' ');
-                let highest = digits(words.next()?)?;
-                let written = digits(words.next()?)?;
-                let head = words.next()?;
-                let equals = head.iter().position(|byte| *byte == b'=')?;
-                until = digits(&head[..equals])?;
-                called = head[equals + 1..].to_vec();
-                tickets = words.map(<[u8]>::to_vec).collect();
-                if called.is_empty() || !tickets.iter().all(|ticket| is_ticket(ticket)) {
-                    return None;
-                }
-                if now.abs_diff(written) > LIVES_US {
-                    (until, called, tickets) = (0, NOBODY.to_vec(), Vec::new());
-                }
-                highest as f64
-            }
+        let mut mark = Self {
+            key: key.to_vec(),
+            existed: value.is_some(),
+            changed: false,
+            renewed: false,
+            highest: 0.0,
+            last: None,
+            until: 0,
+            called: NONE.to_vec(),
+            tickets: Vec::new(),
         };
-        let (key, existed) = (key.to_vec(), value.is_some());
-        Some(Self { key, existed, changed: false, highest, until, called, tickets })
+        let Some(value) = value else { return Some(mark) };
+        if let Some(highest) = lua_number(value).filter(|number| *number < f64::INFINITY) {
+            mark.highest = highest;
+            return Some(mark);
+        }
+        let (head, queue) = parted(value);
+        match digits(head) {
+            Some(highest) => mark.highest = highest as f64,
+            None => {
+                let mut words = head.splitn(3, |byte| *byte == b' ');
+                mark.highest = digits(words.next()?)? as f64;
+                let end = digits(words.next()?)? as f64;
+                let last = words.next()?;
+                lock_words(last)?;
+                mark.last = Some((end, last.to_vec()));
+            }
+        }
+        if let Some(queue) = queue {
+            let mut words = queue.split(|byte| *byte == b' ');
+            let written = digits(words.next()?)?;
+            let head = words.next()?;
+            let equals = head.iter().position(|byte| *byte == b'=')?;
+            mark.until = digits(&head[..equals])?;
+            mark.called = head[equals + 1..].to_vec();
+            mark.tickets = words.map(<[u8]>::to_vec).collect();
+            if mark.called.is_empty() || !mark.tickets.iter().all(|ticket| is_ticket(ticket)) {
+                return None;
+            }
+            if now.abs_diff(written) > LIVES_US {
+                (mark.until, mark.called, mark.tickets) = (0, NONE.to_vec(), Vec::new());
+            }
+        }
+        Some(mark)
     }
 
     pub fn raise(&mut self, ballot: f64) {
-        (self.highest, self.changed) = (self.highest.max(ballot), true);
+        if ballot > self.highest {
+            (self.highest, self.changed, self.renewed) = (ballot, true, true);
+        }
     }
 
-    /// How long, in ms, the resource is kept for somebody else than `me`.
-    pub fn kept_from(&self, me: &[u8], now: u64) -> u64 {
+    pub fn set_last(&mut self, last: Option<(f64, Vec<u8>)>) {
+        (self.last, self.changed, self.renewed) = (last, true, true);
+    }
+
+    /// How long, in ms, the resource is reserved for another ticket than `me`.
+    pub fn reserved_from(&self, me: &[u8], now: u64) -> u64 {
         let left = self.until.saturating_sub(now);
-        let is_kept = self.called != NOBODY && self.called != me && left > 0 && left <= KEPT_FOR_US;
-        if is_kept { left.div_ceil(1000) } else { 0 }
+        let is_reserved = self.called != NONE && self.called != me && left > 0 && left <= RESERVED_US;
+        if is_reserved { left.div_ceil(1000) } else { 0 }
     }
 
     pub fn enter(&mut self, me: &[u8]) {
@@ -92,7 +150,7 @@ impl Mark {
 
     pub fn leave(&mut self, me: &[u8]) {
         if self.called == me {
-            (self.until, self.called, self.changed) = (0, NOBODY.to_vec(), true);
+            (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
         }
         if let Some(at) = self.tickets.iter().position(|ticket| ticket == me) {
             self.tickets.remove(at);
@@ -102,36 +160,52 @@ impl Mark {
 
     /// `publish` says how many heard the number on the channel.
     pub fn call(&mut self, now: u64, publish: &mut dyn FnMut(&[u8], &[u8]) -> usize) {
-        if self.called == NOBODY && self.tickets.is_empty() {
+        if self.called == NONE && self.tickets.is_empty() {
             return;
         }
-        (self.until, self.called, self.changed) = (0, NOBODY.to_vec(), true);
-        while self.called == NOBODY && !self.tickets.is_empty() {
+        (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
+        while self.called == NONE && !self.tickets.is_empty() {
             let ticket = self.tickets.remove(0);
             let colon = ticket.iter().position(|byte| *byte == b':').unwrap_or(ticket.len() - 1);
             let channel = [b"quorlock:call:", &ticket[colon + 1..]].concat();
             if publish(&channel, &ticket[..colon]) > 0 {
-                (self.until, self.called) = (now + KEPT_FOR_US, ticket);
+                (self.until, self.called) = (now + RESERVED_US, ticket);
             }
         }
     }
 
-    pub fn write(self, store: &mut Store, memory: u64, now: u64) {
+    /// The key does not outlive so many ms from now.
+    pub fn limit(&self, store: &mut Store, most: u64, now: u64) {
+        let left = store.pttl(&self.key, now);
+        if left > most.cast_signed() || left == -1 {
+            store.expire(&self.key, most, now);
+        }
+    }
+
+    pub fn write(self, store: &mut Store, memory: u64, longest: Option<u64>, now: u64) {
         // SET … NX: a key of another type is left alone.
         if !self.changed || (!self.existed && store.data(&self.key, now).is_some()) {
             return;
         }
+        let life = match (&self.last, longest) {
+            (None, _) => Some(memory),
+            (Some(_), Some(longest)) => Some(longest.max(DAY_MS) + DAY_MS),
+            (Some(_), None) => None,
+        };
         let mut words = vec![format!("{:.0}", self.highest).into_bytes()];
-        let is_empty = self.called == NOBODY && self.tickets.is_empty();
-        if is_empty && words[0] == b"0" && self.existed {
-            store.remove(&self.key);
-            return;
+        if let Some((end, value)) = &self.last {
+            words.extend([format!("{end:.0}").into_bytes(), value.clone()]);
         }
-        if !is_empty {
-            words.push(now.to_string().into_bytes());
+        if self.called != NONE || !self.tickets.is_empty() {
+            words.push(format!("| {now}").into_bytes());
             words.push([self.until.to_string().as_bytes(), b"=", &self.called].concat());
             words.extend(self.tickets);
         }
-        store.put(&self.key, Data::Text(words.join(&b' ')), Some(memory), now);
+        let text = words.join(&b' ');
+        match life {
+            _ if self.existed && text == b"0" => store.remove(&self.key),
+            Some(life) if self.renewed || !self.existed => store.set(&self.key, text, life, now),
+            _ => store.keep(&self.key, text),
+        }
     }
 }

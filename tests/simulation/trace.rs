@@ -10,35 +10,42 @@ use crate::rules::{Hold, Release};
 /// A command and its answer on one line. The label is left out: it holds the number of this very process.
 pub fn describe(args: &[&[u8]], reply: &Reply) -> String {
     let (Some(script), Some((keys, argv))) = (Script::by_hash(args[1]), split(args)) else { return String::new() };
-    let shown = |fields: &[&[u8]]| fields.iter().map(|field| text(field)).collect::<Vec<_>>().join(" ");
-    let (common, rest): (String, &[&[u8]]) = match script {
+    let mut line = format!("{script:?}");
+    match script {
         Script::Hold => {
-            let Some(Hold { next, lease, owner, session, resources, .. }) = Hold::parse(&argv) else {
+            let Some(Hold { next, lease, owner, end, resources, record, .. }) = Hold::parse(argv) else {
                 return String::new();
             };
-            (format!("next {} lease {} {}", text(next), text(lease), shown(&[owner, session])), resources)
+            let common = [next, lease, end, owner].map(text).join(" ");
+            write!(line, " {common} record {:?}", text(record)).expect("a string");
+            for (key, one) in keys.chunks_exact(2).zip(&resources) {
+                let words = [key[0], one.token, one.known, one.holds, one.share].map(text).join(" ");
+                write!(line, " [{words}]").expect("a string");
+            }
         }
         Script::Release => {
-            let Some(Release { next, owner, session, resources, .. }) = Release::parse(&argv) else {
-                return String::new();
-            };
-            (format!("next {} {}", text(next), shown(&[owner, session])), resources)
+            let Some(Release { sent, owner, resources, .. }) = Release::parse(argv) else { return String::new() };
+            write!(line, " {} {}", text(sent), text(owner)).expect("a string");
+            for (key, one) in keys.chunks_exact(2).zip(&resources) {
+                let words = [key[0], one.token, one.known, one.share].map(text).join(" ");
+                write!(line, " [{words}]").expect("a string");
+            }
         }
-        Script::Inspect => (String::new(), &[]),
-    };
-    let width = rest.len() / (keys.len() / 2).max(1);
-    let mut line = format!("{script:?} {common}");
-    for (i, key) in keys.chunks_exact(2).enumerate() {
-        write!(line, " [{} {}]", text(key[0]), shown(&rest[i * width..(i + 1) * width])).expect("a string");
+        Script::Inspect => {}
+        Script::Record => {
+            let words: Vec<String> = argv.iter().map(|word| text(word)).collect();
+            write!(line, " {words:?}").expect("a string");
+        }
     }
     let answer = match reply {
         Reply::Error(error) => error.clone(),
         Reply::Array(items) => {
             let item = |item: &Reply| match item {
                 Reply::Int(number) => number.to_string(),
-                Reply::Bulk(bytes) => crate::rules::LockValue::parse(bytes).map_or("…".to_owned(), |value| {
-                    format!("{} {} {}", text(value.token), text(value.owner), text(value.sessions))
-                }),
+                Reply::Bulk(bytes) => crate::rules::LockValue::parse(bytes).map_or_else(
+                    || text(bytes),
+                    |value| format!("{} {} {}", text(value.token), text(value.owner), text(value.shares)),
+                ),
                 other => format!("{other:?}"),
             };
             items.iter().map(item).collect::<Vec<_>>().join(" ")

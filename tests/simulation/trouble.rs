@@ -4,16 +4,19 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::figures::Fault;
 use crate::plan::Clocks;
 use crate::rng::Rng;
 use crate::run::Stage;
+use crate::servers::{Forgets, Memory};
 use crate::time::micros;
 use crate::world::lock;
 
 const MILLI: u64 = 1_000;
 const SECOND: u64 = 1_000_000;
-/// A node's clock is never stepped further away than this from where it began.
-const FURTHEST_STEP: i64 = 600 * 1_000_000;
+/// A node's clock is never stepped further away than this from where it began, so that ballots can be agreed on.
+const FURTHEST_STEP: i64 = 100 * 1_000_000;
+const HOUR: u64 = 3600 * SECOND;
 
 /// Makes trouble until the time is up.
 pub async fn make(stage: &mut Stage, until: u64) {
@@ -27,6 +30,10 @@ pub async fn make(stage: &mut Stage, until: u64) {
         let now = stage.scene.now();
         if now >= until {
             return;
+        }
+        if stage.scene.plan.forgetful {
+            let node = rng.below(stage.scene.plan.nodes.len());
+            lock(&stage.scene.world).keep_older(node);
         }
         one(stage, &mut rng, &mut clients_to_crash).await;
     }
@@ -56,20 +63,48 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
         }
         15..30 => world.pause_node(node, long),
         30..40 => {
-            let forgets = plan.forgetful && !plan.nodes[node].durable && rng.chance(0.5);
-            world.crash_node(node, long, forgets);
+            let memory = match rng.between(0..4) {
+                _ if !plan.forgetful || plan.nodes[node].durable => Memory::Kept,
+                0 => Memory::Lost,
+                1 => Memory::Older,
+                _ => Memory::Kept,
+            };
+            world.crash_node(node, long, memory);
         }
         40..45 => world.load_node(node, long),
         45..52 => world.reset_connections(node),
         52..60 => world.flush_scripts(node),
-        60..72 => {
+        60..67 => {
             let most = rng.pick(&[100 * MILLI, SECOND, 5 * SECOND, 60 * SECOND]);
             let by = rng.signed(most);
-            let stays = (world.stepped(node) + by).abs() <= FURTHEST_STEP;
-            let harmless = by <= 0 || world.locks(node).is_empty();
-            if stays && !plan.forgetful && (harmless || plan.clocks == Clocks::Wild) {
-                world.step_clock(node, by);
+            let nodes =
+                if plan.clocks == Clocks::Stepping && rng.chance(0.25) { 0..plan.nodes.len() } else { node..node + 1 };
+            if nodes.len() > 1 {
+                world.figures.fault(Fault::AllClocksStep);
             }
+            for node in nodes {
+                let stays = (world.stepped(node) + by).abs() <= FURTHEST_STEP;
+                let harmless = by <= 0 || world.locks(node).is_empty();
+                if stays && (harmless || plan.clocks == Clocks::Stepping) {
+                    world.step_clock(node, by);
+                }
+            }
+        }
+        67..69 if plan.clocks == Clocks::Stepping => {
+            let by = rng.pick(&[-1, 1]) * rng.between(HOUR..20 * HOUR).cast_signed();
+            if world.count_leaps() < plan.nodes.len() - plan.quorum() {
+                world.leap_clock(node, by, long);
+            }
+        }
+        69..72 if plan.forgetful => {
+            let of = rng.below(plan.nodes.len());
+            let how = match rng.between(0..3) {
+                0 => Forgets::Flush,
+                1 => Forgets::Replaced,
+                _ if of == node => Forgets::Flush,
+                _ => Forgets::Replica { of, duration: long },
+            };
+            world.forget(node, how);
         }
         72..90 => {
             world.pause_client(index, long);

@@ -136,6 +136,8 @@ impl World {
                 Event::Resume { client } => self.resume(client),
                 Event::Restart { node } => self.restart(node),
                 Event::Wake { node } => self.wake(node),
+                Event::Promote { node, of } => self.promote(node, of),
+                Event::LeapBack { node } => self.leap_back(node),
             }
         }
         let next = self.queue.next();

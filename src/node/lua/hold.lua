@@ -163,7 +163,7 @@ for k = 1, #KEYS, 2 do
       if last_head and wall < mark.last_end then
         local named = string.format(' %.0f:%s ', mark.last_end, string.match(last_head, '%d+', 4))
         if not string.find(argv[4] .. ' ', named, 1, true) then
-          mark.limit(memory, longest)
+          mark.limit(math.max(longest, DAY) + DAY)
           local ms = math.min(mark.last_end - wall, longest)
           return busy(mark, {EARLY, now, i, ms, mark.last_end, mark.last})
         end
@@ -175,7 +175,7 @@ for k = 1, #KEYS, 2 do
     end
     if next <= highest then
       if highest <= now + window then return refuse({STALE, now, i, highest}) end
-      mark.limit(memory, longest)
+      mark.limit(memory) -- The last lease, if it was not released, is over by both clocks.
       return refuse({FAR, now, i, highest})
     end
     -- Too far behind this clock: one more than the floor would be too old again by the time it comes.

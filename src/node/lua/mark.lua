@@ -90,9 +90,9 @@ local function mark_at(key, text, now)
     end
   end
 
-  -- No key outlives what this node would give it now. A clock that leapt and came back leaves such keys.
-  function mark.limit(memory, longest)
-    local most, left = mark.last and math.max(longest, DAY) + DAY or memory, redis.call('PTTL', key)
+  -- No key outlives `most` ms from now. A clock that leapt and came back leaves such keys.
+  function mark.limit(most)
+    local left = redis.call('PTTL', key)
     if left > most or left == -1 then redis.pcall('PEXPIRE', key, most) end
   end
 
