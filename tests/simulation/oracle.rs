@@ -80,6 +80,8 @@ pub struct Oracle {
     sent: HashMap<(usize, u128, u64, ShareWord), Sent>,
     /// The latest token that each node granted anew.
     newest: HashMap<(usize, usize), u64>,
+    /// The longest lease that each node honoured, in µs.
+    longest: HashMap<usize, u64>,
     before: Vec<State>,
     after: Vec<State>,
 }
@@ -112,6 +114,7 @@ impl Oracle {
             released: HashMap::new(),
             sent: HashMap::new(),
             newest: HashMap::new(),
+            longest: HashMap::new(),
             before: Vec::new(),
             after: Vec::new(),
         }
@@ -138,10 +141,11 @@ impl Oracle {
         votes.map_or(0, |votes| votes.counted.count_ones())
     }
 
-    /// This node has lost its memory, and so have we of it.
-    pub fn forget(&mut self, node: usize) {
+    /// This node has lost its memory. Gives the longest lease that it may have forgotten, in µs.
+    pub fn forget(&mut self, node: usize) -> u64 {
         self.released.retain(|(at, ..), _| *at != node);
         self.newest.retain(|(at, _), _| *at != node);
+        self.longest.get(&node).copied().unwrap_or(0)
     }
 
     /// Lets the node execute a command and looks at what that did.
@@ -213,6 +217,8 @@ impl Judge<'_> {
         let said = asked.record.split(|byte| *byte == b' ').next();
         let same = Record::parse(self.record).is_some_and(|record| Some(record.word) == said);
         self.judge(Invariant::RecordHolds, 0, same, "honoured a message that carries another record");
+        let honoured = self.oracle.longest.entry(self.place.node).or_default();
+        *honoured = (*honoured).max(1000 * lease.cast_unsigned());
         let longest = Record::parse(self.record).map_or(i64::MAX, Record::longest_ms);
         for (i, one) in asked.resources.iter().enumerate() {
             let key = self.oracle.key(self.keys[2 * i]);

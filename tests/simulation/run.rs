@@ -148,6 +148,10 @@ impl Stage {
             .lease(plan.lease)
             .extend(plan.extends)
             .environment(Arc::new(machine));
+        if scene.plan.nodes.len() < 3 {
+            // No other node knows how long leases were when one forgets.
+            builder = builder.longest_lease(scene.plan.longest_lease());
+        }
         if let Some(timeout) = plan.node_timeout {
             builder = builder.node_timeout(timeout);
         }

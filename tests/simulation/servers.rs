@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::queue::Event;
 use crate::resp::{Reply, parse_command};
 use crate::rng::Rng;
-use crate::time::{EPOCH_US, micros};
+use crate::time::EPOCH_US;
 use crate::trace::describe;
 use crate::world::World;
 
@@ -26,8 +26,8 @@ pub struct Server {
     backlog: VecDeque<(usize, Vec<u8>)>,
     /// The furthest ahead that its clock was set.
     furthest_us: i64,
-    /// Simulated time when it last may have forgotten votes.
-    forgot_at: Option<u64>,
+    /// Simulated time when it last may have forgotten votes, and the longest lease among them, in µs.
+    forgot_at: Option<(u64, u64)>,
     /// What it had some time ago.
     older: VecDeque<Store>,
     /// Its clock has leapt by so much, and will leap back.
@@ -56,8 +56,7 @@ impl Server {
         let now = EPOCH_US.saturating_add_signed(clock.offset_us);
         let mut node = Node::new(plan.broken.rules, run_id(rng, index));
         node.durable = clock.durable;
-        let is_declared = !plan.young || plan.declared_new;
-        if is_declared {
+        if !plan.young || plan.declared_new {
             node.declare_new(rng.number(), CLUSTER, plan.nodes.len(), now);
         }
         Self {
@@ -69,7 +68,7 @@ impl Server {
             up: true,
             backlog: VecDeque::new(),
             furthest_us: clock.offset_us,
-            forgot_at: Some(0).filter(|_| !is_declared),
+            forgot_at: None,
             older: VecDeque::new(),
             leap_us: 0,
         }
@@ -156,7 +155,7 @@ impl World {
         let reply = if server.loading_until > at {
             Reply::Error("LOADING Redis is loading the dataset in memory".to_owned())
         } else {
-            let remembers = server.forgot_at.is_none_or(|forgot| at >= forgot + micros(self.plan.longest_lease()));
+            let remembers = server.forgot_at.is_none_or(|(forgot, longest)| at >= forgot + longest);
             self.oracle.execute(Place { node, conn, clock, at, remembers }, &mut server.node, args)
         };
         let code = match &reply {
@@ -226,9 +225,10 @@ impl World {
     }
 
     fn has_forgotten(&mut self, node: usize) {
+        self.last_forgot = self.time.now();
         self.servers[node].older.clear();
-        self.servers[node].forgot_at = Some(self.time.now());
-        self.oracle.forget(node);
+        let longest = self.oracle.forget(node);
+        self.servers[node].forgot_at = Some((self.time.now(), longest));
     }
 
     pub fn restart(&mut self, node: usize) {
@@ -236,9 +236,6 @@ impl World {
         let (word, clock) = (self.rng.number(), self.clock(node));
         let server = &mut self.servers[node];
         (server.up, server.node.run_id) = (true, run_id);
-        if !server.node.durable {
-            server.forgot_at = Some(self.time.now());
-        }
         if self.plan.broken.forgets_at_once {
             let nodes = self.plan.nodes.len();
             server.node.declare_new(word, CLUSTER, nodes, clock);
@@ -318,7 +315,8 @@ impl World {
 
     pub fn step_clock(&mut self, node: usize, by_us: i64) {
         self.servers[node].offset_us += by_us;
-        self.servers[node].furthest_us = self.servers[node].furthest_us.max(self.servers[node].offset_us);
+        let server = &mut self.servers[node];
+        server.furthest_us = server.furthest_us.max(server.offset_us - server.leap_us);
         let clock = self.clock(node);
         self.servers[node].node.store.expire_all(clock);
         self.figures.fault(Fault::NodeClockStep);
@@ -357,5 +355,5 @@ impl World {
 }
 
 fn run_id(rng: &mut Rng, node: usize) -> String {
-    format!("{:08x}{:032x}", node, rng.number())
+    format!("{:016x}{node:024x}", rng.number())
 }

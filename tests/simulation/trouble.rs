@@ -55,6 +55,8 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
     let index = stage.clients[client].client.index;
     let long = duration(rng);
     let mut world = lock(&stage.scene.world);
+    // One node within two leases: what the others know of the longest lease covers what it has forgotten.
+    let may_forget = plan.forgetful && world.time.now() > world.last_forgot + 2 * micros(plan.longest_lease()) + SECOND;
     match rng.between(0..100) {
         0..15 => {
             let ways = rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);
@@ -64,7 +66,7 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
         15..30 => world.pause_node(node, long),
         30..40 => {
             let memory = match rng.between(0..4) {
-                _ if !plan.forgetful || plan.nodes[node].durable => Memory::Kept,
+                _ if !may_forget || plan.nodes[node].durable => Memory::Kept,
                 0 => Memory::Lost,
                 1 => Memory::Older,
                 _ => Memory::Kept,
@@ -96,7 +98,7 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
                 world.leap_clock(node, by, long);
             }
         }
-        69..72 if plan.forgetful => {
+        69..72 if may_forget => {
             let of = rng.below(plan.nodes.len());
             let how = match rng.between(0..3) {
                 0 => Forgets::Flush,

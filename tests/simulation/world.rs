@@ -36,6 +36,8 @@ pub struct World {
     /// Random faults of single messages.
     pub troubled: bool,
     pub trace: Option<String>,
+    /// When a node last forgot what it knew.
+    pub last_forgot: u64,
     /// Everything that happened, condensed.
     pub digest: u64,
     pub rng: Rng,
@@ -92,6 +94,7 @@ impl World {
             oracle: Oracle::new(watch),
             troubled: false,
             trace: traced.then(String::new),
+            last_forgot: 0,
             digest: 0,
             rng,
             queue: Queue::default(),
