@@ -152,13 +152,19 @@ struct Offer {
 }
 
 impl Offer {
-    /// Nodes said of these leases that they may be in force for so long.
-    fn learn(&mut self, now: Moment, ends: Vec<(LastEnd, Duration)>) {
+    /// Nodes said of these leases that they may be in force for so long. Gives how long that is from now, for the last of them:
+    /// an end that has been waited for already is nearer than a node says again.
+    fn learn(&mut self, now: Moment, ends: Vec<(LastEnd, Duration)>) -> Option<Duration> {
+        let mut longest = None;
         for (end, left) in ends {
-            if !self.ends.iter().any(|(known, _)| *known == end) {
+            let known = self.ends.iter().find(|(known, _)| *known == end).map(|(_, over)| *over);
+            let over = known.unwrap_or_else(|| {
                 self.ends.push((end, now + left));
-            }
+                now + left
+            });
+            longest = longest.max(Some(over.since(now)));
         }
+        longest
     }
 
     fn waited_for(&self, now: Moment) -> Vec<LastEnd> {
@@ -215,8 +221,9 @@ impl Attempt {
             begun.reservation.fulfil(begun.guard.leases().iter());
             return Ok(begun.guard);
         }
-        offer.learn(core.now(), round.last_ends());
-        Err(self.explain(core, guard, round, verdict, limit))
+        let waits = offer.learn(core.now(), round.last_ends());
+        let (error, again) = self.explain(core, guard, round, verdict, limit);
+        Err((error, again.within(waits)))
     }
 
     async fn reserve(

@@ -45,6 +45,18 @@ pub(crate) enum Again {
     Later,
 }
 
+impl Again {
+    /// What is waited for is over after this time, if it is given, even where a node says longer.
+    pub(crate) fn within(self, time: Option<Duration>) -> Self {
+        match (self, time) {
+            (Self::WhenFree { free_in: Some(free_in), calls }, Some(time)) => {
+                Self::WhenFree { free_in: Some(free_in.min(time)), calls }
+            }
+            (again, _) => again,
+        }
+    }
+}
+
 /// How long a request may go on.
 pub(crate) struct Patience {
     began: Moment,

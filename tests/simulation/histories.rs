@@ -416,7 +416,7 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
                 node.execute(&[b"SCRIPT", b"LOAD", code.as_bytes()], 0, NOW);
             }
             for command in &commands {
-                let place = Place { node: 0, conn: 0, clock: NOW, at: 0, remembers: true };
+                let place = Place { node: 0, conn: 0, clock: NOW, at: 0, remembers: true, leaps: false };
                 let args: Vec<&[u8]> = command.iter().map(String::as_bytes).collect();
                 oracle.execute(place, &mut node, &args);
             }

@@ -66,6 +66,8 @@ pub struct Place {
     pub at: u64,
     /// No lease that it may have voted for and forgotten can still run.
     pub remembers: bool,
+    /// Its clock has leapt by hours: it may take a sound ballot for one that is absurdly far ahead.
+    pub leaps: bool,
 }
 
 #[derive(Debug)]
@@ -294,8 +296,10 @@ impl Judge<'_> {
             self.judge(Invariant::ReleaseSafe, i, honest, "a release touched what was not its own");
             let key = self.oracle.key(self.keys[2 * i]);
             let share = (self.place.node, key, hexadecimal(owner), one.share.to_vec());
-            let released = self.oracle.released.entry(share).or_default();
-            *released = (*released).max(next);
+            if !self.place.leaps {
+                let released = self.oracle.released.entry(share).or_default();
+                *released = (*released).max(next);
+            }
             let sent = (key, hexadecimal(owner), integer(one.token), one.share.to_vec());
             if let Some(sent) = self.oracle.sent.get_mut(&sent) {
                 sent.releases = sent.releases.max(Some(next));

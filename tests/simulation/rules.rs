@@ -619,7 +619,6 @@ pub fn release(
 ) -> Reply {
     let Some(asked) = Release::parse(argv) else { return Reply::Error("ERR too few arguments".to_owned()) };
     let memory = if rules.forgets_ballots { 1 } else { millis(asked.memory) };
-    let sent = number(asked.sent).min(now as f64 + number(asked.memory) * 500.0);
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
     // In the usual case there is little to do, and the answer is as short as what it is about.
     let is_plain = keys.len() == 2
@@ -688,7 +687,8 @@ pub fn release(
     for (i, (mark, one)) in marks.into_iter().zip(&asked.resources).enumerate() {
         let Some(mut mark) = mark else { continue };
         if one.token != b"0" && !rules.releases_without_mark {
-            mark.raise(sent);
+            let most = mark.highest.max(now as f64) + number(asked.memory) * 500.0;
+            mark.raise(number(asked.sent).min(most));
         }
         if one.keeps_place {
             mark.enter(one.ticket);

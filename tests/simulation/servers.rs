@@ -156,7 +156,8 @@ impl World {
             Reply::Error("LOADING Redis is loading the dataset in memory".to_owned())
         } else {
             let remembers = server.forgot_at.is_none_or(|(forgot, longest)| at >= forgot + longest);
-            self.oracle.execute(Place { node, conn, clock, at, remembers }, &mut server.node, args)
+            let leaps = server.leap_us != 0;
+            self.oracle.execute(Place { node, conn, clock, at, remembers, leaps }, &mut server.node, args)
         };
         let code = match &reply {
             Reply::Array(items) => match items.first() {
@@ -302,6 +303,8 @@ impl World {
         self.servers[node].offset_us += by_us;
         let clock = self.clock(node);
         self.servers[node].node.store.expire_all(clock);
+        // The ballots of leases that were released are gone, as if they were old.
+        self.oracle.forget(node);
         self.figures.fault(Fault::NodeClockLeap);
         self.note(format_args!("n{node} clock leaps by {} s for {} ms", by_us / 1_000_000, duration / 1000));
         self.push(self.time.now() + duration, Event::LeapBack { node });

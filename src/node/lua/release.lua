@@ -77,7 +77,7 @@ for i = 1, #KEYS / 2 do
   local waited = token == '0' -- No lease, so nothing that could be late.
   if mark then
     -- A ballot further ahead than this node takes would be in the way of all others.
-    if not waited then mark.raise(math.min(sent, now + memory * 500)) end
+    if not waited then mark.raise(math.min(sent, math.max(now, mark.highest) + memory * 500)) end
     if place == '1' then mark.enter(ticket) else mark.leave(ticket) end
     if is_free[i] and mark.reserved_from('-') == 0 then mark.call() end
     mark.write(waited and redis.pcall or call, memory)
