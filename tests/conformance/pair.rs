@@ -2,13 +2,16 @@
 
 use crate::node::{Data, Node, Script};
 use crate::resp::Reply;
+use crate::rules::RECORD;
 
 pub const NAMES: [&str; 3] = ["x", "y", "quite a long name"];
 pub const OWNERS: [&str; 2] = ["00000000000000000000000000000aaa", "bbbbbbbbbbbbbbbbbbbbbbbbbbbbb000"];
 pub const SESSIONS: [&str; 3] = ["0000000000000051", "0000000000000052", "00000000000000f0"];
 /// Those that are there to be called, and those of a client that is gone.
 pub const LISTENING: [&str; 2] = [SESSIONS[0], SESSIONS[1]];
-pub const WINDOW_US: u64 = 1_800_000_000;
+pub const WINDOW_US: u64 = 300_000_000;
+pub const FIRST_RECORD: &str = "00000000000000af 120000 0 0 300000 - 0 0123456789abcdef";
+pub const LIST: &[u8] = b"quorlock:list:quorlock:lock:";
 
 /// Remaining lifetimes may differ by as long as a command takes on a busy machine; those that are set differ by far more.
 pub const TTL_TOLERANCE_MS: i64 = 2_000;
@@ -83,13 +86,35 @@ impl Pair {
         self.node.store.put(key, data.clone(), life, now);
     }
 
+    /// Gives both a record that was declared.
+    pub fn set_record(&mut self, record: &str) {
+        self.put(RECORD, &Data::Text(record.into()), None);
+    }
+
     pub fn remove(&mut self, key: &[u8]) {
         redis::cmd("DEL").arg(key).exec(&mut self.real).expect("DEL");
         self.node.store.remove(key);
     }
 
+    /// The records must be the same, but for the moment when a quarantine began. The node takes the server's.
+    fn compare_records(&mut self) -> Result<(), String> {
+        let real: Option<String> = redis::cmd("GET").arg(RECORD).query(&mut self.real).expect("GET");
+        let now = self.now();
+        let mine = self.node.store.text(RECORD, now).map(|text| String::from_utf8_lossy(text).into_owned());
+        if real.as_deref().map(without_end) != mine.as_deref().map(without_end) {
+            return Err(format!("the record on the server is {real:?}, on the node {mine:?}"));
+        }
+        if let Some(real) = real {
+            self.node.store.put(RECORD, Data::Text(real.into_bytes()), None, now);
+        }
+        let real: Option<String> = redis::cmd("GET").arg(LIST).query(&mut self.real).expect("GET");
+        let mine = self.node.store.text(LIST, now).map(|text| String::from_utf8_lossy(text).into_owned());
+        if real == mine { Ok(()) } else { Err(format!("the list on the server is {real:?}, on the node {mine:?}")) }
+    }
+
     /// All keys of both arms must be the same.
     pub fn compare_keys(&mut self) -> Result<(), String> {
+        self.compare_records()?;
         for name in NAMES {
             for key in [lock_key(name), ballot_key(name)] {
                 let kind: String = redis::cmd("TYPE").arg(&key).query(&mut self.real).expect("TYPE");
@@ -104,6 +129,14 @@ impl Pair {
                 let mine = self.node.store.data(&key, now).cloned();
                 let left = self.node.store.pttl(&key, now);
                 let same_end = (pttl < 0 || left < 0) && pttl == left || (pttl - left).abs() <= TTL_TOLERANCE_MS;
+                if let (Some(Data::Text(text)), Some(Data::Text(other))) = (&real, &mine)
+                    && text != other
+                    && without_written(text) == without_written(other)
+                {
+                    // A grant does not say when it was written. The node takes the server's time.
+                    self.node.store.keep(&key, text.clone());
+                    continue;
+                }
                 let key = String::from_utf8_lossy(&key).into_owned();
                 if real != mine {
                     return Err(format!(
@@ -119,6 +152,22 @@ impl Pair {
         }
         Ok(())
     }
+}
+
+/// A record without the end of its quarantine by the node's clock, if it has one.
+fn without_end(record: &str) -> String {
+    let mut words: Vec<&str> = record.split(' ').collect();
+    if words.len() > 2 && words[2] != "0" {
+        words[2] = "END";
+    }
+    words.join(" ")
+}
+
+/// A ballot key without the time at which its queue was written.
+fn without_written(text: &[u8]) -> Vec<u8> {
+    let Some(bar) = text.windows(3).position(|window| window == b" | ") else { return text.to_vec() };
+    let digits = text[bar + 3..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    [&text[..bar + 3], &text[bar + 3 + digits..]].concat()
 }
 
 pub fn shown(data: Option<&Data>) -> String {
@@ -160,11 +209,7 @@ pub fn reply(value: redis::Value) -> Reply {
 
 /// An answer without its times; those are returned beside it.
 pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
-    let items = match (script, reply) {
-        (_, Reply::Array(items)) => items,
-        (Script::Hold, Reply::Int(_)) => return (Reply::Int(0), None),
-        _ => return (reply.clone(), None),
-    };
+    let Reply::Array(items) = reply else { return (reply.clone(), None) };
     let mut items = items.clone();
     let mut left = None;
     let mut mask = |items: &mut Vec<Reply>, i: usize| {
@@ -173,11 +218,18 @@ pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
             left = Some(number);
         }
     };
+    let masked_record = |item: &Reply| match item {
+        Reply::Bulk(record) => Reply::bulk(without_end(&String::from_utf8_lossy(record))),
+        other => other.clone(),
+    };
     match script {
+        Script::Record => items[0] = masked_record(&items[0]),
+        Script::Hold if items[0] == Reply::Int(1) => items[1] = masked_record(&items[1]),
         Script::Hold => {
             mask(&mut items, 1);
             match items[0] {
                 Reply::Int(2 | 6) => mask(&mut items, 3),
+                Reply::Int(9) => mask(&mut items, 2),
                 // A floor that is the node's own clock.
                 Reply::Int(3 | 5) => {
                     let near = |floor: i64| {
@@ -199,6 +251,9 @@ pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
         Script::Inspect => {
             mask(&mut items, 0);
             mask(&mut items, 3);
+            if let Reply::Bulk(ballot) = &items[4] {
+                items[4] = Reply::Bulk(without_written(ballot));
+            }
         }
     }
     (Reply::Array(items), left)

@@ -1,8 +1,9 @@
 //! Random commands, many of which fit what is there.
 
 use crate::node::{Data, Script, Store};
-use crate::pair::{NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, shown};
+use crate::pair::{FIRST_RECORD, LIST, NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, shown};
 use crate::rng::Rng;
+use crate::rules::RECORD;
 
 const LABEL: &str = "host:1:some_label";
 
@@ -57,7 +58,7 @@ impl Source {
         format!("{}:{}", 1000 + self.rng.between(0..6), self.rng.pick(&SESSIONS))
     }
 
-    /// What its holder would say of the lock that stands at this name: token, owner and label, session.
+    /// What its holder would say of the lock that stands at this name: token, owner and label, share.
     fn standing(store: &mut Store, name: &str, now: u64) -> Option<(u64, String, String)> {
         let value = String::from_utf8(store.text(&lock_key(name), now)?.to_vec()).ok()?;
         let mut words = value.strip_prefix("ql1 ")?.split(' ');
@@ -68,14 +69,51 @@ impl Source {
         Some((token.parse().ok()?, format!("{owner} {label}"), entry.split_once(':')?.0.to_owned()))
     }
 
-    fn highest(store: &mut Store, name: &str, now: u64) -> Option<u64> {
-        std::str::from_utf8(store.text(&ballot_key(name), now)?).ok()?.split(' ').next()?.parse().ok()
+    /// The words of the ballot key: the ballot, and the end and the token of the last lease.
+    fn marked(store: &mut Store, name: &str, now: u64) -> Option<(u64, Option<(String, String)>)> {
+        let text = String::from_utf8(store.text(&ballot_key(name), now)?.to_vec()).ok()?;
+        let mut words = text.split(' ');
+        let ballot = words.next()?.parse().ok()?;
+        let last = words.next().zip(words.nth(1)).filter(|(end, _)| *end != "|");
+        Some((ballot, last.map(|(end, token)| (end.to_owned(), token.to_owned()))))
+    }
+
+    fn share(&mut self) -> String {
+        format!("{}/{:x}", self.rng.pick(&SESSIONS), self.rng.between(0..3))
+    }
+
+    /// What a client says of the node's record.
+    fn said_of_record(&mut self, now: u64, store: &mut Store) -> String {
+        let record = store.text(RECORD, now).map(|text| String::from_utf8_lossy(text).into_owned());
+        let record = record.unwrap_or_else(|| FIRST_RECORD.to_owned());
+        let word = record.split(' ').next().unwrap_or_default().to_owned();
+        let longest = self.rng.pick(&[1_u64, 30_000, 120_000, 120_000, 180_000]);
+        match self.rng.between(0..20) {
+            0 => format!("00000000000000ee {longest}"),
+            1 => "what".to_owned(),
+            2..5 => format!("{word} {longest}"),
+            5..8 => format!("{word} {longest} waited"),
+            _ => record,
+        }
+    }
+
+    /// The wall clock of who asks, in ms: right as a rule.
+    fn wall(&mut self, now: u64) -> u64 {
+        let wall = now / 1000;
+        match self.rng.between(0..12) {
+            0 => wall - 200_000_000,
+            1 => wall + 200_000_000,
+            2 | 3 => wall - self.rng.between(0..100_000),
+            4 | 5 => wall + self.rng.between(0..100_000),
+            _ => wall,
+        }
     }
 
     pub fn command(&mut self, now: u64, store: &mut Store) -> (Script, Vec<String>) {
-        let script = match self.rng.between(0..10) {
-            0..6 => Script::Hold,
-            6..9 => Script::Release,
+        let script = match self.rng.between(0..20) {
+            0..12 => Script::Hold,
+            12..18 => Script::Release,
+            18 => Script::Record,
             _ => Script::Inspect,
         };
         let names = if script == Script::Inspect { vec![self.rng.pick(&NAMES)] } else { self.names() };
@@ -83,53 +121,101 @@ impl Source {
         let holder = Self::standing(store, names[0], now).filter(|_| script == Script::Release && self.rng.chance(0.8));
         let names = if holder.is_some() { vec![names[0]] } else { names };
         let mut args = vec!["EVALSHA".to_owned(), script.hash().to_owned(), String::new()];
-        for name in &names {
-            args.extend([lock_key(name), ballot_key(name)].map(|key| String::from_utf8(key).expect("text")));
+        if script == Script::Record {
+            args.extend([RECORD, LIST].map(|key| String::from_utf8(key.to_vec()).expect("text")));
+        } else {
+            for name in &names {
+                args.extend([lock_key(name), ballot_key(name)].map(|key| String::from_utf8(key).expect("text")));
+            }
         }
         args[2] = (args.len() - 3).to_string();
-        let next = self.next(now);
-        let (owner, session) = (self.rng.pick(&OWNERS).to_owned(), self.rng.pick(&SESSIONS).to_owned());
         match script {
-            Script::Hold => {
-                let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000]);
-                args.push(format!("ql1 {next} {owner} {LABEL} {session}:1"));
-                args.extend([lease, next, 3_600_000].map(|number| number.to_string()));
-                args.push(self.ticket());
-                let fresh = self.rng.chance(0.5);
-                // As the usual case is asked.
-                let is_plain = fresh && names.len() == 1 && self.rng.chance(0.7);
-                for _ in names.iter().filter(|_| !is_plain) {
-                    let token = if fresh || self.rng.chance(0.1) { 0 } else { self.token() };
-                    let known = if token == 0 { 0 } else { self.known(token) };
-                    let holds = if self.rng.chance(0.5) { 1 } else { self.rng.between(1..12) };
-                    args.push(format!("{token} {known} {holds}"));
-                }
-                if next < now + WINDOW_US {
-                    self.tokens.push(next);
-                }
-            }
-            Script::Release => {
-                let mut tokens: Vec<u64> =
-                    names.iter().map(|_| if self.rng.chance(0.1) { 0 } else { self.token() }).collect();
-                let (mut who, mut next) = ((format!("{owner} {LABEL}"), session), next);
-                if let Some((token, owner, session)) = holder {
-                    (tokens[0], who) = (token, (owner, session));
-                    // Its last message was the last that was honoured here, as is usual.
-                    if let Some(highest) = Self::highest(store, names[0], now).filter(|_| self.rng.chance(0.7)) {
-                        next = highest;
-                    }
-                }
-                args.push(format!("ql1 {} {} {}:1", tokens[0], who.0, who.1));
-                args.extend([next, 3_600_000].map(|number| number.to_string()));
-                for token in tokens {
-                    let (known, ticket) = (self.known(token), self.ticket());
-                    let keeps_place = u8::from(ticket != "0" && self.rng.chance(0.4));
-                    args.push(format!("{token} {known} {ticket} {keeps_place}"));
-                }
-            }
+            Script::Hold => self.hold(&names, now, store, &mut args),
+            Script::Release => self.release(&names, holder, now, store, &mut args),
+            Script::Record => self.record(now, store, &mut args),
             Script::Inspect => {}
         }
         (script, args)
+    }
+
+    fn hold(&mut self, names: &[&str], now: u64, store: &mut Store, args: &mut Vec<String>) {
+        let (next, owner) = (self.next(now), self.rng.pick(&OWNERS));
+        let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000]);
+        let end = self.wall(now) + 1 + lease;
+        args.push(format!("ql1 {next:016} {owner} {LABEL} {}:1", self.share()));
+        args.push(lease.to_string());
+        args.push(format!("{next:016} {end:013} "));
+        let mut waits = self.ticket();
+        if self.rng.chance(0.3) {
+            let last = Self::marked(store, names[0], now).and_then(|(_, last)| last);
+            let (end, token) = last.unwrap_or_else(|| ("0".to_owned(), "0".to_owned()));
+            waits += &format!(" 17:4 {end}:{token}");
+        }
+        args.push(waits);
+        let fresh = self.rng.chance(0.5);
+        // As the usual case is asked.
+        let is_plain = fresh && names.len() == 1 && self.rng.chance(0.7);
+        for _ in names.iter().filter(|_| !is_plain) {
+            let token = if fresh || self.rng.chance(0.1) { 0 } else { self.token() };
+            let known = if token == 0 || self.rng.chance(0.1) { 0 } else { self.known(token) };
+            let holds = if self.rng.chance(0.5) { 1 } else { self.rng.between(1..12) };
+            let token = if token == 0 { "0".to_owned() } else { format!("{token:016}") };
+            args.push(format!("{token} {known:016} {holds} {}", self.share()));
+        }
+        args.push(self.said_of_record(now, store));
+        if next < now + WINDOW_US {
+            self.tokens.push(next);
+        }
+    }
+
+    fn release(
+        &mut self,
+        names: &[&str],
+        holder: Option<(u64, String, String)>,
+        now: u64,
+        store: &mut Store,
+        args: &mut Vec<String>,
+    ) {
+        let mut sent = self.next(now);
+        let (mut who, mut share) = (format!("{} {LABEL}", self.rng.pick(&OWNERS)), self.share());
+        let mut tokens: Vec<u64> = names.iter().map(|_| if self.rng.chance(0.1) { 0 } else { self.token() }).collect();
+        let mut end = now / 1000;
+        let is_usual = holder.is_some() && self.rng.chance(0.5);
+        if let Some(holder) = holder {
+            (tokens[0], who, share) = holder;
+            // Its last message was the last that was honoured here, as is usual.
+            if let Some((ballot, last)) = Self::marked(store, names[0], now).filter(|_| self.rng.chance(0.7)) {
+                sent = ballot;
+                end = last.and_then(|(end, _)| end.parse().ok()).unwrap_or(end);
+            }
+        }
+        args.push(format!("ql1 {:016} {who} {share}:1", tokens[0]));
+        args.push(format!("{sent:016} {end:013} "));
+        for token in tokens.iter().filter(|_| !is_usual) {
+            let (known, ticket) = (self.known(*token), self.ticket());
+            let keeps_place = u8::from(ticket != "0" && self.rng.chance(0.4));
+            let share = if self.rng.chance(0.8) { share.clone() } else { self.share() };
+            let token = if *token == 0 { "0".to_owned() } else { format!("{token:016}") };
+            args.push(format!("{token} {known} {share} {ticket} {keeps_place}"));
+        }
+        args.push("600000".to_owned());
+    }
+
+    fn record(&mut self, now: u64, store: &mut Store, args: &mut Vec<String>) {
+        let seen = store.text(RECORD, now).map(|text| String::from_utf8_lossy(text).into_owned());
+        let seen = if self.rng.chance(0.8) { seen.unwrap_or_default() } else { "something else".to_owned() };
+        let seen = if self.rng.chance(0.1) { String::new() } else { seen };
+        let word = self.rng.pick(&["00000000000000af", "00000000000000bf"]);
+        let begins = self.rng.chance(0.4);
+        let (wait, ends, wall) = if begins {
+            (self.rng.pick(&["20", "60000"]), "0 0", now / 1000 + self.rng.pick(&[20, 60_000]))
+        } else {
+            ("", "0 0", 0)
+        };
+        let nodes = self.rng.pick(&["", "3", "5"]);
+        let cluster = self.rng.pick(&["-", "00000000000000c1"]);
+        args.extend([seen.as_str(), &format!("{word} 120000"), wait, ends, &wall.to_string()].map(str::to_owned));
+        args.extend([format!("300000 {cluster} 0 0123456789abcdef"), nodes.to_owned()]);
     }
 
     /// Somebody else's data, or an end that comes by itself.
@@ -152,27 +238,34 @@ impl Source {
             pair.put(&key, &Data::Text(ballot.clone().into_bytes()), Some(60_000));
             return what + &ballot + ", for a minute";
         }
-        let text = match self.rng.between(0..20) {
+        let text = match self.rng.between(0..24) {
             0 => "somebody".to_owned(),
             1 => String::new(),
             2 => " 12 ".to_owned(),
             3 => "0x10".to_owned(),
             4 => "1e3".to_owned(),
             5 => self.ballot.to_string(),
-            6 => format!("ql1 {token} {owner} label {session}:"),
+            6 => format!("ql1 {token} {owner} label {session}/1:"),
             7 => format!("ql1 {token} {owner} label"),
-            8 => format!("ql1 {token} {owner} label {session}:1 {session}:2"),
-            9 => format!("ql1 {token} {owner} la\tbel {session}:1"),
-            10 => format!("ql1 {token} {owner} label x{session}:7 {session}:3 other"),
-            11 => format!("{} {} 0=- 1003:{session} 1005:{session}", self.ballot, pair.now()),
-            12 => format!("0 {} {}=1001:{session}", pair.now(), pair.now() + 60_000),
-            13 => format!("{} {} 0=- 1003:{session}", self.ballot, pair.now() - 10_000_000),
-            14 => format!("{} 0=", self.ballot),
-            15 => format!("{} {} 0=- {session}", self.ballot, pair.now()),
-            16 => format!("{} {} 0=- 1003:{session} x", self.ballot, pair.now()),
+            8 => format!("ql1 {token} {owner} label {session}/1:1 {session}/2:2"),
+            9 => format!("ql1 {token} {owner} la\tbel {session}/1:1"),
+            10 => format!("ql1 {token} {owner} label x{session}/1:7 {session}/2:3 other"),
+            11 => format!("{} | {} 0=- 1003:{session} 1005:{session}", self.ballot, pair.now()),
+            12 => format!("0 | {} {}=1001:{session}", pair.now(), pair.now() + 60_000),
+            13 => format!("{} | {} 0=- 1003:{session}", self.ballot, pair.now() - 10_000_000),
+            14 => format!("{} | 0=", self.ballot),
+            15 => format!("{} | {} 0=- {session}", self.ballot, pair.now()),
+            16 => format!("{} | {} 0=- 1003:{session} x", self.ballot, pair.now()),
+            19 => format!("{} {} ql1 {token} {owner} label {session}/1:1", self.ballot, pair.now() / 1000 + 20_000),
+            20 => format!("{} x ql1 {token} {owner} label {session}/1:1", self.ballot),
+            21 => {
+                let head = format!("{} {} ql1 {token} {owner} label", self.ballot, pair.now() / 1000);
+                format!("{head} {session}/1:1 {session}/2:1 | {} 0=- 1003:{session}", pair.now())
+            }
+            22 => (pair.now() + 2 * WINDOW_US).to_string(),
             17 => "nan".to_owned(),
             18 => "1e400".to_owned(),
-            _ => format!("ql1 {token} {owner} label {session}:4"),
+            _ => format!("ql1 {token} {owner} label {session}/1:4"),
         };
         let data = match self.rng.between(0..6) {
             0 => Data::Other("list"),
