@@ -339,11 +339,10 @@ async fn a_node_that_may_not_learn_scripts_says_so() {
     let acl = |words: &[&str]| redis::cmd("ACL").arg(&["SETUSER", "default"]).arg(words).exec(&mut cluster.redis(0));
     acl(&["-script|load"]).expect("an ACL");
     redis::cmd("SCRIPT").arg("FLUSH").exec(&mut cluster.redis(0)).expect("a flush");
+    // The first is answered; the others may find its release in the way.
     for try_number in 0..5 {
         let error = locks.lock("x").try_acquire().await.expect_err("no script");
-        let answer = &error.nodes()[0].answer;
-        let says_why = matches!(answer, Answer::Failed(NodeError::Redis { code, .. }) if code == "NOPERM");
-        assert!(says_why, "try {try_number}: {error}");
+        assert!(error.to_string().contains("NOPERM"), "try {try_number}: {error}");
     }
     acl(&["+script|load"]).expect("an ACL");
     let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
