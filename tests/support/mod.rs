@@ -32,6 +32,7 @@ pub struct Setup {
     options: Vec<String>,
     declares: bool,
     listed: usize,
+    spare: usize,
     longest: Option<u64>,
     window: Option<u64>,
     is_quiet: bool,
@@ -41,7 +42,7 @@ impl Setup {
     /// So many nodes, declared as the nodes of one list.
     pub fn new(nodes: usize) -> Self {
         let (options, is_quiet) = (Vec::new(), false);
-        Self { nodes, options, declares: true, listed: nodes, longest: None, window: None, is_quiet }
+        Self { nodes, options, declares: true, listed: nodes, spare: 0, longest: None, window: None, is_quiet }
     }
 
     /// With these options on each server's command line.
@@ -52,6 +53,11 @@ impl Setup {
     /// The list has another number of nodes: some of them are elsewhere, or nowhere.
     pub fn listed(self, listed: usize) -> Self {
         Self { listed, ..self }
+    }
+
+    /// Behind them so many empty servers that are in no list.
+    pub fn spare(self, spare: usize) -> Self {
+        Self { spare, ..self }
     }
 
     /// Neither records nor lists: clients meet empty servers.
@@ -107,12 +113,12 @@ impl Setup {
         let start = |i: usize| {
             let environment = environments.get(i).map_or(&[][..], Vec::as_slice);
             let node = Server::start(dir.path().join(format!("node-{i}")), &options, environment).expect("a server");
-            if self.declares {
+            if self.declares && i < self.nodes {
                 node.declare_new(new).expect("a declaration");
             }
             node
         };
-        let nodes: Vec<Server> = (0..self.nodes).map(start).collect();
+        let nodes: Vec<Server> = (0..self.nodes + self.spare).map(start).collect();
         Cluster { nodes, clocks, dir, _share: share }
     }
 }
@@ -226,6 +232,17 @@ impl Cluster {
     /// Starts a killed node again on its port, with or without what it had stored.
     pub fn restart(&mut self, node: usize, empty: bool) {
         self.nodes[node].restart(empty).expect("the node, back on its port");
+    }
+
+    /// Starts an empty server in a node's place, which is a replica of another node.
+    pub fn restart_as_replica(&mut self, node: usize, of: usize) {
+        let port = self.nodes[of].port();
+        self.nodes[node].restart_as_replica(port).expect("a replica on the node's port");
+    }
+
+    /// Declares an empty server to be part of another cluster, whose list has so many nodes.
+    pub fn declare_elsewhere(&self, node: usize, listed: usize) {
+        self.nodes[node].declare_new(Declaration::new(listed)).expect("a declaration");
     }
 
     /// SIGSTOP.
