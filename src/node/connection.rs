@@ -324,21 +324,31 @@ impl Connection {
 
     /// The node had lost its scripts.
     fn repeat(&mut self, line: &mut Line, sent: Sent, error: &redis::RedisError) -> Result<(), NodeError> {
-        if sent.again {
-            // It does not learn them. What it says of that is heard when the next connection is made.
-            line.in_flight.push_front(sent);
-            return Err(node_error(error));
-        }
-        match &sent.request.asker {
+        let now = self.environment.now();
+        let refused = line.refused_scripts(now).cloned();
+        match (&sent.request.asker, refused) {
             // Its release may have overtaken it, and taken its ticket out.
-            Asker::Hold(round) if round.is_moot() => sent.request.asker.answer(self.index, Err(node_error(error))),
-            _ => line.reload(sent.request, self.environment.now(), &self.common, &self.wait),
+            (Asker::Hold(round), _) if round.is_moot() => sent.request.asker.answer(self.index, Err(node_error(error))),
+            // A release is sent again on the next connection.
+            (Asker::Release(_), Some(reason)) => {
+                line.in_flight.push_front(sent);
+                return Err(reason);
+            }
+            (_, Some(reason)) => sent.request.asker.answer(self.index, Err(reason)),
+            _ if sent.again => {
+                line.in_flight.push_front(sent);
+                return Err(node_error(error));
+            }
+            _ => line.reload(sent.request, now, &self.common, &self.wait),
         }
         Ok(())
     }
 
     /// Hands an answer to what was waiting for it, and takes note of what it says of the node itself.
     fn deliver(&mut self, line: &mut Line, sent: Sent, result: Result<Value, NodeError>) -> Result<(), NodeError> {
+        if let (Asker::Loading, Err(error)) = (&sent.request.asker, &result) {
+            line.refuses_scripts(error.clone(), self.environment.now());
+        }
         let (Asker::Hold(_), Ok(value)) = (&sent.request.asker, &result) else {
             sent.request.asker.answer(self.index, result);
             return Ok(());

@@ -23,6 +23,9 @@ pub(super) const MOST_IN_FLIGHT: usize = 1024;
 /// gathering takes the runtime would wake another thread.
 const FEW: usize = 2;
 
+/// A node that does not take the scripts is not sent them again for so long.
+const SCRIPTS_PAUSE: Duration = Duration::from_millis(500);
+
 /// What is under way on one connection.
 pub(super) struct Line {
     wire: Wire,
@@ -33,6 +36,8 @@ pub(super) struct Line {
     pub(super) silent: bool,
     /// So many scripts are being loaded.
     loading: usize,
+    /// Why the node did not take a script, and when it said so.
+    refused: Option<(NodeError, Moment)>,
     /// What is to be sent waits for more to come with it, until this is polled again.
     pub(super) gathers: bool,
     alarm: Option<Pin<Box<Sleep>>>,
@@ -47,7 +52,7 @@ pub(super) struct Sent {
 
 impl Line {
     pub(super) fn new(wire: Wire, known: Known) -> Self {
-        Self { wire, known, in_flight: VecDeque::new(), silent: false, loading: 0, gathers: false, alarm: None }
+        Self { wire, known, in_flight: VecDeque::new(), silent: false, loading: 0, refused: None, gathers: false, alarm: None }
     }
 
     /// The next answer, or what the server says unasked; `None` when that is still to come.
@@ -114,6 +119,17 @@ impl Line {
             }
         }
         self.send(request, now, common, wait, true);
+    }
+
+    /// The node does not take a script.
+    pub(super) fn refuses_scripts(&mut self, error: NodeError, now: Moment) {
+        self.refused = Some((error, now));
+    }
+
+    /// Why the node has not taken a script a moment ago: it is not sent them again so soon.
+    pub(super) fn refused_scripts(&self, now: Moment) -> Option<&NodeError> {
+        let (error, since) = self.refused.as_ref()?;
+        (now.since(*since) < SCRIPTS_PAUSE).then_some(error)
     }
 
     /// The oldest request has its answer.

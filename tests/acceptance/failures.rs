@@ -98,8 +98,12 @@ async fn acc_20_two_paused_nodes_cost_the_usual_cycle_nothing() {
 #[tokio::test]
 async fn acc_20_the_winner_of_a_race_soon_has_every_node() {
     let mut cluster = Cluster::start(5);
-    let other = Quorlock::builder().nodes(cluster.urls().into_iter().skip(3)).connect().await.expect("two nodes");
-    let theirs = other.lock("raced").acquire().await.expect("both are free");
+    // Another prefix has a list of its own: this one has two nodes, and the same key.
+    let key = Cluster::lock_key("raced");
+    let (prefix, name) = key.split_at(key.len() - 1);
+    let builder = Quorlock::builder().nodes(cluster.urls().into_iter().skip(3)).prefix(prefix);
+    let other = builder.connect().await.expect("two nodes");
+    let theirs = other.lock(name).acquire().await.expect("both are free");
     let locks = cluster.client(60 * SECOND).await;
     let guard = locks.lock("raced").acquire().await.expect("three of five");
     theirs.release().await.expect("a release");

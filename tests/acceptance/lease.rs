@@ -26,12 +26,30 @@ async fn acc_12_leases_that_cannot_work_are_refused_before_any_command() {
             .collect()
     };
     let before = commands(&cluster);
-    for lease in [Duration::ZERO, Duration::from_millis(1), Duration::MAX, 2 * 3600 * SECOND] {
+    for lease in [Duration::ZERO, Duration::from_millis(1), Duration::MAX, 8 * 24 * 3600 * SECOND] {
         let error = locks.lock("bad").lease(lease).acquire().await.expect_err("it cannot work");
         assert!(matches!(error, AcquireError::Config(_)), "{error}");
     }
     locks.flush().await;
     assert_eq!(commands(&cluster), before, "something was sent");
+}
+
+#[tokio::test]
+async fn acc_12_a_lease_that_is_longer_than_ballots_are_kept_works() {
+    let cluster = Cluster::start(5);
+    let locks = cluster.client(10 * SECOND).await;
+    let other = cluster.client(10 * SECOND).await;
+    let guard = locks.lock("long").lease(2 * 3600 * SECOND).acquire().await.expect("a lease of two hours");
+    assert!(guard.remaining() > 3600 * SECOND, "{:?}", guard.remaining());
+    locks.flush().await;
+    assert!(other.lock("long").try_acquire().await.is_err_and(|error| error.is_held()));
+    guard.extend().await.expect("an extension");
+    // Its keys are lost, and it is held all the same: until the end that the nodes were told.
+    cluster.each::<i64>(redis::cmd("DEL").arg(Cluster::lock_key("long")));
+    assert!(other.lock("long").try_acquire().await.is_err_and(|error| error.is_held()));
+    drop(guard);
+    locks.flush().await;
+    other.lock("long").wait(10 * SECOND).acquire().await.expect("free").release().await.expect("a release");
 }
 
 #[tokio::test]

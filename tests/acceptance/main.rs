@@ -6,13 +6,18 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clocks;
 mod crash;
 mod demo;
 mod exclusion;
 mod failures;
+mod forgetting;
 mod hygiene;
 mod identity;
+mod late;
+mod leaps;
 mod lease;
+mod lists;
 mod reentry;
 mod register;
 mod replies;

@@ -117,3 +117,45 @@ async fn who_waits_for_several_keeps_nobody_from_one_of_them() {
     two.release().await.expect("a release");
     both.await.expect("a task").expect("both are free").release().await.expect("a release");
 }
+
+/// Each of two resources is another owner's on one node of three, and not on the same: each has a majority.
+async fn each_is_lost_on_another_node() -> (Cluster, quorlock::Quorlock, quorlock::Guard) {
+    let cluster = Cluster::start(3);
+    let locks = cluster.client(10 * SECOND).await;
+    let guard = locks.lock_all(["a", "b"]).acquire().await.expect("both");
+    locks.flush().await;
+    for (name, node) in [("a", 0), ("b", 2)] {
+        let mut redis = cluster.redis(node);
+        redis::cmd("SET").arg(Cluster::lock_key(name)).arg("another's").exec(&mut redis).expect("another's key");
+    }
+    (cluster, locks, guard)
+}
+
+#[tokio::test]
+async fn a_release_of_a_set_succeeds_when_each_resource_had_its_own_majority() {
+    let (cluster, locks, guard) = each_is_lost_on_another_node().await;
+    guard.release().await.expect("each was held");
+    locks.flush().await;
+    let left = |name: &str| cluster.count_keys(&Cluster::lock_key(name));
+    assert_eq!((left("a"), left("b")), (1, 1), "the other's keys, and no more");
+}
+
+#[tokio::test]
+async fn an_extension_of_a_set_succeeds_when_each_resource_has_its_own_majority() {
+    let (_cluster, locks, guard) = each_is_lost_on_another_node().await;
+    guard.extend().await.expect("each is held");
+    assert!(!guard.is_lost());
+    assert!(guard.remaining() > 5 * SECOND, "{:?}", guard.remaining());
+    let entered = locks.lock("a").owner(guard.owner()).try_acquire().await.expect("a re-entry");
+    entered.release().await.expect("a release");
+    guard.release().await.expect("each was held");
+}
+
+#[tokio::test]
+async fn a_release_of_a_set_tells_which_resource_was_lost() {
+    let (cluster, _locks, guard) = each_is_lost_on_another_node().await;
+    let mut redis = cluster.redis(1);
+    redis::cmd("SET").arg(Cluster::lock_key("b")).arg("another's").exec(&mut redis).expect("another's key");
+    let error = guard.release().await.expect_err("b is another's on two of three");
+    assert!(error.is_lost() && error.to_string().contains("the lease on b "), "{error}");
+}

@@ -52,10 +52,10 @@ impl Drop for Visit {
     }
 }
 
-/// A client, and how its share in a lease is written on the nodes.
+/// A client, and how its shares in leases begin on the nodes: each lease has its own.
 struct Client {
     locks: Quorlock,
-    share: String,
+    shares: String,
 }
 
 impl Client {
@@ -67,9 +67,9 @@ impl Client {
         let key: Option<String> =
             redis::cmd("GET").arg(Cluster::lock_key("share")).query(&mut cluster.redis(0)).expect("an answer");
         let share = key.expect("every node granted it").rsplit(' ').next().expect("one word").to_owned();
-        let share = share.split(':').next().expect("before the number of holds").to_owned();
+        let client = share.split('/').next().expect("before the lease");
         guard.release().await.expect("a release");
-        Self { locks, share: format!(" {share}:") }
+        Self { locks, shares: format!(" {client}/") }
     }
 }
 
@@ -201,7 +201,7 @@ impl World {
             let keys = self.nodes.iter().map(look).collect::<Result<Vec<Option<String>>, redis::RedisError>>();
             let keys = keys.expect("answers");
             let start = format!("ql1 {} {} ", guard.token_of(name).expect("one of its names"), guard.owner().id());
-            let has = |key: &&String| key.starts_with(&start) && key.contains(&client.share);
+            let has = |key: &&String| key.starts_with(&start) && key.contains(&client.shares);
             let honoured = keys.iter().flatten().filter(has).count();
             assert!(honoured > NODES / 2, "{name:?} of {guard:?} as the nodes have it: {keys:?}");
             self.shown.fetch_add(1, Ordering::Relaxed);

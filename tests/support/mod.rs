@@ -2,15 +2,18 @@
 //! that answer, and stopped by their own process number.
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 
+#[path = "../../src/bin/quorlock/lab/clock.rs"]
+mod clock;
 pub mod proxy;
 #[path = "../../src/bin/quorlock/lab/server.rs"]
 mod server;
 pub mod worker;
 
 use std::path::Path;
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use clock::{Clock, Shim};
 use quorlock::{Builder, Quorlock};
 use server::{Declaration, Server};
 
@@ -22,38 +25,129 @@ enum Share {
     Quiet(RwLockWriteGuard<'static, ()>),
 }
 
+/// How a cluster is to be started.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    nodes: usize,
+    options: Vec<String>,
+    declares: bool,
+    listed: usize,
+    spare: usize,
+    longest: Option<u64>,
+    window: Option<u64>,
+    is_quiet: bool,
+}
+
+impl Setup {
+    /// So many nodes, declared as the nodes of one list.
+    pub fn new(nodes: usize) -> Self {
+        let (options, is_quiet) = (Vec::new(), false);
+        Self { nodes, options, declares: true, listed: nodes, spare: 0, longest: None, window: None, is_quiet }
+    }
+
+    /// With these options on each server's command line.
+    pub fn options(self, options: &[&str]) -> Self {
+        Self { options: options.iter().map(|option| (*option).to_owned()).collect(), ..self }
+    }
+
+    /// The list has another number of nodes: some of them are elsewhere, or nowhere.
+    pub fn listed(self, listed: usize) -> Self {
+        Self { listed, ..self }
+    }
+
+    /// Behind them so many empty servers that are in no list.
+    pub fn spare(self, spare: usize) -> Self {
+        Self { spare, ..self }
+    }
+
+    /// Neither records nor lists: clients meet empty servers.
+    pub fn undeclared(self) -> Self {
+        Self { declares: false, ..self }
+    }
+
+    /// The longest lease in the node records, which is how long a quarantine lasts at least.
+    pub fn longest(self, longest: Duration) -> Self {
+        Self { longest: Some(millis(longest)), ..self }
+    }
+
+    /// How far ballots may lie from the nodes' clocks. They are kept twice as long.
+    pub fn window(self, window: Duration) -> Self {
+        Self { window: Some(millis(window)), ..self }
+    }
+
+    /// With the machine to itself: for tests that measure time. At most one cluster per test.
+    pub fn quiet(self) -> Self {
+        Self { is_quiet: true, ..self }
+    }
+
+    pub fn start(self) -> Cluster {
+        self.launch(tempfile::tempdir().expect("a temporary folder"), Vec::new(), &[])
+    }
+
+    /// With clocks that can be set. `None`, and the reason on standard error, where they cannot be made.
+    pub fn with_clocks(self) -> Option<Cluster> {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let shim = match Shim::build(dir.path()) {
+            Ok(shim) => shim,
+            Err(error) => {
+                eprintln!("not run: node clocks cannot be set on this machine, for want of a C compiler `cc`: {error}");
+                return None;
+            }
+        };
+        let clock = |node| Clock::new(dir.path().join(format!("clock-{node}"))).expect("a file");
+        let clocks: Vec<Clock> = (0..self.nodes).map(clock).collect();
+        let environments: Vec<_> = clocks.iter().map(|clock| clock.environment(&shim)).collect();
+        Some(self.launch(dir, clocks, &environments))
+    }
+
+    fn launch(self, dir: tempfile::TempDir, clocks: Vec<Clock>, environments: &[Vec<(String, String)>]) -> Cluster {
+        let share = if self.is_quiet {
+            Share::Quiet(MACHINE.write().unwrap_or_else(PoisonError::into_inner))
+        } else {
+            Share::Shared(MACHINE.read().unwrap_or_else(PoisonError::into_inner))
+        };
+        let new = Declaration::new(self.listed);
+        let new = self.longest.map_or(new, |longest| new.longest(longest));
+        let new = self.window.map_or(new, |window| new.window(window));
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        let start = |i: usize| {
+            let environment = environments.get(i).map_or(&[][..], Vec::as_slice);
+            let node = Server::start(dir.path().join(format!("node-{i}")), &options, environment).expect("a server");
+            if self.declares && i < self.nodes {
+                node.declare_new(new).expect("a declaration");
+            }
+            node
+        };
+        let nodes: Vec<Server> = (0..self.nodes + self.spare).map(start).collect();
+        Cluster { nodes, clocks, dir, _share: share }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("a short time")
+}
+
 /// N independent masters. Indices count from 0.
 pub struct Cluster {
     nodes: Vec<Server>,
+    clocks: Vec<Clock>,
     dir: tempfile::TempDir,
     _share: Share,
 }
 
 impl Cluster {
     pub fn start(nodes: usize) -> Self {
-        Self::launch(nodes, &[], Share::Shared(MACHINE.read().unwrap_or_else(std::sync::PoisonError::into_inner)))
+        Setup::new(nodes).start()
     }
 
     /// The same with the machine to itself: for tests that measure time. At most one cluster per test.
     pub fn quiet(nodes: usize) -> Self {
-        Self::launch(nodes, &[], Share::Quiet(MACHINE.write().unwrap_or_else(std::sync::PoisonError::into_inner)))
+        Setup::new(nodes).quiet().start()
     }
 
     /// With these options on each server's command line.
     pub fn with_options(nodes: usize, options: &[&str]) -> Self {
-        Self::launch(nodes, options, Share::Shared(MACHINE.read().unwrap_or_else(std::sync::PoisonError::into_inner)))
-    }
-
-    fn launch(nodes: usize, options: &[&str], share: Share) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let new = Declaration::new(nodes);
-        let start = |i| {
-            let node = Server::start(dir.path().join(format!("node-{i}")), options, &[]).expect("a server");
-            node.declare_new(new).expect("a declaration");
-            node
-        };
-        let nodes: Vec<Server> = (0..nodes).map(start).collect();
-        Self { nodes, dir, _share: share }
+        Setup::new(nodes).options(options).start()
     }
 
     pub fn len(&self) -> usize {
@@ -81,6 +175,15 @@ impl Cluster {
         let locks = self.builder().lease(lease).connect().await.expect("settings that work");
         locks.flush().await;
         locks
+    }
+
+    /// Waits until every node has a vote in what this client asks. Nodes that know no list yet need a moment for that.
+    pub async fn heard_by(locks: &Quorlock) {
+        let all_answer = async || {
+            let seen = locks.inspect("").await.expect("a name");
+            seen.nodes.iter().all(|node| node.state.is_ok())
+        };
+        within(Duration::from_secs(20), "every node is heard", all_answer).await;
     }
 
     /// A connection of the test's own, for looking behind the curtain.
@@ -131,15 +234,56 @@ impl Cluster {
         self.nodes[node].restart(empty).expect("the node, back on its port");
     }
 
+    /// Starts an empty server in a node's place, which is a replica of another node.
+    pub fn restart_as_replica(&mut self, node: usize, of: usize) {
+        let port = self.nodes[of].port();
+        self.nodes[node].restart_as_replica(port).expect("a replica on the node's port");
+    }
+
+    /// Declares an empty server to be part of another cluster, whose list has so many nodes.
+    pub fn declare_elsewhere(&self, node: usize, listed: usize) {
+        self.nodes[node].declare_new(Declaration::new(listed)).expect("a declaration");
+    }
+
     /// SIGSTOP.
     pub fn pause(&mut self, node: usize) {
         self.nodes[node].pause().expect("a signal to our own child");
+    }
+
+    /// Sets a node's clock ahead, or back, and waits until the node goes by it. For a cluster with clocks.
+    pub fn step(&mut self, node: usize, seconds: i64) {
+        self.clocks[node].step(seconds * 1_000_000).expect("a file");
+        let start = Instant::now();
+        let ahead = self.clocks[node].offset().div_euclid(1_000_000);
+        while (self.seconds_ahead(node) - ahead).abs() > 1 {
+            assert!(start.elapsed() < Duration::from_secs(10), "node {node} does not go by its clock");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn seconds_ahead(&self, node: usize) -> i64 {
+        let (seconds, _): (i64, i64) = redis::cmd("TIME").query(&mut self.redis(node)).expect("a time");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        seconds - i64::try_from(now.as_secs()).expect("a time")
     }
 
     /// SIGCONT.
     pub fn resume(&mut self, node: usize) {
         self.nodes[node].resume().expect("a signal to our own child");
     }
+}
+
+/// The URL of a node that cannot be reached.
+pub const CUT_OFF: &str = "redis://127.0.0.1:1";
+
+/// [`eventually`] for a condition that has to be asked for.
+pub async fn within(limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await; // Between looks.
+        }
+    };
+    tokio::time::timeout(limit, wait).await.unwrap_or_else(|_| panic!("not within {limit:?}: {what}"));
 }
 
 /// Polls until `condition` holds; fails with `what` when it does not within `limit`. Returns how long it took.

@@ -1,7 +1,7 @@
-//! A proxy in front of a node that can lose what passes, requests or only the answers to them, or hold the answers back.
+//! A proxy in front of a node that can lose what passes, requests or only the answers to them, or hold either back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,10 +19,30 @@ pub enum Mode {
     LoseRequests,
 }
 
+/// What all connections of a proxy look at.
+#[derive(Clone, Copy, Debug)]
+struct State {
+    mode: Mode,
+    /// The port of the node.
+    target: u16,
+    /// Connections with smaller numbers hold back what they are asked, also when the client has gone.
+    holds_before: usize,
+    /// And these pass on what they held back.
+    delivers_before: usize,
+}
+
+impl State {
+    fn holds(&self, connection: usize) -> bool {
+        connection < self.holds_before && connection >= self.delivers_before
+    }
+}
+
 pub struct Proxy {
     port: u16,
-    mode: Arc<watch::Sender<Mode>>,
+    state: Arc<watch::Sender<State>>,
     lost: Arc<AtomicU64>,
+    held: Arc<AtomicU64>,
+    made: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -30,16 +50,20 @@ impl Proxy {
     pub async fn start(target: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let port = listener.local_addr().expect("its address").port();
-        let mode = Arc::new(watch::Sender::new(Mode::Pass));
-        let lost = Arc::new(AtomicU64::new(0));
-        let (modes, losses) = (Arc::clone(&mode), Arc::clone(&lost));
+        let new = State { mode: Mode::Pass, target, holds_before: 0, delivers_before: 0 };
+        let state = Arc::new(watch::Sender::new(new));
+        let (lost, held, made) = (Arc::default(), Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let (states, losses, holds) = (Arc::clone(&state), Arc::clone(&lost), Arc::clone(&held));
+        let numbers = Arc::clone(&made);
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(relay(client, target, modes.subscribe(), Arc::clone(&losses)));
+                let number = numbers.fetch_add(1, Ordering::Relaxed);
+                let (lost, held) = (Arc::clone(&losses), Arc::clone(&holds));
+                connections.spawn(Relay { number, states: states.subscribe(), lost, held }.run(client));
             }
         });
-        Self { port, mode, lost, task }
+        Self { port, state, lost, held, made, task }
     }
 
     pub fn url(&self) -> String {
@@ -49,7 +73,33 @@ impl Proxy {
     /// Going back to [`Mode::Pass`] breaks the connections on which something was lost: a stream cannot continue after a
     /// gap.
     pub fn set(&self, mode: Mode) {
-        self.mode.send_replace(mode);
+        self.state.send_modify(|state| state.mode = mode);
+    }
+
+    /// What comes on the connections that there are is held back until [`deliver`](Self::deliver). New ones work.
+    pub fn hold_requests(&self) {
+        let made = self.made.load(Ordering::Relaxed);
+        self.state.send_modify(|state| state.holds_before = made);
+    }
+
+    /// The node gets what was held back, also from clients that have given up the connection.
+    pub fn deliver(&self) {
+        self.state.send_modify(|state| state.delivers_before = state.holds_before);
+    }
+
+    /// How many bytes were held back so far.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// How many connections were made so far.
+    pub fn connections(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    /// Another server is at the address from now on. Breaks all connections.
+    pub fn lead_to(&self, target: u16) {
+        self.state.send_modify(|state| state.target = target);
     }
 
     /// How many bytes were lost so far.
@@ -64,34 +114,75 @@ impl Drop for Proxy {
     }
 }
 
-async fn relay(mut client: TcpStream, target: u16, mut modes: watch::Receiver<Mode>, lost: Arc<AtomicU64>) {
-    let Ok(mut server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
-    drop((client.set_nodelay(true), server.set_nodelay(true)));
-    let (mut asked, mut answered) = ([0; 16384], [0; 16384]);
-    let mut gap = false;
-    loop {
-        let mode = *modes.borrow_and_update();
-        if mode == Mode::Pass && gap {
-            return;
+/// One connection through the proxy.
+struct Relay {
+    number: usize,
+    states: watch::Receiver<State>,
+    lost: Arc<AtomicU64>,
+    held: Arc<AtomicU64>,
+}
+
+impl Relay {
+    async fn run(mut self, mut client: TcpStream) {
+        let State { target, .. } = *self.states.borrow();
+        let Ok(mut server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+        drop((client.set_nodelay(true), server.set_nodelay(true)));
+        let (mut asked, mut answered) = ([0; 16384], [0; 16384]);
+        let mut gap = false;
+        loop {
+            let state = *self.states.borrow_and_update();
+            if (state.mode == Mode::Pass && gap) || state.target != target {
+                return;
+            }
+            if state.holds(self.number) {
+                return self.hold(client, server, Vec::new()).await;
+            }
+            tokio::select! {
+                changed = self.states.changed() => if changed.is_err() { return },
+                read = client.read(&mut asked) => match read {
+                    Ok(0) | Err(_) => return,
+                    Ok(n) if self.states.borrow().mode == Mode::LoseRequests => {
+                        gap = true;
+                        self.lost.fetch_add(n as u64, Ordering::Relaxed);
+                    }
+                    Ok(n) if self.states.borrow().holds(self.number) => {
+                        self.held.fetch_add(n as u64, Ordering::Relaxed);
+                        return self.hold(client, server, asked[..n].to_vec()).await;
+                    }
+                    Ok(n) => if server.write_all(&asked[..n]).await.is_err() { return },
+                },
+                read = server.read(&mut answered), if state.mode != Mode::HoldAnswers => match read {
+                    Ok(0) | Err(_) => return,
+                    Ok(n) if self.states.borrow().mode == Mode::LoseAnswers => {
+                        gap = true;
+                        self.lost.fetch_add(n as u64, Ordering::Relaxed);
+                    }
+                    Ok(n) => if client.write_all(&answered[..n]).await.is_err() { return },
+                },
+            }
         }
-        tokio::select! {
-            changed = modes.changed() => if changed.is_err() { return },
-            read = client.read(&mut asked) => match read {
-                Ok(0) | Err(_) => return,
-                Ok(n) if *modes.borrow() == Mode::LoseRequests => {
-                    gap = true;
-                    lost.fetch_add(n as u64, Ordering::Relaxed);
-                }
-                Ok(n) => if server.write_all(&asked[..n]).await.is_err() { return },
-            },
-            read = server.read(&mut answered), if mode != Mode::HoldAnswers => match read {
-                Ok(0) | Err(_) => return,
-                Ok(n) if *modes.borrow() == Mode::LoseAnswers => {
-                    gap = true;
-                    lost.fetch_add(n as u64, Ordering::Relaxed);
-                }
-                Ok(n) => if client.write_all(&answered[..n]).await.is_err() { return },
-            },
+    }
+
+    /// Takes what the client still says, and passes it on when it is time to, with the connection to the node kept open: a
+    /// node that loses it may leave unread what was sent on it.
+    async fn hold(mut self, mut client: TcpStream, mut server: TcpStream, mut late: Vec<u8>) {
+        let mut is_open = true;
+        while self.states.borrow_and_update().holds(self.number) {
+            let mut asked = [0; 16384];
+            tokio::select! {
+                changed = self.states.changed() => if changed.is_err() { return },
+                read = client.read(&mut asked), if is_open => match read {
+                    Ok(n) if n > 0 => {
+                        late.extend_from_slice(&asked[..n]);
+                        self.held.fetch_add(n as u64, Ordering::Relaxed);
+                    }
+                    _ => is_open = false,
+                },
+            }
+        }
+        if server.write_all(&late).await.is_ok() {
+            let mut ignored = [0; 16384];
+            while let Ok(1..) = server.read(&mut ignored).await {}
         }
     }
 }

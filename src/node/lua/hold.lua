@@ -51,8 +51,13 @@ if #argv == 5 then
       -- pcall: a node that takes no writes still says who has the lock.
       local set = redis.pcall('SET', keys[1], argv[1], 'NX', 'PX', argv[2])
       if set and set.ok then
-        call('SET', keys[2], argv[3] .. argv[1], 'PX', '172800000') -- 2 * DAY
-        return 1
+        if stored[2] then
+          call('SET', keys[2], argv[3] .. argv[1], 'PX', '172800000') -- 2 * DAY
+          return 1
+        end
+        -- NX: MGET shows a user's key of another type as missing.
+        if call('SET', keys[2], argv[3] .. argv[1], 'NX', 'PX', '172800000') then return 1 end
+        call('DEL', keys[1])
       end
     end
   end

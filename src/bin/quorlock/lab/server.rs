@@ -27,6 +27,8 @@ pub struct Declaration {
     nodes: usize,
     /// ms: the longest lease that clients are expected to use.
     longest: u64,
+    /// ms: how far ballots may lie from a node's clock.
+    window: u64,
 }
 
 impl Declaration {
@@ -40,7 +42,7 @@ impl Declaration {
 
     /// For a cluster of so many nodes, with a random word.
     pub fn new(nodes: usize) -> Self {
-        Self { cluster: rand::random(), nodes, longest: Self::LONGEST }
+        Self { cluster: rand::random(), nodes, longest: Self::LONGEST, window: Self::WINDOW }
     }
 
     /// With another longest lease, in ms.
@@ -48,10 +50,15 @@ impl Declaration {
         Self { longest, ..self }
     }
 
+    /// With another limit for ballots, in ms.
+    pub fn window(self, window: u64) -> Self {
+        Self { window, ..self }
+    }
+
     /// A node's record, with a word of its own and no quarantine.
     fn record(self, database: u64, keeps: bool, run_id: &str) -> String {
         let (word, cluster) = (rand::random::<u64>(), self.cluster.wrapping_add(database));
-        let (longest, window) = (self.longest, Self::WINDOW);
+        let Self { longest, window, .. } = self;
         format!("{word:016x} {longest} 0 0 {window} {cluster:016x} {} {run_id}", u8::from(keeps))
     }
 }

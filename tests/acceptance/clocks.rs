@@ -1,0 +1,156 @@
+//! Row 35: node clocks that are set while a lock is held.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use quorlock::{Guard, Quorlock};
+use tokio::task::JoinHandle;
+
+use crate::support::worker::Worker;
+use crate::support::{CUT_OFF, Cluster, Setup};
+
+const LEASE: Duration = Duration::from_millis(1500);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: i64 = 60;
+const HOUR: i64 = 3600;
+
+async fn client(urls: &[String], extends: bool) -> Quorlock {
+    let builder = Quorlock::builder().nodes(urls).lease(LEASE).extend(extends);
+    let locks = builder.connect().await.expect("settings that work");
+    locks.flush().await;
+    locks
+}
+
+/// The first two of three nodes: a holder that is cut off from the third has no vote to spare.
+fn without_third(cluster: &Cluster) -> [String; 3] {
+    let urls = cluster.urls();
+    [urls[0].clone(), urls[1].clone(), CUT_OFF.to_owned()]
+}
+
+/// One lock that is extended, and one that is not, while clocks are set ahead or back by so many seconds.
+struct Step {
+    nodes: &'static [usize],
+    seconds: i64,
+}
+
+impl Step {
+    async fn under_holders(&self, cluster: &mut Cluster) {
+        let Self { nodes, seconds } = self;
+        let what = format!("{} nodes, {seconds} s", nodes.len());
+        let (kept_name, ending_name) = (format!("kept {what}"), format!("ending {what}"));
+        let (urls, reached) = (cluster.urls(), without_third(cluster));
+        let (idle, inspects) = (client(&urls, true).await, client(&urls, true).await);
+        inspects.inspect(&kept_name).await.expect("a name");
+        let (extends, lets_end) = (client(&reached, true).await, client(&reached, false).await);
+        let ending = lets_end.lock(&ending_name).acquire().await.expect("two of three");
+        let kept = extends.lock(&kept_name).acquire().await.expect("two of three");
+        assert_eq!((kept.margin(), ending.margin()), (0, 0));
+
+        for node in *nodes {
+            cluster.step(*node, *seconds);
+        }
+        let newcomer = client(&urls, true).await;
+        let mut tries = 0;
+        while !ending.remaining().is_zero() {
+            for locks in [&newcomer, &idle, &inspects] {
+                refused_while_held(locks, &kept_name, &kept, &what).await;
+                refused_while_held(locks, &ending_name, &ending, &what).await;
+                tries += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await; // Between tries.
+        }
+        assert!(tries > 0 || ending.remaining().is_zero());
+        if seconds.abs() <= 10 * MINUTE {
+            kept.extend().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+            refused_while_held(&idle, &kept_name, &kept, &what).await;
+        }
+        drop((kept, ending));
+        for name in [&kept_name, &ending_name] {
+            let next = newcomer.lock(name).wait(20 * SECOND).acquire().await;
+            next.unwrap_or_else(|error| panic!("{what}: {error}")).release().await.expect("a release");
+        }
+        for node in *nodes {
+            cluster.step(*node, -seconds);
+        }
+    }
+}
+
+async fn refused_while_held(locks: &Quorlock, name: &str, guard: &Guard, what: &str) {
+    let outcome = locks.lock(name).try_acquire().await;
+    let left = guard.remaining();
+    assert!(outcome.is_err() || left.is_zero(), "{what}: a second holder of {name:?}, {left:?} before the end");
+}
+
+#[tokio::test]
+async fn acc_35_one_clock_that_is_set_under_a_holder_gives_no_second_one() {
+    let Some(mut cluster) = Setup::new(3).longest(LEASE).with_clocks() else { return };
+    for seconds in [2, MINUTE, 10 * MINUTE, HOUR, -10 * MINUTE] {
+        Step { nodes: &[1], seconds }.under_holders(&mut cluster).await;
+    }
+}
+
+#[tokio::test]
+async fn acc_35_all_clocks_that_are_set_ahead_under_a_holder_give_no_second_one() {
+    let Some(mut cluster) = Setup::new(3).longest(LEASE).with_clocks() else { return };
+    for seconds in [2, MINUTE, 10 * MINUTE, HOUR] {
+        Step { nodes: &[0, 1, 2], seconds }.under_holders(&mut cluster).await;
+    }
+}
+
+/// For how long this machine kept a task waiting that wanted to run, in all.
+struct Stalls {
+    micros: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Stalls {
+    const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+    fn watch() -> Self {
+        let micros = Arc::new(AtomicU64::new(0));
+        let sum = Arc::clone(&micros);
+        let task = tokio::spawn(async move {
+            loop {
+                let before = Instant::now();
+                tokio::time::sleep(Self::LOOK_EVERY).await;
+                let late = before.elapsed().saturating_sub(2 * Self::LOOK_EVERY);
+                sum.fetch_add(u64::try_from(late.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            }
+        });
+        Self { micros, task }
+    }
+
+    fn end(self) -> Duration {
+        self.task.abort();
+        Duration::from_micros(self.micros.load(Ordering::Relaxed))
+    }
+}
+
+#[tokio::test]
+async fn acc_35_a_dead_holders_lock_is_free_after_its_lease_beside_clocks_that_were_set() {
+    let Some(mut cluster) = Setup::new(3).longest(LEASE).quiet().with_clocks() else { return };
+    let reached = without_third(&cluster).join(",");
+    let steps: [(&[usize], i64); 5] =
+        [(&[1], 2), (&[1], 10 * MINUTE), (&[1], -10 * MINUTE), (&[0, 1, 2], 10 * MINUTE), (&[0, 1, 2], HOUR)];
+    for (nodes, seconds) in steps {
+        let name = format!("{} nodes, {seconds} s", nodes.len());
+        let waits = client(&cluster.urls(), true).await;
+        let mut holder = Worker::spawn(&["hold", &reached, &name, &LEASE.as_millis().to_string()]);
+        holder.next().expect("it holds");
+        for node in nodes {
+            cluster.step(*node, seconds);
+        }
+        let stalls = Stalls::watch();
+        holder.kill();
+        let killed = Instant::now();
+        let guard = waits.lock(&name).wait(20 * SECOND).acquire().await.expect("after the lease");
+        let (took, stalled) = (killed.elapsed(), stalls.end());
+        let limit = LEASE + Duration::from_millis(300) + stalled;
+        assert!(took <= limit, "{name}: granted {took:?} after the holder's death (machine stalled for {stalled:?})");
+        guard.release().await.expect("a release");
+        for node in nodes {
+            cluster.step(*node, -seconds);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Row 36: nodes that forget under living connections, and what the nodes remember of the longest lease.
+
+use std::time::{Duration, Instant};
+
+use quorlock::{Answer, NodeError, Quorlock};
+
+use crate::support::proxy::Proxy;
+use crate::support::{CUT_OFF, Cluster, Setup, eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Of the holder, and of any client.
+const LONGEST: Duration = Duration::from_millis(2500);
+const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+async fn client(urls: impl IntoIterator<Item = String>, lease: Duration) -> Quorlock {
+    let builder = Quorlock::builder().nodes(urls).lease(lease).extend(lease < LONGEST);
+    let locks = builder.connect().await.expect("settings that work");
+    locks.flush().await;
+    locks
+}
+
+/// A client holds the lock on nodes 0 and 1, of which the second one forgets.
+struct Scene {
+    cluster: Cluster,
+    /// In front of node 1.
+    proxy: Proxy,
+}
+
+impl Scene {
+    async fn start(options: &[&str]) -> Self {
+        let at_once = [options, &["--repl-diskless-sync-delay", "0"]].concat();
+        let cluster = Setup::new(3).spare(1).options(&at_once).longest(LONGEST).start();
+        let proxy = Proxy::start(cluster.ports()[1]).await;
+        Self { cluster, proxy }
+    }
+
+    fn ask(&self, command: &str, words: &[&str]) {
+        redis::cmd(command).arg(words).exec(&mut self.cluster.redis(1)).expect(command);
+    }
+
+    async fn is_replica(&self) {
+        let is_up = || {
+            let info: String =
+                redis::cmd("INFO").arg("replication").query(&mut self.cluster.redis(1)).expect("an answer");
+            info.contains("master_link_status:up")
+        };
+        eventually(20 * SECOND, "it is a copy of another node", is_up).await;
+    }
+
+    fn urls(&self) -> [String; 3] {
+        let mut urls = self.cluster.urls();
+        [urls.swap_remove(0), self.proxy.url(), urls.swap_remove(2)]
+    }
+}
+
+/// No other client gets the lock while the lease lasts, whatever it had to do with the nodes before; the node votes again
+/// when no lease that it may have forgotten is in force.
+async fn forgets(options: &[&str], forget: impl AsyncFnOnce(&mut Scene)) {
+    let mut scene = Scene::start(options).await;
+    let [first, second, third] = scene.urls();
+    let idle = client([first.clone(), second.clone(), third.clone()], SECOND).await;
+    let holder = client([first.clone(), second.clone(), CUT_OFF.to_owned()], LONGEST).await;
+    let guard = holder.lock("x").acquire().await.expect("two of three");
+    holder.flush().await;
+    assert_eq!(guard.margin(), 0);
+    let forgot = Instant::now();
+    forget(&mut scene).await;
+    let newcomer = client([first, second, third], SECOND).await;
+    while !guard.remaining().is_zero() {
+        for locks in [&idle, &newcomer] {
+            let outcome = locks.lock("x").try_acquire().await;
+            assert!(outcome.is_err() || guard.remaining().is_zero(), "two holders, {:?} apart", guard.remaining());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await; // Between tries.
+    }
+    let probe = newcomer.lock("probe").wait(20 * SECOND).acquire().await.expect("the other two");
+    eventually(20 * SECOND, "the node votes again", || probe.margin() == 1).await;
+    assert!(forgot.elapsed() >= LONGEST, "it votes {:?} after it has forgotten", forgot.elapsed());
+    drop(guard);
+    drop(idle.lock("x").wait(20 * SECOND).acquire().await.expect("that lease is over"));
+}
+
+#[tokio::test]
+async fn acc_36_a_node_that_was_flushed_does_not_vote_twice() {
+    forgets(&[], async |scene| scene.ask("FLUSHALL", &[])).await;
+}
+
+#[tokio::test]
+async fn acc_36_a_node_whose_databases_were_swapped_does_not_vote_twice() {
+    forgets(&[], async |scene| scene.ask("SWAPDB", &["0", "5"])).await;
+}
+
+async fn there_and_back(scene: &mut Scene) {
+    let port = scene.cluster.ports()[2].to_string();
+    scene.ask("REPLICAOF", &["127.0.0.1", &port]);
+    scene.is_replica().await;
+    scene.ask("REPLICAOF", &["NO", "ONE"]);
+}
+
+#[tokio::test]
+async fn acc_36_a_node_that_was_a_replica_for_a_moment_does_not_vote_twice() {
+    forgets(&[], there_and_back).await;
+}
+
+#[tokio::test]
+async fn acc_36_a_durable_node_that_was_a_replica_for_a_moment_does_not_vote_twice() {
+    forgets(&DURABLE, there_and_back).await;
+}
+
+async fn promoted(scene: &mut Scene) {
+    scene.cluster.restart_as_replica(1, 2);
+    scene.is_replica().await;
+    scene.ask("REPLICAOF", &["NO", "ONE"]);
+}
+
+#[tokio::test]
+async fn acc_36_a_promoted_replica_in_a_nodes_place_does_not_vote_twice() {
+    forgets(&[], promoted).await;
+}
+
+#[tokio::test]
+async fn acc_36_a_durable_promoted_replica_in_a_nodes_place_does_not_vote_twice() {
+    forgets(&DURABLE, promoted).await;
+}
+
+#[tokio::test]
+async fn acc_36_another_server_at_a_nodes_address_does_not_vote_twice() {
+    forgets(&[], async |scene| scene.proxy.lead_to(scene.cluster.ports()[3])).await;
+}
+
+/// The record of the flushed node is written by a client that knows of short leases only, and its quarantine is over for that
+/// client. For one that knows of longer leases it is not.
+#[tokio::test]
+async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
+    for knows in [false, true] {
+        let cluster = Setup::new(3).longest(SECOND).start();
+        let urls = cluster.urls();
+        let holder = client([urls[0].clone(), urls[1].clone(), CUT_OFF.to_owned()], 8 * SECOND).await;
+        let guard = holder.lock("x").acquire().await.expect("two of three");
+        redis::cmd("FLUSHALL").exec(&mut cluster.redis(1)).expect("a flush");
+        // This one is cut off from the node that could tell it of the holder's lease.
+        let short = client([CUT_OFF.to_owned(), urls[1].clone(), urls[2].clone()], SECOND).await;
+        drop(short.lock("other").wait(20 * SECOND).acquire().await.expect("the node votes after a short lease"));
+        let seen: String = redis::cmd("GET").arg("quorlock:node").query(&mut cluster.redis(1)).expect("a record");
+        assert_eq!(seen.split(' ').nth(1), Some("1000"), "the longest lease that it knows of: {seen}");
+
+        // This one hears of longer leases from the other node, or was told of them.
+        let builder = Quorlock::builder().nodes(&urls).lease(SECOND);
+        let builder = if knows { builder.longest_lease(8 * SECOND) } else { builder };
+        let locks = builder.connect().await.expect("settings that work");
+        let mut quarantined = 0;
+        while !guard.remaining().is_zero() {
+            let outcome = locks.lock("x").try_acquire().await;
+            assert!(outcome.is_err() || guard.remaining().is_zero(), "two holders, {:?} apart", guard.remaining());
+            let Err(error) = outcome else { break };
+            let answer = &error.nodes()[1].answer;
+            quarantined += usize::from(matches!(answer, Answer::Failed(NodeError::Quarantined { .. })));
+            tokio::time::sleep(Duration::from_millis(5)).await; // Between tries.
+        }
+        assert!(quarantined > 0, "the node was never asked");
+        let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
+        within(20 * SECOND, "that lease is over", is_granted).await;
+    }
+}

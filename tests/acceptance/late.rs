@@ -1,0 +1,135 @@
+//! Row 37: what a client asked for on a connection that it has given up comes late, and takes nothing from what it has now.
+
+use std::time::Duration;
+
+use quorlock::{Guard, Owner, Quorlock};
+
+use crate::support::proxy::Proxy;
+use crate::support::{CUT_OFF, Cluster, eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+const NAME: &str = "late";
+
+/// Three nodes; one client holds the lock, another one joins the lease through proxies.
+struct Scene {
+    cluster: Cluster,
+    proxies: Vec<Proxy>,
+    keeper: Quorlock,
+    guard: Guard,
+    joins: Quorlock,
+}
+
+impl Scene {
+    /// Both clients reach the first `reached` nodes only.
+    async fn start(reached: usize) -> Self {
+        let cluster = Cluster::start(3);
+        let mut proxies = Vec::new();
+        for port in cluster.ports().into_iter().take(reached) {
+            proxies.push(Proxy::start(port).await);
+        }
+        let and_nowhere = |urls: Vec<String>| urls.into_iter().chain(vec![CUT_OFF.to_owned(); 3 - reached]);
+        let direct = and_nowhere(cluster.urls().into_iter().take(reached).collect());
+        let keeper = Quorlock::builder().nodes(direct).lease(60 * SECOND);
+        let keeper = keeper.connect().await.expect("settings that work");
+        keeper.flush().await;
+        let joins = Quorlock::builder().nodes(and_nowhere(proxies.iter().map(Proxy::url).collect()));
+        let joins = joins.lease(60 * SECOND).node_timeout(SECOND / 5).connect().await.expect("settings that work");
+        joins.flush().await;
+        let guard = keeper.lock(NAME).acquire().await.expect("a free lock");
+        keeper.flush().await;
+        Self { cluster, proxies, keeper, guard, joins }
+    }
+
+    fn hold_requests(&self, nodes: &[usize]) {
+        nodes.iter().for_each(|node| self.proxies[*node].hold_requests());
+    }
+
+    /// On each node that is reached, how often the lease is held by all clients.
+    fn holds(&self) -> Vec<u32> {
+        let key = redis::cmd("GET").arg(Cluster::lock_key(NAME)).clone();
+        let values = (0..self.proxies.len()).map(|node| key.query(&mut self.cluster.redis(node)).expect("an answer"));
+        let count = |word: &str| word.rsplit(':').next().and_then(|count| count.parse().ok()).unwrap_or(0);
+        let holds = |value: Option<String>| value.map_or(0, |value| value.split(' ').skip(4).map(count).sum());
+        values.map(holds).collect()
+    }
+
+    async fn expect_holds(&self, holds: u32) {
+        let is_so = || self.holds() == vec![holds; self.proxies.len()];
+        eventually(10 * SECOND, &format!("{holds} holds on each node"), is_so).await;
+    }
+
+    fn scripts_run(&self, node: usize) -> u64 {
+        let stats: String =
+            redis::cmd("INFO").arg("commandstats").query(&mut self.cluster.redis(node)).expect("its counts");
+        let calls = |stats: &str| stats.split("cmdstat_evalsha:calls=").nth(1)?.split(',').next()?.parse().ok();
+        calls(&stats).unwrap_or(0)
+    }
+
+    /// The nodes get what was held back, and do it.
+    async fn deliver(&self, nodes: &[usize]) {
+        for node in nodes {
+            let before = self.scripts_run(*node);
+            self.proxies[*node].deliver();
+            eventually(10 * SECOND, "what was held back is done", || self.scripts_run(*node) > before).await;
+        }
+    }
+
+    /// The share that was joined last is all that keeps the lock, and does.
+    async fn expect_held_by(self, joined: Guard) {
+        let Self { cluster, keeper, guard, joins, .. } = self;
+        joined.extend().await.expect("it is held");
+        guard.release().await.expect("a release");
+        keeper.flush().await;
+        let other = cluster.client(SECOND).await;
+        let outcome = other.lock(NAME).try_acquire().await;
+        assert!(outcome.as_ref().is_err_and(|error| error.is_held()), "the later share is gone: {outcome:?}");
+        assert!(!joined.is_lost());
+        joined.release().await.expect("a release");
+        joins.flush().await;
+        let is_free = async || other.lock(NAME).try_acquire().await.is_ok();
+        within(10 * SECOND, "it is free", is_free).await;
+    }
+}
+
+/// A release is held back on these nodes and its connection given up; the client joins again; then the bytes arrive.
+async fn late_release(reached: usize, nodes: &[usize]) {
+    let scene = Scene::start(reached).await;
+    let first = scene.joins.join(&scene.guard.export()).await.expect("it is held");
+    scene.expect_holds(2).await;
+    scene.hold_requests(nodes);
+    drop(first);
+    let all_held = || nodes.iter().all(|node| scene.proxies[*node].held() > 0);
+    eventually(10 * SECOND, "the release is under way", all_held).await;
+    // Until it is sent again, on a new connection.
+    scene.expect_holds(1).await;
+    let again = scene.joins.join(&scene.guard.export()).await.expect("it is held");
+    scene.expect_holds(2).await;
+    scene.deliver(nodes).await;
+    assert_eq!(scene.holds(), vec![2; reached], "the late release has taken the later share");
+    scene.expect_held_by(again).await;
+}
+
+#[tokio::test]
+async fn acc_37_a_late_release_at_one_node_at_margin_0_leaves_the_later_share() {
+    late_release(2, &[1]).await;
+}
+
+#[tokio::test]
+async fn acc_37_a_late_release_at_all_nodes_leaves_the_later_share() {
+    late_release(3, &[0, 1, 2]).await;
+}
+
+/// The first try of one request is late, with its release behind it; the second one joins.
+#[tokio::test]
+async fn acc_37_a_late_try_leaves_the_share_of_the_next_try() {
+    let scene = Scene::start(3).await;
+    let owner = Owner::import(&scene.guard.export()).expect("an export");
+    scene.hold_requests(&[0, 1, 2]);
+    let request = scene.joins.lock(NAME).owner(&owner).wait(20 * SECOND).acquire();
+    let joined = request.await.expect("on the next connections");
+    assert!(scene.proxies.iter().all(|proxy| proxy.held() > 0), "nothing is late");
+    scene.expect_holds(2).await;
+    scene.deliver(&[0, 1, 2]).await;
+    assert_eq!(scene.holds(), vec![2; 3], "the late release has taken the later share");
+    scene.expect_held_by(joined).await;
+}
