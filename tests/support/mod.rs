@@ -44,16 +44,25 @@ impl Cluster {
         Self::launch(nodes, options, Share::Shared(MACHINE.read().unwrap_or_else(std::sync::PoisonError::into_inner)))
     }
 
-    fn launch(nodes: usize, options: &[&str], share: Share) -> Self {
+    /// Servers that do not know yet that they belong together.
+    pub fn undeclared(nodes: usize, options: &[&str]) -> Self {
+        Self::servers(nodes, options, Share::Shared(MACHINE.read().unwrap_or_else(std::sync::PoisonError::into_inner)))
+    }
+
+    fn servers(nodes: usize, options: &[&str], share: Share) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let new = Declaration::new(nodes);
-        let start = |i| {
-            let node = Server::start(dir.path().join(format!("node-{i}")), options, &[]).expect("a server");
-            node.declare_new(new).expect("a declaration");
-            node
-        };
-        let nodes: Vec<Server> = (0..nodes).map(start).collect();
+        let start = |i| Server::start(dir.path().join(format!("node-{i}")), options, &[]).expect("a server");
+        let nodes = (0..nodes).map(start).collect();
         Self { nodes, dir, _share: share }
+    }
+
+    fn launch(nodes: usize, options: &[&str], share: Share) -> Self {
+        let cluster = Self::servers(nodes, options, share);
+        let new = Declaration::new(nodes);
+        for node in &cluster.nodes {
+            node.declare_new(new).expect("a declaration");
+        }
+        cluster
     }
 
     pub fn len(&self) -> usize {
