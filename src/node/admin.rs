@@ -30,6 +30,8 @@ pub struct Node {
     /// The address, without user and password.
     pub name: String,
     wire: Wire,
+    /// Why the connection is over: an answer that is still to come would be taken for that to a later command.
+    broken: Option<NodeError>,
     health: Health,
     list_key: Vec<u8>,
     environment: Arc<dyn Environment>,
@@ -88,16 +90,20 @@ impl Node {
         environment: Arc<dyn Environment>,
     ) -> Result<Self, NodeError> {
         let (wire, answers) = bounded(greet(environment.as_ref(), &address, health::questions(&list_key))).await?;
-        Ok(Self { name: address.name, wire, health: health::judge(answers)?, list_key, environment })
+        Ok(Self { name: address.name, wire, broken: None, health: health::judge(answers)?, list_key, environment })
     }
 
     /// Sends one command and waits for its answer.
     ///
     /// # Errors
     ///
-    /// The server's error, or why there is no answer. The connection is of no use after [`NodeError::NoAnswer`].
+    /// The server's error, or why there is no answer. Then there are no further answers, either.
     pub async fn ask(&mut self, command: &Cmd) -> Result<Value, NodeError> {
-        let answers = bounded(self.wire.ask(std::slice::from_ref(command))).await?;
+        if let Some(broken) = &self.broken {
+            return Err(broken.clone());
+        }
+        let asked = bounded(self.wire.ask(std::slice::from_ref(command))).await;
+        let answers = asked.inspect_err(|error| self.broken = Some(error.clone()))?;
         said(answers.into_iter().next().unwrap_or(Value::Nil)).map_err(|error| node_error(&error))
     }
 

@@ -49,6 +49,8 @@ struct Change {
     changing: usize,
     /// The word of its record during the change and after it.
     word: String,
+    /// Whether the change has begun there, as far as is known.
+    may_have_begun: bool,
 }
 
 pub async fn set(options: &ListOptions) -> Result<(), Failure> {
@@ -215,7 +217,7 @@ async fn prepare(nodes: Vec<Node>) -> Result<Vec<Change>, Failure> {
                 let before = node.listed();
                 let changing = count * CHANGING + before.unwrap_or(0) % CHANGING;
                 let word = format!("{:016x}", node.random());
-                Ok(Change { node, keeps, before, changing, word })
+                Ok(Change { node, keeps, before, changing, word, may_have_begun: false })
             }
             Err(error) => Err(unanswered(&node, &error)),
         }
@@ -248,17 +250,17 @@ impl Change {
         let record = self.node.record().map(|record| record.text).unwrap_or_default();
         let before = self.before.map(|before| before.to_string()).unwrap_or_default();
         let (word, changing) = (self.word.clone(), self.changing.to_string());
-        self.script(BEGIN, &[record, before, word, changing, latest.to_string()]).await
+        let begun = self.script(BEGIN, &[record, before, word, changing, latest.to_string()]).await;
+        self.may_have_begun = !matches!(begun, Err(NodeError::Redis { .. } | NodeError::Replica | NodeError::Forgot));
+        begun
     }
 
-    /// `Ok`, too, where nothing was begun.
     async fn undo(&mut self) -> Result<(), NodeError> {
-        let before = self.before.map(|before| before.to_string()).unwrap_or_default();
-        let undone = self.script(UNDO, &[self.word.clone(), self.changing.to_string(), before]).await;
-        match undone {
-            Err(NodeError::Forgot) => Ok(()),
-            undone => undone,
+        if !self.may_have_begun {
+            return Ok(());
         }
+        let before = self.before.map(|before| before.to_string()).unwrap_or_default();
+        self.script(UNDO, &[self.word.clone(), self.changing.to_string(), before]).await
     }
 
     async fn finish(&mut self, count: usize, cluster: u64) -> Result<(), NodeError> {
