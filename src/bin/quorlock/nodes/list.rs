@@ -127,7 +127,7 @@ fn cluster(options: &ListOptions, nodes: &[Node]) -> Result<Option<u64>, Failure
 /// Checks that the nodes which remember what they granted leave no majority of any list outside.
 fn check_majorities(nodes: &[Node]) -> Result<(), Failure> {
     let quorum = |count: usize| count / 2 + 1;
-    let lists: HashSet<(Option<u64>, usize)> = nodes.iter().flat_map(memberships).collect();
+    let lists: HashSet<(Option<u64>, usize)> = nodes.iter().filter_map(memberships).collect();
     for (cluster, listed) in lists {
         // A node in a change that was interrupted takes part in no list, so also not in the one it was to get.
         let is_part = |node: &&Node| {
