@@ -54,7 +54,7 @@ fn new_nodes_vote_at_once_when_declared() {
     for node in 0..3 {
         let record = get(&sandbox, node, RECORD).expect("a record");
         assert!(record.contains(" 20000 0 0 120000 "), "{record}");
-        assert!(!declared.stdout.contains(&field(&sandbox, node, 0)), "the word is nobody's business");
+        assert!(!declared.stdout.contains(&field(&sandbox, node, 0)), "the record's word is not printed");
         assert_eq!(field(&sandbox, node, 5), field(&sandbox, 0, 5), "one cluster");
         assert_eq!(field(&sandbox, node, 7).len(), 16);
     }
