@@ -179,9 +179,18 @@ impl Builder {
     /// Cancel safe: it never waits.
     #[expect(clippy::unused_async, reason = "must run inside a runtime, and may come to ask nodes before it returns")]
     pub async fn connect(self) -> Result<Quorlock, ConfigError> {
-        let settings = self.settings()?;
-        let nodes = self.addresses()?;
+        let (settings, nodes) = self.checked()?;
         Ok(Quorlock::start(settings, nodes, self.environment, &self.label))
+    }
+
+    /// The settings and the nodes' addresses, checked.
+    pub(crate) fn checked(&self) -> Result<(Settings, Vec<NodeAddress>), ConfigError> {
+        Ok((self.settings()?, self.addresses()?))
+    }
+
+    #[cfg(feature = "cli")]
+    pub(crate) fn machine(&self) -> &Arc<dyn Environment> {
+        &self.environment
     }
 
     fn settings(&self) -> Result<Settings, ConfigError> {

@@ -71,6 +71,10 @@ mod turn;
 mod waiter;
 mod waiting;
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use node::admin;
+
 #[doc(hidden)]
 pub mod environment;
 

@@ -63,6 +63,11 @@ pub enum NodeError {
         /// How many the node's list has.
         theirs: usize,
     },
+    /// The list of nodes is being changed, or that was interrupted: no list is valid there.
+    #[error(
+        "its list of nodes is being changed: wait for `quorlock nodes set-list` to end, or run it again if it was interrupted"
+    )]
+    ListChanging,
     /// The node is part of another cluster than the other nodes of the list.
     #[error(
         "it was declared to be part of another cluster than {other}: list the nodes of one cluster \

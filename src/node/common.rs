@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::health::Health;
+use super::health::{CHANGING, Health};
 use crate::environment::Environment;
 use crate::error::NodeError;
 use crate::protocol::{Newcomer, Wall, quorum};
@@ -120,6 +120,7 @@ impl Common {
             let apart = others().find(|claim| claim.cluster.zip(cluster).is_some_and(|(a, b)| a != b));
             match (same, health.listed, apart) {
                 (Some(same), _, _) => Some(NodeError::SameServer(same.name.to_string())),
+                (_, Some(CHANGING..), _) => Some(NodeError::ListChanging),
                 (_, Some(theirs), _) if theirs != claims.len() => {
                     Some(NodeError::OtherList { ours: claims.len(), theirs })
                 }
@@ -128,7 +129,10 @@ impl Common {
             }
         };
         let run_id = health.run_id.clone();
-        let is_deployment = matches!(conflict, Some(NodeError::OtherList { .. } | NodeError::OtherCluster { .. }));
+        let is_deployment = matches!(
+            conflict,
+            Some(NodeError::OtherList { .. } | NodeError::OtherCluster { .. } | NodeError::ListChanging)
+        );
         if conflict.is_none() || is_deployment {
             claims[index] = Some(Claim { name: Arc::clone(name), run_id, cluster, conflict: conflict.clone() });
         }
@@ -136,8 +140,8 @@ impl Common {
         match conflict {
             Some(conflict) => Err(conflict),
             None if health.listed.is_some() => Ok(None),
-            // The others may know of another list. A majority of them would.
-            None if claims.iter().flatten().count() >= quorum(claims.len()) => Ok(Some(claims.len())),
+            // The others may know of another list. A majority of them would, and then this client's is written nowhere.
+            None if agreeing(&claims) >= quorum(claims.len()) => Ok(Some(claims.len())),
             None => Err(NodeError::Unlisted),
         }
     }
@@ -163,6 +167,11 @@ impl Common {
         }
         locked(&self.claims).iter().flatten().find_map(|claim| claim.conflict.clone())
     }
+}
+
+/// How many nodes are known to have nothing against this client's list.
+fn agreeing(claims: &[Option<Claim>]) -> usize {
+    claims.iter().flatten().filter(|claim| claim.conflict.is_none()).count()
 }
 
 fn wall_micros(environment: &dyn Environment) -> u64 {

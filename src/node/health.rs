@@ -7,7 +7,11 @@ use crate::error::NodeError;
 use crate::protocol::{Process, Record};
 
 /// The node record.
-pub(super) const RECORD: &str = "quorlock:node";
+pub const RECORD: &str = "quorlock:node";
+
+/// From this number on, a list key holds no length: the list is being changed, from a list of `number % CHANGING` nodes (0
+/// for none) to one of `number / CHANGING`.
+pub const CHANGING: usize = 1000;
 
 /// What a server says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::protocol::{Change, Record};
 use crate::ticket::channel;
 
 /// So often what is due in a record is written, when other clients write there at the same time.
-const MOST_WRITES: usize = 4;
+pub(super) const MOST_WRITES: usize = 4;
 
 /// Connects, greets the server, and leaves its record and list as they are to be.
 pub(super) async fn introduce(
@@ -38,7 +38,7 @@ pub(super) async fn introduce(
             return Ok((wire, Known::new(text, health.clock, common.wall()).ok_or_else(unreadable)?));
         }
         let seen = seen.map(|(text, _)| text.as_str());
-        (health.record, health.listed) = write(&mut wire, common, seen, change.as_ref(), nodes).await?;
+        (health.record, health.listed) = write(&mut wire, &common.list_key, seen, change.as_ref(), nodes).await?;
     }
     Err(NodeError::Connect("other clients write the record of this node all the time".to_owned()))
 }
@@ -49,17 +49,29 @@ async fn establish(
     address: &NodeAddress,
     common: &Common,
 ) -> Result<(Wire, Health), NodeError> {
+    // What is to be known of the server, and the channel on which it calls.
+    let mut subscribe = redis::cmd("SUBSCRIBE");
+    subscribe.arg(channel(common.client));
+    let [info, stored, time] = health::questions(&common.list_key);
+    let (wire, [info, stored, time, subscribed]) = greet(environment, address, [info, stored, time, subscribe]).await?;
+    // A server that forbids it calls no waiting request: it looks again by its timer.
+    drop(subscribed);
+    Ok((wire, health::judge([info, stored, time])?))
+}
+
+/// Connects, greets the server and asks these questions, all in one exchange. An answer may be an error that the server
+/// gives for good.
+pub(super) async fn greet<const N: usize>(
+    environment: &dyn Environment,
+    address: &NodeAddress,
+    questions: [Cmd; N],
+) -> Result<(Wire, [Value; N]), NodeError> {
     let connect = |error: std::io::Error| NodeError::Connect(error.to_string());
     let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
     let mut wire = Wire::new(stream);
-
-    // The greeting, what is to be known of the server, and the channel on which it calls: all in one exchange.
     let greeting = greeting(address.info.redis_settings());
     let greetings = greeting.len();
-    let mut subscribe = redis::cmd("SUBSCRIBE");
-    subscribe.arg(channel(common.client));
-    let commands: Vec<Cmd> =
-        greeting.into_iter().chain(health::questions(&common.list_key)).chain([subscribe]).collect();
+    let commands: Vec<Cmd> = greeting.into_iter().chain(questions).collect();
     let mut answers = wire.ask(&commands).await?;
     let rest = answers.split_off(greetings);
     let mut greeted = answers.into_iter().map(said);
@@ -69,22 +81,20 @@ async fn establish(
     for answer in greeted {
         answer.map_err(|error| node_error(&error))?;
     }
-    let [info, stored, time, subscribed] = <[Value; 4]>::try_from(willing(rest)?)
-        .map_err(|answers| NodeError::Nonsense(format!("{} answers to four questions", answers.len())))?;
-    // A server that forbids it calls no waiting request: it looks again by its timer.
-    drop(subscribed);
-    Ok((wire, health::judge([info, stored, time])?))
+    let answers = <[Value; N]>::try_from(willing(rest)?)
+        .map_err(|answers| NodeError::Nonsense(format!("{} answers to {N} questions", answers.len())))?;
+    Ok((wire, answers))
 }
 
 /// Writes what is due in the node's record and list. Gives both as they are then.
-async fn write(
+pub(super) async fn write(
     wire: &mut Wire,
-    common: &Common,
+    list_key: &[u8],
     seen: Option<&str>,
     change: Option<&Change>,
     nodes: Option<usize>,
 ) -> Result<(Option<(String, Record)>, Option<usize>), NodeError> {
-    let commands = script::record(&common.list_key, seen, change, nodes);
+    let commands = script::record(list_key, seen, change, nodes);
     let mut answers = wire.ask(&commands).await?.into_iter();
     for _ in 1..commands.len() {
         answers.next().map(said).transpose().map_err(|error| node_error(&error))?;

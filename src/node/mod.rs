@@ -1,5 +1,7 @@
 //! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
 
+#[cfg(feature = "cli")]
+pub mod admin;
 mod backlog;
 mod common;
 mod connection;

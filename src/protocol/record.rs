@@ -82,6 +82,12 @@ impl Process {
     pub(crate) fn new(run_id: &str, logs: bool, was_replica: bool) -> Self {
         Self { run_id: run_id.chars().take(RUN_ID_LENGTH).collect(), logs, was_replica }
     }
+
+    /// As a record has it.
+    #[cfg(feature = "cli")]
+    pub(crate) fn run_id(&self) -> &str {
+        &self.run_id
+    }
 }
 
 /// What a client brings along.

@@ -10,6 +10,7 @@ mod codes;
 mod danger;
 mod inspect;
 mod nesting;
+mod nodes;
 mod sandbox;
 mod secrets;
 mod signals;

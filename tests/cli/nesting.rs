@@ -80,7 +80,7 @@ fn only_where_the_enclosing_lock_is() {
     let expected = [
         "order does not matter",
         "another key",
-        "other nodes 75",
+        "other nodes 78",
         "a stranger 75",
         "nothing is inherited",
         "malformed 64",

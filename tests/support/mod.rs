@@ -150,6 +150,11 @@ impl Cluster {
         Setup::new(nodes).options(options).start()
     }
 
+    /// Servers that do not know yet that they belong together.
+    pub fn undeclared(nodes: usize, options: &[&str]) -> Self {
+        Setup::new(nodes).options(options).undeclared().start()
+    }
+
     pub fn len(&self) -> usize {
         self.nodes.len()
     }

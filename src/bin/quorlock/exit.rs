@@ -1,6 +1,6 @@
 //! The exit codes, and what leads to them.
 
-use quorlock::{AcquireError, ConfigError};
+use quorlock::{AcquireError, Answer, ConfigError, NodeError, NodeReport};
 
 /// With what `quorlock` ends when it is not the command's own code, or 128 plus the signal that ended the command.
 /// Numbers of sysexits.h where it has one that fits, and of the shell.
@@ -13,6 +13,8 @@ pub enum Exit {
     NoQuorum,
     /// `EX_TEMPFAIL`: somebody else has the lock. `run --conflict-exit-code` replaces it.
     Conflict,
+    /// `EX_CONFIG`: the nodes are not what this list says they are, or cannot have votes.
+    Configuration,
     /// The lock was lost, or in danger, while the command ran.
     Lost,
     /// As in a shell: the command is there but cannot be run.
@@ -28,6 +30,7 @@ impl Exit {
             Self::Usage => 64,
             Self::NoQuorum => 69,
             Self::Conflict => 75,
+            Self::Configuration => 78,
             Self::Lost => 79,
             Self::NotRunnable => 126,
             Self::NotFound => 127,
@@ -48,6 +51,8 @@ Exit codes of `run`:
   64     wrong usage, or a value that cannot work
   69     no quorum: too few nodes can be reached, or they are too slow
   75     the lock is held by another owner (-E chooses another code)
+  78     no quorum, as the deployment is configured wrongly: the list of nodes is
+         another one than that of the nodes, or nodes can have no vote
   79     the lock was lost, or about to be, while the command ran: the command
          was stopped; or a nested run was to enter a lock that is lost
   126    the command cannot be run
@@ -56,7 +61,10 @@ Exit codes of `run`:
 Exit codes of `inspect`:
   0      free, held or split
   64     wrong usage, or a value that cannot work
-  69     unknown: too few nodes can be reached";
+  69     unknown: too few nodes can be reached
+  78     unknown, as the deployment is configured wrongly (as with `run`)
+
+Exit codes of `nodes`: see `quorlock nodes declare-new --help`";
 
 /// Why it ends before, or without, the command's own exit code.
 #[derive(Debug)]
@@ -102,6 +110,9 @@ fn reason(error: &AcquireError) -> (Exit, &'static str) {
         AcquireError::Held { .. } | AcquireError::Contended { .. } => {
             (Exit::Conflict, "Try again later, or wait longer with --wait")
         }
+        AcquireError::NoQuorum { needed, nodes } if nodes.0.len() - misconfigured(&nodes.0) < *needed => {
+            (Exit::Configuration, MEND)
+        }
         AcquireError::NoQuorum { .. } => {
             (Exit::NoQuorum, "Check that these nodes are up and that --nodes (or QUORLOCK_NODES) is right")
         }
@@ -111,4 +122,32 @@ fn reason(error: &AcquireError) -> (Exit, &'static str) {
         }
         _ => (Exit::Usage, "Check the options; `quorlock run --help` explains them"),
     }
+}
+
+/// What to do where the deployment is configured wrongly.
+pub const MEND: &str = "Waiting does not help: mend what is said of these nodes, or name the right nodes (--nodes, \
+                        QUORLOCK_NODES)";
+
+fn misconfigured(nodes: &[NodeReport]) -> usize {
+    let is_misconfigured = |report: &&NodeReport| match &report.answer {
+        Answer::Failed(error) => is_configuration(error),
+        _ => false,
+    };
+    nodes.iter().filter(is_misconfigured).count()
+}
+
+/// Can the node have no vote until the deployment is changed?
+pub fn is_configuration(error: &NodeError) -> bool {
+    matches!(
+        error,
+        NodeError::OtherList { .. }
+            | NodeError::OtherCluster { .. }
+            | NodeError::ListChanging
+            | NodeError::SameServer(_)
+            | NodeError::ClusterMode
+            | NodeError::Replica
+            | NodeError::MayEvict { .. }
+            | NodeError::NotAllowed { .. }
+            | NodeError::TooOld
+    )
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use quorlock::{Holder, Inspection, NodeState, NodeView, Verdict};
 use serde_json::{Value, json};
 
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, MEND, is_configuration};
 use crate::options::InspectOptions;
 
 /// So much of an owner's id tells it from others in a table.
@@ -22,6 +22,11 @@ pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
     let _ = io::stdout().lock().write_all(text.as_bytes()); // A closed pipe (`| head`) is no failure.
     if seen.verdict != Verdict::Unknown {
         return Ok(Exit::Success.code());
+    }
+    let errors = seen.nodes.iter().filter_map(|view| view.state.as_ref().err());
+    let misconfigured = errors.filter(|error| is_configuration(error)).count();
+    if seen.nodes.len() - misconfigured < seen.nodes.len() / 2 + 1 {
+        return Err(Failure::new(Exit::Configuration, format!("too few nodes can have a vote. {MEND}")));
     }
     Err(Failure::new(
         Exit::NoQuorum,

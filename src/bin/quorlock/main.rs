@@ -13,6 +13,7 @@ mod inspect;
 #[cfg(feature = "lab")]
 mod lab;
 mod messages;
+mod nodes;
 mod options;
 mod run;
 mod signals;
@@ -47,6 +48,7 @@ fn perform() -> Result<u8, Failure> {
         match &task {
             Task::Run(options) => run::run(options).await,
             Task::Inspect(options) => inspect::inspect(options).await,
+            Task::Nodes(options) => nodes::nodes(options).await,
             #[cfg(feature = "lab")]
             Task::Lab(_) => unreachable!("was run above"),
         }

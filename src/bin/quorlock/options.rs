@@ -33,6 +33,7 @@ struct Flags {
 enum CommandFlags {
     Run(RunFlags),
     Inspect(InspectFlags),
+    Nodes(crate::nodes::Flags),
     #[cfg(feature = "lab")]
     #[command(flatten)]
     Lab(crate::lab::Flags),
@@ -40,7 +41,7 @@ enum CommandFlags {
 
 /// Where the lock is.
 #[derive(Args)]
-struct PlaceFlags {
+pub struct PlaceFlags {
     /// The Redis masters, as URLs with commas between
     #[arg(long, short, value_name = "URL,...", env = NODES_VARIABLE, hide_env_values = true, long_help = HELP_NODES)]
     nodes: Option<OsString>,
@@ -153,6 +154,7 @@ struct InspectFlags {
 pub enum Task {
     Run(RunOptions),
     Inspect(InspectOptions),
+    Nodes(crate::nodes::Options),
     #[cfg(feature = "lab")]
     Lab(crate::lab::Flags),
 }
@@ -207,6 +209,7 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     match flags.command {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),
         CommandFlags::Inspect(flags) => flags.check().map(Task::Inspect),
+        CommandFlags::Nodes(flags) => flags.check().map(Task::Nodes),
         #[cfg(feature = "lab")]
         CommandFlags::Lab(flags) => Ok(Task::Lab(flags)),
     }
@@ -244,7 +247,7 @@ fn split(nodes: &str) -> Vec<String> {
 }
 
 impl PlaceFlags {
-    fn check(self) -> Result<Place, Failure> {
+    pub fn check(self) -> Result<Place, Failure> {
         let is_default = self.nodes.is_none();
         let nodes = self.nodes.unwrap_or_else(|| DEFAULT_NODES.into()).into_string();
         let nodes = nodes.map_err(|_| Failure::new(Exit::Usage, "the node URLs are not UTF-8; see --nodes"))?;
@@ -318,8 +321,8 @@ impl InspectFlags {
 /// clap's message in our words.
 fn usage(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, or look at a lock with \
-                       `quorlock inspect NAME`; more with `quorlock --help`";
+        let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, look at a lock with `quorlock \
+                       inspect NAME`, or declare nodes with `quorlock nodes declare-new`; more with `quorlock --help`";
         return Failure::new(Exit::Usage, message);
     }
     let text = error.render().to_string();

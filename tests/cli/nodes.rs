@@ -1,0 +1,367 @@
+//! `quorlock nodes`: what makes nodes one cluster, and what the other commands say where they are none.
+
+use std::time::{Duration, Instant};
+
+use crate::sandbox::{Ended, Sandbox, finish};
+use crate::support::Cluster;
+
+const RECORD: &str = "quorlock:node";
+const LIST: &str = "quorlock:list:quorlock:lock:";
+const HOLD: &str = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
+const DECLARE: [&str; 3] = ["nodes", "declare-new", "--yes"];
+const SET: [&str; 2] = ["nodes", "set-list"];
+
+fn undeclared(nodes: usize) -> Sandbox {
+    Sandbox::around(Cluster::undeclared(nodes, &[]))
+}
+
+/// Runs `quorlock` with the nodes at these places as its list.
+fn with_nodes(sandbox: &Sandbox, places: &[usize], args: &[&str]) -> Ended {
+    let urls = sandbox.cluster.urls();
+    let list: Vec<&str> = places.iter().map(|place| urls[*place].as_str()).collect();
+    finish(sandbox.quorlock(args).env("QUORLOCK_NODES", list.join(",")).spawn().expect("quorlock"))
+}
+
+fn get(sandbox: &Sandbox, node: usize, key: &str) -> Option<String> {
+    redis::cmd("GET").arg(key).query(&mut sandbox.cluster.redis(node)).expect("a string or none")
+}
+
+fn set(sandbox: &Sandbox, node: usize, key: &str, value: &str) {
+    redis::cmd("SET").arg(key).arg(value).query::<()>(&mut sandbox.cluster.redis(node)).expect("a key");
+}
+
+fn delete(sandbox: &Sandbox, node: usize, key: &str) {
+    redis::cmd("DEL").arg(key).query::<()>(&mut sandbox.cluster.redis(node)).expect("a key less");
+}
+
+/// One field of the record, counted from 0: word, longest, end, wall, window, cluster, keeps, run id.
+fn field(sandbox: &Sandbox, node: usize, index: usize) -> String {
+    let record = get(sandbox, node, RECORD).expect("a record");
+    record.split(' ').nth(index).expect("eight fields").to_owned()
+}
+
+fn lists(sandbox: &Sandbox) -> Vec<Option<String>> {
+    (0..sandbox.cluster.len()).map(|node| get(sandbox, node, LIST)).collect()
+}
+
+#[test]
+fn new_nodes_vote_at_once_when_declared() {
+    let sandbox = undeclared(3);
+    let declared = sandbox.end(&[&DECLARE[..], &["--ballot-ttl", "4m", "--longest-lease", "20s"]].concat());
+    assert_eq!((declared.code, declared.stderr.as_str()), (Some(0), ""), "{declared:?}");
+    assert_eq!(declared.stdout.matches("now").count(), 3, "{}", declared.stdout);
+    assert_eq!(declared.stdout.matches("no: appendonly is no, not yes").count(), 3, "{}", declared.stdout);
+    for node in 0..3 {
+        let record = get(&sandbox, node, RECORD).expect("a record");
+        assert!(record.contains(" 20000 0 0 120000 "), "{record}");
+        assert!(!declared.stdout.contains(&field(&sandbox, node, 0)), "the record's word is not printed");
+        assert_eq!(field(&sandbox, node, 5), field(&sandbox, 0, 5), "one cluster");
+        assert_eq!(field(&sandbox, node, 7).len(), 16);
+    }
+    assert_ne!(field(&sandbox, 0, 0), field(&sandbox, 1, 0), "each node has a word of its own");
+    assert_eq!(lists(&sandbox), vec![Some("3".to_owned()); 3]);
+    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(0));
+}
+
+#[test]
+fn nodes_without_a_declaration_have_no_vote_at_first() {
+    let sandbox = undeclared(3);
+    let refused = sandbox.end(&["run", "--try", "job", "--", "true"]);
+    assert_eq!(refused.code, Some(69), "a quarantine ends by itself: {refused:?}");
+    let late = sandbox.end(&DECLARE);
+    assert_eq!(late.code, Some(78), "{late:?}");
+    assert!(late.stderr.contains("has a record already") && late.stderr.contains("set-list"), "{}", late.stderr);
+}
+
+#[test]
+fn declare_new_refuses_nodes_that_were_used() {
+    let sandbox = undeclared(3);
+    let ballot = format!("quorlock:ballot:{}", Cluster::lock_key("job"));
+    for key in [Cluster::lock_key("job"), ballot, "quorlock:list:other:".to_owned()] {
+        set(&sandbox, 1, &key, "1");
+        let refused = sandbox.end(&DECLARE);
+        assert_eq!(refused.code, Some(78), "{key}: {refused:?}");
+        let node = format!("127.0.0.1:{} has the key {key}", sandbox.cluster.ports()[1]);
+        assert!(refused.stderr.contains(&node), "{}", refused.stderr);
+        assert!(refused.stderr.contains("set-list") && refused.stderr.contains("empty data folders"), "{refused:?}");
+        delete(&sandbox, 1, &key);
+    }
+    set(&sandbox, 2, LIST, "5");
+    let refused = sandbox.end(&DECLARE);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("has a list of 5 nodes already, not of 3"), "{}", refused.stderr);
+    assert_eq!(sandbox.cluster.count_keys(RECORD), 0, "nothing may be written before all is checked");
+}
+
+#[test]
+fn declare_new_refuses_parts_of_two_clusters() {
+    let sandbox = undeclared(2);
+    for node in 0..2 {
+        assert_eq!(with_nodes(&sandbox, &[node], &DECLARE).code, Some(0));
+        delete(&sandbox, node, LIST);
+    }
+    let refused = sandbox.end(&DECLARE);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("two clusters") && refused.stderr.contains("--adopt"), "{}", refused.stderr);
+}
+
+#[test]
+fn declare_new_can_be_repeated() {
+    let sandbox = undeclared(3);
+    assert_eq!(sandbox.end(&DECLARE).code, Some(0));
+    let records: Vec<_> = (0..3).map(|node| get(&sandbox, node, RECORD)).collect();
+    // As a call leaves it that ended after two records.
+    for node in 0..3 {
+        delete(&sandbox, node, LIST);
+    }
+    delete(&sandbox, 2, RECORD);
+    let repeated = sandbox.end(&DECLARE);
+    assert_eq!(repeated.code, Some(0), "{repeated:?}");
+    assert_eq!(repeated.stdout.matches("before").count(), 2, "{}", repeated.stdout);
+    assert_eq!([0, 1].map(|node| get(&sandbox, node, RECORD)), [records[0].clone(), records[1].clone()]);
+    assert_eq!(field(&sandbox, 2, 5), field(&sandbox, 0, 5), "the same cluster");
+    assert_eq!(lists(&sandbox), vec![Some("3".to_owned()); 3]);
+
+    let other = sandbox.end(&[&DECLARE[..], &["--ballot-ttl", "20m"]].concat());
+    assert_eq!(other.code, Some(78), "{other:?}");
+    assert!(other.stderr.contains("with --ballot-ttl 10m"), "{}", other.stderr);
+
+    // Not after the whole declaration: that node has lost its data.
+    delete(&sandbox, 1, RECORD);
+    let refused = sandbox.end(&DECLARE);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("has lost its data"), "{}", refused.stderr);
+}
+
+#[test]
+fn declare_new_needs_every_node() {
+    let mut sandbox = undeclared(3);
+    sandbox.cluster.kill(1);
+    let port = sandbox.cluster.ports()[1].to_string();
+    for args in [&DECLARE[..], &SET] {
+        let refused = sandbox.end(args);
+        assert_eq!(refused.code, Some(69), "{refused:?}");
+        assert!(refused.stderr.contains(&port) && refused.stderr.contains("Nothing was changed"), "{}", refused.stderr);
+    }
+    assert_eq!(sandbox.cluster.count_keys(RECORD), 0);
+}
+
+#[test]
+fn servers_that_can_have_no_vote_are_not_declared() {
+    let sandbox = undeclared(3);
+    let urls = sandbox.cluster.urls();
+    let twice = format!("{},{},{}", urls[0], urls[1], urls[0].replace("127.0.0.1", "localhost"));
+    let refused = sandbox.end(&[&DECLARE[..], &["--nodes", &twice]].concat());
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("it is the same server as"), "{}", refused.stderr);
+    let replica = |of: &[&str]| {
+        redis::cmd("REPLICAOF").arg(of).query::<()>(&mut sandbox.cluster.redis(2)).expect("REPLICAOF");
+    };
+    replica(&["127.0.0.1", &sandbox.cluster.ports()[0].to_string()]);
+    let refused = sandbox.end(&DECLARE);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("it is a replica"), "{}", refused.stderr);
+    replica(&["NO", "ONE"]);
+    let mut config = redis::cmd("CONFIG");
+    config.arg("SET").arg(&["maxmemory", "100mb", "maxmemory-policy", "allkeys-lru"]);
+    config.query::<()>(&mut sandbox.cluster.redis(1)).expect("CONFIG SET");
+    let refused = sandbox.end(&DECLARE);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("it may evict keys (allkeys-lru)"), "{}", refused.stderr);
+    assert_eq!(sandbox.cluster.count_keys(RECORD), 0);
+}
+
+#[test]
+fn a_node_keeps_every_write_when_its_settings_say_so() {
+    let options = ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"];
+    let sandbox = Sandbox::around(Cluster::undeclared(3, &options));
+    let config = |node: usize, name: &str, value: &str| {
+        redis::cmd("CONFIG").arg(&["SET", name, value]).query::<()>(&mut sandbox.cluster.redis(node)).expect("CONFIG");
+    };
+    config(1, "appendfsync", "everysec");
+    redis::cmd("ACL").arg(&["SETUSER", "default", "-config"]).query::<()>(&mut sandbox.cluster.redis(2)).expect("ACL");
+    let declared = sandbox.end(&DECLARE);
+    assert_eq!(declared.code, Some(0), "{declared:?}");
+    assert!(declared.stdout.contains("no: appendfsync is everysec, not always"), "{}", declared.stdout);
+    assert!(declared.stdout.contains("CONFIG GET is refused (NOPERM)"), "{}", declared.stdout);
+    assert_eq!([0, 1, 2].map(|node| field(&sandbox, node, 6)), ["1", "0", "0"]);
+    config(0, "no-appendfsync-on-rewrite", "yes");
+    config(1, "appendfsync", "always");
+    let again = sandbox.end(&SET);
+    assert_eq!(again.code, Some(0), "{again:?}");
+    assert_eq!([0, 1, 2].map(|node| field(&sandbox, node, 6)), ["0", "1", "0"]);
+}
+
+#[test]
+fn wrong_usage_of_nodes() {
+    let sandbox = undeclared(1);
+    let cases: &[(&[&str], &str)] = &[
+        (&["nodes"], "nodes declare-new"),
+        (&["nodes", "forget"], "unrecognized subcommand"),
+        (&["nodes", "declare-new"], "give --yes"),
+        (&["nodes", "declare-new", "-y", "--ballot-ttl", "soon"], "--ballot-ttl"),
+        (&["nodes", "declare-new", "-y", "--ballot-ttl", "1s", "--longest-lease", "400ms"], "ballots cannot be kept"),
+        (&["nodes", "declare-new", "-y", "--ballot-ttl", "1m", "--longest-lease", "40s"], "at least twice"),
+        (&["nodes", "declare-new", "-y", "--longest-lease", "1ms"], "too short"),
+        (&["nodes", "set-list", "--yes"], "'--yes'"),
+        (&["nodes", "set-list", "--nodes", "redis://me:hunter2@host:x"], "cannot be used"),
+    ];
+    for (args, said) in cases {
+        let ended = sandbox.end(args);
+        assert_eq!(ended.code, Some(64), "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains(said), "{args:?}: {}", ended.stderr);
+        assert!(!format!("{ended:?}").contains("hunter2"), "{ended:?}");
+    }
+    assert_eq!(sandbox.cluster.count_keys(RECORD), 0);
+}
+
+#[test]
+fn set_list_is_refused_while_a_lease_is_in_force() {
+    let sandbox = undeclared(5);
+    assert_eq!(with_nodes(&sandbox, &[0, 1, 2], &DECLARE).code, Some(0));
+    let three = sandbox.cluster.urls()[..3].join(",");
+    let run = ["run", "--lease", "3s", "--nodes", &three, "job", "--", "sh", "-c", HOLD];
+    let holder = sandbox.start(&run);
+    sandbox.wait_for("held");
+    let refused = sandbox.end(&SET);
+    assert_eq!(refused.code, Some(75), "{refused:?}");
+    assert!(refused.stderr.contains("has the lock quorlock:lock:job"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("Nothing was changed"), "{}", refused.stderr);
+    assert_eq!(lists(&sandbox)[..4], [Some("3".into()), Some("3".into()), Some("3".into()), None]);
+
+    // The key goes by the nodes' clocks, and the lease lasts by that of its holder.
+    let mut holder = holder;
+    holder.kill().and_then(|()| holder.wait().map(drop)).expect("a process that ends");
+    for node in 0..3 {
+        delete(&sandbox, node, &Cluster::lock_key("job"));
+    }
+    let refused = sandbox.end(&SET);
+    assert_eq!(refused.code, Some(75), "{refused:?}");
+    assert!(refused.stderr.contains("was not released") && refused.stderr.contains("ends in"), "{}", refused.stderr);
+
+    let start = Instant::now();
+    while sandbox.end(&SET).code != Some(0) {
+        assert!(start.elapsed() < Duration::from_secs(30), "the lease must end");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(lists(&sandbox), vec![Some("5".to_owned()); 5]);
+    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(0), "three of five vote at once");
+}
+
+#[test]
+fn clients_with_another_list_get_no_lock() {
+    let sandbox = undeclared(5);
+    assert_eq!(with_nodes(&sandbox, &[0, 1, 2], &DECLARE).code, Some(0));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let three = sandbox.cluster.urls()[..3].to_vec();
+        let old = quorlock::Quorlock::builder().nodes(three).connect().await.expect("settings that work");
+        old.lock("job").try_acquire().await.expect("the lock").release().await.expect("a release");
+        let cluster = field(&sandbox, 0, 5);
+        let changed = sandbox.end(&SET);
+        assert_eq!(changed.code, Some(0), "{changed:?}");
+        assert_eq!((changed.stdout.matches("now").count(), changed.stdout.matches("in 10s").count()), (3, 2));
+        assert_ne!(field(&sandbox, 0, 5), cluster, "nodes that are left out must be told apart");
+        for name in ["job", "other", "job"] {
+            let error = old.lock(name).try_acquire().await.expect_err("its list is not the list");
+            assert!(error.is_no_quorum(), "{error}");
+        }
+        let new = sandbox.cluster.builder().connect().await.expect("settings that work");
+        new.lock("job").wait(Duration::from_secs(5)).acquire().await.expect("the lock").release().await.expect("it");
+        let error = old.lock("job").wait(Duration::from_millis(700)).acquire().await.expect_err("no lock for it");
+        assert!(error.to_string().contains("3 nodes are listed here, and this node is one of 5"), "{error}");
+    });
+    let four = with_nodes(&sandbox, &[0, 1, 2, 3], &["run", "--try", "job", "--", "true"]);
+    assert_eq!(four.code, Some(78), "{four:?}");
+    assert!(four.stderr.contains("4 nodes are listed here, and this node is one of 5"), "{}", four.stderr);
+    assert!(four.stderr.contains("quorlock nodes set-list"), "{}", four.stderr);
+    let looked = with_nodes(&sandbox, &[0, 1, 2, 3], &["inspect", "job"]);
+    assert_eq!(looked.code, Some(78), "{looked:?}");
+}
+
+#[test]
+fn set_list_keeps_a_majority_of_the_old_list() {
+    let sandbox = undeclared(5);
+    assert_eq!(sandbox.end(&DECLARE).code, Some(0));
+    let refused = with_nodes(&sandbox, &[0, 1], &SET);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("only 2 of the 5 nodes"), "{}", refused.stderr);
+    assert_eq!(lists(&sandbox), vec![Some("5".to_owned()); 5]);
+    let done = with_nodes(&sandbox, &[0, 1, 2], &SET);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(with_nodes(&sandbox, &[0, 1, 2], &["run", "--try", "job", "--", "true"]).code, Some(0));
+    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(78));
+    // Of the same length, and with nodes that were left out.
+    let stray = with_nodes(&sandbox, &[2, 3, 4], &["run", "--try", "job", "--", "true"]);
+    assert_eq!(stray.code, Some(78), "{stray:?}");
+}
+
+#[test]
+fn a_change_that_one_node_refuses_is_undone() {
+    let sandbox = undeclared(3);
+    assert_eq!(with_nodes(&sandbox, &[0, 1], &DECLARE).code, Some(0));
+    let script = |right: &str| {
+        let mut allow = redis::cmd("ACL");
+        allow.arg(&["SETUSER", "default", right]).query::<()>(&mut sandbox.cluster.redis(2)).expect("ACL");
+    };
+    script("-eval");
+    let word = field(&sandbox, 0, 0);
+    let failed = sandbox.end(&SET);
+    assert_eq!(failed.code, Some(69), "{failed:?}");
+    assert!(failed.stderr.contains("NOPERM") && failed.stderr.contains("The list is as it was"), "{}", failed.stderr);
+    assert_eq!(lists(&sandbox), [Some("2".to_owned()), Some("2".to_owned()), None]);
+    assert_ne!(field(&sandbox, 0, 0), word, "it was begun there");
+    assert_eq!(with_nodes(&sandbox, &[0, 1], &["run", "--try", "job", "--", "true"]).code, Some(0));
+    script("+eval");
+    assert_eq!(sandbox.end(&SET).code, Some(0));
+}
+
+#[test]
+fn set_list_joins_clusters_only_when_told_to() {
+    let sandbox = undeclared(3);
+    assert_eq!(with_nodes(&sandbox, &[0], &DECLARE).code, Some(0));
+    assert_eq!(with_nodes(&sandbox, &[1, 2], &DECLARE).code, Some(0));
+    let refused = sandbox.end(&SET);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("--adopt"), "{}", refused.stderr);
+    let adopted = sandbox.end(&[&SET[..], &["--adopt"]].concat());
+    assert_eq!(adopted.code, Some(0), "{adopted:?}");
+    assert_eq!([1, 2].map(|node| field(&sandbox, node, 5)), [0; 2].map(|node| field(&sandbox, node, 5)));
+    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(0));
+}
+
+#[test]
+fn a_change_that_was_interrupted_blocks_until_it_is_repeated() {
+    let sandbox = undeclared(3);
+    assert_eq!(with_nodes(&sandbox, &[0], &DECLARE).code, Some(0));
+    // As a call leaves it that ended when one node had the new list.
+    set(&sandbox, 0, LIST, "3001");
+    set(&sandbox, 1, LIST, "3000");
+    assert_eq!(with_nodes(&sandbox, &[2], &DECLARE).code, Some(0));
+    set(&sandbox, 2, LIST, "3");
+    for nodes in [&[0, 1, 2][..], &[0]] {
+        let blocked = with_nodes(&sandbox, nodes, &["run", "--try", "job", "--", "true"]);
+        assert_eq!(blocked.code, Some(78), "{blocked:?}");
+        assert!(blocked.stderr.contains("its list of nodes is being changed"), "{}", blocked.stderr);
+    }
+    let repeated = sandbox.end(&SET);
+    assert_eq!(repeated.code, Some(0), "{repeated:?}");
+    assert_eq!(lists(&sandbox), vec![Some("3".to_owned()); 3]);
+    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(0));
+}
+
+#[test]
+fn no_verb_shows_a_password() {
+    let sandbox = undeclared(1);
+    let allow = redis::cmd("ACL").arg(&["SETUSER", "me", "on", ">hunter2", "~*", "&*", "+@all"]).to_owned();
+    sandbox.cluster.each::<()>(&allow);
+    let port = sandbox.cluster.ports()[0];
+    for (user, code) in [("you", 69), ("me", 0)] {
+        let url = format!("redis://{user}:hunter2@127.0.0.1:{port}");
+        for args in [&DECLARE[..], &SET] {
+            let ended = finish(sandbox.quorlock(args).env("QUORLOCK_NODES", &url).spawn().expect("quorlock"));
+            assert_eq!(ended.code, Some(code), "{args:?}: {ended:?}");
+            assert!(!format!("{ended:?}").contains("hunter2"), "{ended:?}");
+        }
+    }
+}
