@@ -22,22 +22,25 @@ pub enum Proof {
     /// The node could not be asked, as something else is done to it.
     Unasked,
     /// It had not.
-    Missing(String),
+    Failed(String),
 }
 
 impl Proof {
     fn of(is_so: bool, otherwise: impl FnOnce() -> String) -> Self {
-        if is_so { Self::Seen } else { Self::Missing(otherwise()) }
+        if is_so { Self::Seen } else { Self::Failed(otherwise()) }
     }
 
-    /// Why a fault on these nodes does not count as done: one of them shows no effect, or none could be asked.
-    pub fn doubt(proofs: &[Self]) -> Option<String> {
-        let missing = proofs.iter().find_map(|proof| match proof {
-            Self::Missing(why) => Some(why.clone()),
+    /// Why a fault on these nodes does not count as done, if one of them shows no effect.
+    pub fn failure(proofs: &[Self]) -> Option<String> {
+        proofs.iter().find_map(|proof| match proof {
+            Self::Failed(why) => Some(why.clone()),
             _ => None,
-        });
-        let is_unseen = !proofs.is_empty() && !proofs.contains(&Self::Seen);
-        missing.or_else(|| is_unseen.then(|| "no node could be asked".to_owned()))
+        })
+    }
+
+    /// No node could be asked.
+    pub fn are_missing(proofs: &[Self]) -> bool {
+        !proofs.is_empty() && proofs.iter().all(|proof| *proof == Self::Unasked)
     }
 }
 
@@ -99,7 +102,7 @@ pub fn copied(redis: &mut Connection) -> RedisResult<Proof> {
             return Ok(Proof::Seen);
         }
         if Instant::now() > limit {
-            return Ok(Proof::Missing(format!("no copy of the other node within {} s", COPY_LIMIT.as_secs())));
+            return Ok(Proof::Failed(format!("no copy of the other node within {} s", COPY_LIMIT.as_secs())));
         }
         std::thread::sleep(LOOK_EVERY);
     }
@@ -121,7 +124,7 @@ pub fn promote(redis: &mut Connection, before: Option<&str>) -> RedisResult<Proo
     let word = record.as_deref().map(first_word);
     let info: String = cmd("INFO").arg("replication").query(redis)?;
     if info_field(&info, "role:") != Some("master") {
-        return Ok(Proof::Missing("the node is still a replica".to_owned()));
+        return Ok(Proof::Failed("the node is still a replica".to_owned()));
     }
     Ok(Proof::of(word.as_deref() != before, || "the node still has its own record".to_owned()))
 }
@@ -131,13 +134,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_node_without_effect_is_a_doubt_and_so_is_none_that_was_asked() {
-        let missing = Proof::Missing("late".to_owned());
-        assert_eq!(Proof::doubt(&[Proof::Seen, Proof::Unasked]), None);
-        assert_eq!(Proof::doubt(&[Proof::Seen, missing.clone()]), Some("late".to_owned()));
-        assert_eq!(Proof::doubt(&[Proof::Unasked, missing]), Some("late".to_owned()));
-        assert_eq!(Proof::doubt(&[Proof::Unasked]), Some("no node could be asked".to_owned()));
-        assert_eq!(Proof::doubt(&[]), None);
+    fn one_node_without_effect_is_a_failure() {
+        let failed = Proof::Failed("late".to_owned());
+        assert_eq!(Proof::failure(&[Proof::Seen, Proof::Unasked]), None);
+        assert_eq!(Proof::failure(&[Proof::Unasked, failed.clone()]), Some("late".to_owned()));
+        let missing = [&[Proof::Unasked][..], &[Proof::Unasked, failed], &[Proof::Seen, Proof::Unasked], &[]];
+        assert_eq!(missing.map(Proof::are_missing), [true, false, false, false]);
     }
 
     #[test]

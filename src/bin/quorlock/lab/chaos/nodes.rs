@@ -32,6 +32,8 @@ pub struct Nodes {
     nodes: Vec<Arc<Node>>,
     /// The faults that are in effect on links.
     active: Mutex<Vec<Fault>>,
+    /// Those of clocks that no node could be asked about so far.
+    unproven: Mutex<Vec<usize>>,
 }
 
 struct Node {
@@ -96,7 +98,7 @@ impl Nodes {
                 commands: Mutex::default(),
             }));
         }
-        Ok(Self { nodes, active: Mutex::default() })
+        Ok(Self { nodes, active: Mutex::default(), unproven: Mutex::default() })
     }
 
     pub fn urls(&self, worker: usize) -> Vec<String> {
@@ -120,7 +122,13 @@ impl Nodes {
             self.break_connections(fault);
         }
         let act = self.act(fault, silent);
-        self.on_each(fault, move |node, i| node.begin(&act, i)).await
+        let proofs = self.on_each(fault, move |node, i| node.begin(&act, i)).await?;
+        if Proof::are_missing(&proofs) {
+            // It may be seen at the end.
+            lock(&self.unproven).push(fault.id);
+            return Ok(None);
+        }
+        Ok(Proof::failure(&proofs))
     }
 
     /// Ends it. Returns when the nodes are there to answer, as far as this fault goes.
@@ -132,7 +140,11 @@ impl Nodes {
             self.break_connections(fault);
         }
         self.set_links();
-        done
+        let proofs = done?;
+        if lock(&self.unproven).contains(&fault.id) && Proof::are_missing(&proofs) {
+            return Ok(Some("no node could be asked".to_owned()));
+        }
+        Ok(Proof::failure(&proofs))
     }
 
     fn act(&self, fault: &Fault, silent: Vec<usize>) -> Act {
@@ -145,7 +157,7 @@ impl Nodes {
         &self,
         fault: &Fault,
         act: impl Fn(&Node, usize) -> io::Result<Proof> + Clone + Send + 'static,
-    ) -> io::Result<Option<String>> {
+    ) -> io::Result<Vec<Proof>> {
         let acting = fault.nodes.iter().copied().map(|i| {
             let (node, act) = (Arc::clone(&self.nodes[i]), act.clone());
             tokio::task::spawn_blocking(move || act(&node, i))
@@ -154,7 +166,7 @@ impl Nodes {
         for done in futures::future::join_all(acting.collect::<Vec<_>>()).await {
             proofs.push(done.map_err(io::Error::other)??);
         }
-        Ok(Proof::doubt(&proofs))
+        Ok(proofs)
     }
 
     /// The nodes that cannot be expected to answer.
@@ -268,7 +280,7 @@ impl Node {
                 let before = self.ask(effect::run_id)?;
                 self.on_server(|server| server.restart(true))?;
                 let is_other = self.ask(effect::run_id)? != before;
-                Ok(if is_other { Proof::Seen } else { Proof::Missing("it is the same server".to_owned()) })
+                Ok(if is_other { Proof::Seen } else { Proof::Failed("it is the same server".to_owned()) })
             }
             Kind::Replica => {
                 self.remember_word()?;
@@ -298,7 +310,12 @@ impl Node {
                 self.promote(copied)
             }
             Kind::Replica => self.promote(Proof::Seen),
-            Kind::Step => self.set_clock(act, i, |clock| clock.step(-act.amount * 1000)),
+            Kind::Step => {
+                let stepped = self.set_clock(act, i, |_| Ok(()))?;
+                let undone = self.set_clock(act, i, |clock| clock.step(-act.amount * 1000))?;
+                Ok(if undone == Proof::Seen { stepped } else { undone })
+            }
+            Kind::Leap => self.set_clock(act, i, |_| Ok(())),
             Kind::ClockRate => self.set_clock(act, i, |clock| clock.run_at(0)),
             _ => Ok(Proof::Seen),
         }
@@ -342,7 +359,7 @@ impl Node {
             self.connection(ANSWER_LIMIT).and_then(|mut redis| clock.unlike(&mut redis).map_err(io::Error::other));
         Ok(match unlike {
             Ok(None) => Proof::Seen,
-            Ok(Some(why)) => Proof::Missing(format!("TIME of node {}: {why}", i + 1)),
+            Ok(Some(why)) => Proof::Failed(format!("TIME of node {}: {why}", i + 1)),
             Err(_) => Proof::Unasked,
         })
     }

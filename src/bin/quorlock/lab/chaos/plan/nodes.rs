@@ -74,7 +74,8 @@ impl<'a> NodeFaults<'a> {
     fn plan(mut self) -> Vec<Fault> {
         if let Some(at) = self.leap {
             let all = (0..self.settings.nodes).collect();
-            self.faults.push(Fault { amount: LEAP_MS, ..Fault::new(Kind::Leap, Scale::Harmless, at, 0, all) });
+            let lasts = self.settings.lease; // Until a node shows it at the latest.
+            self.faults.push(Fault { amount: LEAP_MS, ..Fault::new(Kind::Leap, Scale::Harmless, at, lasts, all) });
         }
         let mut deck = Deck::new(self.cards());
         // A card that does not fit in before the end is no reason to leave out a shorter one.

@@ -125,7 +125,7 @@ fn all_clocks_leap_once_and_stay() {
         let plan = Plan::new(&settings(seed, 5));
         let leaps: Vec<&Fault> = plan.faults.iter().filter(|fault| fault.kind == Kind::Leap).collect();
         let [leap] = leaps[..] else { panic!("seed {seed}: {leaps:?}") };
-        assert_eq!((leap.nodes.len(), leap.amount, leap.lasts), (5, 600_000, 0));
+        assert_eq!((leap.nodes.len(), leap.amount), (5, 600_000));
     }
 }
 
