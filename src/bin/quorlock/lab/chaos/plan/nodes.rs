@@ -326,17 +326,21 @@ impl<'a> NodeFaults<'a> {
     }
 
     fn quarantine(&mut self) -> bool {
+        const FORGETTING: [Kind; 6] =
+            [Kind::Forget, Kind::Replace, Kind::Promote, Kind::Replica, Kind::Flush, Kind::Swap];
         let at = self.all_well().max(self.may_forget);
         let nodes = self.shuffled();
         let (forget, others) = nodes.split_at(1);
-        let kind = self.rng.pick(&[Kind::Forget, Kind::Replace, Kind::Flush, Kind::Swap]);
+        let kind = self.rng.pick(&FORGETTING);
         let down = if kind == Kind::Forget { self.share(5, 15) } else { 0 };
+        // Links are cut, and not what lies between nodes.
+        let source = kind.copies().then(|| self.rng.pick(others));
         let lasts = self.share(75, 95);
         if at + lasts > self.settings.lasts {
             return false;
         }
         let silent = others[..self.settings.spare()].to_vec();
-        self.add(Fault::new(kind, Scale::Majority, at, down, forget.to_vec()));
+        self.add(Fault { source, ..Fault::new(kind, Scale::Majority, at, down, forget.to_vec()) });
         self.add(Fault::new(Kind::Cut, Scale::Majority, at, lasts, silent));
         self.now = self.all_well();
         true
