@@ -342,7 +342,19 @@ impl<'a> NodeFaults<'a> {
         let silent = others[..self.settings.spare()].to_vec();
         self.add(Fault { source, ..Fault::new(kind, Scale::Majority, at, down, forget.to_vec()) });
         self.add(Fault::new(Kind::Cut, Scale::Majority, at, lasts, silent));
+        self.step_in_quarantine(at + down, at + lasts);
         self.now = self.all_well();
         true
+    }
+
+    /// Clocks that are ahead end no quarantine.
+    fn step_in_quarantine(&mut self, from: u64, until: u64) {
+        let at = from + self.share(10, 25);
+        let all: Vec<usize> = (0..self.settings.nodes).collect();
+        let may_step = self.settings.clocks && self.wrong.1 <= at && all.iter().all(|node| self.is_settable(*node, at));
+        if may_step && at < until && self.rng.chance(0.7) {
+            let amount = self.rng.between(self.settings.lease..LARGEST_HARMLESS_STEP_MS).cast_signed();
+            self.add(Fault { amount, ..Fault::new(Kind::Step, Scale::Harmless, at, until - at, all) });
+        }
     }
 }
