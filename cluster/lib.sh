@@ -1,15 +1,21 @@
 # shellcheck shell=bash
-# Shared by the verbs of this folder; not run by itself.
+# Shared by the verbs of this folder; not run by itself. lib-node.sh has what is about one node, lib-lab.sh what is about
+# links and clocks.
 #
 # State folder ($DIR):
 #   size             number of nodes; its presence marks the folder as ours
+#   cluster          the word that all nodes of the cluster share
 #   node-I/          port, pid ("PID STARTTIME"), run_id, redis.conf, redis.log, data/
+#   node-I/declared  the node is not new any more, whatever becomes of its data
 #   clock.so         the library for wrong clocks; its presence marks a cluster of cluster/up --lab
 #   node-I/          there also: link-port, link-pid (as pid), link (its state, one line), link.log, clock
+#
+# What is read from there is checked for its form before it is used.
 
-ROOT=$(realpath -- "$(dirname -- "${BASH_SOURCE[0]}")/..")
+unset CDPATH
+ROOT=$(realpath -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")/..")
 DIR=$(realpath -m -- "${QUORLOCK_CLUSTER_DIR:-$ROOT/target/cluster}")
-ME=cluster/$(basename -- "$0")
+ME=cluster/$(basename -- "$(realpath -- "$0")")
 
 say() { printf '%s: %s\n' "$ME" "$*" >&2; }
 die() { # CODE MESSAGE...
@@ -103,18 +109,46 @@ build_lab() { # sets QUORLOCK
 
 # ---- the cluster ----
 
-is_cluster() { [[ -s $DIR/size ]]; }
+is_cluster() { [[ -e $DIR/size ]]; }
+
+# Another user could name processes of ours, or files of ours behind links, in the files there.
+own_folder() {
+  [[ -O $DIR ]] || die 69 "$DIR belongs to another user. Set QUORLOCK_CLUSTER_DIR to a folder of your own"
+}
 
 need_cluster() { # sets SIZE
-  { read -r SIZE <"$DIR/size"; } 2>/dev/null || die 69 "no cluster is up in $DIR. Start one: cluster/up"
+  local size=''
+  is_cluster || die 69 "no cluster is up in $DIR. Start one: cluster/up"
+  own_folder
+  if [[ -f $DIR/size ]]; then { read -r size <"$DIR/size"; } 2>/dev/null || true; fi
+  [[ $size =~ ^[1-9][0-9]?$ ]] ||
+    die 69 "$DIR/size is no number of nodes from 1 to 99. To begin anew: cluster/down, then cluster/up"
+  SIZE=$size
+}
+
+# A cluster/up that was interrupted early leaves nothing but these; an empty folder is one, too.
+is_half_made() {
+  local file
+  if [[ -s $DIR/size ]]; then return 1; fi
+  for file in "$DIR"/* "$DIR"/.[!.]*; do
+    [[ -e $file || -L $file ]] || continue
+    case ${file##*/} in size | size.draft | cluster | cluster.draft | clock.so | clock.so.draft) ;; *) return 1 ;; esac
+  done
 }
 
 # One verb at a time works on a cluster. The lock is on the folder itself, so
 # that nothing is left behind.
 lock_cluster() {
+  type -P flock >/dev/null || die 69 "flock is not on PATH. Install it (Debian, Ubuntu: apt-get install util-linux)"
+  own_folder
   { exec 9<"$DIR"; } 2>/dev/null || die 69 "cannot open $DIR; run this again"
   flock -w 60 9 || die 69 "another command has been at work on $DIR for 60 s; let it end, then run this again"
   [[ $DIR -ef /proc/self/fd/9 ]] || die 69 "the cluster was taken down meanwhile; run this again"
+}
+
+replace() { # FILE LINE: as a whole, so that no reader finds half of it
+  printf '%s\n' "$2" >"$1.draft"
+  mv -f -- "$1.draft" "$1"
 }
 
 is_lab() { [[ -e $DIR/clock.so ]]; }
@@ -142,238 +176,20 @@ node_args() { # "$@" = I...: checks them all before anything is done; sets NODES
   lock_cluster
 }
 
-# ---- one node ----
-
-proc() { # PID: sets PSTATE and PSTART (fields 3 and 22 of its stat); fails when it is gone
-  local stat fields
-  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
-  read -ra fields <<<"${stat##*) }" # the name before may hold spaces
-  PSTATE=${fields[0]-} PSTART=${fields[19]-}
-  [[ $PSTATE != [ZXx] ]]
-}
-
-is_process() { # FILE: is the process there that it names ("PID STARTTIME")? Sets PID, PSTATE, PSTART
-  local start=''
-  PID=''
-  { read -r PID start <"$1"; } 2>/dev/null || true
-  [[ $PID ]] && proc "$PID" && [[ $PSTART == "$start" ]]
-}
-
-# Sets PORT, PID and STATE (up, paused, down). Asks /proc, never the node: a
-# paused one would not answer. A pid that now belongs to another process (its
-# start time differs) is a node that is down.
-look() { # I
-  local node=$DIR/node-$1
-  PORT='' PID='' STATE=down
-  { read -r PORT <"$node/port"; } 2>/dev/null || true
-  if is_process "$node/pid"; then
-    STATE=up
-    if [[ $PSTATE == [Tt] ]]; then STATE=paused; fi
-  fi
-}
-
-signal() { # NAME I STATE...: signal node I, wait until it is in one of the states
-  local name=$1 i=$2 tries
-  shift 2
-  look "$i"
-  [[ $STATE == down ]] || kill -s "$name" "$PID" || true # it may just have ended
-  for ((tries = 0; tries < 200; tries++)); do
-    look "$i"
-    if [[ " $* " == *" $STATE "* ]]; then return; fi
-    sleep 0.05
-  done
-  die 1 "node $i (pid $PID) is still $STATE 10 s after SIG$name; look at it with: ps -p $PID"
-}
-
-line() { # I WHAT: one line about a node; call look before
-  printf 'node %-2s  127.0.0.1:%s  pid %-7s  %s\n' "$1" "${PORT:-?}" "$PID" "$2"
-}
-
-kill_node() { # I
-  look "$1"
-  if [[ $STATE == down ]]; then
-    line "$1" "is down already"
-  else
-    signal KILL "$1" down
-    line "$1" killed
-  fi
-}
-
-# In a child that is about to become a process of the cluster: writes down who it is, and keeps no pipe or lock of the
-# caller open.
-leave_all() { # FILE
-  local fd
-  proc "$BASHPID"
-  printf '%s %s\n' "$BASHPID" "$PSTART" >"$1"
-  for fd in /proc/self/fd/*; do
-    fd=${fd##*/}
-    if ((fd > 2)); then exec {fd}>&-; fi
-  done
-}
-
-# Starts node I on PORT and waits until the process that answers there is the
-# one started. 1: it ended (port taken?). 2: it is silent, and was killed.
-launch() { # I PORT
-  local i=$1 port=$2 node=$DIR/node-$1 pid info end
-  mkdir -p "$node/data"
-  rm -f -- "$node/pid" "$node/run_id"
-  printf '%s\n' "$port" >"$node/port"
-  # Every write is on disk before it is answered: a node that forgets a vote in
-  # a crash could give it a second time, and two holders would have a majority.
-  cat >"$node/redis.conf" <<CONF
-bind 127.0.0.1
-port $port
-daemonize no
-dir ./data
-save ""
-appendonly yes
-appendfsync always
-CONF
-  (
-    cd -- "$node" || exit
-    leave_all pid
-    if is_lab; then export LD_PRELOAD=$DIR/clock.so QUORLOCK_CLOCK=$node/clock; fi
-    exec setsid "$SERVER" ./redis.conf
-  ) </dev/null >>"$node/redis.log" 2>&1 &
-  pid=$!
-  disown
-  for ((end = SECONDS + 15; SECONDS < end; )); do
-    proc "$pid" || return 1
-    info=$(timeout 2 "$CLI" -h 127.0.0.1 -p "$port" INFO 2>/dev/null) || true
-    info=$'\n'${info//$'\r'/}$'\n'
-    if [[ $info == *$'\n'process_id:$pid$'\n'* && $info == *$'\n'loading:0$'\n'* ]]; then
-      info=${info#*$'\n'run_id:}
-      printf '%s\n' "${info%%$'\n'*}" >"$node/run_id"
-      return 0
-    fi
-    sleep 0.05
-  done
-  signal KILL "$i" down
-  return 2
-}
-
-start_node() { # I: on the port it had, or on a free one when it never ran
-  local i=$1 log=$DIR/node-$1/redis.log code=1 tries
-  look "$i"
-  if [[ $STATE == up ]]; then
-    line "$i" "is up already"
-    return
-  elif [[ $STATE == paused ]]; then
-    line "$i" "is paused; to let it go on: cluster/resume $i"
-    return
-  elif [[ $PORT ]]; then
-    launch "$i" "$PORT" && code=0 || code=$?
-    ((code == 0)) || die 69 "node $i did not start again on port $PORT: $(why "$log" "$code")" \
-      "If another program has the port, stop that program, or begin anew: cluster/down, cluster/up"
-  else
-    for ((tries = 0; tries < 20 && code == 1; tries++)); do
-      # Below the range the kernel gives to outgoing connections (32768 up).
-      launch "$i" $((20000 + RANDOM % 12001)) && code=0 || code=$?
-    done
-    if ((code)); then
-      rm -f -- "$DIR/node-$i/port"
-      die 69 "node $i did not start: $(why "$log" "$code")" \
-        "When that is mended run cluster/up again, or cluster/down to give up"
-    fi
-    declare_new "$i"
-  fi
-  look "$i"
-  line "$i" started
-}
-
-# This very process has no earlier votes to forget, so clients need not wait until
-# every lease that it may have voted for is over. A restart has another run id.
-declare_new() { # I: a node that has just started for the first time
-  timeout 2 "$CLI" -h 127.0.0.1 -p "$(<"$DIR/node-$1/port")" \
-    SET quorlock:new "$(<"$DIR/node-$1/run_id")" EX 3600 >/dev/null
-}
-
-# ---- its link and its clock, with cluster/up --lab ----
-
-# A proxy in front of node I, which lives as long as the cluster.
-start_link() { # I QUORLOCK
-  local i=$1 quorlock=$2 node=$DIR/node-$1 port tries
-  look "$i"
-  if is_process "$node/link-pid"; then return; fi
-  [[ -s $node/link ]] || replace "$node/link" pass
-  { read -r port <"$node/link-port"; } 2>/dev/null || port=$((20000 + RANDOM % 12001))
-  for ((tries = 0; tries < 20; tries++, port = 20000 + RANDOM % 12001)); do
-    look "$i"
-    (
-      leave_all "$node/link-pid"
-      exec setsid "$quorlock" proxy --listen "127.0.0.1:$port" --to "127.0.0.1:$PORT" --state "$node/link"
-    ) </dev/null >>"$node/link.log" 2>&1 &
-    disown
-    if listens "$node/link-pid" "$port"; then
-      printf '%s\n' "$port" >"$node/link-port"
-      return
-    fi
-  done
-  die 69 "the link of node $i did not start (log: $node/link.log). Run cluster/up --lab again"
-}
-
-listens() { # PIDFILE PORT: waits until it does, or is gone
-  local tries
-  for ((tries = 0; tries < 200; tries++)); do
-    if (: <>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; then is_process "$1" && return; fi
-    sleep 0.05
-    is_process "$1" || return 1
-  done
-  return 1
-}
-
-stop_link() { # I
-  if is_process "$DIR/node-$1/link-pid"; then kill -KILL "$PID" 2>/dev/null || true; fi
-}
-
-replace() { # FILE LINE: as a whole, so nobody reads half of it
-  printf '%s\n' "$2" >"$1.draft"
-  mv -- "$1.draft" "$1"
-}
-
-set_link() { # I STATE
-  replace "$DIR/node-$1/link" "$2"
-  printf 'node %-2s  link: %s\n' "$1" "$2"
-}
-
-read_clock() { # I: sets OFFSET (µs), PPM, SINCE (µs since 1970)
-  OFFSET=0 PPM=0 SINCE=0
-  { read -r OFFSET PPM SINCE <"$DIR/node-$1/clock"; } 2>/dev/null || true
-}
-
-set_clock() { # I OFFSET PPM SINCE
-  replace "$DIR/node-$1/clock" "$2 $3 $4"
-  show_clock "$1"
-  printf 'node %-2s  clock: %s\n' "$1" "$CLOCK"
-}
-
-show_clock() { # I: sets CLOCK
-  read_clock "$1"
-  local now=${EPOCHREALTIME/[.,]/} ms
-  ms=$(((OFFSET + (now - SINCE) * PPM / 1000000) / 1000))
-  CLOCK=right
-  if ((ms || PPM)); then printf -v CLOCK '%+d ms' "$ms"; fi
-  if ((PPM)); then printf -v CLOCK '%s, rate %d.%06d' "$CLOCK" $(((1000000 + PPM) / 1000000)) $(((1000000 + PPM) % 1000000)); fi
-}
-
-why() { # LOG CODE
-  if (($2 == 2)); then
-    printf 'it ran but did not answer for 15 s'
-  else
-    printf 'it ended at once, last words: "%s"' "$(tail -n 1 -- "$1")"
-  fi
-  printf ' (log: %s).' "$1"
-}
-
 print_nodes() { # call need_cluster before
   local i urls=
   for ((i = 1; i <= SIZE; i++)); do
     look "$i"
     [[ $PORT ]] || die 69 "node $i has never started (an interrupted cluster/up?). Run: cluster/up"
     if is_lab; then
-      { read -r PORT <"$DIR/node-$i/link-port"; } 2>/dev/null || die 69 "node $i has no link. Run: cluster/up --lab"
+      read_port "$DIR/node-$i/link-port" || die 69 "node $i has no link. Run: cluster/up --lab"
     fi
     urls+=,redis://127.0.0.1:$PORT
   done
   printf '%s\n' "${urls#,}"
 }
+
+# shellcheck source=lib-node.sh
+source "$ROOT/cluster/lib-node.sh"
+# shellcheck source=lib-lab.sh
+source "$ROOT/cluster/lib-lab.sh"

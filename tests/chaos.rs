@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,9 @@ use serde_json::Value;
 
 /// Nothing here takes as long; it only ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The folder for what a run needs while it lasts. Its name has what the loader takes for the end of a path.
+const TMP: &str = "t m:p";
 
 /// In the environment of all that a test starts.
 const MARK: &str = "QUORLOCK_TEST_CHAOS";
@@ -29,7 +33,7 @@ impl Place {
     fn new(name: &str) -> Self {
         let machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().expect("a folder");
-        fs::create_dir(dir.path().join("tmp")).expect("a folder");
+        fs::create_dir(dir.path().join(TMP)).expect("a folder");
         Self { dir, mark: format!("{name}-{}", std::process::id()), _machine: machine }
     }
 
@@ -39,7 +43,7 @@ impl Place {
 
     /// Where a run may have what it needs while it lasts.
     fn tmp(&self) -> PathBuf {
-        self.dir.path().join("tmp")
+        self.dir.path().join(TMP)
     }
 
     fn chaos(&self, arguments: &str) -> Command {
@@ -141,6 +145,40 @@ fn a_short_run_keeps_every_promise_and_tells_about_it() {
     assert!(report.contains("Every promise held") && report.contains("--seed 3"));
     for outside in ["http://", "https://", "src=", "@import"] {
         assert!(!report.contains(outside), "the report is to open without {outside}");
+    }
+    place.is_clean();
+}
+
+#[test]
+fn nodes_that_forget_and_clocks_that_are_set_break_no_promise() {
+    let place = Place::new("forgetting");
+    let output = place.end("--for 45s --seed 11 --nodes-count 3 --workers 4 --lease 1s");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let results = place.results();
+    for kind in ["flush", "swap", "replica", "promote", "replace", "forget", "step", "leap"] {
+        assert!(results["faults"][kind].as_u64() > Some(0), "{kind}: {results}");
+    }
+    for invariant in ["MutualExclusion", "FencedStore", "NoResurrection", "QuarantineHolds", "MinorityFaultLive"] {
+        assert_eq!(results["invariants"][invariant]["verdict"], "held", "{invariant}");
+    }
+    place.is_clean();
+}
+
+/// A clock fault that does nothing must not count as done.
+#[test]
+fn a_server_that_does_not_take_the_clock_is_found_before_the_run() {
+    let place = Place::new("clockless");
+    let server = place.dir.path().join("server");
+    fs::write(&server, "#!/bin/sh\nunset LD_PRELOAD\nexec redis-server \"$@\"\n").expect("a script");
+    fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let mut command = place.chaos("--for 6s --seed 1 --nodes-count 3 --workers 2 --lease 1s");
+    let output = command.env("QUORLOCK_TEST_SERVER", &server).output().expect("the quorlock command");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(said(&output).contains("no clock will be touched: a server does not take"), "{}", said(&output));
+    let results = place.results();
+    assert!(results["notes"][0].as_str().is_some_and(|note| note.contains("no clock was touched")), "{results}");
+    for kind in ["step", "leap", "clock_rate"] {
+        assert!(results["faults"][kind].is_null(), "{kind}: {results}");
     }
     place.is_clean();
 }

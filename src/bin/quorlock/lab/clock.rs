@@ -5,20 +5,32 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::server::Server;
 
 const SOURCE: &str = include_str!("../../../../cluster/clock.c");
 
 /// Names the file; see the source.
 const FILE_VARIABLE: &str = "QUORLOCK_CLOCK";
 
-/// The compiled library.
+/// The name of the compiled library.
+const LIBRARY: &str = "clock.so";
+
+/// Between what a server's TIME says and what it is to say, in us: the library looks at its file every 5 ms.
+const TIME_TOLERANCE: i64 = 50_000;
+const TIME_LIMIT: Duration = Duration::from_secs(1);
+
+/// In us.
+const TRIED_STEP: i64 = 3600 * 1_000_000;
+
+/// The folder with the compiled library.
 pub struct Shim(PathBuf);
 
 impl Shim {
     /// Compiles it into this folder, by the compiler `cc`.
     pub fn build(dir: &Path) -> io::Result<Self> {
-        let (source, library) = (dir.join("clock.c"), dir.join("clock.so"));
+        let (source, library) = (dir.join("clock.c"), dir.join(LIBRARY));
         fs::write(&source, SOURCE)?;
         let compiled = Command::new("cc")
             .args(["-O2", "-shared", "-fPIC", "-o"])
@@ -29,7 +41,19 @@ impl Shim {
         if !compiled.status.success() {
             return Err(io::Error::other(String::from_utf8_lossy(&compiled.stderr).trim().to_owned()));
         }
-        Ok(Self(library))
+        Ok(Self(dir.to_owned()))
+    }
+
+    /// Starts a server with it, and sets the clock of that. An error says why clocks cannot be set here.
+    pub fn prove(&self) -> io::Result<()> {
+        let mut clock = Clock::new(self.0.join("clock-tried"))?;
+        let server = Server::start(self.0.join("tried"), &[], &clock.environment())?;
+        let mut redis = server.try_redis().map_err(io::Error::other)?;
+        clock.step(TRIED_STEP)?;
+        match clock.unlike(&mut redis).map_err(io::Error::other)? {
+            Some(why) => Err(io::Error::other(format!("a server does not take the library's time: {why}"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -66,15 +90,36 @@ impl Setting {
 impl Clock {
     /// A right one.
     pub fn new(file: PathBuf) -> io::Result<Self> {
-        let clock = Self { file, setting: Setting::default() };
+        let clock = Self { file: std::path::absolute(file)?, setting: Setting::default() };
         clock.write()?;
         Ok(clock)
     }
 
-    /// What a server needs in its environment to go by it.
-    pub fn environment(&self, shim: &Shim) -> Vec<(String, String)> {
-        let variable = |name: &str, path: &Path| (name.to_owned(), path.display().to_string());
-        vec![variable("LD_PRELOAD", &shim.0), variable(FILE_VARIABLE, &self.file)]
+    /// What a server needs in its environment to go by it. The loader takes a space or a colon for the end of a path, and any
+    /// folder above may have one: so the path begins in the folder of the server, which lies beside the library.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let library = ("LD_PRELOAD".to_owned(), format!("../{LIBRARY}"));
+        vec![library, (FILE_VARIABLE.to_owned(), self.file.display().to_string())]
+    }
+
+    /// How the TIME of this server differs from the clock, if it does.
+    pub fn unlike(&self, redis: &mut redis::Connection) -> redis::RedisResult<Option<String>> {
+        let limit = Instant::now() + TIME_LIMIT;
+        loop {
+            let before = wall_micros();
+            let (seconds, micros): (i64, i64) = redis::cmd("TIME").query(redis)?;
+            let after = wall_micros();
+            let time = seconds * 1_000_000 + micros;
+            let (least, most) = (before + self.setting.offset_at(before), after + self.setting.offset_at(after));
+            if (least - TIME_TOLERANCE..=most + TIME_TOLERANCE).contains(&time) {
+                return Ok(None);
+            }
+            if Instant::now() > limit {
+                let [is, ought] = [time - after, self.setting.offset_at(after)].map(|micros| micros / 1000);
+                return Ok(Some(format!("it is {is} ms ahead of the machine's clock and not {ought} ms")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// How far it was set ahead of the machine's clock, in µs.

@@ -1,17 +1,18 @@
 //! Carries out the plan, and collects what happens.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::crew::{Crew, Said};
-use super::fault::{Fault, Kind, Scale};
+use super::fault::{Fault, Kind};
 use super::history::{Event, What, now};
 use super::nodes::Nodes;
+use super::plan::apart;
 
 /// A fault that comes later than planned by this much is left out: what the plan promises holds for its own times.
 const LATEST: Duration = Duration::from_millis(250);
@@ -22,13 +23,13 @@ pub struct Conductor {
     said: mpsc::UnboundedSender<Said>,
     /// ms.
     lease: u64,
-    /// When a node, or what lies before it, was last set right.
-    healed: Mutex<Instant>,
+    /// When a fault by which a node forgets was last over.
+    forgot: Mutex<Option<Instant>>,
 }
 
 impl Conductor {
     pub fn new(nodes: Nodes, crew: Crew, said: mpsc::UnboundedSender<Said>, lease: u64) -> Self {
-        Self { nodes, crew, said, lease, healed: Mutex::new(Instant::now()) }
+        Self { nodes, crew, said, lease, forgot: Mutex::default() }
     }
 
     /// Starts to carry out these faults. Each is a task of its own, which gives the fault back if it could not be done as
@@ -41,7 +42,7 @@ impl Conductor {
             playing.spawn(async move {
                 let due = start + Duration::from_millis(fault.at);
                 sleep_until(due).await;
-                if this.is_too_late(&fault, due).await {
+                if this.is_too_late(&fault, due) {
                     return Ok(Some(fault));
                 }
                 let done = if fault.kind.is_of_workers() && fault.kind != Kind::Isolate {
@@ -57,25 +58,34 @@ impl Conductor {
         playing
     }
 
-    async fn is_too_late(&self, fault: &Fault, due: Instant) -> bool {
-        let well_for = self.healed.lock().await.elapsed();
-        let leaps_too_soon = fault.kind == Kind::ClockForward && well_for < Duration::from_millis(self.lease);
-        fault.kind.disturbs() && (due.elapsed() > LATEST || leaps_too_soon)
+    fn is_too_late(&self, fault: &Fault, due: Instant) -> bool {
+        // A fault before this one may have taken longer than planned.
+        let forgot = *self.forgot.lock().unwrap_or_else(PoisonError::into_inner);
+        let apart = Duration::from_millis(apart(self.lease));
+        let forgets_too_soon = self.nodes.forgets(fault) && forgot.is_some_and(|at| at.elapsed() < apart);
+        fault.disturbs() && (due.elapsed() > LATEST || forgets_too_soon)
     }
 
     async fn trouble_nodes(&self, fault: &Fault) -> io::Result<()> {
+        self.note_forgetting(fault);
         let from = now();
         let begun = self.nodes.begin(fault).await;
-        self.say_begun(fault, from);
+        let doubt = begun.as_ref().ok().and_then(Clone::clone);
+        self.say_begun(fault, from, doubt);
         begun?;
         sleep(Duration::from_millis(fault.lasts)).await;
         let from = now();
         let ended = self.nodes.end(fault).await;
-        self.say_healed(fault, from);
-        if fault.kind.disturbs() && fault.scale != Scale::Harmless {
-            *self.healed.lock().await = Instant::now();
+        let doubt = ended.as_ref().ok().and_then(Clone::clone);
+        self.say_healed(fault, from, doubt);
+        self.note_forgetting(fault);
+        ended.map(drop)
+    }
+
+    fn note_forgetting(&self, fault: &Fault) {
+        if self.nodes.forgets(fault) {
+            *self.forgot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
-        ended
     }
 
     async fn trouble_worker(&self, fault: &Fault) -> io::Result<()> {
@@ -83,24 +93,24 @@ impl Conductor {
         let lasts = Duration::from_millis(fault.lasts);
         if fault.kind == Kind::WorkerPause {
             let from = self.crew.pause(worker, Duration::from_millis(2 * self.lease)).await?;
-            self.say_begun(fault, from);
+            self.say_begun(fault, from, None);
             sleep(lasts).await;
             let from = now();
             self.crew.resume(worker).await?;
-            self.say_healed(fault, from);
+            self.say_healed(fault, from, None);
         } else {
             let from = now();
             self.crew.kill(worker).await?;
-            self.say_begun(fault, from);
+            self.say_begun(fault, from, None);
             sleep(lasts).await;
             let from = now();
             self.crew.start(worker).await?;
-            self.say_healed(fault, from);
+            self.say_healed(fault, from, None);
         }
         Ok(())
     }
 
-    fn say_begun(&self, fault: &Fault, from: u64) {
+    fn say_begun(&self, fault: &Fault, from: u64, doubt: Option<String>) {
         self.say(What::Fault {
             id: fault.id,
             kind: fault.kind,
@@ -111,11 +121,12 @@ impl Conductor {
             forgets: self.nodes.forgets(fault),
             tail: fault.tail(self.lease) * 1000,
             from,
+            doubt,
         });
     }
 
-    fn say_healed(&self, fault: &Fault, from: u64) {
-        self.say(What::Heal { id: fault.id, from });
+    fn say_healed(&self, fault: &Fault, from: u64, doubt: Option<String>) {
+        self.say(What::Heal { id: fault.id, from, doubt });
     }
 
     pub fn say(&self, what: What) {

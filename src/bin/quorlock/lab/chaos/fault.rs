@@ -12,8 +12,18 @@ pub enum Kind {
     Pause,
     /// SIGKILL to a node, and a new process with the same data folder.
     Restart,
-    /// SIGKILL to a node, and a new process with an empty folder.
+    /// SIGKILL to a node, and after a while a new process with an empty folder.
     Forget,
+    /// SIGKILL to a node, and at once another, empty server behind its address.
+    Replace,
+    /// SIGKILL to a node; a fresh replica of another node takes its place and is promoted.
+    Promote,
+    /// REPLICAOF another node under living connections, and REPLICAOF NO ONE.
+    Replica,
+    /// FLUSHALL under living connections.
+    Flush,
+    /// SWAPDB with an empty database under living connections.
+    Swap,
     /// CLIENT PAUSE, by which the server itself stops to answer.
     ClientPause,
     /// Nothing passes either way.
@@ -30,10 +40,10 @@ pub enum Kind {
     Delay,
     /// All nodes answer a little late.
     Slow,
-    /// A node's wall clock leaps ahead.
-    ClockForward,
-    /// A node's wall clock, ahead before, is set right.
-    ClockBack,
+    /// The wall clocks of any number of nodes are set ahead or back, and later set right, which is a step as well.
+    Step,
+    /// The wall clocks of all nodes are set ahead by ten minutes, and stay so.
+    Leap,
     /// A node's wall clock runs too fast or too slow, within the drift allowance.
     ClockRate,
     /// One worker reaches no node.
@@ -45,10 +55,15 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::Pause,
         Self::Restart,
         Self::Forget,
+        Self::Replace,
+        Self::Promote,
+        Self::Replica,
+        Self::Flush,
+        Self::Swap,
         Self::ClientPause,
         Self::Cut,
         Self::CutRequests,
@@ -57,8 +72,8 @@ impl Kind {
         Self::Reset,
         Self::Delay,
         Self::Slow,
-        Self::ClockForward,
-        Self::ClockBack,
+        Self::Step,
+        Self::Leap,
         Self::ClockRate,
         Self::Isolate,
         Self::WorkerPause,
@@ -66,20 +81,38 @@ impl Kind {
     ];
 
     pub fn is_of_clocks(self) -> bool {
-        matches!(self, Self::ClockForward | Self::ClockBack | Self::ClockRate)
+        self.sets_clocks() || self == Self::ClockRate
+    }
+
+    /// By more than they drift.
+    pub fn sets_clocks(self) -> bool {
+        matches!(self, Self::Step | Self::Leap)
     }
 
     pub fn is_of_workers(self) -> bool {
         matches!(self, Self::Isolate | Self::WorkerPause | Self::WorkerKill)
     }
 
-    /// While it lasts, no answer of the node can reach the worker.
+    /// The node loses its votes, whatever it keeps on disk.
+    pub fn forgets(self) -> bool {
+        matches!(self, Self::Forget | Self::Replace | Self::Promote | Self::Replica | Self::Flush | Self::Swap)
+    }
+
+    /// The node copies another one.
+    pub fn copies(self) -> bool {
+        matches!(self, Self::Promote | Self::Replica)
+    }
+
+    /// While it lasts, no grant of the node can reach the worker: nothing passes, or the node takes no writes.
     pub fn silences(self) -> bool {
         matches!(
             self,
             Self::Pause
                 | Self::Restart
                 | Self::Forget
+                | Self::Replace
+                | Self::Promote
+                | Self::Replica
                 | Self::ClientPause
                 | Self::Cut
                 | Self::CutRequests
@@ -89,9 +122,14 @@ impl Kind {
         )
     }
 
-    /// The node may be of no use while it lasts and for a time after: it counts as one that has failed.
-    pub fn disturbs(self) -> bool {
-        !matches!(self, Self::Slow | Self::ClockRate | Self::WorkerPause | Self::WorkerKill)
+    /// The node may be of no use while it lasts and for a time after: it counts as one that has failed. `amount` is that of
+    /// the fault: a clock that is not too far off costs its node nothing.
+    pub fn disturbs(self, amount: i64) -> bool {
+        match self {
+            Self::Slow | Self::ClockRate | Self::Leap | Self::WorkerPause | Self::WorkerKill => false,
+            Self::Step => amount.unsigned_abs() > LARGEST_HARMLESS_STEP_MS,
+            _ => true,
+        }
     }
 
     /// In words, for people.
@@ -100,6 +138,11 @@ impl Kind {
             Self::Pause => "node paused",
             Self::Restart => "node killed, restarted with its data",
             Self::Forget => "node killed, restarted empty",
+            Self::Replace => "other server, empty, at the node's address",
+            Self::Promote => "replica of another node promoted in its place",
+            Self::Replica => "made a replica of another node, and a master again",
+            Self::Flush => "FLUSHALL",
+            Self::Swap => "SWAPDB with an empty database",
             Self::ClientPause => "CLIENT PAUSE",
             Self::Cut => "cut both ways",
             Self::CutRequests => "requests cut",
@@ -108,8 +151,8 @@ impl Kind {
             Self::Reset => "connections reset",
             Self::Delay => "node delayed",
             Self::Slow => "all nodes slowed",
-            Self::ClockForward => "clock stepped ahead",
-            Self::ClockBack => "clock stepped back",
+            Self::Step => "clocks stepped",
+            Self::Leap => "all clocks ten minutes ahead",
             Self::ClockRate => "clock rate changed",
             Self::Isolate => "worker cut off",
             Self::WorkerPause => "worker paused",
@@ -157,9 +200,16 @@ pub struct Fault {
     /// What a cut held back is thrown away with its connection, and not delivered late.
     #[serde(default)]
     pub lossy: bool,
+    /// The node that is copied.
+    #[serde(default)]
+    pub source: Option<usize>,
 }
 
 impl Fault {
+    pub fn new(kind: Kind, scale: Scale, at: u64, lasts: u64, nodes: Vec<usize>) -> Self {
+        Self { id: 0, at, lasts, kind, scale, nodes, worker: None, amount: 0, lossy: false, source: None }
+    }
+
     pub fn ends(&self) -> u64 {
         self.at + self.lasts
     }
@@ -169,19 +219,24 @@ impl Fault {
         self.worker.is_none_or(|concerned| concerned == worker)
     }
 
+    pub fn disturbs(&self) -> bool {
+        self.kind.disturbs(self.amount)
+    }
+
     /// For how many ms after its end a node, or a worker's connections, may still be of no use. `lease` is the longest
     /// lease, in ms.
     ///
-    /// A node that restarted is in quarantine; one that was silent may first do what was asked of it long ago, and have
-    /// a lock once more for one lease; a clock that went back keeps locks for as long as it went back.
+    /// A node that forgot is in quarantine; one that was silent may first do what was asked of it long ago, and have a lock
+    /// once more for one lease. A clock that was set makes what is in force at a node by its clock, a quarantine or the
+    /// lock of a dead holder, last for up to one lease more.
     pub fn tail(&self, lease: u64) -> u64 {
         let remembered = lease + lease / 50 + RECONNECTING_MS;
         match self.kind {
-            Kind::ClockBack => remembered + self.amount.unsigned_abs(),
             Kind::Reset => RECONNECTING_MS + lease / 2,
-            // Whoever wakes up finds its connections given up.
+            // Who wakes up finds its connections given up.
             Kind::WorkerPause => RECONNECTING_MS,
-            kind if kind.disturbs() => remembered,
+            Kind::Promote | Kind::Replica => SYNCING_MS + remembered,
+            kind if kind.sets_clocks() || self.disturbs() => remembered,
             _ => 0,
         }
     }
@@ -189,3 +244,10 @@ impl Fault {
 
 /// How long a client may take to have a connection again once that is possible.
 pub const RECONNECTING_MS: u64 = 600;
+
+/// How much later than planned a node may have copied another one.
+const SYNCING_MS: u64 = 800;
+
+/// Two clocks of which one is ahead and one behind by this much differ by less than the window (300 s) within which a node
+/// takes ballots.
+pub const LARGEST_HARMLESS_STEP_MS: u64 = 140_000;

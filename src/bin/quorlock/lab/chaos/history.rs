@@ -88,9 +88,17 @@ pub enum What {
         /// How long after its end it may be felt, in µs.
         tail: u64,
         from: u64,
+        /// Why it does not count as done: its effect was not seen.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        doubt: Option<String>,
     },
     /// It is over.
-    Heal { id: usize, from: u64 },
+    Heal {
+        id: usize,
+        from: u64,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        doubt: Option<String>,
+    },
     /// What a node has at the end, when every lease is over: lock keys.
     Scan { node: usize, keys: Vec<String> },
 }

@@ -3,6 +3,7 @@
 mod check;
 mod conductor;
 mod crew;
+mod effect;
 mod fault;
 mod history;
 mod ledger;

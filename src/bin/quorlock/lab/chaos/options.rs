@@ -13,7 +13,7 @@ use crate::exit::{Exit, Failure};
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
 const LONGEST_LEASE: Duration = Duration::from_secs(60);
 /// A fault of every kind needs about so many leases.
-const LEASES_FOR_ALL: u32 = 30;
+const LEASES_FOR_ALL: u32 = 45;
 const SHORTEST_RUN: Duration = Duration::from_secs(1);
 const LONGEST_RUN: Duration = Duration::from_secs(24 * 3600);
 const MOST_NODES: usize = 63;
@@ -39,8 +39,8 @@ Exit codes of `chaos`:
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Flags {
-    /// How long there are faults, as in `60s` or `5m`; a minute has all kinds. A calm phase comes behind it.
-    #[arg(long = "for", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    /// How long there are faults, as in `60s` or `5m`; 90 s have all kinds. A calm phase comes behind it.
+    #[arg(long = "for", value_name = "DURATION", default_value = "90s", value_parser = humantime::parse_duration)]
     lasts: Duration,
 
     /// Which faults come when [default: a random number, which is printed].

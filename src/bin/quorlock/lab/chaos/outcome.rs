@@ -12,6 +12,7 @@ use super::fault::{Kind, Scale};
 use super::history::{Refusal, Setting};
 use super::ledger::Audit;
 use super::options::Options;
+use super::progress::named;
 use super::report;
 use super::run::{Raw, left_out};
 use crate::messages;
@@ -89,9 +90,9 @@ impl Outcome {
         };
         let mut faults = BTreeMap::new();
         let mut outages = 0;
-        for trouble in &model.troubles {
+        for trouble in model.troubles.iter().filter(|trouble| trouble.doubt.is_none()) {
             *faults.entry(trouble.kind.name()).or_default() += 1;
-            outages += u64::from(trouble.scale == Scale::Majority && trouble.kind != Kind::Forget);
+            outages += u64::from(trouble.scale == Scale::Majority && !trouble.kind.forgets());
         }
         let missing = missing(options, raw, &verdicts, &faults, &ledger);
         let mut notes = raw.no_clocks.iter().map(|why| format!("no clock was touched: {why}")).collect::<Vec<_>>();
@@ -99,6 +100,7 @@ impl Outcome {
             let skipped: Vec<String> = raw.skipped.iter().map(left_out).collect();
             notes.push(format!("left out, as the machine was too late for the plan: {}", skipped.join("; ")));
         }
+        notes.extend(model.troubles.iter().filter_map(not_done));
         if !model.standstills.is_empty() {
             notes.push(format!(
                 "the machine had no time for one process or another {} times; whether requests were answered, and losses \
@@ -163,6 +165,12 @@ impl Outcome {
             _ => "not exercised",
         }
     }
+}
+
+/// A fault whose effect was not seen, in words.
+fn not_done(trouble: &check::Trouble) -> Option<String> {
+    let why = trouble.doubt.as_ref()?;
+    Some(format!("not done: {}: {why}", named(trouble.kind, &trouble.nodes, trouble.worker)))
 }
 
 /// What had to be seen and was not.
@@ -288,6 +296,9 @@ fn summarize(options: &Options, outcome: &Outcome) {
         "ledger: {transfers} transfers, {} stale writes rejected, {} accepted, {lost} updates lost",
         ledger.stale_writes_rejected, ledger.stale_writes_accepted
     ));
+    for note in outcome.results.notes.iter().filter(|note| note.starts_with("not done")) {
+        say(format_args!("{note}"));
+    }
     if !outcome.results.missing.is_empty() {
         say(format_args!("not seen: {}", outcome.results.missing.join(", ")));
     }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::super::clock::Shim;
 use super::conductor::Conductor;
 use super::crew::{Crew, Said};
-use super::fault::{Fault, Kind};
+use super::fault::Fault;
 use super::history::{Event, What, watch_runtime_for_stalls};
 use super::ledger::{Audit, Desk, Entry, Place};
 use super::nodes::Nodes;
@@ -110,22 +110,20 @@ impl<'a> Run<'a> {
     async fn perform(options: &'a Options) -> Result<Raw, Error> {
         let interrupts = Interrupts::register()?;
         let dir = tempfile::Builder::new().prefix("quorlock-chaos-").tempdir()?;
-        let shim = Shim::build(dir.path());
-        let no_clocks = shim.as_ref().err().map(|error| format!("the clock library could not be compiled ({error})"));
-        let shim = shim.ok();
+        let no_clocks = why_no_clocks(dir.path()).await;
         let settings = Settings {
             seed: options.seed,
             nodes: options.nodes,
             workers: options.workers,
             lease: options.lease_ms(),
             lasts: options.lasts_ms(),
-            clocks: shim.is_some(),
+            clocks: no_clocks.is_none(),
         };
         let plan = Plan::new(&settings);
         let place = ledger_place(options, dir.path());
         let ledger = Desk::open(place.clone()).await.map_err(no_ledger)?;
         ledger.ask(|store| store.create(ACCOUNTS)).await.map_err(no_ledger)?;
-        let begun = Self::begin(options, &settings, &plan, &place, dir.path(), shim.as_ref(), interrupts).await;
+        let begun = Self::begin(options, &settings, &plan, &place, dir.path(), no_clocks.as_deref(), interrupts).await;
         let done = match begun {
             Ok(mut run) => {
                 let mut done = run.carry_out(&plan).await;
@@ -173,7 +171,7 @@ impl<'a> Run<'a> {
         plan: &Plan,
         place: &Place,
         dir: &std::path::Path,
-        shim: Option<&Shim>,
+        no_clocks: Option<&str>,
         interrupts: Interrupts,
     ) -> Result<Self, Error> {
         let progress = Progress::new(options.quiet, options.lasts);
@@ -183,10 +181,10 @@ impl<'a> Run<'a> {
             options.nodes,
             options.command()
         ));
-        if shim.is_none() {
-            progress.say("no clock will be touched: that needs a C compiler, as `cc` on PATH");
+        if let Some(why) = no_clocks {
+            progress.say(&format!("no clock will be touched: {why}"));
         }
-        let nodes = Nodes::start(dir, &plan.durable, options.workers, shim).await?;
+        let nodes = Nodes::start(dir, &plan.durable, options.workers, settings.lease, settings.clocks).await?;
         let (sender, said) = mpsc::unbounded_channel();
         let job = |worker: usize| Job {
             worker,
@@ -270,15 +268,14 @@ impl<'a> Run<'a> {
     /// When all faults are over: every lock must be to be had, and in the end no node may have one.
     async fn calm_down(&mut self, plan: &Plan) -> Result<(), Error> {
         let lease = self.options.lease_ms();
-        let ahead =
-            plan.faults.iter().filter(|fault| fault.kind == Kind::ClockBack).map(|fault| fault.amount.unsigned_abs());
         let tail = plan.faults.iter().map(|fault| fault.tail(lease)).max().unwrap_or(0);
         self.wait(Duration::from_millis(tail)).await?;
         self.conductor.crew.say(CALM).await;
         let workers = self.options.workers;
         self.until(CALMING, "every worker has had every lock again", |what| matches!(what, What::Calm { .. }), workers)
             .await?;
-        let over = lease + lease / 50 + ahead.max().unwrap_or(0);
+        // Every name has been asked for on every node since the last clock was set, so no key lives for longer.
+        let over = lease + lease / 50;
         self.wait(Duration::from_millis(over)).await?;
         if self.interrupted {
             return Ok(());
@@ -350,6 +347,18 @@ impl<'a> Run<'a> {
             }
         }
     }
+}
+
+/// Compiles the library for clocks into this folder, and tries it.
+async fn why_no_clocks(dir: &std::path::Path) -> Option<String> {
+    let dir = dir.to_owned();
+    let tried = tokio::task::spawn_blocking(move || {
+        let shim = Shim::build(&dir).map_err(|error| {
+            format!("the clock library could not be compiled ({error}); that needs a C compiler, as `cc` on PATH")
+        })?;
+        shim.prove().map_err(|error| error.to_string())
+    });
+    tried.await.map_err(|error| error.to_string()).and_then(|tried| tried).err()
 }
 
 fn ledger_place(options: &Options, dir: &std::path::Path) -> Place {

@@ -23,7 +23,7 @@ pub fn no_orphan(model: &Model, complete: bool) -> Verdict {
     verdict
 }
 
-/// What a killed holder had is to be had again when its lease is over.
+/// What a killed holder had is to be had again when its lease is over; one lease later where a clock was set meanwhile.
 pub fn free_after_ttl(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("FreeAfterTtl", "what a killed process held is granted again after one lease");
     for (_, life, from, down) in &model.deaths {
@@ -35,6 +35,7 @@ pub fn free_after_ttl(model: &Model) -> Verdict {
         });
         for hold in held {
             let due = down + hold.ask.lease + hold.ask.lease / 50 + LOOKING;
+            let due = model.due_by_clocks(hold.granted, due, LOOKING);
             for name in &hold.ask.names {
                 let next = model.holds.iter().find(|next| next.granted > *down && next.ask.names.contains(name));
                 if next.is_some_and(|next| next.granted <= due) {
@@ -200,15 +201,40 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_leapt_while_a_worker_was_stopped_is_felt_by_that_one_later() {
-        for (stopped, expected) in [(0, State::NotExercised), (1, State::Violated)] {
+    fn a_clock_that_is_set_makes_a_quarantine_longer() {
+        for (stepped, expected) in [(0, State::NotExercised), (2, State::Violated)] {
             let mut story = Story::new(3);
-            story.worker_fault(1, Kind::WorkerPause, stopped, ms(50)..ms(2000));
-            story.fault_with_tail(2, Kind::ClockForward, &[0], ms(100)..ms(101), ms(1500));
-            story.fault(3, Kind::Pause, &[1], ms(2500)..ms(4000));
-            story.asked(1, "a", "x", ms(2600));
-            story.refused(1, Refusal::NoQuorum, ms(2700));
-            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "worker {stopped} was stopped");
+            story.fault_with_tail(1, Kind::Flush, &[0], ms(100)..ms(101), ms(1500));
+            story.stepped(2, &[stepped], ms(1200)..ms(1500), -60_000);
+            story.fault(3, Kind::Pause, &[1], ms(2000)..ms(4000));
+            story.asked(1, "a", "x", ms(2100));
+            story.refused(1, Refusal::NoQuorum, ms(2200));
+            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "the clock of {stepped}");
+        }
+    }
+
+    #[test]
+    fn a_clock_beyond_the_window_costs_its_node_and_any_other_costs_nothing() {
+        for (amount, expected) in [(-600_000, State::NotExercised), (60_000, State::Violated)] {
+            let mut story = Story::new(3);
+            story.stepped(1, &[0], ms(100)..ms(900), amount);
+            story.fault(2, Kind::Pause, &[1], ms(100)..ms(900));
+            story.asked(1, "a", "x", ms(300));
+            story.refused(1, Refusal::NoQuorum, ms(600));
+            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "{amount} ms");
+        }
+    }
+
+    #[test]
+    fn a_dead_holders_lock_may_be_busy_for_one_lease_more_when_a_clock_was_set() {
+        for (next, expected) in [(ms(5000), State::Held), (ms(7000), State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            story.killed(0, ms(200));
+            story.asked_by(2, 1, "x", ms(150));
+            story.stepped(1, &[0, 1, 2], ms(300)..ms(2000), -30_000);
+            story.grant(2, "b", 11, next, 1, ms(900));
+            assert_eq!(free_after_ttl(&story.model()).state, expected, "granted at {next} us");
         }
     }
 

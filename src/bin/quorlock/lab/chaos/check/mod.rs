@@ -3,6 +3,7 @@
 mod exclusion;
 mod liveness;
 mod model;
+mod read;
 #[cfg(test)]
 mod story;
 mod time;
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use super::history::{Event, Setting};
 use super::ledger::Audit;
-pub use model::{Answer, Ask, Hold, Model};
+pub use model::{Answer, Ask, Hold, Model, Trouble};
 
 /// So many violations of one invariant are described; all are counted.
 const DESCRIBED: usize = 20;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::fault::{Kind, Scale};
-use super::super::history::{Event, Leaving, Outcome, Refusal, Setting, What};
+use super::super::history::{Event, Leaving, Outcome, Refusal, Setting};
+use super::read::Reader;
 
 /// How long after a fault was put into effect it certainly is, in µs: a signal, or a changed link, needs a moment to
 /// reach what it is meant for.
@@ -110,6 +111,7 @@ pub struct Trouble {
     pub scale: Scale,
     pub nodes: Vec<usize>,
     pub worker: Option<usize>,
+    pub amount: i64,
     pub forgets: bool,
     /// From when on it may, and certainly, was in effect.
     pub from: u64,
@@ -118,6 +120,8 @@ pub struct Trouble {
     pub healing: u64,
     pub healed: u64,
     pub tail: u64,
+    /// Why it does not count as done. It may still have been felt.
+    pub doubt: Option<String>,
 }
 
 impl Trouble {
@@ -125,9 +129,17 @@ impl Trouble {
         self.worker.is_none_or(|concerned| concerned == worker)
     }
 
-    /// Until when it may be felt.
+    /// Until when it may be felt, as far as no clock is set meanwhile.
     pub fn felt_until(&self) -> u64 {
         self.healed.saturating_add(self.tail)
+    }
+
+    pub fn disturbs(&self) -> bool {
+        self.kind.disturbs(self.amount)
+    }
+
+    fn shares_a_node_with(&self, other: &Self) -> bool {
+        self.nodes.iter().any(|node| other.nodes.contains(node))
     }
 }
 
@@ -223,6 +235,7 @@ impl Model {
     pub fn silent(&self, worker: usize, from: u64, to: u64) -> BTreeSet<usize> {
         let throughout = self.troubles.iter().filter(|trouble| {
             trouble.kind.silences()
+                && trouble.doubt.is_none()
                 && trouble.concerns(worker)
                 && trouble.at + SETTLING <= from
                 && to <= trouble.healing
@@ -230,25 +243,36 @@ impl Model {
         throughout.flat_map(|trouble| trouble.nodes.iter().copied()).collect()
     }
 
-    /// The nodes that were killed, and came back without their votes at most one longest lease before `to`.
+    /// The nodes that lost their votes at most one longest lease before `to`. A clock that is set ahead makes that no
+    /// shorter: the quarantine is over when the clock of the node and that of the asker say so, which is the machine's own.
     pub fn quarantined(&self, from: u64, to: u64) -> BTreeSet<usize> {
         let forgot = self.troubles.iter().filter(|trouble| {
-            trouble.forgets && trouble.at + SETTLING <= from && to <= trouble.at + self.setting.lease
+            trouble.forgets
+                && trouble.doubt.is_none()
+                && trouble.at + SETTLING <= from
+                && to <= trouble.from + self.setting.lease
         });
         forgot.flat_map(|trouble| trouble.nodes.iter().copied()).collect()
     }
 
-    /// Until when this worker may feel it: whoever is stopped or cut off while a clock leaps only sees that afterwards, and
-    /// then does not count the node for as long as everybody else did.
-    fn felt_until(&self, trouble: &Trouble, worker: usize) -> u64 {
-        let unheard = self.troubles.iter().filter(|other| {
-            matches!(trouble.kind, Kind::ClockForward | Kind::ClockBack | Kind::ClockRate)
-                && matches!(other.kind, Kind::WorkerPause | Kind::Isolate)
-                && other.worker == Some(worker)
-                && other.from <= trouble.felt_until()
-                && trouble.from <= other.healed
-        });
-        unheard.map(|other| other.healed.saturating_add(trouble.tail)).fold(trouble.felt_until(), u64::max)
+    /// Until when it may be felt. When a clock is set, what is in force at its node by that clock, a quarantine or the lock
+    /// of a dead holder, may last for one lease more.
+    fn felt_until(&self, trouble: &Trouble) -> u64 {
+        let steps = self.troubles.iter().filter(|step| step.kind.sets_clocks() && step.shares_a_node_with(trouble));
+        // In the order of their beginnings.
+        steps.fold(trouble.felt_until(), |until, step| {
+            if step.from <= until && trouble.from <= step.healed { until.max(step.felt_until()) } else { until }
+        })
+    }
+
+    /// When what was to be over at `due` by the clocks of nodes certainly is: each clock that is set before may make it last
+    /// for a longest lease more, from when it is looked at next, `looking` later at most.
+    pub fn due_by_clocks(&self, since: u64, due: u64, looking: u64) -> u64 {
+        let steps = self.troubles.iter().filter(|trouble| trouble.kind.sets_clocks());
+        let mut set: Vec<u64> = steps.flat_map(|step| [step.at, step.healed]).filter(|at| *at >= since).collect();
+        set.sort_unstable();
+        let lease = self.setting.lease + self.setting.lease / 50;
+        set.into_iter().fold(due, |due, at| if at <= due { due.max(at + lease + looking) } else { due })
     }
 
     /// The largest number of nodes that may have been of no use to this worker, at any one time from `from` to `to`.
@@ -256,8 +280,8 @@ impl Model {
         let felt: Vec<(&Trouble, u64)> = self
             .troubles
             .iter()
-            .filter(|trouble| trouble.kind.disturbs() && trouble.concerns(worker) && trouble.from <= to)
-            .map(|trouble| (trouble, self.felt_until(trouble, worker)))
+            .filter(|trouble| trouble.disturbs() && trouble.concerns(worker) && trouble.from <= to)
+            .map(|trouble| (trouble, self.felt_until(trouble)))
             .filter(|(_, until)| from <= *until)
             .collect();
         // It only grows where something begins.
@@ -278,121 +302,4 @@ fn standstills(stalls: &[(u64, u64, u64)], lives: &BTreeMap<u64, usize>, trouble
     };
     let unexplained = stalls.iter().filter(|(life, from, to)| !was_stopped(*life, *from, *to));
     unexplained.map(|(_, from, to)| (*from, *to)).collect()
-}
-
-/// Puts the pieces together.
-#[derive(Default)]
-struct Reader {
-    asks: Vec<Ask>,
-    by_op: BTreeMap<u64, usize>,
-    holds: Vec<Hold>,
-    held: BTreeMap<u64, usize>,
-    troubles: Vec<Trouble>,
-    deaths: Vec<(usize, u64, u64, u64)>,
-    calms: Vec<(usize, usize, usize)>,
-    scans: BTreeMap<usize, Vec<String>>,
-    stalls: Vec<(u64, u64, u64)>,
-    /// The worker of each life.
-    lives: BTreeMap<u64, usize>,
-    begin: u64,
-}
-
-impl Reader {
-    fn ask(&mut self, op: u64) -> Option<&mut Ask> {
-        let index = *self.by_op.get(&op)?;
-        self.asks.get_mut(index)
-    }
-
-    fn hold(&mut self, op: u64) -> Option<&mut Hold> {
-        let index = *self.held.get(&op)?;
-        self.holds.get_mut(index)
-    }
-
-    fn read(&mut self, event: &Event) {
-        let at = event.at;
-        match event.what.clone() {
-            What::Up { worker, life } => {
-                self.lives.insert(life, worker);
-                if self.begin == 0 {
-                    self.begin = at;
-                }
-            }
-            What::Section { .. } => {}
-            What::Stall { life, from } => self.stalls.push((life, from, at)),
-            What::Down { worker, life, from } => self.deaths.push((worker, life, from, at)),
-            What::Ask { op, worker, life, lease, names, within, waits } => {
-                self.by_op.insert(op, self.asks.len());
-                let answer = Answer::None;
-                self.asks.push(Ask { op, worker, life, lease, names, within, waits, at, answer, detail: None });
-            }
-            What::Grant { op, owner, tokens, holds, from, remaining } => {
-                let Some(ask) = self.ask(op) else { return };
-                ask.answer = Answer::Granted(at);
-                let ask = ask.clone();
-                self.held.insert(op, self.holds.len());
-                let readings = vec![Reading { from, at, remaining, tokens: tokens.clone() }];
-                self.holds.push(Hold {
-                    ask,
-                    owner,
-                    tokens,
-                    depth: holds,
-                    granted: at,
-                    readings,
-                    lost: None,
-                    leave: None,
-                    left: None,
-                    write: None,
-                    killed: None,
-                });
-            }
-            What::Refuse { op, why, detail } => {
-                if let Some(ask) = self.ask(op) {
-                    ask.answer = Answer::Refused(why, at);
-                    ask.detail = detail;
-                }
-            }
-            What::Cancel { op } => {
-                if let Some(ask) = self.ask(op) {
-                    ask.answer = Answer::Cancelled(at);
-                }
-            }
-            What::Valid { op, from, remaining, tokens, .. } => {
-                if let Some(hold) = self.hold(op) {
-                    hold.readings.push(Reading { from, at, remaining, tokens });
-                }
-            }
-            What::Lost { op, deadline } => {
-                if let Some(hold) = self.hold(op) {
-                    hold.lost.get_or_insert((at, deadline));
-                }
-            }
-            What::Leave { op, how } => {
-                if let Some(hold) = self.hold(op) {
-                    hold.leave = Some((at, how));
-                }
-            }
-            What::Left { op, outcome, holds } => {
-                if let Some(hold) = self.hold(op) {
-                    hold.left = Some((at, outcome, holds));
-                }
-            }
-            What::Write { op, from, accepted } => {
-                if let Some(hold) = self.hold(op) {
-                    hold.write = Some((from, at, accepted));
-                }
-            }
-            What::Calm { worker, acquired, of } => self.calms.push((worker, acquired, of)),
-            What::Fault { id, kind, scale, nodes, worker, forgets, tail, from, .. } => {
-                let (healing, healed) = (u64::MAX, u64::MAX);
-                let trouble = Trouble { id, kind, scale, nodes, worker, forgets, from, at, healing, healed, tail };
-                self.troubles.push(trouble);
-            }
-            What::Heal { id, from } => {
-                if let Some(trouble) = self.troubles.iter_mut().find(|trouble| trouble.id == id) {
-                    (trouble.healing, trouble.healed) = (from, at);
-                }
-            }
-            What::Scan { node, keys } => drop(self.scans.insert(node, keys)),
-        }
-    }
 }

@@ -95,18 +95,24 @@ impl Story {
     }
 
     pub fn fault(&mut self, id: usize, kind: Kind, nodes: &[usize], during: Range<u64>) {
-        self.trouble(id, kind, nodes, None, during, 0);
+        self.trouble(id, kind, nodes, None, during, 0, 0);
+    }
+
+    /// Clocks are set by so many ms, and set right; it is felt for a lease after.
+    pub fn stepped(&mut self, id: usize, nodes: &[usize], during: Range<u64>, amount: i64) {
+        self.trouble(id, Kind::Step, nodes, None, during, LEASE, amount);
     }
 
     /// It is felt for so long after it is over.
     pub fn fault_with_tail(&mut self, id: usize, kind: Kind, nodes: &[usize], during: Range<u64>, tail: u64) {
-        self.trouble(id, kind, nodes, None, during, tail);
+        self.trouble(id, kind, nodes, None, during, tail, 0);
     }
 
     pub fn worker_fault(&mut self, id: usize, kind: Kind, worker: usize, during: Range<u64>) {
-        self.trouble(id, kind, &[], Some(worker), during, 0);
+        self.trouble(id, kind, &[], Some(worker), during, 0, 0);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one line says all about a fault")]
     fn trouble(
         &mut self,
         id: usize,
@@ -115,14 +121,22 @@ impl Story {
         worker: Option<usize>,
         during: Range<u64>,
         tail: u64,
+        amount: i64,
     ) {
-        let (nodes, scale) = (nodes.to_vec(), Scale::Minority);
-        let forgets = kind == Kind::Forget;
+        let (nodes, scale, doubt) = (nodes.to_vec(), Scale::Minority, None);
+        let forgets = kind.forgets();
         self.tell(
             during.start,
-            What::Fault { id, kind, scale, nodes, worker, amount: 0, forgets, tail, from: during.start },
+            What::Fault { id, kind, scale, nodes, worker, amount, forgets, tail, from: during.start, doubt },
         );
-        self.tell(during.end, What::Heal { id, from: during.end });
+        self.tell(during.end, What::Heal { id, from: during.end, doubt: None });
+    }
+
+    /// The effect of the fault told last was not seen.
+    pub fn doubted(&mut self) {
+        if let Some(Event { what: What::Heal { doubt, .. }, .. }) = self.events.last_mut() {
+            *doubt = Some("not seen".to_owned());
+        }
     }
 
     /// The first life of a worker ends.

@@ -106,6 +106,23 @@ mod tests {
     }
 
     #[test]
+    fn clocks_that_are_set_ahead_end_no_quarantine() {
+        for seen in [true, false] {
+            let mut story = Story::new(3);
+            story.stepped(3, &[0, 1, 2], ms(300)..ms(2000), 600_000);
+            story.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
+            story.fault(1, Kind::Flush, &[0], ms(100)..ms(101));
+            if !seen {
+                story.doubted();
+            }
+            story.asked(1, "a", "x", ms(600));
+            story.grant(1, "a", 10, ms(610), 1, ms(500));
+            let expected = if seen { State::Violated } else { State::NotExercised };
+            assert_eq!(quarantine_holds(&story.model()).state, expected);
+        }
+    }
+
+    #[test]
     fn a_refusal_is_what_quarantine_is_for() {
         let mut story = Story::new(3);
         story.fault(1, Kind::Forget, &[0], ms(100)..ms(200));

@@ -7,8 +7,8 @@ const FIRST_VIEW_MS = 30000, CLOSEST_MS = 200;
 
 const STATES = {
   pause: "stall", client_pause: "stall", restart: "dead", forget: "dead", cut: "cut", cut_requests: "cut",
-  cut_replies: "cut", mute: "cut", reset: "mark", delay: "late", slow: "late", clock_forward: "clock",
-  clock_back: "clock", clock_rate: "clock", isolate: "cut", worker_pause: "stall", worker_kill: "dead",
+  cut_replies: "cut", mute: "cut", reset: "mark", delay: "late", slow: "late", step: "clock",
+  leap: "clock", clock_rate: "clock", replace: "dead", promote: "dead", replica: "dead", flush: "mark", swap: "mark", isolate: "cut", worker_pause: "stall", worker_kill: "dead",
 };
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 const hue = (worker) => (worker * 137.5 + 205) % 360;
@@ -116,7 +116,7 @@ function timeline() {
 function described(fault) {
   const who = fault.worker !== null ? "" : " (node " + fault.nodes.map((node) => node + 1).join(", ") + ")";
   const amounts = { delay: " by up to " + fault.amount + " ms", slow: " by up to " + fault.amount + " ms",
-    clock_forward: " by " + fault.amount + " ms", clock_back: " by " + -fault.amount + " ms",
+    step: " by " + fault.amount + " ms", leap: " by " + fault.amount + " ms",
     clock_rate: " by " + fault.amount + " ppm" };
   return `${fault.words}${amounts[fault.kind] || ""}${who}\n${seconds(fault.from, 0)} to ${seconds(fault.until, 0)}` +
     (fault.majority ? "\nno majority was left" : "");

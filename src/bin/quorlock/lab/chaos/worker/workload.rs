@@ -73,9 +73,9 @@ impl Workload {
         tokio::time::sleep(Duration::from_micros(self.rng.between(ms.start * 1000..ms.end * 1000))).await;
     }
 
-    /// Waits for up to two leases, or not at all.
+    /// Waits for up to two leases, often for less than an outage lasts, or not at all.
     fn patience(&mut self) -> Option<Duration> {
-        self.rng.chance(0.75).then(|| Duration::from_millis(self.job.lease * self.rng.between(50..200) / 100))
+        self.rng.chance(0.75).then(|| Duration::from_millis(self.job.lease * self.rng.between(10..200) / 100))
     }
 
     fn request(&self, wish: &Wish<'_>) -> LockRequest {

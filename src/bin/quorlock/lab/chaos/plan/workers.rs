@@ -1,0 +1,34 @@
+//! Workers are paused, killed and cut off, beside everything that happens to the nodes.
+
+use super::super::super::rng::Rng;
+use super::super::fault::{Fault, Kind, Scale};
+use super::{Card, Deck, Settings, WORKERS};
+
+pub fn plan(settings: &Settings) -> Vec<Fault> {
+    const KINDS: [Kind; 3] = [Kind::WorkerPause, Kind::WorkerKill, Kind::Isolate];
+    let mut rng = Rng::new(settings.seed, WORKERS);
+    let lease = settings.lease;
+    let mut deck = Deck::new(KINDS.into_iter().map(Card::One).collect());
+    let mut free = vec![0; settings.workers];
+    let mut faults = Vec::new();
+    let mut now = lease / 2;
+    while now < settings.lasts {
+        let Some(Card::One(kind)) = deck.deal(&mut rng, |_| false) else { break };
+        let worker = rng.below(settings.workers);
+        let lasts = match kind {
+            Kind::WorkerPause => rng.between(lease * 130 / 100..lease * 220 / 100),
+            Kind::WorkerKill => rng.between(0..lease / 2),
+            _ => rng.between(lease * 70 / 100..lease * 150 / 100),
+        };
+        let lossy = rng.chance(0.4);
+        let nodes = if kind == Kind::Isolate { (0..settings.nodes).collect() } else { Vec::new() };
+        let at = now.max(free[worker]);
+        let fault = Fault { worker: Some(worker), lossy, ..Fault::new(kind, Scale::Harmless, at, lasts, nodes) };
+        if fault.ends() <= settings.lasts {
+            free[worker] = fault.ends() + fault.tail(lease) + lease / 4;
+            faults.push(fault);
+        }
+        now += rng.between(lease * 40 / 100..lease * 130 / 100);
+    }
+    faults
+}
