@@ -87,16 +87,13 @@ impl Setup {
     /// With clocks that can be set. `None`, and the reason on standard error, where they cannot be made.
     pub fn with_clocks(self) -> Option<Cluster> {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let shim = match Shim::build(dir.path()) {
-            Ok(shim) => shim,
-            Err(error) => {
-                eprintln!("not run: node clocks cannot be set on this machine, for want of a C compiler `cc`: {error}");
-                return None;
-            }
-        };
+        if let Err(error) = Shim::build(dir.path()) {
+            eprintln!("not run: node clocks cannot be set on this machine, for want of a C compiler `cc`: {error}");
+            return None;
+        }
         let clock = |node| Clock::new(dir.path().join(format!("clock-{node}"))).expect("a file");
         let clocks: Vec<Clock> = (0..self.nodes).map(clock).collect();
-        let environments: Vec<_> = clocks.iter().map(|clock| clock.environment(&shim)).collect();
+        let environments: Vec<_> = clocks.iter().map(Clock::environment).collect();
         Some(self.launch(dir, clocks, &environments))
     }
 
