@@ -34,6 +34,8 @@ pub(crate) struct Common {
     longest_lease: AtomicU64,
     claims: Mutex<Vec<Option<Claim>>>,
     has_conflict: AtomicBool,
+    /// How many conflicts were found so far.
+    conflicts: AtomicU64,
     /// The key that says how many nodes the list of this client's prefix has.
     pub(crate) list_key: Vec<u8>,
     /// Random: names this client in its shares, and the channel on which nodes call it.
@@ -60,6 +62,7 @@ impl Common {
             longest_lease: AtomicU64::new(0),
             claims: Mutex::new(vec![None; nodes]),
             has_conflict: AtomicBool::new(false),
+            conflicts: AtomicU64::new(0),
             list_key,
             client,
             tickets: Arc::default(),
@@ -136,6 +139,9 @@ impl Common {
         if conflict.is_none() || is_deployment {
             claims[index] = Some(Claim { name: Arc::clone(name), run_id, cluster, conflict: conflict.clone() });
         }
+        if is_deployment {
+            self.conflicts.fetch_add(1, Ordering::SeqCst);
+        }
         self.look_for_conflicts(&claims);
         match conflict {
             Some(conflict) => Err(conflict),
@@ -158,6 +164,11 @@ impl Common {
     fn look_for_conflicts(&self, claims: &[Option<Claim>]) {
         let has_conflict = claims.iter().flatten().any(|claim| claim.conflict.is_some());
         self.has_conflict.store(has_conflict, Ordering::SeqCst);
+    }
+
+    /// Grows with each conflict that is found. What an older connection knows of its node may be what is wrong.
+    pub(super) fn conflicts(&self) -> u64 {
+        self.conflicts.load(Ordering::SeqCst)
     }
 
     /// Why this client acquires nothing at all: its list is not that of its nodes.

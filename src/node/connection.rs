@@ -184,7 +184,7 @@ impl Connection {
 
     /// Sends and delivers until the connection breaks; `None` when the client is gone and all is done.
     async fn serve(&mut self, wire: Wire, known: Known) -> Option<NodeError> {
-        let mut line = Line::new(wire, known);
+        let mut line = Line::new(wire, known, self.common.conflicts());
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.owed));
         waiting.append(self.early.take());
@@ -217,6 +217,9 @@ impl Connection {
                         Poll::Ready(Some(Message::Close) | None) => self.closing = true,
                         Poll::Pending => break,
                     }
+                }
+                if line.is_stale {
+                    return Poll::Ready(Some(NodeError::Forgot));
                 }
                 let written = line.poll_write(cx);
                 // Also when that failed: what was answered before counts.
@@ -267,13 +270,16 @@ impl Connection {
                 request.asker.answer(index, Err(line.overdue(now)));
             }
             Asker::Release(round) if !round.has_touched(index) => round.untouched(index),
-            Asker::Hold(round) => match self.common.conflict().filter(|_| round.acquires()) {
-                Some(conflict) => request.asker.answer(index, Err(conflict)),
-                None => {
+            Asker::Hold(round) => {
+                if let Some(conflict) = self.common.conflict().filter(|_| round.acquires()) {
+                    // The nodes may have changed since they were asked: an idle client would not learn of that otherwise.
+                    line.is_stale |= line.conflicts < self.common.conflicts();
+                    request.asker.answer(index, Err(conflict));
+                } else {
                     round.touch(index);
                     line.push(request, now, &self.common, &self.wait);
                 }
-            },
+            }
             Asker::Release(round) => {
                 round.touch(index);
                 line.push(request, now, &self.common, &self.wait);

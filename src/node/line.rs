@@ -32,6 +32,10 @@ pub(super) struct Line {
     /// Of the node at the other end.
     pub(super) known: Known,
     pub(super) in_flight: VecDeque<Sent>,
+    /// How many conflicts of the list were known when the connection was made.
+    pub(super) conflicts: u64,
+    /// Its node is to be introduced to anew.
+    pub(super) is_stale: bool,
     /// An answer is overdue: nothing new is sent but releases.
     pub(super) silent: bool,
     /// So many scripts are being loaded.
@@ -51,8 +55,19 @@ pub(super) struct Sent {
 }
 
 impl Line {
-    pub(super) fn new(wire: Wire, known: Known) -> Self {
-        Self { wire, known, in_flight: VecDeque::new(), silent: false, loading: 0, refused: None, gathers: false, alarm: None }
+    pub(super) fn new(wire: Wire, known: Known, conflicts: u64) -> Self {
+        Self {
+            wire,
+            known,
+            in_flight: VecDeque::new(),
+            conflicts,
+            is_stale: false,
+            silent: false,
+            loading: 0,
+            refused: None,
+            gathers: false,
+            alarm: None,
+        }
     }
 
     /// The next answer, or what the server says unasked; `None` when that is still to come.

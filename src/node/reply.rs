@@ -69,13 +69,12 @@ impl From<&Vote> for Answer {
     fn from(vote: &Vote) -> Self {
         match vote {
             Vote::Yes | Vote::Untouched => Self::Agreed,
-            Vote::Partly(_) => Self::Gone,
             Vote::No(Refusal::Held { by, free_in, .. }) => Self::Held { by: by.clone(), free_in: *free_in },
             Vote::No(Refusal::Stale { .. }) => Self::Stale,
             Vote::No(Refusal::Ahead { .. }) => Self::ClockBehind,
             Vote::No(Refusal::Far) => Self::BallotAhead,
             Vote::No(Refusal::Early { by, left, .. }) => Self::Unexpired { by: by.clone(), left: *left },
-            Vote::No(Refusal::Gone { .. }) => Self::Gone,
+            Vote::Partly(_) | Vote::No(Refusal::Gone { .. }) => Self::Gone,
             Vote::No(Refusal::Kept { left }) => Self::Kept { left: *left },
             Vote::Unheard(error) => Self::Failed(error.clone()),
         }

@@ -234,9 +234,9 @@ async fn a_node_whose_log_may_lag_behind_its_answers_is_quarantined_after_a_rest
         cycle(cluster.urls()).await.expect("a new node counts");
         cluster.restart(0, false);
         let outcome = cluster.client(10 * SECOND).await.lock("x").try_acquire().await;
-        let is_quarantined = outcome.as_ref().is_err_and(|error| {
-            matches!(error.nodes()[0].answer, Answer::Failed(NodeError::Quarantined { .. }))
-        });
+        let is_quarantined = outcome
+            .as_ref()
+            .is_err_and(|error| matches!(error.nodes()[0].answer, Answer::Failed(NodeError::Quarantined { .. })));
         assert_eq!((outcome.is_ok(), is_quarantined), (keeps, !keeps), "{options:?}: {outcome:?}");
     }
 }
