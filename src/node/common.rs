@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::health::{CHANGING, Health};
 use crate::environment::Environment;
 use crate::error::NodeError;
-use crate::protocol::{Newcomer, Wall, quorum};
+use crate::protocol::{Newcomer, Record, Wall, quorum};
 use crate::sync::locked;
 use crate::ticket::Tickets;
 
@@ -17,6 +17,8 @@ use crate::ticket::Tickets;
 struct Claim {
     name: Arc<str>,
     run_id: String,
+    /// Of its record.
+    word: Option<u64>,
     cluster: Option<u64>,
     /// Why it cannot be part of this list.
     conflict: Option<NodeError>,
@@ -137,7 +139,8 @@ impl Common {
             Some(NodeError::OtherList { .. } | NodeError::OtherCluster { .. } | NodeError::ListChanging)
         );
         if conflict.is_none() || is_deployment {
-            claims[index] = Some(Claim { name: Arc::clone(name), run_id, cluster, conflict: conflict.clone() });
+            let word = health.record.as_ref().map(|(_, record)| record.word);
+            claims[index] = Some(Claim { name: Arc::clone(name), run_id, word, cluster, conflict: conflict.clone() });
         }
         if is_deployment {
             self.conflicts.fetch_add(1, Ordering::SeqCst);
@@ -150,6 +153,13 @@ impl Common {
             None if agreeing(&claims) >= quorum(claims.len()) => Ok(Some(claims.len())),
             None => Err(NodeError::Unlisted),
         }
+    }
+
+    /// Another node has the same record: this one was its replica, and has its data.
+    pub(super) fn is_copy(&self, index: usize, record: &Record) -> bool {
+        let claims = locked(&self.claims);
+        let mut others = claims.iter().enumerate().filter(|(i, _)| *i != index);
+        others.any(|(_, claim)| claim.as_ref().is_some_and(|claim| claim.word == Some(record.word)))
     }
 
     /// The server at `index` cannot be reached: what was in the way of the list may have been mended by taking it away.

@@ -32,7 +32,9 @@ pub(super) async fn introduce(
         }
         let nodes = common.claim(index, name, &health)?;
         let seen = health.record.as_ref();
-        let change = Record::due(seen.map(|(_, record)| record), &health.process, &common.newcomer(index));
+        // A record that came with another node's data says nothing of this one.
+        let own = seen.map(|(_, record)| record).filter(|record| !common.is_copy(index, record));
+        let change = Record::due(own, &health.process, &common.newcomer(index));
         if let (None, None, Some((text, _))) = (nodes, &change, seen) {
             let unreadable = || NodeError::Nonsense("a node record that cannot be read".to_owned());
             return Ok((wire, Known::new(text, health.clock, common.wall()).ok_or_else(unreadable)?));

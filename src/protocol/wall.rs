@@ -114,6 +114,6 @@ mod tests {
             let now = Moment::new(Duration::from_secs(at));
             wall.read(now, ((START + at) * 1000 + ahead_millis) * 1000, PATIENCE);
         }
-        assert_eq!(wall.offset, (START * 1000 + 3_600_080) as i64 * 1000);
+        assert_eq!(wall.offset, (START * 1000 + 3_600_080).cast_signed() * 1000);
     }
 }

@@ -7,6 +7,9 @@
 #[path = "../simulation/node.rs"]
 mod node;
 #[allow(dead_code, reason = "the simulation uses the rest")]
+#[path = "../simulation/releases.rs"]
+mod releases;
+#[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/resp.rs"]
 mod resp;
 #[path = "../../src/bin/quorlock/lab/rng.rs"]
@@ -20,6 +23,9 @@ mod support;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/tickets.rs"]
 mod tickets;
+#[allow(dead_code, reason = "the simulation uses the rest")]
+#[path = "../simulation/words.rs"]
+mod words;
 
 mod pair;
 
@@ -104,7 +110,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
 fn ends_about_now(pair: &mut Pair) -> bool {
     let keys = NAMES.iter().flat_map(|name| [lock_key(name), ballot_key(name)]);
     let now = pair.now();
-    let record = pair.node.store.text(rules::RECORD, now).map(|text| String::from_utf8_lossy(text).into_owned());
+    let record = pair.node.store.text(words::RECORD, now).map(|text| String::from_utf8_lossy(text).into_owned());
     let end = record.and_then(|record| record.split(' ').nth(2)?.parse::<u64>().ok()).unwrap_or(0);
     (0..=12).contains(&(end.cast_signed() - (now / 1000).cast_signed()))
         || keys.into_iter().any(|key| (0..=12).contains(&pair.node.store.pttl(&key, now)))

@@ -3,7 +3,7 @@
 use crate::node::{Data, Script, Store};
 use crate::pair::{FIRST_RECORD, LIST, NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, shown};
 use crate::rng::Rng;
-use crate::rules::RECORD;
+use crate::words::RECORD;
 
 const LABEL: &str = "host:1:some_label";
 

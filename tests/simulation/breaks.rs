@@ -226,8 +226,8 @@ pub(crate) fn broken(variant: &str) -> bool {
     // Nodes, as the client sees them.
     Change {
         file: "src/protocol/record.rs",
-        old: "            record.run_id == process.run_id ||",
-        new: "            crate::broken(\"run id not compared\") || record.run_id == process.run_id ||",
+        old: "record.run_id == process.run_id ||",
+        new: "crate::broken(\"run id not compared\") || record.run_id == process.run_id ||",
     },
     Change {
         file: "src/node/introduce.rs",

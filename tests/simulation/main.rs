@@ -29,6 +29,7 @@ mod oracle;
 mod plan;
 mod queue;
 mod reference;
+mod releases;
 mod resp;
 #[path = "../../src/bin/quorlock/lab/rng.rs"]
 mod rng;
@@ -43,6 +44,7 @@ mod trace;
 mod trouble;
 mod user;
 mod variant;
+mod words;
 mod world;
 
 use std::process::ExitCode;

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use super::resp::Reply;
 use super::rules::{self, Rules};
+use super::{releases, words};
 
 pub const SCRIPTS: [&str; 4] = [
     concat!(include_str!("../../src/node/lua/mark.lua"), include_str!("../../src/node/lua/hold.lua")),
@@ -168,7 +169,7 @@ impl Node {
         let run_id = &self.run_id[..16];
         let keeps = u8::from(self.durable);
         let record = format!("{word:016x} 1000 0 0 300000 {cluster:016x} {keeps} {run_id}");
-        self.store.put(rules::RECORD, Data::Text(record.into_bytes()), None, now);
+        self.store.put(words::RECORD, Data::Text(record.into_bytes()), None, now);
         let list = [b"quorlock:list:", quorlock_prefix()].concat();
         self.store.put(&list, Data::Text(nodes.to_string().into_bytes()), None, now);
     }
@@ -235,7 +236,7 @@ impl Node {
         }
         match script {
             Script::Hold => rules::hold(&mut self.store, &self.rules, keys, argv, now),
-            Script::Record => rules::record(&mut self.store, &self.rules, keys, argv, now),
+            Script::Record => releases::record(&mut self.store, &self.rules, keys, argv, now),
             Script::Release => {
                 let (subscribers, pushes) = (&self.subscribers, &mut self.pushes);
                 let mut publish = |channel: &[u8], text: &[u8]| {
@@ -245,9 +246,9 @@ impl Node {
                     pushes.extend(heard.map(|(_, connection)| (*connection, message())));
                     pushes.len() - before
                 };
-                rules::release(&mut self.store, &self.rules, keys, argv, now, &mut publish)
+                releases::release(&mut self.store, &self.rules, keys, argv, now, &mut publish)
             }
-            Script::Inspect => rules::inspect(&mut self.store, keys, now),
+            Script::Inspect => releases::inspect(&mut self.store, keys, now),
         }
     }
 

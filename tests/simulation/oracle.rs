@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::invariant::{Findings, Invariant, Watch};
 use crate::node::{Node, Script, split};
 use crate::resp::Reply;
-use crate::rules::{Hold, LockValue, RECORD, Record, Release, lua_number};
+use crate::words::{Hold, LockValue, RECORD, Record, Release, lua_number};
 
 /// A lock as it stands on a node.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -2,7 +2,7 @@
 //! queue of the requests that wait.
 
 use super::node::Store;
-use super::rules::lua_number;
+use super::words::lua_number;
 
 const RESERVED_US: u64 = 100_000;
 const LIVES_US: u64 = 5_000_000;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::node::{Script, split};
 use crate::oracle::text;
 use crate::resp::Reply;
-use crate::rules::{Hold, Release};
+use crate::words::{Hold, LockValue, Release};
 
 /// A command and its answer on one line. The label is left out: it holds the number of this very process.
 pub fn describe(args: &[&[u8]], reply: &Reply) -> String {
@@ -42,7 +42,7 @@ pub fn describe(args: &[&[u8]], reply: &Reply) -> String {
         Reply::Array(items) => {
             let item = |item: &Reply| match item {
                 Reply::Int(number) => number.to_string(),
-                Reply::Bulk(bytes) => crate::rules::LockValue::parse(bytes).map_or_else(
+                Reply::Bulk(bytes) => LockValue::parse(bytes).map_or_else(
                     || text(bytes),
                     |value| format!("{} {} {}", text(value.token), text(value.owner), text(value.shares)),
                 ),

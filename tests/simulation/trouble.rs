@@ -54,10 +54,17 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
     let client = rng.below(stage.clients.len());
     let index = stage.clients[client].client.index;
     let long = duration(rng);
+    let what = rng.between(0..100);
+    if (90..93).contains(&what) && *clients_to_crash > 0 {
+        *clients_to_crash -= 1;
+        stage.crash(client);
+        stage.start_client(client, plan.clients[client].clone()).await;
+        return;
+    }
     let mut world = lock(&stage.scene.world);
     // One node within two leases: what the others know of the longest lease covers what it has forgotten.
     let may_forget = plan.forgetful && world.time.now() > world.last_forgot + 2 * micros(plan.longest_lease()) + SECOND;
-    match rng.between(0..100) {
+    match what {
         0..15 => {
             let ways = rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);
             let keeps = rng.chance(0.5);
@@ -114,12 +121,6 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
                 let clock = &stage.clients[client].client.clock;
                 clock.set_back_us.fetch_add(rng.signed(2 * SECOND).abs(), std::sync::atomic::Ordering::Relaxed);
             }
-        }
-        90..93 if *clients_to_crash > 0 => {
-            *clients_to_crash -= 1;
-            drop(world);
-            stage.crash(client);
-            stage.start_client(client, plan.clients[client].clone()).await;
         }
         _ => {
             // Everything at once: a switch goes down for a moment.

@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn lease_ends_in_ballot_keys() {
-        let end = Some(Duration::from_millis(1_700_000_000_000));
+        let end = Some(Duration::from_secs(1_700_000_000));
         for (value, expected) in [
             ("17", None),
             ("17 | 5 0=- 17:c", None),

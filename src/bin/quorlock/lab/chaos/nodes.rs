@@ -28,6 +28,7 @@ const SERVER_LIMIT: Duration = Duration::from_secs(5);
 /// planned: what is taken to be silent must be.
 const CLIENT_PAUSE_MORE_MS: u64 = 100;
 
+#[allow(clippy::struct_field_names, reason = "the nodes are its nodes")]
 pub struct Nodes {
     nodes: Vec<Arc<Node>>,
     /// The faults that are in effect on links.
