@@ -6,7 +6,7 @@
 #   size             number of nodes; its presence marks the folder as ours
 #   cluster          the word that all nodes of the cluster share
 #   node-I/          port, pid ("PID STARTTIME"), run_id, redis.conf, redis.log, data/
-#   node-I/declared  the node is not new any more, whatever becomes of its data
+#   node-I/declared  the node is not new any more, also when its data are gone
 #   clock.so         the library for wrong clocks; its presence marks a cluster of cluster/up --lab
 #   node-I/          there also: link-port, link-pid (as pid), link (its state, one line), link.log, clock
 #

@@ -93,7 +93,7 @@ impl Kind {
         matches!(self, Self::Isolate | Self::WorkerPause | Self::WorkerKill)
     }
 
-    /// The node loses its votes, whatever it keeps on disk.
+    /// The node loses its votes, also when it keeps every write on disk.
     pub fn forgets(self) -> bool {
         matches!(self, Self::Forget | Self::Replace | Self::Promote | Self::Replica | Self::Flush | Self::Swap)
     }

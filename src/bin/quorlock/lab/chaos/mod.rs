@@ -7,6 +7,7 @@ mod effect;
 mod fault;
 mod history;
 mod ledger;
+mod node;
 mod nodes;
 mod options;
 mod outcome;

@@ -43,6 +43,8 @@ struct NodeFaults<'a> {
     disturbed: Vec<u64>,
     /// From when on each node's clock may be set, as far as CLIENT PAUSE goes.
     settable: Vec<u64>,
+    /// Until when another node may copy this one, which must be well for that.
+    copied: Vec<u64>,
     /// Until when each node may have lost its ballots of names that were used before.
     blank: Vec<u64>,
     /// From when until when clocks are wrong, in the last such fault, and the nodes of which.
@@ -63,6 +65,7 @@ impl<'a> NodeFaults<'a> {
             faults: Vec::new(),
             disturbed: zeros.clone(),
             settable: zeros.clone(),
+            copied: zeros.clone(),
             blank: zeros,
             wrong: (0, 0, Vec::new()),
             may_forget: 0,
@@ -152,6 +155,9 @@ impl<'a> NodeFaults<'a> {
             if fault.kind == Kind::ClientPause {
                 self.settable[node] = fault.ends() + CLIENT_PAUSE_MORE_MS;
             }
+            if let Some(source) = fault.source {
+                self.copied[source] = felt;
+            }
             if fault.kind.forgets() {
                 self.may_forget = fault.ends() + apart(lease) + LATE_MS;
                 self.blank[node] = fault.ends() + 5 * lease;
@@ -206,7 +212,7 @@ impl<'a> NodeFaults<'a> {
             Kind::ClientPause => self.keeps_time(*node, at),
             _ => true,
         };
-        let well: Vec<usize> = all.filter(|node| self.disturbed[*node] <= at).collect();
+        let well: Vec<usize> = all.filter(|node| self.disturbed[*node].max(self.copied[*node]) <= at).collect();
         let candidates: Vec<usize> = well.iter().copied().filter(fits_kind).collect();
         if candidates.is_empty() {
             return false;

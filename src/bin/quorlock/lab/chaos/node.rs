@@ -1,0 +1,204 @@
+//! One of the run's own servers, and what faults do to it.
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::super::clock::Clock;
+use super::super::link::Link;
+use super::super::server::Server;
+use super::effect::{self, Proof};
+use super::fault::Kind;
+
+/// How long a server may take to answer what the run itself asks, when nothing is done to it.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long it may take to do what a fault asks for.
+pub const SERVER_LIMIT: Duration = Duration::from_secs(5);
+
+/// A node that was made a replica must be a master again before the run can go on.
+const PROMOTION_LIMIT: Duration = Duration::from_secs(20);
+
+/// CLIENT PAUSE ends by itself (while it lasts, the server does not listen to CLIENT UNPAUSE either), so much later than
+/// planned: what is taken to be silent must be.
+const CLIENT_PAUSE_MORE_MS: u64 = 100;
+
+pub struct Node {
+    pub durable: bool,
+    /// `None` once the run is over.
+    pub server: Mutex<Option<Server>>,
+    pub port: u16,
+    pub url: String,
+    /// The word of its record before it was made a replica.
+    pub word: Mutex<Option<String>>,
+    pub clock: Option<Mutex<Clock>>,
+    /// One for each worker.
+    pub links: Vec<Link>,
+    pub commands: Mutex<Commands>,
+}
+
+/// What servers say they have done. A server that is killed says no more, so what it did since it was last asked is not
+/// counted.
+#[derive(Default)]
+pub struct Commands {
+    pub total: u64,
+    last: u64,
+}
+
+impl Commands {
+    pub fn add(&mut self, counted: u64) {
+        // A server that was started anew counts from 0.
+        self.total += if counted < self.last { counted } else { counted - self.last };
+        self.last = counted;
+    }
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is to be done to a node.
+#[derive(Clone)]
+pub struct Act {
+    pub kind: Kind,
+    pub amount: i64,
+    pub lasts: u64,
+    /// The port of the node that is copied.
+    pub source: u16,
+    pub silent: Vec<usize>,
+}
+
+impl Node {
+    pub fn begin(&self, act: &Act, i: usize) -> io::Result<Proof> {
+        match act.kind {
+            Kind::Pause => self.on_server(Server::pause),
+            Kind::Restart | Kind::Forget => self.kill(),
+            Kind::Promote => {
+                self.remember_word()?;
+                self.kill()
+            }
+            Kind::Replace => {
+                let before = self.ask(effect::run_id)?;
+                self.on_server(|server| server.restart(true))?;
+                let is_other = self.ask(effect::run_id)? != before;
+                Ok(if is_other { Proof::Seen } else { Proof::Failed("it is the same server".to_owned()) })
+            }
+            Kind::Replica => {
+                self.remember_word()?;
+                Ok(self.prove(|redis| effect::follow(redis, act.source)))
+            }
+            Kind::Flush => Ok(self.prove(effect::flush)),
+            Kind::Swap => Ok(self.prove(effect::swap)),
+            Kind::ClientPause => {
+                let lasts = act.lasts + CLIENT_PAUSE_MORE_MS;
+                self.ask(|redis| redis::cmd("CLIENT").arg("PAUSE").arg(lasts).arg("ALL").query::<()>(redis))?;
+                Ok(Proof::Seen)
+            }
+            Kind::Step | Kind::Leap => self.set_clock(act, i, |clock| clock.step(act.amount * 1000)),
+            Kind::ClockRate => self.set_clock(act, i, |clock| clock.run_at(act.amount)),
+            _ => Ok(Proof::Seen),
+        }
+    }
+
+    pub fn end(&self, act: &Act, i: usize) -> io::Result<Proof> {
+        match act.kind {
+            Kind::Pause => self.on_server(Server::resume),
+            Kind::Restart => self.on_server(|server| server.restart(false)),
+            Kind::Forget => self.on_server(|server| server.restart(true)),
+            Kind::Promote => {
+                self.on_server(|server| server.restart_as_replica(act.source))?;
+                let copied = self.prove(effect::copied);
+                self.promote(copied)
+            }
+            Kind::Replica => self.promote(Proof::Seen),
+            Kind::Step => {
+                let stepped = self.set_clock(act, i, |_| Ok(()))?;
+                let undone = self.set_clock(act, i, |clock| clock.step(-act.amount * 1000))?;
+                Ok(if undone == Proof::Seen { stepped } else { undone })
+            }
+            Kind::Leap => self.set_clock(act, i, |_| Ok(())),
+            Kind::ClockRate => self.set_clock(act, i, |clock| clock.run_at(0)),
+            _ => Ok(Proof::Seen),
+        }
+    }
+
+    fn kill(&self) -> io::Result<Proof> {
+        self.on_server(|server| {
+            server.kill();
+            Ok(())
+        })
+    }
+
+    fn on_server(&self, act: impl FnOnce(&mut Server) -> io::Result<()>) -> io::Result<Proof> {
+        lock(&self.server).as_mut().map_or(Ok(()), act)?;
+        Ok(Proof::Seen)
+    }
+
+    fn remember_word(&self) -> io::Result<()> {
+        *lock(&self.word) = self.ask(effect::word)?;
+        Ok(())
+    }
+
+    /// Whether or not it has copied the other node: it is a master afterwards.
+    fn promote(&self, copied: Proof) -> io::Result<Proof> {
+        let before = lock(&self.word).take();
+        let limit = Instant::now() + PROMOTION_LIMIT;
+        let promoted = loop {
+            match self.ask(|redis| effect::promote(redis, before.as_deref())) {
+                // Another fault may have begun by now.
+                Err(_) if Instant::now() < limit && self.is_in_use() => std::thread::sleep(ANSWER_LIMIT),
+                promoted => break promoted?,
+            }
+        };
+        Ok(if copied == Proof::Seen { promoted } else { copied })
+    }
+
+    fn is_in_use(&self) -> bool {
+        lock(&self.server).is_some()
+    }
+
+    /// The node's own TIME must show it.
+    fn set_clock(&self, act: &Act, i: usize, set: impl FnOnce(&mut Clock) -> io::Result<()>) -> io::Result<Proof> {
+        // Without the library there is no clock to set, and no such fault in the plan.
+        let Some(clock) = &self.clock else { return Ok(Proof::Unasked) };
+        let mut clock = lock(clock);
+        set(&mut clock)?;
+        if act.silent.contains(&i) {
+            return Ok(Proof::Unasked);
+        }
+        // A node that does not answer may just have been killed or paused.
+        let unlike =
+            self.connection(ANSWER_LIMIT).and_then(|mut redis| clock.unlike(&mut redis).map_err(io::Error::other));
+        Ok(match unlike {
+            Ok(None) => Proof::Seen,
+            Ok(Some(why)) => Proof::Failed(format!("TIME of node {}: {why}", i + 1)),
+            Err(_) => Proof::Unasked,
+        })
+    }
+
+    /// Asks for the effect of a fault. Another fault may keep the node from answering.
+    fn prove(&self, prove: impl FnOnce(&mut redis::Connection) -> redis::RedisResult<Proof>) -> Proof {
+        self.ask(prove).unwrap_or_else(|error| Proof::Failed(error.to_string()))
+    }
+
+    /// Asks the server itself, not through a link.
+    fn ask<T>(&self, ask: impl FnOnce(&mut redis::Connection) -> redis::RedisResult<T>) -> io::Result<T> {
+        ask(&mut self.connection(SERVER_LIMIT)?).map_err(io::Error::other)
+    }
+
+    pub fn connection(&self, limit: Duration) -> io::Result<redis::Connection> {
+        let connect = || {
+            let connection = redis::Client::open(self.url.as_str())?.get_connection_with_timeout(limit)?;
+            connection.set_read_timeout(Some(limit))?;
+            Ok(connection)
+        };
+        connect().map_err(|error: redis::RedisError| io::Error::other(error))
+    }
+
+    pub fn counted(&self) -> io::Result<u64> {
+        let mut connection = self.connection(ANSWER_LIMIT)?;
+        let info: String = redis::cmd("INFO").arg("stats").query(&mut connection).map_err(io::Error::other)?;
+        let counted = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:")?.trim().parse().ok());
+        counted.ok_or_else(|| io::Error::other("INFO says nothing of commands"))
+    }
+}
