@@ -90,7 +90,7 @@ fn signals_that_the_caller_blocks_or_ignores_reach_quorlock_and_are_so_for_the_c
 }
 
 /// Reads lines for ever, which signals interrupt; notes each.
-const NOTES: &str = r#"trap "echo term >> \$DIR/heard" TERM; trap "echo usr1 >> \$DIR/heard; exit 5" USR1
+const NOTES: &str = r#"trap "echo term >> \$DIR/heard" TERM; trap "echo last >> \$DIR/heard; exit 5" VTALRM
                        mkfifo $DIR/line; exec 3<>$DIR/line; echo > $DIR/ready; while :; do read line <&3; done"#;
 
 /// As systemd does with `KillMode=control-group`: in a process namespace, `kill -1` is for all but the first process.
@@ -101,11 +101,11 @@ fn a_signal_to_all_processes_reaches_the_command_once() {
     let sandbox = Sandbox::new(1);
     let script = r#""$QUORLOCK" run job -- sh -c "$NOTES" & run=$!; until [ -s $DIR/ready ]; do sleep 0.01; done
                     kill -STOP $run; kill -TERM -1; until [ -s $DIR/heard ]; do sleep 0.01; done
-                    kill -CONT $run; kill -USR1 $run; wait $run"#;
+                    kill -CONT $run; kill -VTALRM $run; wait $run"#;
     let Some(mut command) = in_a_namespace(&sandbox, &["sh", "-c", script]) else { return };
     assert_eq!(finish(command.env("NOTES", NOTES).spawn().expect("unshare")).code, Some(5));
     // The second was passed on, and what came to quorlock before it was decided then.
-    assert_eq!(sandbox.text("heard"), "term\nusr1\n");
+    assert_eq!(sandbox.text("heard"), "term\nlast\n");
 }
 
 /// As systemd does with `KillMode=mixed`, and `kill` by hand.
@@ -117,9 +117,9 @@ fn a_signal_to_quorlock_alone_reaches_the_command_once() {
     sandbox.wait_for("ready");
     signal(&run, Signal::TERM);
     sandbox.wait_for("heard");
-    signal(&run, Signal::USR1);
+    signal(&run, Signal::VTALARM); // Behind SIGTERM, where both are passed on.
     assert_eq!(finish(run).code, Some(5));
-    assert_eq!(sandbox.text("heard"), "term\nusr1\n");
+    assert_eq!(sandbox.text("heard"), "term\nlast\n");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use crate::delivery::{Delivery, is_of_terminal};
 use crate::descendants::{self, Left};
 use crate::end::{End, Status};
-use crate::listener::{Listener, Report};
+use crate::listener::{Invitation, Listener, Report};
 use crate::messages;
 use crate::signals::{self, Inherited, REPORTED, Whom};
 use crate::terminal::{self, Terminal};
@@ -54,10 +54,10 @@ impl Child {
             };
         }
         let mut terminal = Terminal::open();
-        before_exec(&mut command, terminal.as_mut(), inherited);
+        let (listener, invitation) = Listener::start().unzip();
+        before_exec(&mut command, invitation, terminal.as_mut(), inherited);
         let process = command.spawn()?;
         let leader = Pid::from_child(&process); // From here on only `poll` waits for it.
-        let listener = Listener::spawn(leader);
         let delivery = Delivery::default();
         Ok(Self { leader, status: None, terminal, listener, delivery, told_to_stop: false, resume_at: None })
     }
@@ -81,8 +81,10 @@ impl Child {
                     Some(signal) => self.stopped(signal),
                     None => self.status = Some(status.into()),
                 }
-            } else if self.listener.as_ref().is_some_and(|listener| listener.pid() == pid) && !status.stopped() {
-                self.listener = None;
+            } else if !status.stopped()
+                && let Some(listener) = self.listener.take_if(|listener| listener.is(pid))
+            {
+                listener.forget();
             }
         }
         self.status
@@ -128,7 +130,7 @@ impl Child {
             }
             Report::Answer => self.delivery.answered(),
             Report::End => {
-                self.end_listener();
+                self.listener = None;
                 self.delivery.give_up()
             }
         };
@@ -163,7 +165,7 @@ impl Child {
     /// Kills the whole group, and what else the command has started.
     pub fn kill(&mut self) {
         descendants::adopt();
-        self.end_listener();
+        self.listener = None;
         self.send(Signal::KILL);
         descendants::kill(self.leader);
     }
@@ -197,7 +199,7 @@ impl Child {
 
     /// Is no process of the group left? To be asked when the leader has ended.
     pub fn is_group_gone(&mut self) -> bool {
-        self.end_listener();
+        self.listener = None;
         test_kill_process_group(self.leader) == Err(rustix::io::Errno::SRCH)
     }
 
@@ -214,12 +216,6 @@ impl Child {
             !left.refusing.contains(&self.leader)
         };
         left
-    }
-
-    fn end_listener(&mut self) {
-        if let Some(listener) = self.listener.take() {
-            listener.end();
-        }
     }
 
     /// Lets the group go on, in the foreground if it belongs there.
@@ -292,23 +288,24 @@ impl Child {
     }
 }
 
-impl Drop for Child {
-    fn drop(&mut self) {
-        self.end_listener();
-    }
-}
-
 /// Waits for children that have ended: orphans, where quorlock is the first process of a container.
 pub fn reap() {
     while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
 
 /// What the child does between fork and exec: only system calls, as nothing else is safe there.
-fn before_exec(command: &mut Command, terminal: Option<&mut Terminal>, inherited: Inherited) {
+fn before_exec(
+    command: &mut Command,
+    invitation: Option<Invitation>,
+    terminal: Option<&mut Terminal>,
+    inherited: Inherited,
+) {
     let parent = getpid();
     let tty = terminal.and_then(Terminal::for_child);
     let prepare = move || {
         end_with(parent)?;
+        // Before it has the terminal, so that the listener gets every key.
+        invitation.as_ref().inspect(|invitation| invitation.send());
         tty.as_ref().inspect(|tty| terminal::take(tty));
         inherited.restore();
         Ok(())
