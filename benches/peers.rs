@@ -13,6 +13,9 @@ mod lab_bench;
 #[allow(dead_code, reason = "the quorlock command uses the rest")]
 #[path = "../src/bin/quorlock/messages.rs"]
 mod messages;
+#[allow(dead_code, reason = "the quorlock command uses the rest")]
+#[path = "../src/bin/quorlock/redact.rs"]
+mod redact;
 #[path = "../src/bin/quorlock/lab/server.rs"]
 mod server;
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Builder, NodeAddress, Settings};
 use crate::environment::{Environment, Moment, random_time};
@@ -27,6 +29,9 @@ use crate::turn::Turns;
 
 /// How far ahead of this machine's clock a ballot may pull the client's own proposals: what NTP leaves between clocks.
 const TRUSTED_LEAD: Duration = Duration::from_secs(60);
+
+/// How long a flush waits at least for nodes that are slower than a majority.
+const LAST_LOOK: Duration = Duration::from_millis(5);
 
 /// Replaces a number, and gives the old one.
 fn raise(line: &AtomicU64, next: impl Fn(u64) -> u64) -> u64 {
@@ -249,6 +254,33 @@ impl Quorlock {
     /// Cancel safe.
     pub async fn flush(&self) {
         self.ask_all(redis::cmd("PING"), |_| Ok(())).await;
+    }
+
+    /// As [`flush`](Self::flush), but waits for a node that is slower than a majority only as long again as that took, and a
+    /// little. What was sent before has left for that node by then, unless it cannot be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    #[doc(hidden)]
+    pub async fn flush_majority(&self) {
+        let core = &self.0.0;
+        let limit = core.settings.node_timeout(core.settings.lease);
+        let began = Instant::now();
+        let ping = node::pack(&redis::cmd("PING"));
+        let ask = |node: &Node| {
+            let (asker, answer) = oneshot::channel();
+            node.send(Request { command: Arc::clone(&ping), asker: Asker::Look(asker) });
+            answer
+        };
+        let mut answers: FuturesUnordered<_> = core.nodes.iter().map(ask).collect();
+        let (mut heard, mut end) = (0, began + limit);
+        while let Ok(Some(answer)) = timeout_at(end, answers.next()).await {
+            heard += usize::from(matches!(answer, Ok(Ok(_))));
+            if heard == core.settings.quorum {
+                end = end.min(Instant::now() + began.elapsed() + LAST_LOOK);
+            }
+        }
     }
 
     /// Asks every node the same, and waits for all of them for at most the node timeout.

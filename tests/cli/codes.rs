@@ -56,7 +56,7 @@ fn usage() {
         (&["run", "-E", "256", "job", "--", "true"], "--conflict-exit-code"),
         (&["run", "-q", "-v", "job", "--", "true"], "cannot be used with"),
         (&["run", "--nodes", "", "job", "--", "true"], "no nodes were given"),
-        (&["run", "--nodes", "localhost:6379", "job", "--", "true"], "redis://localhost:6379"),
+        (&["run", "--nodes", "localhost:6379", "job", "--", "true"], "write it as a URL"),
         (&["run", "--nodes", &twice, "job", "--", "true"], "the same server"),
         (&["run", "--prefix", "", "quorlock:ballot:x", "--", "true"], "choose another NAME"),
         (&["inspect"], "<NAME>"),
@@ -150,13 +150,45 @@ fn standard_streams_are_the_command_s() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
 }
 
+/// The variables of the command have a limit, of 128 KiB each on Linux. A byte of a name may take three in the lease.
 #[test]
-fn a_quorum_of_one_by_default_is_said() {
+#[cfg(target_os = "linux")]
+fn names_that_do_not_fit_into_the_environment_are_refused_before_the_lock_is_acquired() {
+    let sandbox = Sandbox::new(3);
+    let names: Vec<String> = ["a", "b", "c"].map(|letter| letter.repeat(50_000)).into();
+    let spaces = " ".repeat(60_000);
+    let fits = "x".repeat(130_000);
+    let cases: &[(&[&str], Option<&str>)] = &[
+        (&[&names[0], &names[1], &names[2]], Some("QUORLOCK_NAME would have 150")),
+        (&[&spaces], Some("QUORLOCK_LEASE would have 180")),
+        (&["--no-export", &spaces], None),
+        (&["--no-export", &names[0], &names[1], &names[2]], Some("QUORLOCK_NAME would have 150")),
+        (&[&fits], None),
+    ];
+    for (args, refused) in cases {
+        let ballots = || sandbox.cluster.each::<Vec<String>>(redis::cmd("KEYS").arg("quorlock:ballot:*"));
+        let before = ballots();
+        let ended = sandbox.end(&[&["run"], *args, &["--", "echo", "ran"]].concat());
+        let Some(said) = refused else {
+            assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "ran\n"), "{}", ended.stderr);
+            continue;
+        };
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(64), ""), "{}", ended.stderr);
+        assert!(ended.stderr.contains(said) && ended.stderr.len() < 1000, "{}", ended.stderr);
+        assert_eq!(ballots(), before, "nothing was asked of the nodes");
+    }
+}
+
+/// The arguments and all variables together have a limit as well: a quarter of the stack's.
+#[test]
+#[cfg(target_os = "linux")]
+fn names_and_arguments_that_do_not_fit_together_are_refused_before_the_lock_is_acquired() {
     let sandbox = Sandbox::new(1);
-    // `inspect`, as it changes nothing on a server that somebody may have on the default port.
-    let look = |args: &[&str]| finish(sandbox.quorlock(args).env_remove("QUORLOCK_NODES").spawn().expect("quorlock"));
-    let said = look(&["inspect", "job"]).stderr;
-    assert!(said.contains("using redis://127.0.0.1:6379 alone, a quorum of one"), "{said}");
-    let said = look(&["inspect", "-q", "job"]).stderr;
-    assert!(!said.contains("quorum of one"), "{said}");
+    let many = "a=$(printf %0105000d 0); set -- $a $a $a $a $a $a $a $a $a; ulimit -s 4096; \
+                exec \"$QUORLOCK\" run \"$(printf %060000d 0)\" -- touch $DIR/ran \"$@\"";
+    let ended = finish(sandbox.command("bash", &["-c", many]).spawn().expect("bash"));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(64), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("its arguments and its environment would have"), "{}", ended.stderr);
+    let ballots: Vec<Vec<String>> = sandbox.cluster.each(redis::cmd("KEYS").arg("quorlock:ballot:*"));
+    assert!(ballots.iter().all(Vec::is_empty), "nothing was asked of the nodes");
 }

@@ -1,11 +1,14 @@
 //! The lock cannot be kept while the command runs.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
-use crate::sandbox::{Sandbox, finish, signal, within};
+use crate::sandbox::{Sandbox, finish, is_in_state, signal, within};
 use crate::support::{Cluster, monotonic_micros};
 
 const OBEDIENT: &str = r#"trap "echo told; exit 0" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
@@ -53,7 +56,7 @@ fn nothing_of_it_outlives_the_lock() {
     sandbox.wait_for("ready");
     sandbox.wait_for("beat");
     pause_three(&mut sandbox);
-    // Whatever was confirmed was asked for before this.
+    // Every extension that was confirmed was asked for before this.
     let lease_ends = monotonic_micros() + 6_000_000;
     within("the end of all but quorlock", || sandbox.processes().len() <= 1);
     assert!(monotonic_micros() < lease_ends, "two seconds too late");
@@ -89,12 +92,12 @@ fn a_majority_that_has_another_owner() {
     sandbox.wait_for("ready");
     for node in 0..3 {
         let mut redis = sandbox.cluster.redis(node);
-        redis::cmd("SET").arg(Cluster::lock_key("job")).arg("somebody").query::<()>(&mut redis).expect("a key");
+        redis::cmd("SET").arg(Cluster::lock_key("job")).arg("another").query::<()>(&mut redis).expect("a key");
     }
     let ended = finish(run);
     assert_eq!(ended.code, Some(79), "{ended:?}");
     assert_eq!(sandbox.processes(), []);
-    assert_eq!(sandbox.lock_keys("job"), 3, "what is somebody's stays");
+    assert_eq!(sandbox.lock_keys("job"), 3, "the key of another owner stays");
 }
 
 /// The inner lock lasts, the outer one does not: the inner command is in a group of its own, and must not go on.
@@ -117,7 +120,7 @@ fn a_command_that_ended_by_itself_after_the_lock_was_lost() {
     let script = "echo $$ > $DIR/ready; until [ -e $DIR/end ]; do sleep 0.01; done";
     let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", script]);
     let command = sandbox.wait_for("ready").trim().to_owned();
-    signal(&run, Signal::STOP); // Nobody extends the lease now.
+    signal(&run, Signal::STOP); // The lease is not extended now.
     let other = sandbox.end(&["run", "job", "--", "true"]);
     assert_eq!(other.code, Some(0), "{other:?}");
     sandbox.touch("end");
@@ -128,4 +131,101 @@ fn a_command_that_ended_by_itself_after_the_lock_was_lost() {
     let ended = finish(run);
     assert_eq!(ended.code, Some(79), "{ended:?}");
     assert!(ended.stderr.contains("ended by itself with code 0"), "{}", ended.stderr);
+}
+
+/// Without the permission to kill, as a command that has changed its user is not quorlock's to kill.
+#[test]
+fn a_command_that_may_not_be_killed_is_named_at_once_and_in_the_end() {
+    let mut sandbox = Sandbox::new(5);
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: only root can start a command as another user");
+    }
+    fs::set_permissions(sandbox.cluster.dir(), fs::Permissions::from_mode(0o777)).expect("our own folder");
+    let quorlock = [env!("CARGO_BIN_EXE_quorlock"), "run", "--lease", "3s", "job", "--"];
+    let other = ["setpriv", "--reuid=65534", "--clear-groups", "sh", "-c", "echo $$ > $DIR/ready; exec sleep 600"];
+    let weak = ["--bounding-set=-kill", "--inh-caps=-kill"];
+    let mut run = sandbox.command("setpriv", &[&weak[..], &quorlock, &other].concat());
+    let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
+    let run = run.stdout(Stdio::null()).stderr(err).spawn().expect("setpriv, of util-linux");
+    let command = sandbox.wait_for("ready").trim().to_owned();
+    // It is told of a signal that does not arrive, too.
+    signal(&run, Signal::TERM);
+    within("word of the signal", || sandbox.text("err").contains("SIGTERM does not reach process"));
+    pause_three(&mut sandbox);
+    assert_eq!(finish(run).code, Some(79));
+    let said = sandbox.text("err");
+    let lines: Vec<&str> = said.lines().collect();
+    let [_, first, last] = lines.as_slice() else { panic!("{said}") };
+    let names_it =
+        |line: &str| line.contains(&format!("process {command} of the command")) && line.contains("permission");
+    assert!(first.contains("about to be lost, and the command cannot be stopped") && names_it(first), "{said}");
+    assert!(last.contains("The command goes on without it") && names_it(last), "{said}");
+    assert!(!said.contains("was killed"), "{said}");
+    let command = command.parse().ok().and_then(Pid::from_raw).expect("a pid");
+    assert!(is_in_state(command, 'S'), "it goes on");
+}
+
+/// The leader ends when it is told, and a process that it has started takes its time.
+#[test]
+fn the_whole_group_is_waited_for() {
+    let mut sandbox = Sandbox::new(5);
+    let slow = r#"trap "echo > \$DIR/slow; until [ -e \$DIR/go ]; do sleep 0.01; done; echo > \$DIR/done; exit" TERM
+                  echo > $DIR/deep; while :; do sleep 0.01; done"#;
+    let script = format!("trap exit TERM; sh -c '{slow}' & echo $$ > $DIR/ready; while :; do sleep 0.01; done");
+    let grace = ["--lease", "15s", "--grace", "9500ms"];
+    let mut run = sandbox.start(&[&["run"], &grace[..], &["job", "--", "sh", "-c", &script]].concat());
+    let leader = format!("/proc/{}", sandbox.wait_for("ready").trim());
+    sandbox.wait_for("deep");
+    pause_three(&mut sandbox);
+    sandbox.wait_for("slow");
+    within("the leader's end", || !std::path::Path::new(&leader).exists());
+    // Longer than quorlock would take to release and to end, and far shorter than the grace.
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(run.try_wait().expect("the state of a child").is_none(), "the lock must be kept for the rest of the group");
+    sandbox.touch("go");
+    assert_eq!(finish(run).code, Some(79));
+    assert_eq!(sandbox.text("done"), "\n", "it was not killed");
+    sandbox.is_clean();
+}
+
+/// Two runs on the same nodes, one with no grace: under the same outage it is killed while the other still has time.
+#[test]
+fn a_shorter_grace_is_an_earlier_kill() {
+    let mut sandbox = Sandbox::new(5);
+    let start = |name: &str, grace: &[&str]| {
+        let script = DEAF.replace("ready", &format!("{name}-ready"));
+        sandbox.start(&[&["run", "--lease", "12s"], grace, &[name, "--", "sh", "-c", &script]].concat())
+    };
+    let (long, short) = (start("long", &[]), start("short", &["--grace", "0s"]));
+    let mut long = long;
+    sandbox.wait_for("long-ready");
+    sandbox.wait_for("short-ready");
+    pause_three(&mut sandbox);
+    assert_eq!(finish(short).code, Some(79));
+    assert!(long.try_wait().expect("the state of a child").is_none(), "four seconds of its lock are left");
+    assert_eq!(finish(long).code, Some(79));
+}
+
+/// Saying that the lock was acquired takes until the lock is lost, as its stderr is not read.
+#[test]
+fn a_lock_that_is_lost_before_the_command_begins_does_not_begin_it() {
+    let sandbox = Sandbox::new(3);
+    let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
+    // Full, up to what a page may still take.
+    rustix::io::ioctl_fionbio(&writer, true).expect("our own pipe");
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).expect("our own pipe");
+    let mut command = sandbox.quorlock(&["run", "-v", "--lease", "1s", "job", "--", "touch", "ran"]);
+    let run = command.current_dir(sandbox.cluster.dir()).stderr(writer).spawn().expect("quorlock");
+    drop(command); // And with it the end of the pipe.
+    within("the lock", || sandbox.lock_keys("job") >= 2);
+    within("the end of the lease", || sandbox.lock_keys("job") == 0);
+    let said = std::thread::spawn(move || {
+        let mut said = String::new();
+        reader.read_to_string(&mut said).map(|_| said).expect("text")
+    });
+    assert_eq!(finish(run).code, Some(79));
+    let said = said.join().expect("what was said");
+    assert!(said.contains("was lost before the command began"), "{}", said.trim_start_matches('x'));
+    assert!(!sandbox.path("ran").exists());
 }

@@ -98,3 +98,35 @@ fn a_lease_that_is_over_is_not_entered() {
     assert_eq!(late.code, Some(79), "{late:?}");
     assert!(late.stderr.contains("cannot be entered again"), "{}", late.stderr);
 }
+
+/// The inner lock is another one, though both have the same name.
+#[test]
+fn a_run_on_other_nodes_inside_does_not_enter_the_outer_lock() {
+    let (outer, inner) = (Sandbox::new(3), Sandbox::new(3));
+    let script = r#"QUORLOCK_NODES=$INNER "$QUORLOCK" run --try job -- sh -c 'echo inner; "$QUORLOCK" run --try job -- echo again'
+                    "$QUORLOCK" run --try job -- echo outer
+                    QUORLOCK_PREFIX=other: "$QUORLOCK" run --try job -- echo prefix"#;
+    let mut run = outer.quorlock(&["run", "job", "--", "sh", "-ec", script]);
+    let ended = finish(run.env("INNER", inner.cluster.urls().join(",")).spawn().expect("quorlock"));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "inner\nagain\nouter\nprefix\n"), "{ended:?}");
+    assert_eq!((outer.lock_keys("job"), inner.lock_keys("job")), (0, 0));
+}
+
+/// Users and passwords do not tell one node from another.
+#[test]
+fn a_run_as_another_user_of_the_same_nodes_inside_enters_the_outer_lock() {
+    let sandbox = Sandbox::new(3);
+    let allow = redis::cmd("ACL").arg(&["SETUSER", "me", "on", ">hunter2", "~*", "&*", "+@all"]).to_owned();
+    sandbox.cluster.each::<()>(&allow);
+    let ended = nest(
+        &sandbox,
+        &["job"],
+        r#"export QUORLOCK_NODES=$(echo $QUORLOCK_NODES | sed s,://,://me:hunter2@,g); run job -- echo entered"#,
+    );
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "entered\n"), "{ended:?}");
+    let where_it_is =
+        sandbox.end(&["run", "job", "--", "sh", "-c", "echo $QUORLOCK_LEASE_NODES $QUORLOCK_LEASE_PREFIX"]);
+    let mut nodes: Vec<String> = sandbox.cluster.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    nodes.sort_unstable();
+    assert_eq!(where_it_is.stdout, format!("{} quorlock:lock:\n", nodes.join(",")));
+}

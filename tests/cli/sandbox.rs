@@ -1,6 +1,7 @@
 //! A cluster, a folder for reports, and the knowledge of every process that was started.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::Cluster;
 
 /// Nothing here takes anywhere near as long; it only ends a test that would hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// In the environment of all that a sandbox starts.
 const MARK: &str = "QUORLOCK_TEST_SANDBOX";
 static SANDBOXES: AtomicU64 = AtomicU64::new(0);
@@ -26,6 +27,7 @@ pub struct Sandbox {
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
+    pub signal: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
@@ -93,6 +95,12 @@ impl Sandbox {
         self.cluster.count_keys(&Cluster::lock_key(name))
     }
 
+    /// On how many of these nodes the lock is held.
+    pub fn lock_keys_up(&self, nodes: &[usize], name: &str) -> usize {
+        let exists = redis::cmd("EXISTS").arg(Cluster::lock_key(name)).to_owned();
+        nodes.iter().map(|node| exists.query::<usize>(&mut self.cluster.redis(*node)).expect("an answer")).sum()
+    }
+
     /// Every process that was started here and has not ended.
     pub fn processes(&self) -> Vec<Pid> {
         let mark = format!("{MARK}={}", self.mark);
@@ -136,13 +144,14 @@ pub fn signal(child: &Child, signal: Signal) {
 
 pub fn finish(mut child: Child) -> Ended {
     within("its end", || child.try_wait().expect("the state of a child").is_some());
-    // Whatever it has left behind may have these pipes open too.
+    // A process that it has left behind may have these pipes open too.
     let (sender, said) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     let said = said.recv_timeout(PATIENCE).expect("it has ended, but something that it started has not");
     let Output { status, stdout, stderr } = said.expect("what it said");
     Ended {
         code: status.code(),
+        signal: status.signal(),
         stdout: String::from_utf8_lossy(&stdout).into_owned(),
         stderr: String::from_utf8_lossy(&stderr).into_owned(),
     }

@@ -15,6 +15,11 @@ fn a_password_is_never_shown() {
     let broken = format!("redis://me:{PASSWORD}@127.0.0.1:port");
     let bare = format!("me:{PASSWORD}@127.0.0.1:{port}");
     let dead = format!("redis://me:{PASSWORD}@127.0.0.1:1");
+    let held = format!("redis://me:{PASSWORD}@held");
+    let hold = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
+    let mut holder = sandbox.quorlock(&["run", &held, "--", "sh", "-c", hold]);
+    let holder = holder.env("QUORLOCK_NODES", &right).spawn().expect("quorlock");
+    sandbox.wait_for("held");
     let run = ["run", "-v", "--try", "job", "--", "true"];
     let cases: &[(&str, &[&str], i32)] = &[
         (&right, &run, 0),
@@ -31,12 +36,28 @@ fn a_password_is_never_shown() {
         (&right, &["run", "--node", &right, "job", "--", "true"], 64),
         (&right, &["run", &format!("--wait={right}"), "job", "--", "true"], 64),
         (&right, &["run", "--nodes", &bare, "job", "--", "true"], 64),
+        (&right, &["run", &format!("--wait=redis://me:two {PASSWORD}@127.0.0.1"), "job", "--", "true"], 64),
+        (&right, &["run", &format!("--wait={bare}"), "job", "--", "true"], 64),
+        (&right, &["run", &format!("--lease=redis://me:{PASSWORD}"), "job", "--", "true"], 64),
+        (&right, &["run", "--nodes", &format!("redis://me:{PASSWORD}#x@127.0.0.1:1"), "job", "--", "true"], 64),
+        // In the place of a name.
+        (&right, &["run", "-v", &right, "--", "true"], 0),
+        (&right, &["run", &right, "true"], 64),
+        (&dead, &["run", "--try", &dead, "--", "true"], 69),
+        (&right, &["run", "--try", &held, "--", "true"], 75),
+        (&right, &["run", "--wait=1500ms", "-v", &held, "--", "true"], 75),
+        (&right, &["inspect", &right], 0),
+        (&right, &["inspect", "--json", &right], 0),
+        // In the place of the command.
+        (&right, &["run", "job", "--", &right], 127),
     ];
     for (nodes, args, code) in cases {
         let ended = finish(sandbox.quorlock(args).env("QUORLOCK_NODES", nodes).spawn().expect("quorlock"));
         assert_eq!(ended.code, Some(*code), "{args:?}: {ended:?}");
         assert!(!format!("{ended:?}").contains(PASSWORD), "{args:?} shows the password: {ended:?}");
     }
+    sandbox.touch("end");
+    assert_eq!(finish(holder).code, Some(0));
     let script = ["run", "job", "--", "sh", "-c", "\"$QUORLOCK\" run --try job -- echo $QUORLOCK_NODES"];
     let nested = finish(sandbox.quorlock(&script).env("QUORLOCK_NODES", &right).spawn().expect("quorlock"));
     assert_eq!(nested.stdout.trim(), right, "the command itself needs it, to lock there again");

@@ -7,12 +7,12 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal};
 
-use crate::sandbox::{Sandbox, finish, is_in_state, signal, within};
+use crate::sandbox::{Ended, Sandbox, finish, is_in_state, signal, within};
 
 #[test]
 fn signals_reach_the_whole_group() {
     let sandbox = Sandbox::new(3);
-    // The grandchild hears of it by itself: nobody passes it on.
+    // The grandchild gets it by itself: the child does not pass it on.
     let grandchild = r#"trap : USR1; trap "echo grandchild >> \$DIR/heard; exit" TERM; echo > $DIR/deep; while :; do sleep 0.01; done"#;
     let script = format!(
         r#"trap "echo usr1 >> \$DIR/heard" USR1; trap "echo child >> \$DIR/heard; until grep -q grandchild \$DIR/heard; do sleep 0.01; done; exit 4" TERM
@@ -59,6 +59,125 @@ fn what_the_command_inherits() {
     assert_eq!(field(&kept.stdout, "SigIgn:"), ignored | bit(Signal::HUP));
 }
 
+/// A signal that the caller blocks or ignores must not keep quorlock from hearing of it, and the command gets what the
+/// caller has set.
+#[test]
+fn signals_that_the_caller_blocks_or_ignores_reach_quorlock_and_are_so_for_the_command() {
+    let sandbox = Sandbox::new(1);
+    for set in [&["--block-signal"][..], &["--block-signal=CHLD"], &["--ignore-signal=CHLD"]] {
+        let status = ["cat", "/proc/self/status"];
+        let direct = finish(sandbox.command("env", &[set, &status].concat()).spawn().expect("env"));
+        let run = [set, &[env!("CARGO_BIN_EXE_quorlock"), "run", "job", "--"], &status].concat();
+        let under = finish(sandbox.command("env", &run).spawn().expect("env"));
+        assert_eq!(under.code, Some(0), "{set:?}: {under:?}");
+        let masks = |ended: &Ended| {
+            let masks = ended.stdout.lines().filter(|line| line.starts_with("SigBlk:") || line.starts_with("SigIgn:"));
+            masks.map(str::to_owned).collect::<Vec<_>>()
+        };
+        // Rust programs, such as quorlock, ignore SIGPIPE, and their children have the default again.
+        assert_eq!(masks(&under), masks(&direct), "{set:?}");
+    }
+    let run = ["--block-signal", env!("CARGO_BIN_EXE_quorlock"), "run", "job", "--", "sh", "-c"];
+    let script = "echo > $DIR/ready; until [ -e $DIR/end ]; do sleep 0.01; done";
+    let holder = sandbox.command("env", &[&run, &[script][..]].concat()).spawn().expect("env");
+    sandbox.wait_for("ready");
+    let waiting = sandbox.command("env", &[&run, &["exit 9"][..]].concat()).spawn().expect("env");
+    within("its place in the queue", || sandbox.cluster.count_lines("job") == 1);
+    signal(&waiting, Signal::TERM);
+    assert_eq!(finish(waiting).signal, Some(Signal::TERM.as_raw()));
+    sandbox.touch("end");
+    assert_eq!(finish(holder).code, Some(0));
+}
+
+/// Reads lines for ever, which signals interrupt; notes each.
+const NOTES: &str = r#"trap "echo term >> \$DIR/heard" TERM; trap "echo last >> \$DIR/heard; exit 5" VTALRM
+                       mkfifo $DIR/line; exec 3<>$DIR/line; echo > $DIR/ready; while :; do read line <&3; done"#;
+
+/// As systemd does with `KillMode=control-group`: in a process namespace, `kill -1` is for all but the first process.
+/// quorlock is stopped meanwhile, so that a second signal would come when the first has been handled.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_to_all_processes_reaches_the_command_once() {
+    let sandbox = Sandbox::new(1);
+    let script = r#""$QUORLOCK" run job -- sh -c "$NOTES" & run=$!; until [ -s $DIR/ready ]; do sleep 0.01; done
+                    kill -STOP $run; kill -TERM -1; until [ -s $DIR/heard ]; do sleep 0.01; done
+                    kill -CONT $run; kill -VTALRM $run; wait $run"#;
+    let Some(mut command) = in_a_namespace(&sandbox, &["sh", "-c", script]) else { return };
+    assert_eq!(finish(command.env("NOTES", NOTES).spawn().expect("unshare")).code, Some(5));
+    // The second was passed on, and what came to quorlock before it was decided then.
+    assert_eq!(sandbox.text("heard"), "term\nlast\n");
+}
+
+/// As systemd does with `KillMode=mixed`, and `kill` by hand.
+#[test]
+fn a_signal_to_quorlock_alone_reaches_the_command_once() {
+    let sandbox = Sandbox::new(1);
+    let mut run = sandbox.quorlock(&["run", "job", "--", "sh", "-c", NOTES]);
+    let run = run.spawn().expect("quorlock");
+    sandbox.wait_for("ready");
+    signal(&run, Signal::TERM);
+    sandbox.wait_for("heard");
+    signal(&run, Signal::VTALARM); // Behind SIGTERM, where both are passed on.
+    assert_eq!(finish(run).code, Some(5));
+    assert_eq!(sandbox.text("heard"), "term\nlast\n");
+}
+
+#[test]
+fn a_command_that_dies_by_a_signal_to_quorlock_takes_quorlock_with_it() {
+    let sandbox = Sandbox::new(1);
+    for sent in [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1] {
+        let run = sandbox.start(&["run", "job", "--", "sh", "-c", "echo > $DIR/ready; exec sleep 60"]);
+        sandbox.wait_for("ready");
+        signal(&run, sent);
+        assert_eq!(finish(run).signal, Some(sent.as_raw()));
+        assert_eq!(sandbox.lock_keys("job"), 0, "released before");
+        std::fs::remove_file(sandbox.path("ready")).expect("the command's file");
+    }
+    sandbox.is_clean();
+}
+
+/// In namespaces of its own for users, processes and /proc; `None`, with a message, where that is not allowed.
+#[cfg(target_os = "linux")]
+fn in_a_namespace(sandbox: &Sandbox, args: &[&str]) -> Option<std::process::Command> {
+    let unshare = ["-U", "-r", "-p", "-f", "--mount-proc"];
+    let tried = finish(sandbox.command("unshare", &[&unshare, &["true"][..]].concat()).spawn().ok()?);
+    if tried.code != Some(0) {
+        println!("skipped, as no process namespace can be made here: {}", tried.stderr);
+        return None;
+    }
+    Some(sandbox.command("unshare", &[&unshare, args].concat()))
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_first_process_of_a_container_waits_for_orphans() {
+    let sandbox = Sandbox::new(1);
+    // The inner shell ends at once, so that the process it has started is an orphan.
+    let script = "sh -c 'sleep 0.05 & echo $! > $DIR/orphan'; orphan=$(cat $DIR/orphan)
+                  for _ in $(seq 1000); do [ -e /proc/$orphan ] || exit 4; sleep 0.01; done; exit 9";
+    let run = [env!("CARGO_BIN_EXE_quorlock"), "run", "job", "--", "sh", "-c", script];
+    let Some(mut command) = in_a_namespace(&sandbox, &run) else { return };
+    assert_eq!(finish(command.spawn().expect("unshare")).code, Some(4));
+}
+
+/// A process that quorlock has from the shell whose place it took, as it would have orphans.
+#[test]
+fn children_are_waited_for_also_before_the_lock_is_acquired() {
+    let sandbox = Sandbox::new(1);
+    let hold = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
+    let holder = sandbox.start(&["run", "job", "--", "sh", "-c", hold]);
+    sandbox.wait_for("held");
+    let script =
+        "sh -c 'until [ -e $DIR/go ]; do sleep 0.01; done' & echo $! > $DIR/orphan; exec \"$QUORLOCK\" run job -- true";
+    let run = sandbox.command("sh", &["-c", script]).spawn().expect("sh");
+    let orphan = format!("/proc/{}", sandbox.wait_for("orphan").trim());
+    within("its place in the queue", || sandbox.cluster.count_lines("job") == 1);
+    sandbox.touch("go");
+    within("the orphan's end", || !std::path::Path::new(&orphan).exists());
+    sandbox.touch("end");
+    assert_eq!((finish(holder).code, finish(run).code), (Some(0), Some(0)));
+}
+
 fn bit(signal: Signal) -> u64 {
     1 << (signal.as_raw() - 1)
 }
@@ -73,7 +192,7 @@ fn when_quorlock_is_killed() {
     run.wait().expect("its end");
     sandbox.wait_for("told");
     sandbox.is_clean();
-    // Nobody extends it any more.
+    // It is not extended any more.
     let next = sandbox.end(&["run", "job", "--", "echo", "mine"]);
     assert_eq!((next.code, next.stdout.as_str()), (Some(0), "mine\n"));
 }

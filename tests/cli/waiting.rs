@@ -1,4 +1,4 @@
-//! Somebody else has the lock.
+//! Another owner holds the lock.
 
 use std::fs;
 
@@ -59,19 +59,23 @@ fn a_wait_that_ends_is_a_conflict_every_time() {
 }
 
 #[test]
-fn whoever_waits_can_be_interrupted_and_leaves_nothing() {
+fn a_wait_that_is_interrupted_leaves_nothing() {
     let sandbox = Sandbox::new(3);
     let first = sandbox.start(&["run", "job", "--", "sh", "-c", HOLD]);
     sandbox.wait_for("held");
-    for (sent, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+    for sent in [Signal::INT, Signal::TERM, Signal::HUP] {
         let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
         let mut second = sandbox.quorlock(&["run", "-v", "job", "other", "--", "touch", "/nowhere"]);
         let second = second.stderr(err).spawn().expect("quorlock");
         within("its waiting", || sandbox.text("err").contains("waiting: other is Free now"));
-        signal(&second, Signal::WINCH); // Ends nobody.
+        signal(&second, Signal::WINCH); // Ends no process.
         signal(&second, sent);
-        assert_eq!(finish(second).code, Some(code));
-        assert!(!sandbox.text("err").contains("cannot be had"), "one of the two is held: {}", sandbox.text("err"));
+        assert_eq!(finish(second).signal, Some(sent.as_raw()));
+        assert!(
+            !sandbox.text("err").contains("no majority grants it"),
+            "one of the two is held: {}",
+            sandbox.text("err")
+        );
         assert_eq!(sandbox.lock_keys("other"), 0);
     }
     sandbox.touch("end");
@@ -79,17 +83,17 @@ fn whoever_waits_can_be_interrupted_and_leaves_nothing() {
     assert_eq!(sandbox.end(&["run", "--try", "job", "other", "--", "true"]).code, Some(0));
 }
 
-/// Nobody has it, and yet it is not to be had: without a word that would look like a hang.
+/// The lock is free, and yet it is not granted: without a message that would look like a hang.
 #[test]
-fn whoever_waits_for_nodes_that_have_just_started_is_told() {
+fn a_wait_for_nodes_that_have_just_started_is_explained() {
     let mut sandbox = Sandbox::new(3);
     sandbox.cluster.restart(0, true);
     sandbox.cluster.restart(1, true);
     let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
     let mut run = sandbox.quorlock(&["run", "--lease", "5m", "job", "--", "true"]);
     let run = run.stderr(err).spawn().expect("quorlock");
-    within("word of the nodes", || sandbox.text("err").contains("nobody has the lock, and yet it cannot be had"));
+    within("word of the nodes", || sandbox.text("err").contains("the lock is free, but no majority grants it"));
     assert!(sandbox.text("err").contains("longest lease (5m)"), "{}", sandbox.text("err"));
     signal(&run, Signal::TERM);
-    assert_eq!(finish(run).code, Some(143));
+    assert_eq!(finish(run).signal, Some(Signal::TERM.as_raw()));
 }

@@ -11,7 +11,7 @@ pub enum Exit {
     Usage,
     /// `EX_UNAVAILABLE`: so many nodes cannot be heard that there is no quorum.
     NoQuorum,
-    /// `EX_TEMPFAIL`: somebody else has the lock. `run --conflict-exit-code` replaces it.
+    /// `EX_TEMPFAIL`: another owner holds the lock. `run --conflict-exit-code` replaces it.
     Conflict,
     /// `EX_CONFIG`: the nodes are not what this list says they are, or cannot have votes.
     Configuration,
@@ -47,7 +47,9 @@ pub fn ended_by(signal: i32) -> u8 {
 pub const TABLE: &str = "\
 Exit codes of `run`:
   N      the command's own exit code
-  128+N  signal N ended the command, or ended quorlock while it waited
+  128+N  signal N ended the command. When quorlock got that signal, or the
+         terminal sent it (Ctrl-C), quorlock dies by it as well: a script
+         stops there
   64     wrong usage, or a value that cannot work
   69     no quorum: too few nodes can be reached, or they are too slow
   75     the lock is held by another owner (-E chooses another code)

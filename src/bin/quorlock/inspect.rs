@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::exit::{Exit, Failure, MEND, is_configuration};
 use crate::options::InspectOptions;
+use crate::redact::without_credentials;
 
 /// So much of an owner's id tells it from others in a table.
 const SHORT_ID: usize = 8;
@@ -32,6 +33,11 @@ pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
         Exit::NoQuorum,
         "too few nodes can be asked to tell. Check that they are up and that --nodes (or QUORLOCK_NODES) is right",
     ))
+}
+
+/// A URL that was meant for `--nodes` may stand in the place of the name.
+fn shown_name(seen: &Inspection) -> String {
+    without_credentials(&String::from_utf8_lossy(&seen.name))
 }
 
 fn verdict(seen: &Inspection) -> &'static str {
@@ -64,7 +70,7 @@ fn as_json(seen: &Inspection) -> Value {
     let owner = parts(seen.holder.as_ref());
     let known = matches!(seen.verdict, Verdict::Free | Verdict::Held) && seen.holder != Some(Holder::Foreign);
     json!({
-        "resource": String::from_utf8_lossy(&seen.name),
+        "resource": shown_name(seen),
         "verdict": verdict(seen),
         "owner": owner.map(|(id, _, _)| id),
         "token": owner.map(|(_, _, token)| token),
@@ -97,7 +103,7 @@ fn as_table(seen: &Inspection) -> String {
     rows.extend(seen.nodes.iter().map(row));
     let widths: Vec<usize> =
         (0..HEAD.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
-    let mut text = format!("{}: {}\n", String::from_utf8_lossy(&seen.name), summary(seen));
+    let mut text = format!("{}: {}\n", shown_name(seen), summary(seen));
     let errors = seen.nodes.iter().map(|view| view.state.as_ref().err());
     for (row, error) in rows.iter().zip(std::iter::once(None).chain(errors)) {
         // An error is longer than any column, and takes the place of all that are not known.

@@ -6,49 +6,60 @@
 #[cfg(not(unix))]
 compile_error!("the quorlock command needs process groups and signals: build without the feature `cli`");
 
+mod acquire;
 mod child;
+mod delivery;
 mod descendants;
+mod end;
 mod exit;
 mod inspect;
 #[cfg(feature = "lab")]
 mod lab;
+mod listener;
 mod messages;
 mod nodes;
 mod options;
+mod place;
+mod redact;
 mod run;
 mod signals;
 mod terminal;
+mod variables;
+mod watch;
 
 use std::process::ExitCode;
 
+use crate::end::End;
 use crate::exit::{Exit, Failure};
 use crate::options::Task;
+use crate::signals::Inherited;
 
 fn main() -> ExitCode {
-    let code = perform().unwrap_or_else(|failure| {
+    listener::serve();
+    let end = perform().unwrap_or_else(|failure| {
         messages::error(&failure.message);
-        failure.exit.code()
+        failure.exit.code().into()
     });
-    code.into()
+    end.code().into()
 }
 
-fn perform() -> Result<u8, Failure> {
-    let Some(task) = options::parse()? else { return Ok(Exit::Success.code()) };
+fn perform() -> Result<End, Failure> {
+    let Some(task) = options::parse()? else { return Ok(Exit::Success.code().into()) };
     #[cfg(feature = "lab")]
     let task = match task {
-        Task::Lab(flags) => return lab::run(flags),
+        Task::Lab(flags) => return lab::run(flags).map(End::from),
         task => task,
     };
-    terminal::write_from_the_background();
+    let inherited = Inherited::replace();
     // This thread must do everything, and live as long as the process: a child's parent, to the kernel, is the thread
     // that made it, and the child gets a signal when that ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::NotRunnable, format!("cannot start: {error}")))?;
     let done = runtime.block_on(async {
         match &task {
-            Task::Run(options) => run::run(options).await,
-            Task::Inspect(options) => inspect::inspect(options).await,
-            Task::Nodes(options) => nodes::nodes(options).await,
+            Task::Run(options) => run::run(options, inherited).await,
+            Task::Inspect(options) => inspect::inspect(options).await.map(End::from),
+            Task::Nodes(options) => nodes::nodes(options).await.map(End::from),
             #[cfg(feature = "lab")]
             Task::Lab(_) => unreachable!("was run above"),
         }

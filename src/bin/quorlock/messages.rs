@@ -1,11 +1,20 @@
 //! What is said on stderr.
 
+use std::env;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
+use std::thread;
 
-/// What must be known, whatever the verbosity.
+use crate::redact::redacted;
+
+/// Says what must be known at any verbosity.
 pub fn error(message: impl Display) {
     say(format_args!("{message}"));
+}
+
+/// The same from a thread of its own, for a time when this one must not wait for stderr to be read.
+pub fn error_meanwhile(message: String) {
+    let _ = thread::Builder::new().spawn(move || error(message)); // Without a thread it is not said.
 }
 
 /// How much else is said.
@@ -32,8 +41,10 @@ impl Verbosity {
     }
 }
 
-/// One write for one line. Nobody to hear it is no reason to end: the lock matters more than the message.
+/// One write for one line, without what may be a password. A message that cannot be written is no reason to end: the lock
+/// matters more.
 fn say(message: fmt::Arguments<'_>) {
-    let line = format!("quorlock: {message}\n");
+    let args = env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let line = format!("quorlock: {}\n", redacted(&message.to_string(), args));
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }

@@ -14,7 +14,7 @@ use quorlock::{Builder, NodeError};
 
 use crate::exit::{Exit, Failure, is_configuration};
 use crate::messages::Verbosity;
-use crate::options::{Place, PlaceFlags};
+use crate::place::{Place, PlaceFlags};
 
 /// Declare which nodes belong together
 #[derive(Args)]

@@ -1,25 +1,15 @@
 //! The command line: flags as clap parses them, and the options that come of them once they are checked.
 
-use std::env;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use quorlock::{Builder, Owner, Quorlock};
 
 use crate::exit::{self, Exit, Failure};
 use crate::messages::Verbosity;
-
-/// The variables that a command finds, and that a `quorlock` inside it reads.
-pub const NAME_VARIABLE: &str = "QUORLOCK_NAME";
-pub const TOKEN_VARIABLE: &str = "QUORLOCK_TOKEN";
-pub const LEASE_VARIABLE: &str = "QUORLOCK_LEASE";
-pub const NODES_VARIABLE: &str = "QUORLOCK_NODES";
-pub const PREFIX_VARIABLE: &str = "QUORLOCK_PREFIX";
-
-const DEFAULT_NODES: &str = "redis://127.0.0.1:6379";
+use crate::place::{Place, PlaceFlags};
+use crate::redact::without_bare_credentials;
 
 /// Run a command while holding a lock that a majority of independent Redis masters has granted.
 #[derive(Parser)]
@@ -39,23 +29,15 @@ enum CommandFlags {
     Lab(crate::lab::Flags),
 }
 
-/// Where the lock is.
-#[derive(Args)]
-pub struct PlaceFlags {
-    /// The Redis masters, as URLs with commas between
-    #[arg(long, short, value_name = "URL,...", env = NODES_VARIABLE, hide_env_values = true, long_help = HELP_NODES)]
-    nodes: Option<OsString>,
-
-    /// What stands before a NAME in its key; may be empty. The same wherever the lock is used.
-    #[arg(long, env = PREFIX_VARIABLE, default_value = quorlock::DEFAULT_PREFIX)]
-    prefix: OsString,
-}
-
 const ABOUT_RUN: &str = "\
 Run COMMAND while holding the lock on every NAME.
 
 COMMAND is run directly, not by a shell, in a process group of its own. The lock is extended in the background while \
-COMMAND runs, and released when it ends. Signals are passed on to COMMAND's process group.
+COMMAND runs, and released when it ends. A process that COMMAND leaves behind (a daemon) runs on without the lock.
+
+A signal that quorlock gets is passed on to COMMAND's process group, except where the same signal has reached that group \
+by itself. When COMMAND then dies by it, quorlock releases the lock and dies by the same signal; so it does when Ctrl-C \
+or Ctrl-\\ on the terminal ended COMMAND.
 
 If the lock is about to be lost, the group gets SIGTERM and then SIGKILL while the lock is still valid. If quorlock is \
 killed, COMMAND gets SIGTERM (on Linux, and unless COMMAND is set-user-ID or changed its user). While quorlock is \
@@ -67,20 +49,15 @@ COMMAND finds in its environment:
   QUORLOCK_TOKEN    the fencing token, a number that grows with every acquisition: let what the lock protects refuse \
 an older one. Where NAMEs have different tokens, because some were entered again: one for each, with a space between
   QUORLOCK_LEASE    the lease: `quorlock run` inside COMMAND enters it again instead of waiting for it
-  QUORLOCK_NODES    the nodes, for that
+  QUORLOCK_LEASE_NODES, QUORLOCK_LEASE_PREFIX
+                    where that lease is: a `quorlock run` on other nodes, or with another prefix, does not enter it
+  QUORLOCK_NODES    the nodes, for that (QUORLOCK_NODES_FILE if they came from a file)
   QUORLOCK_PREFIX   the prefix, for that";
-
-const HELP_NODES: &str = "\
-The Redis masters, as URLs with commas between (a comma in a password is written %2C)
-
-Independent servers, an odd number, the same list wherever the lock is used. A URL with a password is better put into \
-the variable: everybody on the machine can see a command line.
-
-[default: redis://127.0.0.1:6379, a quorum of one]";
 
 /// Run a command while holding a lock
 #[derive(Args)]
 #[command(long_about = ABOUT_RUN, after_help = exit::TABLE)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct RunFlags {
     /// What to lock; several names are acquired together, all or none.
     #[arg(required = true, value_name = "NAME")]
@@ -97,8 +74,8 @@ struct RunFlags {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     lease: Duration,
 
-    /// The longest lease of anybody who uses these nodes, where that is not this one: for so long, a node that restarted
-    /// without its log is not counted.
+    /// The longest lease that any client of these nodes uses, where that is not this one: for so long, a node that
+    /// restarted without its log is not counted.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     longest_lease: Option<Duration>,
 
@@ -118,7 +95,12 @@ struct RunFlags {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     grace: Option<Duration>,
 
-    /// A name for people, shown to whoever finds the lock held (a nested run keeps that of the outermost).
+    /// Give COMMAND neither the lease nor the nodes, whose URLs may hold passwords. A `quorlock run` inside COMMAND cannot
+    /// enter the lock again.
+    #[arg(long)]
+    no_export: bool,
+
+    /// A name for people, shown to others who find the lock held (a nested run keeps that of the outermost).
     #[arg(long, default_value = "", hide_default_value = true)]
     label: String,
 
@@ -159,14 +141,6 @@ pub enum Task {
     Lab(crate::lab::Flags),
 }
 
-/// Where the lock is. No `Debug`: the URLs may hold passwords.
-pub struct Place {
-    pub nodes: Vec<String>,
-    pub prefix: OsString,
-    /// Neither flag nor variable said which nodes.
-    pub is_default: bool,
-}
-
 pub struct RunOptions {
     pub names: Vec<OsString>,
     pub command: Vec<OsString>,
@@ -178,8 +152,8 @@ pub struct RunOptions {
     pub grace: Option<Duration>,
     pub label: String,
     pub verbosity: Verbosity,
-    /// The owner of the enclosing `quorlock run`, when that locks on the same nodes.
-    pub owner: Option<Owner>,
+    /// The command gets the lease and the nodes.
+    pub exports: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,45 +190,6 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     .map(Some)
 }
 
-impl Place {
-    pub fn builder(&self) -> Builder {
-        Quorlock::builder().nodes(&self.nodes).prefix(self.prefix.as_bytes())
-    }
-
-    pub fn announce(&self, verbosity: Verbosity) {
-        if self.is_default {
-            verbosity.notice(format_args!(
-                "no --nodes and no {NODES_VARIABLE}: using {DEFAULT_NODES} alone, a quorum of one that bears no failure"
-            ));
-        }
-    }
-
-    /// Is this where the enclosing `quorlock run` has its lock? Only then do a lease of its mean anything here.
-    fn is_inherited(&self) -> bool {
-        let Some(nodes) = env::var_os(NODES_VARIABLE) else { return false };
-        let prefix = env::var_os(PREFIX_VARIABLE).unwrap_or_else(|| quorlock::DEFAULT_PREFIX.into());
-        let sorted = |mut nodes: Vec<String>| {
-            nodes.sort_unstable();
-            nodes
-        };
-        let inherited = nodes.into_string().map(|nodes| sorted(split(&nodes)));
-        self.prefix == prefix && inherited.is_ok_and(|inherited| inherited == sorted(self.nodes.clone()))
-    }
-}
-
-fn split(nodes: &str) -> Vec<String> {
-    nodes.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect()
-}
-
-impl PlaceFlags {
-    pub fn check(self) -> Result<Place, Failure> {
-        let is_default = self.nodes.is_none();
-        let nodes = self.nodes.unwrap_or_else(|| DEFAULT_NODES.into()).into_string();
-        let nodes = nodes.map_err(|_| Failure::new(Exit::Usage, "the node URLs are not UTF-8; see --nodes"))?;
-        Ok(Place { nodes: split(&nodes), prefix: self.prefix, is_default })
-    }
-}
-
 /// An empty name is valid, and almost always a shell variable that is not set.
 fn check_name(name: &OsString) -> Result<(), Failure> {
     if name.is_empty() {
@@ -267,10 +202,6 @@ impl RunFlags {
     fn check(self) -> Result<RunOptions, Failure> {
         self.names.iter().try_for_each(check_name)?;
         let place = self.place.check()?;
-        let owner = match env::var_os(LEASE_VARIABLE) {
-            Some(lease) if place.is_inherited() => Some(import(lease)?),
-            _ => None,
-        };
         let patience = match self.wait {
             _ if self.r#try => Patience::None,
             Some(Duration::ZERO) => Patience::None,
@@ -293,21 +224,9 @@ impl RunFlags {
             grace: self.grace,
             label: self.label,
             verbosity,
-            owner,
+            exports: !self.no_export,
         })
     }
-}
-
-fn import(lease: OsString) -> Result<Owner, Failure> {
-    let owner = lease.into_string().ok().and_then(|lease| Owner::import(&lease).ok());
-    owner.ok_or_else(|| {
-        Failure::new(
-            Exit::Usage,
-            format!(
-                "{LEASE_VARIABLE} is not what an enclosing `quorlock run` has set: pass it on unchanged, or unset it"
-            ),
-        )
-    })
 }
 
 impl InspectFlags {
@@ -327,26 +246,11 @@ fn usage(error: &clap::Error) -> Failure {
     }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
-    let mut message = without_credentials(text);
+    let mut message = without_bare_credentials(text);
     if error.kind() == ErrorKind::MissingRequiredArgument && text.contains("\n  <COMMAND>...") {
         message.push_str("\n\nThe command stands behind two dashes, as in: quorlock run NAME -- COMMAND");
     }
     Failure::new(Exit::Usage, message)
-}
-
-/// clap repeats arguments that it does not understand, and one of them may be a URL.
-fn without_credentials(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for word in text.split_inclusive(char::is_whitespace) {
-        match (word.find("://"), word.rfind('@')) {
-            (Some(scheme), Some(at)) if scheme < at => {
-                shown.push_str(&word[..scheme + 3]);
-                shown.push_str(&word[at + 1..]);
-            }
-            _ => shown.push_str(word),
-        }
-    }
-    shown
 }
 
 #[cfg(test)]
@@ -357,17 +261,5 @@ mod tests {
     fn the_flags_fit_together() {
         use clap::CommandFactory;
         Flags::command().debug_assert();
-    }
-
-    #[test]
-    fn lists_may_have_spaces_and_a_comma_too_many() {
-        assert_eq!(split(" redis://a , redis://b,"), ["redis://a", "redis://b"]);
-        assert!(split("").is_empty());
-    }
-
-    #[test]
-    fn usage_messages_show_no_password() {
-        let text = "unexpected argument 'redis://me:p@ss@host:1,redis://:x@b' found\n\nFor more, see a@b";
-        assert_eq!(without_credentials(text), "unexpected argument 'redis://b' found\n\nFor more, see a@b");
     }
 }

@@ -7,26 +7,14 @@
 use std::fs::{self, File};
 use std::io::{self, IsTerminal};
 
-use nix::sys::signal::{SigSet, Signal as NixSignal};
 use rustix::process::{Pid, getpgrp, getpid};
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 
-/// A process in the background that writes to the terminal (under `stty tostop`), or takes it back, is stopped by
-/// SIGTTOU. That must not happen to a process that extends a lock, so the signal is blocked, in this thread and in all
-/// that it starts from now on; commands are started without that.
-pub fn write_from_the_background() {
-    // Cannot fail: the signal exists.
-    let _ = SigSet::from(NixSignal::SIGTTOU).thread_block();
-}
-
 /// For the time between fork and exec, as it only makes system calls: puts the calling process's own group, which it
-/// leads, into the foreground of `tty`, and lets SIGTTOU come again.
-pub fn prepare_command(tty: Option<&File>) {
-    if let Some(tty) = tty {
-        // If this fails the command starts in the background, and is brought forward when it asks.
-        let _ = tcsetpgrp(tty, getpid());
-    }
-    let _ = SigSet::from(NixSignal::SIGTTOU).thread_unblock();
+/// leads, into the foreground of `tty`. SIGTTOU must be blocked.
+pub fn take(tty: &File) {
+    // If this fails the command starts in the background, and is brought forward when it asks.
+    let _ = tcsetpgrp(tty, getpid());
 }
 
 pub struct Terminal {

@@ -1,0 +1,202 @@
+//! Where the lock is: the nodes and the prefix, and where quorlock has them from.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{self, Path, PathBuf};
+
+use clap::Args;
+use quorlock::{Builder, Quorlock};
+
+use crate::child::Variables;
+use crate::exit::{Exit, Failure};
+use crate::messages::Verbosity;
+
+pub const NODES_VARIABLE: &str = "QUORLOCK_NODES";
+const FILE_VARIABLE: &str = "QUORLOCK_NODES_FILE";
+const PREFIX_VARIABLE: &str = "QUORLOCK_PREFIX";
+/// The nodes and the prefix of the lease that stands in `QUORLOCK_LEASE`.
+const LEASE_NODES_VARIABLE: &str = "QUORLOCK_LEASE_NODES";
+const LEASE_PREFIX_VARIABLE: &str = "QUORLOCK_LEASE_PREFIX";
+
+const LOCAL_NODE: &str = "redis://127.0.0.1:6379";
+
+#[derive(Args)]
+pub struct PlaceFlags {
+    /// The Redis masters, as URLs with commas between.
+    #[arg(long, short, value_name = "URL,...", help = SHORT_HELP_NODES, long_help = HELP_NODES)]
+    nodes: Option<OsString>,
+
+    /// A file with the URLs of the Redis masters.
+    #[arg(long, value_name = "FILE", conflicts_with = "nodes", help = SHORT_HELP_FILE, long_help = HELP_FILE)]
+    nodes_file: Option<PathBuf>,
+
+    /// Use the one Redis on this machine, 127.0.0.1:6379. The lock then holds among the programs of this machine only.
+    #[arg(long, conflicts_with_all = ["nodes", "nodes_file"])]
+    local: bool,
+
+    /// What stands before a NAME in its key; may be empty. The same wherever the lock is used.
+    #[arg(long, env = PREFIX_VARIABLE, default_value = quorlock::DEFAULT_PREFIX)]
+    prefix: OsString,
+}
+
+const SHORT_HELP_NODES: &str = "The Redis masters, as URLs with commas between [env: QUORLOCK_NODES]";
+const SHORT_HELP_FILE: &str = "A file with the URLs of the Redis masters, one a line [env: QUORLOCK_NODES_FILE]";
+
+const HELP_NODES: &str = "\
+The Redis masters, as URLs with commas between (a comma in a password is written %2C) [env: QUORLOCK_NODES]
+
+Independent servers, an odd number, the same list wherever the lock is used. A URL with a password is better put into \
+the variable or a file: every user of the machine can see a command line.
+
+Without any nodes, quorlock uses 127.0.0.1:6379 when it runs on a terminal, and says so; elsewhere it ends with 64, \
+unless --local is given. Two machines would otherwise lock on two servers, and both get the lock.";
+
+const HELP_FILE: &str = "\
+A file with the URLs of the Redis masters, one a line; empty lines and lines that begin with # are skipped [env: \
+QUORLOCK_NODES_FILE]
+
+QUORLOCK_NODES goes before the variable of the file. COMMAND then finds the name of the file in its environment, and no \
+URL.";
+
+/// Where the lock is. No `Debug`: the URLs may hold passwords.
+pub struct Place {
+    nodes: Vec<String>,
+    pub prefix: OsString,
+    source: Source,
+}
+
+enum Source {
+    Urls,
+    /// Its absolute path.
+    File(PathBuf),
+    Local {
+        asked_for: bool,
+    },
+}
+
+impl PlaceFlags {
+    /// The flags go before the variables.
+    pub fn check(self) -> Result<Place, Failure> {
+        let (nodes, source) = if let Some(nodes) = self.nodes {
+            (urls(nodes)?, Source::Urls)
+        } else if let Some(file) = self.nodes_file {
+            listed(&file)?
+        } else if self.local {
+            (vec![LOCAL_NODE.to_owned()], Source::Local { asked_for: true })
+        } else if let Some(nodes) = env::var_os(NODES_VARIABLE) {
+            (urls(nodes)?, Source::Urls)
+        } else if let Some(file) = env::var_os(FILE_VARIABLE) {
+            listed(Path::new(&file))?
+        } else if io::stderr().is_terminal() || io::stdin().is_terminal() {
+            (vec![LOCAL_NODE.to_owned()], Source::Local { asked_for: false })
+        } else {
+            let message = format!(
+                "no nodes are named. Set {NODES_VARIABLE} to the URLs of the Redis masters, or use --nodes or \
+                 --nodes-file. If the one Redis on this machine is meant, say so with --local: every machine has its \
+                 own, so programs on two machines would both get the lock"
+            );
+            return Err(Failure::new(Exit::Usage, message));
+        };
+        Ok(Place { nodes, prefix: self.prefix, source })
+    }
+}
+
+fn urls(nodes: OsString) -> Result<Vec<String>, Failure> {
+    let nodes = nodes.into_string();
+    let nodes = nodes.map_err(|_| Failure::new(Exit::Usage, "the node URLs are not UTF-8; see --nodes"))?;
+    Ok(split(&nodes))
+}
+
+fn split(nodes: &str) -> Vec<String> {
+    nodes.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect()
+}
+
+fn listed(file: &Path) -> Result<(Vec<String>, Source), Failure> {
+    let failure = |what: &dyn std::fmt::Display| {
+        Failure::new(Exit::Usage, format!("cannot take the nodes from the file {}: {what}", file.display()))
+    };
+    let nodes = lines(&fs::read_to_string(file).map_err(|error| failure(&error))?);
+    if nodes.is_empty() {
+        return Err(failure(&"it names none; write the URL of one Redis master on each line"));
+    }
+    let file = path::absolute(file).map_err(|error| failure(&error))?;
+    Ok((nodes, Source::File(file)))
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::trim).filter(|url| !url.is_empty() && !url.starts_with('#')).map(str::to_owned).collect()
+}
+
+impl Place {
+    pub fn builder(&self) -> Builder {
+        Quorlock::builder().nodes(&self.nodes).prefix(self.prefix.as_bytes())
+    }
+
+    /// The local node was neither named nor asked for.
+    pub fn is_default(&self) -> bool {
+        matches!(self.source, Source::Local { asked_for: false })
+    }
+
+    pub fn announce(&self, verbosity: Verbosity) {
+        if self.is_default() {
+            verbosity.notice(format_args!(
+                "no --nodes and no {NODES_VARIABLE}: using {LOCAL_NODE} alone, as with --local. Programs on other \
+                 machines do not see this lock"
+            ));
+        }
+    }
+
+    /// Is this where the enclosing `quorlock run` has its lock? Only then does its lease mean anything here. A lease that
+    /// was passed on without its place is taken to be from here.
+    pub fn is_of_the_enclosing(&self, locks: &Quorlock) -> bool {
+        let prefix = env::var_os(LEASE_PREFIX_VARIABLE).is_none_or(|prefix| prefix == self.prefix);
+        prefix && env::var_os(LEASE_NODES_VARIABLE).is_none_or(|nodes| nodes == OsStr::new(&names(locks)))
+    }
+
+    /// What a `quorlock run` inside the command needs, beside the lease.
+    pub fn variables(&self, locks: &Quorlock) -> Variables {
+        let (urls, file) = match &self.source {
+            Source::File(file) => (None, Some(file.into())),
+            Source::Urls | Source::Local { .. } => (Some(self.nodes.join(",").into()), None),
+        };
+        vec![
+            (NODES_VARIABLE, urls),
+            (FILE_VARIABLE, file),
+            (PREFIX_VARIABLE, Some(self.prefix.clone())),
+            (LEASE_NODES_VARIABLE, Some(names(locks).into())),
+            (LEASE_PREFIX_VARIABLE, Some(self.prefix.clone())),
+        ]
+    }
+
+    /// Takes all that away from the command.
+    pub fn no_variables() -> Variables {
+        [NODES_VARIABLE, FILE_VARIABLE, LEASE_NODES_VARIABLE, LEASE_PREFIX_VARIABLE].map(|name| (name, None)).into()
+    }
+}
+
+/// The nodes without users and passwords, in an order that does not depend on the list's.
+fn names(locks: &Quorlock) -> String {
+    let mut names: Vec<&str> = locks.nodes().collect();
+    names.sort_unstable();
+    names.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_may_have_spaces_and_a_comma_too_many() {
+        assert_eq!(split(" redis://a , redis://b,"), ["redis://a", "redis://b"]);
+        assert!(split("").is_empty());
+    }
+
+    #[test]
+    fn files_may_have_comments_and_empty_lines() {
+        let text = "# the three\n\n redis://a:p,w@h \r\n#redis://old\nredis://b#c\n";
+        assert_eq!(lines(text), ["redis://a:p,w@h", "redis://b#c"]);
+    }
+}

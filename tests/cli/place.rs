@@ -1,0 +1,89 @@
+//! Where the nodes come from.
+
+use std::fs;
+
+use crate::pty::Pty;
+use crate::sandbox::{Ended, Sandbox, finish};
+
+fn without_variable(sandbox: &Sandbox, args: &[&str]) -> Ended {
+    let mut command = sandbox.quorlock(args);
+    finish(command.env_remove("QUORLOCK_NODES").env_remove("QUORLOCK_NODES_FILE").spawn().expect("quorlock"))
+}
+
+/// There may be a server on the default port, which is not the test's: `inspect` changes nothing there.
+#[test]
+fn without_nodes_the_local_one_is_used_only_when_that_is_asked_for() {
+    let sandbox = Sandbox::new(1);
+    for args in [&["run", "job", "--", "touch", "/nowhere"][..], &["inspect", "job"], &["inspect", "-q", "job"]] {
+        let refused = without_variable(&sandbox, args);
+        assert_eq!((refused.code, refused.stdout.as_str()), (Some(64), ""), "{args:?}: {refused:?}");
+        for words in ["no nodes are named", "QUORLOCK_NODES", "--local", "both get the lock"] {
+            assert!(refused.stderr.contains(words), "{args:?}: {}", refused.stderr);
+        }
+    }
+    let local = without_variable(&sandbox, &["inspect", "--local", "job"]);
+    assert!([Some(0), Some(69)].contains(&local.code), "{local:?}");
+    assert!(local.stdout.contains("127.0.0.1:6379"), "{local:?}");
+    let both = without_variable(&sandbox, &["inspect", "--local", "--nodes", "redis://a", "job"]);
+    assert_eq!(both.code, Some(64), "{both:?}");
+    assert!(both.stderr.contains("cannot be used with"), "{both:?}");
+}
+
+#[test]
+fn on_a_terminal_the_local_node_is_used_without_being_asked_for_and_that_is_said() {
+    let sandbox = Sandbox::new(1);
+    let mut terminal = Pty::start(&sandbox, "sh", &["-c", "unset QUORLOCK_NODES; \"$QUORLOCK\" inspect job"]);
+    assert!([Some(0), Some(69)].contains(&terminal.end().code()), "{}", terminal.screen());
+    assert!(terminal.screen().contains("using redis://127.0.0.1:6379 alone"), "{}", terminal.screen());
+}
+
+#[test]
+fn nodes_from_a_file() {
+    let sandbox = Sandbox::new(3);
+    let text = format!("# our nodes\n\n{}\n", sandbox.cluster.urls().join("\n"));
+    fs::write(sandbox.path("nodes"), text).expect("a file");
+    let file = sandbox.path("nodes").display().to_string();
+    let script = "echo nodes=$QUORLOCK_NODES file=$QUORLOCK_NODES_FILE; \"$QUORLOCK\" run --try job -- echo entered";
+    let expected = format!("nodes= file={file}\nentered\n");
+    let ended = without_variable(&sandbox, &["run", "--nodes-file", &file, "job", "--", "sh", "-c", script]);
+    assert_eq!((ended.code, &ended.stdout), (Some(0), &expected), "{ended:?}");
+
+    // By a variable, relative to the folder, which the command leaves.
+    let mut command = sandbox.quorlock(&["run", "job", "--", "sh", "-c", &format!("cd /; {script}")]);
+    command.env_remove("QUORLOCK_NODES").env("QUORLOCK_NODES_FILE", "nodes").current_dir(sandbox.cluster.dir());
+    let ended = finish(command.spawn().expect("quorlock"));
+    assert_eq!((ended.code, &ended.stdout), (Some(0), &expected), "{ended:?}");
+
+    // QUORLOCK_NODES goes before the variable of the file, and the option before QUORLOCK_NODES.
+    let mut command = sandbox.quorlock(&["run", "job", "--", "true"]);
+    let ended = finish(command.env("QUORLOCK_NODES_FILE", "/nowhere").spawn().expect("quorlock"));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let mut command = sandbox.quorlock(&["run", "--nodes-file", &file, "job", "--", "true"]);
+    let ended = finish(command.env("QUORLOCK_NODES", "redis://127.0.0.1:1").spawn().expect("quorlock"));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
+fn a_file_of_nodes_that_cannot_be_used() {
+    let sandbox = Sandbox::new(1);
+    fs::write(sandbox.path("empty"), "# none yet\n").expect("a file");
+    fs::write(sandbox.path("wrong"), "redis://me:hunter2@host:port\n").expect("a file");
+    let cases = [("nowhere", "No such file"), ("empty", "it names none"), (".", "Is a directory"), ("wrong", "node 1")];
+    for (file, said) in cases {
+        let file = sandbox.path(file).display().to_string();
+        let ended = without_variable(&sandbox, &["run", "--nodes-file", &file, "job", "--", "true"]);
+        assert_eq!(ended.code, Some(64), "{ended:?}");
+        assert!(ended.stderr.contains(said) && !ended.stderr.contains("hunter2"), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_command_that_is_given_nothing_to_lock_with() {
+    let sandbox = Sandbox::new(3);
+    let script = "env | grep QUORLOCK_ | sed s/=.*// | sort";
+    let mut command = sandbox.quorlock(&["run", "--no-export", "job", "--", "sh", "-c", script]);
+    // Nor what was there before.
+    command.env("QUORLOCK_NODES_FILE", "/nowhere").env("QUORLOCK_LEASE_NODES", "x").env_remove("QUORLOCK_TEST_SANDBOX");
+    let ended = finish(command.spawn().expect("quorlock"));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "QUORLOCK_NAME\nQUORLOCK_TOKEN\n"), "{ended:?}");
+}

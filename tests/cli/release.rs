@@ -1,0 +1,54 @@
+//! What is on its way to the nodes when quorlock ends.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::sandbox::{Sandbox, finish, signal, within};
+use crate::support::Cluster;
+
+/// The shortest of several runs, as the machine has other work.
+fn shortest(sandbox: &Sandbox, args: &[&str], code: i32) -> Duration {
+    let run = || {
+        let start = Instant::now();
+        assert_eq!(sandbox.end(args).code, Some(code), "{args:?}");
+        start.elapsed()
+    };
+    (0..7).map(|_| run()).min().expect("seven runs")
+}
+
+#[test]
+fn a_stopped_node_does_not_delay_the_end_of_a_run() {
+    let mut sandbox = Sandbox::around(Cluster::quiet(3));
+    let hold = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
+    let holder = sandbox.start(&["run", "held", "--", "sh", "-c", hold]);
+    sandbox.wait_for("held");
+    let (runs, is_refused) = (["run", "job", "--", "true"], ["run", "--try", "held", "--", "true"]);
+    let all_up = (shortest(&sandbox, &runs, 0), shortest(&sandbox, &is_refused, 75));
+    sandbox.cluster.pause(2);
+    let one_stopped = (shortest(&sandbox, &runs, 0), shortest(&sandbox, &is_refused, 75));
+    sandbox.cluster.resume(2);
+    let limit = |all_up: Duration| all_up * 3 / 2 + Duration::from_millis(30);
+    assert!(one_stopped.0 <= limit(all_up.0), "{one_stopped:?}, with all nodes {all_up:?}");
+    assert!(one_stopped.1 <= limit(all_up.1), "{one_stopped:?}, with all nodes {all_up:?}");
+    // The stopped node has got the releases all the same.
+    within("the releases there", || sandbox.lock_keys("job") == 0);
+    sandbox.touch("end");
+    assert_eq!(finish(holder).code, Some(0));
+}
+
+/// What two of five nodes had granted would otherwise lie there for the lease of an hour.
+#[test]
+fn an_interrupted_wait_releases_what_it_has_got() {
+    let mut sandbox = Sandbox::new(5);
+    for node in 0..3 {
+        sandbox.cluster.pause(node);
+    }
+    for _ in 0..5 {
+        let run = sandbox.start(&["run", "--lease", "1h", "job", "--", "true"]);
+        within("a grant of two nodes", || sandbox.lock_keys_up(&[3, 4], "job") > 0);
+        signal(&run, Signal::TERM);
+        assert_eq!(finish(run).signal, Some(Signal::TERM.as_raw()));
+        within("the releases", || sandbox.lock_keys_up(&[3, 4], "job") == 0);
+    }
+}
