@@ -52,7 +52,16 @@ pub(super) struct Sent {
 
 impl Line {
     pub(super) fn new(wire: Wire, known: Known) -> Self {
-        Self { wire, known, in_flight: VecDeque::new(), silent: false, loading: 0, refused: None, gathers: false, alarm: None }
+        Self {
+            wire,
+            known,
+            in_flight: VecDeque::new(),
+            silent: false,
+            loading: 0,
+            refused: None,
+            gathers: false,
+            alarm: None,
+        }
     }
 
     /// The next answer, or what the server says unasked; `None` when that is still to come.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quorlock::environment::{Connecting, Environment, Moment, Stream};
 use quorlock::Quorlock;
+use quorlock::environment::{Connecting, Environment, Moment, Stream};
 use redis::ConnectionAddr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
