@@ -98,6 +98,33 @@ async fn acc_35_all_clocks_that_are_set_ahead_under_a_holder_give_no_second_one(
     }
 }
 
+/// What a request that is given up leaves behind is a newer ballot. Where the lease was the last one, it is repaired all the same.
+#[tokio::test]
+async fn acc_35_requests_that_are_given_up_do_not_cost_a_holder_whose_keys_are_gone_its_lease() {
+    let mut cluster = Cluster::start(3);
+    let holder = cluster.client(60 * SECOND).await;
+    let asks = cluster.client(60 * SECOND).await;
+    let guard = holder.lock("x").acquire().await.expect("a free lock");
+    holder.flush().await;
+    let key = Cluster::lock_key("x");
+    // As a clock that leaps ahead does.
+    cluster.each::<i64>(redis::cmd("DEL").arg(&key));
+    for node in 0..3 {
+        // The other two refuse, so this one gets the release of the request as well.
+        cluster.pause(node);
+        assert!(asks.lock("x").try_acquire().await.is_err_and(|error| error.is_held()), "it is held");
+        cluster.resume(node);
+        asks.flush().await;
+    }
+    assert_eq!(cluster.count_keys(&key), 0);
+    guard.extend().await.expect("every node still knows the lease");
+    holder.flush().await;
+    assert_eq!((guard.margin(), cluster.count_keys(&key)), (1, 3));
+    assert!(asks.lock("x").try_acquire().await.is_err_and(|error| error.is_held()));
+    guard.release().await.expect("a release");
+    asks.lock("x").wait(20 * SECOND).acquire().await.expect("free").release().await.expect("a release");
+}
+
 /// For how long this machine kept a task waiting that wanted to run, in all.
 struct Stalls {
     micros: Arc<AtomicU64>,

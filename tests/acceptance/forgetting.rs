@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use quorlock::{Answer, NodeError, Quorlock};
 
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Mode, Proxy};
 use crate::support::{CUT_OFF, Cluster, Setup, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -65,6 +65,11 @@ async fn forgets(options: &[&str], forget: impl AsyncFnOnce(&mut Scene)) {
     assert_eq!(guard.margin(), 0);
     let forgot = Instant::now();
     forget(&mut scene).await;
+    // Before any client has met the node as it is now.
+    for _ in 0..3 {
+        let outcome = idle.lock("x").try_acquire().await;
+        assert!(outcome.is_err() || guard.remaining().is_zero(), "two holders, {:?} apart", guard.remaining());
+    }
     let newcomer = client([first, second, third], SECOND).await;
     while !guard.remaining().is_zero() {
         for locks in [&idle, &newcomer] {
@@ -128,11 +133,20 @@ async fn acc_36_another_server_at_a_nodes_address_does_not_vote_twice() {
     forgets(&[], async |scene| scene.proxy.lead_to(scene.cluster.ports()[3])).await;
 }
 
+/// When a client hears of the holder's longer lease.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Hears {
+    /// By its settings.
+    FromTheStart,
+    /// From another node, after it has met the one that was flushed.
+    Late,
+}
+
 /// The record of the flushed node is written by a client that knows of short leases only, and its quarantine is over for that
 /// client. For one that knows of longer leases it is not.
 #[tokio::test]
 async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
-    for knows in [false, true] {
+    for hears in [Hears::FromTheStart, Hears::Late] {
         let cluster = Setup::new(3).longest(SECOND).start();
         let urls = cluster.urls();
         let holder = client([urls[0].clone(), urls[1].clone(), CUT_OFF.to_owned()], 8 * SECOND).await;
@@ -144,10 +158,18 @@ async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
         let seen: String = redis::cmd("GET").arg("quorlock:node").query(&mut cluster.redis(1)).expect("a record");
         assert_eq!(seen.split(' ').nth(1), Some("1000"), "the longest lease that it knows of: {seen}");
 
-        // This one hears of longer leases from the other node, or was told of them.
-        let builder = Quorlock::builder().nodes(&urls).lease(SECOND);
-        let builder = if knows { builder.longest_lease(8 * SECOND) } else { builder };
+        let knows = Proxy::start(cluster.ports()[0]).await;
+        let builder = Quorlock::builder().nodes([knows.url(), urls[1].clone(), urls[2].clone()]).lease(SECOND);
+        let builder = if hears == Hears::FromTheStart { builder.longest_lease(8 * SECOND) } else { builder };
+        knows.set(if hears == Hears::Late { Mode::LoseRequests } else { Mode::Pass });
         let locks = builder.connect().await.expect("settings that work");
+        let are_heard = async |count| {
+            let seen = locks.inspect("").await.expect("a name");
+            seen.nodes.iter().filter(|node| node.state.is_ok()).count() >= count
+        };
+        within(20 * SECOND, "two nodes are heard", async || are_heard(2).await).await;
+        knows.set(Mode::Pass);
+        within(20 * SECOND, "all nodes are heard", async || are_heard(3).await).await;
         let mut quarantined = 0;
         while !guard.remaining().is_zero() {
             let outcome = locks.lock("x").try_acquire().await;
@@ -157,7 +179,7 @@ async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
             quarantined += usize::from(matches!(answer, Answer::Failed(NodeError::Quarantined { .. })));
             tokio::time::sleep(Duration::from_millis(5)).await; // Between tries.
         }
-        assert!(quarantined > 0, "the node was never asked");
+        assert!(quarantined > 0, "{hears:?}: the node was never asked");
         let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
         within(20 * SECOND, "that lease is over", is_granted).await;
     }

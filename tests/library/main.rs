@@ -7,6 +7,7 @@ mod support;
 mod clocks;
 mod nodes;
 mod owners;
+mod refusals;
 mod runtimes;
 mod sets;
 mod threads;

@@ -177,6 +177,17 @@ impl Forgetful {
         self.asked = self.count();
     }
 
+    /// Another client makes the nodes know the scripts again.
+    async fn load(&mut self) -> Quorlock {
+        let loads = self.cluster.client(60 * SECOND).await;
+        let guard = loads.lock("loads").acquire().await.expect("a free lock");
+        guard.release().await.expect("a release");
+        loads.inspect("loads").await.expect("a name");
+        loads.flush().await;
+        self.asked = self.count();
+        loads
+    }
+
     fn count(&self) -> u64 {
         let calls = |stats: &String| stats.split("cmdstat_evalsha:calls=").nth(1)?.split(',').next()?.parse().ok();
         let stats: Vec<String> = self.cluster.each(redis::cmd("INFO").arg("commandstats"));
@@ -207,7 +218,7 @@ async fn a_release_that_is_repeated_takes_away_nothing_that_counts() {
     nodes.forget().await;
     drop(joined);
     nodes.asked(1).await;
-    let loads = nodes.cluster.client(60 * SECOND).await;
+    let loads = nodes.load().await;
     let (locks, export) = (nodes.locks.clone(), guard.export());
     let join = tokio::spawn(async move { locks.join(&export).await });
     nodes.asked(1).await;
@@ -231,7 +242,7 @@ async fn a_request_that_is_repeated_after_it_was_given_up_leaves_nothing() {
     nodes.forget().await;
     let waiting = tokio::spawn(nodes.locks.lock("repeated").acquire());
     nodes.asked(1).await;
-    let _loads = nodes.cluster.client(60 * SECOND).await;
+    let _loads = nodes.load().await;
     waiting.abort();
     // The lease that was not granted, and the ticket.
     nodes.asked(2).await;

@@ -112,6 +112,11 @@ impl Lease {
 }
 
 impl Node {
+    /// Is the last lease honoured here the sender's, with its share not released?
+    fn is_last(&self, from: Sender) -> bool {
+        self.last.is_some_and(|last| last.is_of(from) && last.shares & from.word != 0)
+    }
+
     /// hold.lua for a new lease.
     pub fn acquire(&mut self, rules: Rules, from: Sender) -> Answer {
         if let Some(key) = self.key
@@ -141,7 +146,7 @@ impl Node {
             }
             // A join knows no ballot. A node without a ballot key takes now − W for F, so zero never reaches it.
             None if known == Ballot::ZERO && rules != Rules::JoinAnEmptyNode => return Answer::Gone,
-            None if known < highest && rules != Rules::RepairAtAnyBallot => return Answer::Gone,
+            None if known < highest && !self.is_last(from) && rules != Rules::RepairAtAnyBallot => return Answer::Gone,
             None => {
                 let token = if rules == Rules::RepairUnderANewToken { next } else { from.token };
                 let last = self.last.filter(|last| last.is_of(from) && rules != Rules::RepairWithoutTheOthers);

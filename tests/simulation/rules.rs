@@ -280,7 +280,13 @@ impl<'k> Deed<'_, '_, 'k> {
         } else {
             let floor = if text.is_some() { highest } else { clock - window };
             let known = number(one.known);
-            if one.known == b"0000000000000000" || (known < floor && !rules.repairs_over_newer) {
+            let mine = [b" ", one.share, b":"].concat();
+            let has_share = |last: &[u8]| {
+                lock_words(last).is_some_and(|(_, shares)| shares.windows(mine.len()).any(|window| window == mine))
+            };
+            let is_last = is_ours && last_value.as_ref().is_some_and(|(_, last)| has_share(last));
+            let is_newer = known < floor && !is_last && !rules.repairs_over_newer;
+            if one.known == b"0000000000000000" || is_newer {
                 return Err(refusal(GONE, now, vec![place, int(floor)]).into());
             }
             match &last_value {

@@ -197,8 +197,12 @@ for k = 1, #KEYS, 2 do
     end
   else
     local floor = text and highest or now - window
+    -- Where this share is in the last lease honoured, newer ballots are only those of requests that were given up.
+    local is_last = last_head == head and string.find(last_shares, ' ' .. share .. ':', 1, true)
     -- What joins knows no ballot: it never brings a key back.
-    if known == "0000000000000000" or tonumber(known) < floor then return refuse({GONE, now, i, floor}) end
+    if known == "0000000000000000" or not is_last and tonumber(known) < floor then
+      return refuse({GONE, now, i, floor})
+    end
     new = head .. label .. entry
     if last_head == head then
       -- The key has gone before the lease was over: the other shares in it are as good as they were.

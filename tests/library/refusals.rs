@@ -1,0 +1,162 @@
+//! Nodes that refuse: what a user may do, what a node denies, and servers that are something else.
+
+use std::time::Duration;
+
+use quorlock::{Answer, NodeError, Quorlock};
+
+use crate::nodes::cycle;
+use crate::support::{Cluster, Setup, eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_user_who_may_only_run_scripts_can_lock() {
+    let cluster = Cluster::start(1);
+    let mut redis = cluster.redis(0);
+    let readme = include_str!("../../README.md");
+    let rule = readme.lines().find_map(|line| line.strip_prefix("ACL SETUSER quorlock ")).expect("the rule");
+    redis::cmd("ACL")
+        .arg(&["SETUSER", "quorlock"])
+        .arg(rule.split(' ').collect::<Vec<_>>())
+        .exec(&mut redis)
+        .expect(rule);
+
+    let key = Cluster::lock_key("x");
+    let locks = async || {
+        let url = format!("redis://quorlock:secret@127.0.0.1:{}", cluster.ports()[0]);
+        let locks = Quorlock::builder().nodes([url]).connect().await.expect("a client");
+        locks.inspect("x").await.expect("a name");
+        locks
+    };
+    let (first, second) = (locks().await, locks().await);
+    let guard = first.lock("x").acquire().await.expect("a free lock");
+    let waiting = tokio::spawn(second.lock("x").acquire());
+    // A ticket is in the line.
+    eventually(10 * SECOND, "the second waits", || cluster.count_lines("x") == 1).await;
+    guard.release().await.expect("a release");
+    let guard = waiting.await.expect("no panic").expect("its turn");
+    // A key that outlives the longest lease is shortened.
+    redis::cmd("PEXPIRE").arg(&key).arg(3_600_000).exec(&mut redis).expect("a longer life");
+    first.lock("x").try_acquire().await.expect_err("it is held");
+    let left: i64 = redis::cmd("PTTL").arg(&key).query(&mut redis).expect("a TTL");
+    assert!((1..=10_000).contains(&left), "{left} ms");
+    drop(guard);
+    second.flush().await;
+    let refused: Vec<redis::Value> = redis::cmd("ACL").arg("LOG").query(&mut redis).expect("what was refused");
+    assert_eq!(refused, []);
+}
+
+#[tokio::test]
+async fn a_node_that_denies_info_has_no_vote_however_long_the_client_waits() {
+    let options: [&[&str]; 2] = [&[], &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]];
+    for options in options {
+        for setup in [Setup::new(1), Setup::new(1).undeclared()] {
+            let cluster = setup.options(options).longest(SECOND).start();
+            let mut redis = cluster.redis(0);
+            redis::cmd("ACL").arg(&["SETUSER", "default", "-info"]).query::<()>(&mut redis).expect("an ACL");
+            let locks = cluster.client(SECOND).await;
+            // Longer than the longest lease and any quarantine.
+            let error = locks.lock("x").wait(3 * SECOND).acquire().await.expect_err("nothing is known of the node");
+            let denied = NodeError::NotAllowed { command: "INFO".to_owned() };
+            assert_eq!(error.nodes()[0].answer, Answer::Failed(denied), "{options:?}");
+            assert_eq!(cluster.count_keys(&Cluster::lock_key("x")), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_may_evict_keys_has_no_vote() {
+    let cluster = Cluster::with_options(1, &["--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"]);
+    let locks = cluster.client(SECOND).await;
+    let error = locks.lock("x").try_acquire().await.expect_err("no vote");
+    let evicts = NodeError::MayEvict { policy: "volatile-ttl".to_owned() };
+    assert_eq!(error.nodes()[0].answer, Answer::Failed(evicts));
+}
+
+#[tokio::test]
+async fn a_replica_has_no_vote() {
+    let cluster = Cluster::start(3);
+    let master = cluster.ports()[0].to_string();
+    let command = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(&master).to_owned();
+    for node in [1, 2] {
+        command.query::<()>(&mut cluster.redis(node)).expect("a replica");
+    }
+    let locks = cluster.client(10 * SECOND).await;
+    let error = locks.lock("x").wait(SECOND).acquire().await.expect_err("one master of three");
+    assert!(error.is_no_quorum(), "{error}");
+    for report in &error.nodes()[1..] {
+        assert_eq!(report.answer, Answer::Failed(NodeError::Replica), "{report:?}");
+    }
+}
+
+/// Its reason is told at once, and it counts again when it has come to its senses.
+#[tokio::test]
+async fn a_node_that_may_not_learn_scripts_says_so() {
+    let cluster = Cluster::start(1);
+    let locks = cluster.client(SECOND).await;
+    let acl = |words: &[&str]| redis::cmd("ACL").arg(&["SETUSER", "default"]).arg(words).exec(&mut cluster.redis(0));
+    acl(&["-script|load"]).expect("an ACL");
+    redis::cmd("SCRIPT").arg("FLUSH").exec(&mut cluster.redis(0)).expect("a flush");
+    // The first is answered; the others may find its release in the way.
+    for try_number in 0..5 {
+        let error = locks.lock("x").try_acquire().await.expect_err("no script");
+        assert!(error.to_string().contains("NOPERM"), "try {try_number}: {error}");
+    }
+    acl(&["+script|load"]).expect("an ACL");
+    let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
+    within(10 * SECOND, "it counts again", is_granted).await;
+}
+
+/// Something that says this to whoever connects, whatever it is asked. Its URL.
+async fn impostor(words: &'static [u8]) -> String {
+    speaks(words, false).await
+}
+
+/// And hangs up when it has been asked something.
+async fn hangs_up(words: &'static [u8]) -> String {
+    speaks(words, true).await
+}
+
+async fn speaks(words: &'static [u8], hangs_up: bool) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    let port = listener.local_addr().expect("its address").port();
+    tokio::spawn(async move {
+        let mut streams = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            drop(stream.write_all(words).await);
+            if hangs_up {
+                // All of it, or the answer is lost with the connection.
+                while let Ok(1..) = stream.read(&mut [0; 1 << 16]).await {
+                    drop(stream.shutdown().await);
+                }
+            } else {
+                streams.push(stream);
+            }
+        }
+    });
+    format!("redis://127.0.0.1:{port}")
+}
+
+#[tokio::test]
+async fn a_node_that_is_no_redis_costs_its_vote_only() {
+    let cluster = Setup::new(2).listed(3).start();
+    let urls = cluster.urls().into_iter().chain([impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n").await]);
+    assert_eq!(cycle(urls).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_or_has_no_room_is_told_from_one_that_is_away() {
+    // It knows none of the five commands of an introduction but the first.
+    let words = b"-ERR unknown command `HELLO`, with args beginning with: `3`, \r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n";
+    let locks = Quorlock::builder().nodes([impostor(words).await]).connect().await.expect("a client");
+    let error = locks.lock("x").try_acquire().await.expect_err("no vote");
+    assert_eq!(error.nodes()[0].answer, Answer::Failed(NodeError::TooOld));
+
+    let words = b"-ERR max number of clients reached\r\n";
+    let full = hangs_up(words).await;
+    let locks = Quorlock::builder().nodes([full]).connect().await.expect("a client");
+    let error = locks.lock("x").try_acquire().await.expect_err("no vote");
+    let detail = "max number of clients reached".to_owned();
+    assert_eq!(error.nodes()[0].answer, Answer::Failed(NodeError::Redis { code: "ERR".to_owned(), detail }));
+}
