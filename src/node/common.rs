@@ -83,6 +83,11 @@ impl Common {
         self.longest_lease.fetch_max(lease, Ordering::SeqCst);
     }
 
+    /// A node's record says that a lease of this length has been in use.
+    pub(super) fn learn_lease(&self, longest: Duration) {
+        self.use_lease(longest);
+    }
+
     /// The longest lease in use, as far as this client knows.
     pub(crate) fn longest_lease(&self) -> Duration {
         Duration::from_micros(self.longest_lease.load(Ordering::SeqCst))

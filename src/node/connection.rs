@@ -365,7 +365,7 @@ impl Connection {
                 if !line.known.learn(text) {
                     return Err(NodeError::Nonsense("a node record that cannot be read".to_owned()));
                 }
-                self.common.use_lease(line.known.longest());
+                self.common.learn_lease(line.known.longest());
             }
             Standing::Young(left) => {
                 line.known.begin_wait(&mut self.wait, self.environment.now());

@@ -28,7 +28,7 @@ pub(super) async fn introduce(
     let (mut wire, mut health) = establish(environment, address, common).await?;
     for _ in 0..MOST_WRITES {
         if let Some((_, record)) = &health.record {
-            common.use_lease(record.longest);
+            common.learn_lease(record.longest);
         }
         let nodes = common.claim(index, name, &health)?;
         let seen = health.record.as_ref();

@@ -16,6 +16,9 @@ pub const LIST: &[u8] = b"quorlock:list:quorlock:lock:";
 /// Remaining lifetimes may differ by as long as a command takes on a busy machine; those that are set differ by far more.
 pub const TTL_TOLERANCE_MS: i64 = 2_000;
 
+/// A key that has no longer to live may be there for one look and gone for the next.
+const ENDING_MS: i64 = 50;
+
 /// Both arms.
 pub struct Pair {
     pub real: redis::Connection,
@@ -135,6 +138,12 @@ impl Pair {
                 {
                     // A grant does not say when it was written. The node takes the server's time.
                     self.node.store.keep(&key, text.clone());
+                    continue;
+                }
+                // It ends between the two looks.
+                if real.is_some() != mine.is_some()
+                    && ((0..=ENDING_MS).contains(&pttl) || (0..=ENDING_MS).contains(&left))
+                {
                     continue;
                 }
                 let key = String::from_utf8_lossy(&key).into_owned();

@@ -230,11 +230,11 @@ pub(crate) fn broken(variant: &str) -> bool {
         new: "crate::broken(\"run id not compared\") || record.run_id == process.run_id ||",
     },
     Change {
-        file: "src/node/introduce.rs",
-        old: "            common.use_lease(record.longest);\n",
-        new: "            if !crate::broken(\"the longest lease of others is not learnt\") {
-                common.use_lease(record.longest);
-            }
+        file: "src/node/common.rs",
+        old: "        self.use_lease(longest);\n",
+        new: "        if !crate::broken(\"the longest lease of others is not learnt\") {
+            self.use_lease(longest);
+        }
 ",
     },
     Change {

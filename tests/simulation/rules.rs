@@ -85,7 +85,8 @@ fn usual(store: &mut Store, rules: &Rules, keys: &[&[u8]], asked: &Hold<'_>, now
             if agrees { 0.0 } else { return None }
         }
     };
-    if next.partial_cmp(&highest) != Some(std::cmp::Ordering::Greater) || store.data(lock, now).is_some() {
+    let is_other = stored.is_none() && store.data(ballot, now).is_some();
+    if next.partial_cmp(&highest) != Some(std::cmp::Ordering::Greater) || store.data(lock, now).is_some() || is_other {
         return None;
     }
     store.set(lock, asked.value.to_vec(), millis(asked.lease), now);

@@ -39,6 +39,8 @@ pub struct Client {
     pub index: usize,
     pub locks: Quorlock,
     pub clock: Arc<Clock>,
+    /// Its usual one.
+    pub lease: Duration,
 }
 
 /// What everybody shares.
@@ -204,7 +206,9 @@ impl User {
                         self.change_of_mind(&resources, Some(&owner)).await
                     } else {
                         let limit = Duration::from_millis(self.rng.between(0..400));
-                        self.ask(&resources, Some(&owner), None, How::Wait(Some(limit))).await.ok()
+                        // What is asked for inside may be shorter, and takes nothing away.
+                        let lease = self.rng.chance(0.3).then(|| self.client.lease / 2);
+                        self.ask(&resources, Some(&owner), lease, How::Wait(Some(limit))).await.ok()
                     };
                     holdings.extend(entered);
                 }
