@@ -53,8 +53,8 @@ impl Scene {
     }
 }
 
-/// No other client gets the lock while the lease lasts, whatever it had to do with the nodes before; the node votes again
-/// when no lease that it may have forgotten is in force.
+/// No other client gets the lock while the lease lasts, neither one that knew the nodes before nor a new one; the node votes
+/// again when no lease that it may have forgotten is in force.
 async fn forgets(options: &[&str], forget: impl AsyncFnOnce(&mut Scene)) {
     let mut scene = Scene::start(options).await;
     let [first, second, third] = scene.urls();

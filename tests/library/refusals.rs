@@ -107,12 +107,12 @@ async fn a_node_that_may_not_learn_scripts_says_so() {
     within(10 * SECOND, "it counts again", is_granted).await;
 }
 
-/// Something that says this to whoever connects, whatever it is asked. Its URL.
+/// A listener that sends these words on every connection, without reading what it is asked. Returns its URL.
 async fn impostor(words: &'static [u8]) -> String {
     speaks(words, false).await
 }
 
-/// And hangs up when it has been asked something.
+/// The same, and it closes the connection when it has been asked something.
 async fn hangs_up(words: &'static [u8]) -> String {
     speaks(words, true).await
 }

@@ -207,7 +207,7 @@ impl Cluster {
         marks.iter().map(|mark| mark.as_ref().and_then(line).unwrap_or_default()).collect()
     }
 
-    /// On how many nodes somebody waits for a name.
+    /// On how many nodes a request waits for a name.
     pub fn count_lines(&self, name: &str) -> usize {
         self.lines(name).iter().filter(|line| !line.is_empty()).count()
     }

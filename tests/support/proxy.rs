@@ -11,9 +11,9 @@ use tokio::task::JoinHandle;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// The node does what it is asked, and nobody hears of it.
+    /// The node does what it is asked, and the client gets no answer.
     LoseAnswers,
-    /// The node does what it is asked, and nobody hears of it yet.
+    /// The node does what it is asked, and the client gets no answer yet.
     HoldAnswers,
     /// Nothing reaches the node.
     LoseRequests,
