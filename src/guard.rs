@@ -83,6 +83,10 @@ impl Guard {
     }
 
     /// How deep this owner is nested on the resource in this process: 1 for an outermost hold.
+    ///
+    /// This is the client's own count. A node may show another one for a while ([`inspect`](crate::Quorlock::inspect)): an
+    /// extension that was sent before a re-entry and arrives after it writes the older count there, until the next
+    /// message of this client. No rule depends on it.
     #[must_use]
     pub fn holds(&self) -> u32 {
         self.first().state().lease.holds

@@ -24,13 +24,17 @@
 //!
 //! # What is guaranteed
 //!
-//! - At most one owner holds a resource at a time, while clocks run at about the same rate and no majority of nodes has
-//!   its clock stepped within one lease.
+//! - At most one owner holds a resource at a time. A second owner needs a node whose clock is ahead and, at the same time,
+//!   an asker whose wall clock is ahead of the holder's by more than the drift allowance
+//!   ([`drift_factor`](Builder::drift_factor)). DESIGN.md lists the exceptions.
 //! - Tokens of a resource are unique and increase from one acquisition to the next, as long as a majority of nodes keeps
-//!   its ballots. What refuses a token smaller than one it has seen is safe even from a holder that does not know that it
-//!   lost the lock.
-//! - A lost lease never comes back, and its holder hears of the loss before anybody else can be granted the lock.
-//! - A minority of nodes that is dead, hung or slow costs no time. A node that may have forgotten its votes has none.
+//!   its ballots. A store that refuses a token smaller than one it has seen is safe even from a holder that does not know
+//!   that it lost the lock.
+//! - A lost lease never comes back, and its holder hears of the loss before another owner can be granted the lock.
+//! - A release takes away its own share of a lease and no other, however late it arrives.
+//! - A minority of nodes that is dead, hung or slow costs no time. A node that may have forgotten its votes has none until
+//!   every lease that it may have forgotten is over.
+//! - Clients with different lists of nodes do not both get locks: the nodes know how many they are.
 //!
 //! # What is not
 //!

@@ -1,4 +1,4 @@
-//! What must always hold, named as in DESIGN.md, and what every exploration must meet.
+//! What must always hold, named as in docs/evidence.md, and what every exploration must meet.
 
 use stateright::Property;
 

@@ -231,7 +231,7 @@ impl Results {
         self.0.iter().all(|(_, caught)| caught.is_some())
     }
 
-    /// As DESIGN.md quotes it.
+    /// As docs/evidence.md quotes it.
     pub fn table(&self) -> String {
         let mut text = String::from("| broken | caught by | seed | commands until then |\n|---|---|---|---|\n");
         for (name, caught) in &self.0 {

@@ -1,4 +1,4 @@
-//! What must always hold, under the names that DESIGN.md and every output use.
+//! What must always hold, under the names that docs/evidence.md and every output use.
 
 use std::fmt;
 use std::sync::Arc;
