@@ -90,7 +90,8 @@ impl Node {
         environment: Arc<dyn Environment>,
     ) -> Result<Self, NodeError> {
         let (wire, answers) = bounded(greet(environment.as_ref(), &address, health::questions(&list_key))).await?;
-        Ok(Self { name: address.name, wire, broken: None, health: health::judge(answers)?, list_key, environment })
+        let health = health::judge(answers, address.info.redis_settings().db())?;
+        Ok(Self { name: address.name, wire, broken: None, health, list_key, environment })
     }
 
     /// Sends one command and waits for its answer.

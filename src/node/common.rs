@@ -1,14 +1,14 @@
 //! What the nodes of one client must know of each other and of the client.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::health::{CHANGING, Health};
 use crate::environment::Environment;
 use crate::error::NodeError;
-use crate::protocol::{Newcomer, Record, Wall, quorum};
+use crate::protocol::{Newcomer, Record, Wall, difference, quorum};
 use crate::sync::locked;
 use crate::ticket::Tickets;
 
@@ -28,6 +28,8 @@ struct Claim {
 pub(crate) struct Common {
     environment: Arc<dyn Environment>,
     wall: Mutex<Wall>,
+    /// The wall clock less the monotonic one, in µs, as the wall clock was last read.
+    wall_offset: AtomicI64,
     /// How long a round waits for an answer.
     pub(crate) timeout: Duration,
     /// How far ballots may lie from a node's clock, where no client has said so before.
@@ -58,6 +60,7 @@ impl Common {
         let client = random(environment.as_ref());
         Self {
             environment,
+            wall_offset: AtomicI64::new(wall.offset()),
             wall: Mutex::new(wall),
             timeout,
             window,
@@ -74,7 +77,20 @@ impl Common {
     /// The wall clock in µs, as it ran on from when the client was made.
     pub(crate) fn wall(&self) -> u64 {
         let shown = wall_micros(self.environment.as_ref());
-        locked(&self.wall).read(self.environment.now(), shown, self.longest_lease())
+        let mut wall = locked(&self.wall);
+        let micros = wall.read(self.environment.now(), shown, self.longest_lease());
+        self.wall_offset.store(wall.offset(), Ordering::Relaxed);
+        micros
+    }
+
+    /// How far a clock is ahead of this machine's wall clock, in µs, if it is so far ahead of the monotonic one.
+    pub(super) fn ahead_of_wall(&self, ahead_of_monotonic: i64) -> i64 {
+        ahead_of_monotonic.saturating_sub(self.wall_offset.load(Ordering::Relaxed))
+    }
+
+    /// How far a clock that shows this now is ahead of the monotonic one, in µs.
+    pub(super) fn ahead_of_monotonic(&self, clock_micros: u64) -> i64 {
+        difference(self.environment.now(), clock_micros)
     }
 
     /// A lease of this length is in use.

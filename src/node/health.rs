@@ -39,12 +39,12 @@ pub(super) fn questions(list: &[u8]) -> [Cmd; 3] {
 /// # Errors
 ///
 /// What keeps it from voting. What it does not say counts against it.
-pub(super) fn judge(answers: [Value; 3]) -> Result<Health, NodeError> {
+pub(super) fn judge(answers: [Value; 3], database: i64) -> Result<Health, NodeError> {
     let [info, stored, time] = answers;
     let info: String = answer(info, "INFO")?;
     let (record, listed): (Option<Vec<u8>>, Option<Vec<u8>>) = answer(stored, "MGET")?;
     let (seconds, micros): (u64, u64) = answer(time, "TIME")?;
-    let process = weigh(&info)?;
+    let process = weigh(&info, database)?;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).ok();
     let record = record.and_then(text).and_then(|text| Record::parse(&text).map(|record| (text, record)));
     let listed = listed.and_then(text).and_then(|text| text.parse().ok());
@@ -64,7 +64,7 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-fn weigh(info: &str) -> Result<Process, NodeError> {
+fn weigh(info: &str, database: i64) -> Result<Process, NodeError> {
     let field = |name| field(info, name);
     if field("cluster_enabled") == Some("1") || field("redis_mode") == Some("cluster") {
         return Err(NodeError::ClusterMode);
@@ -80,7 +80,7 @@ fn weigh(info: &str) -> Result<Process, NodeError> {
         return Err(NodeError::Replica);
     }
     let was_replica = field("master_replid2").is_none_or(|id| id.bytes().any(|byte| byte != b'0'));
-    Ok(Process::new(run_id, field("aof_enabled") == Some("1"), was_replica))
+    Ok(Process::new(run_id, database, field("aof_enabled") == Some("1"), was_replica))
 }
 
 #[cfg(test)]
@@ -92,27 +92,27 @@ mod tests {
 
     #[test]
     fn a_server_in_order() {
-        assert_eq!(weigh(INFO), Ok(Process::new("abc", true, false)));
-        assert_eq!(weigh(&INFO.replace("aof_enabled:1", "aof_enabled:0")), Ok(Process::new("abc", false, false)));
+        assert_eq!(weigh(INFO, 0), Ok(Process::new("abc", 0, true, false)));
+        assert_eq!(weigh(&INFO.replace("aof_enabled:1", "aof_enabled:0"), 0), Ok(Process::new("abc", 0, false, false)));
     }
 
     #[test]
     fn a_server_that_was_a_replica_is_told_apart() {
-        assert_eq!(weigh(&INFO.replace("replid2:0000", "replid2:00f0")), Ok(Process::new("abc", true, true)));
+        assert_eq!(weigh(&INFO.replace("replid2:0000", "replid2:00f0"), 0), Ok(Process::new("abc", 0, true, true)));
         let silent = INFO.replace("master_replid2:0000\r\n", "");
-        assert_eq!(weigh(&silent), Ok(Process::new("abc", true, true)), "what is not said counts against it");
+        assert_eq!(weigh(&silent, 0), Ok(Process::new("abc", 0, true, true)), "what is not said counts against it");
     }
 
     #[test]
     fn servers_that_have_no_vote() {
-        assert_eq!(weigh(&INFO.replace("master\r\n", "slave\r\n")), Err(NodeError::Replica));
-        assert_eq!(weigh(&INFO.replace("standalone", "cluster")), Err(NodeError::ClusterMode));
+        assert_eq!(weigh(&INFO.replace("master\r\n", "slave\r\n"), 0), Err(NodeError::Replica));
+        assert_eq!(weigh(&INFO.replace("standalone", "cluster"), 0), Err(NodeError::ClusterMode));
         let limited = INFO.replace("maxmemory:0", "maxmemory:1000");
-        assert_eq!(weigh(&limited), Err(NodeError::MayEvict { policy: "allkeys-lru".to_owned() }));
-        assert!(weigh(&limited.replace("allkeys-lru", "noeviction")).is_ok());
+        assert_eq!(weigh(&limited, 0), Err(NodeError::MayEvict { policy: "allkeys-lru".to_owned() }));
+        assert!(weigh(&limited.replace("allkeys-lru", "noeviction"), 0).is_ok());
         let unknown = Err(NodeError::NotAllowed { command: "INFO".to_owned() });
         for part in ["run_id:abc\r\n", "role:master\r\n", "maxmemory_policy:allkeys-lru\r\n"] {
-            assert_eq!(weigh(&INFO.replace(part, "")), unknown, "without {part}");
+            assert_eq!(weigh(&INFO.replace(part, ""), 0), unknown, "without {part}");
         }
     }
 
@@ -122,10 +122,10 @@ mod tests {
         let refused = redis::parse_redis_value(b"-NOPERM this user has no permissions to run the 'info' command\r\n");
         let stored = Value::Array(vec![text("00000000000000af 10000 0 0 300000 - 1 abc"), Value::Nil]);
         let time = Value::Array(vec![text("17"), text("5")]);
-        let health = judge([text(INFO), stored.clone(), time.clone()]).expect("a server in order");
+        let health = judge([text(INFO), stored.clone(), time.clone()], 0).expect("a server in order");
         assert_eq!((health.clock, health.listed), (17_000_005, None));
         assert_eq!(health.record.map(|(_, record)| record.word), Some(0xaf));
-        let denied = judge([refused.expect("an error"), stored, time]);
+        let denied = judge([refused.expect("an error"), stored, time], 0);
         assert_eq!(denied, Err(NodeError::NotAllowed { command: "INFO".to_owned() }));
     }
 }

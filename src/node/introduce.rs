@@ -37,7 +37,8 @@ pub(super) async fn introduce(
         let change = Record::due(own, &health.process, &common.newcomer(index));
         if let (None, None, Some((text, _))) = (nodes, &change, seen) {
             let unreadable = || NodeError::Nonsense("a node record that cannot be read".to_owned());
-            return Ok((wire, Known::new(text, health.clock, common.wall()).ok_or_else(unreadable)?));
+            let ahead = common.ahead_of_monotonic(health.clock);
+            return Ok((wire, Known::new(text, ahead).ok_or_else(unreadable)?));
         }
         let seen = seen.map(|(text, _)| text.as_str());
         (health.record, health.listed) = write(&mut wire, &common.list_key, seen, change.as_ref(), nodes).await?;
@@ -58,7 +59,7 @@ async fn establish(
     let (wire, [info, stored, time, subscribed]) = greet(environment, address, [info, stored, time, subscribe]).await?;
     // A server that forbids it calls no waiting request: it looks again by its timer.
     drop(subscribed);
-    Ok((wire, health::judge([info, stored, time])?))
+    Ok((wire, health::judge([info, stored, time], address.info.redis_settings().db())?))
 }
 
 /// Connects, greets the server and asks these questions, all in one exchange. An answer may be an error that the server

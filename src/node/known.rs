@@ -17,8 +17,8 @@ pub(super) struct Known {
     record: Record,
     /// No quarantine, or one that this client was told is over.
     is_over: bool,
-    /// The node's clock agrees with this machine's well enough for ballots to be compared with each other alone.
-    is_close: bool,
+    /// The node's clock less this machine's monotonic one, in µs.
+    clock_ahead: i64,
     /// The record as an argument.
     usual: Vec<u8>,
     /// How long ballots are kept, as an argument.
@@ -26,12 +26,11 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// `None` for a text that is no record. `clock` is the node's, `wall` this machine's, in µs.
-    pub(super) fn new(text: &str, clock: u64, wall: u64) -> Option<Self> {
+    /// `None` for a text that is no record. `clock_ahead` is the node's clock less this machine's monotonic one, in µs.
+    pub(super) fn new(text: &str, clock_ahead: i64) -> Option<Self> {
         let record = Record::parse(text)?;
-        let is_close = u128::from(clock.abs_diff(wall)) <= record.window.as_micros() / 2;
         let memory = argument((2 * record.window.as_millis()).to_string().as_bytes());
-        Some(Self { is_over: record.is_settled(), is_close, usual: argument(text.as_bytes()), memory, record })
+        Some(Self { is_over: record.is_settled(), clock_ahead, usual: argument(text.as_bytes()), memory, record })
     }
 
     pub(super) fn longest(&self) -> Duration {
@@ -48,7 +47,11 @@ impl Known {
     /// The last argument of a hold message.
     pub(super) fn said_in_hold(&self, lease: Duration, common: &Common, wait: &Wait, now: Moment) -> Vec<u8> {
         let longest = common.longest_lease().max(lease);
-        if self.is_over && self.is_close && longest <= self.record.longest && lease <= LONGEST_USUAL {
+        // The node's clock agrees with this machine's, as it is now, well enough for ballots to be compared with each other
+        // alone.
+        let ahead = common.ahead_of_wall(self.clock_ahead);
+        let is_close = u128::from(ahead.unsigned_abs()) <= self.record.window.as_micros() / 2;
+        if self.is_over && is_close && longest <= self.record.longest && lease <= LONGEST_USUAL {
             return self.usual.clone();
         }
         let waited = if wait.is_over(self.record.word, longest, now) { " waited" } else { "" };

@@ -22,4 +22,4 @@ pub use moment::Moment;
 pub(crate) use record::{Change, Newcomer, Process, Record};
 pub(crate) use tally::{Tally, Verdict, quorum};
 pub(crate) use validity::{Schedule, Validity};
-pub(crate) use wall::Wall;
+pub(crate) use wall::{Wall, difference};

@@ -22,6 +22,11 @@ impl Wall {
         Self { offset: difference(now, wall_micros), other: None }
     }
 
+    /// The wall clock less the monotonic one, in µs.
+    pub(crate) fn offset(&self) -> i64 {
+        self.offset
+    }
+
     /// What the clock shows at `now`, when the machine's wall clock shows `wall_micros`.
     pub(crate) fn read(&mut self, now: Moment, wall_micros: u64, patience: Duration) -> u64 {
         let seen = difference(now, wall_micros);
@@ -46,7 +51,8 @@ fn is_steady(change: i64, after: Duration) -> bool {
     change.abs() <= READING_ERROR + signed(u64::try_from(after.as_micros() / 100).unwrap_or(u64::MAX))
 }
 
-fn difference(now: Moment, wall_micros: u64) -> i64 {
+/// A wall clock less the monotonic one, in µs.
+pub(crate) fn difference(now: Moment, wall_micros: u64) -> i64 {
     signed(wall_micros).saturating_sub(signed(now.micros()))
 }
 

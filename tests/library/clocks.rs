@@ -197,3 +197,29 @@ async fn a_clock_that_is_set_right_after_the_start_is_followed_after_the_longest
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros();
     assert!(u128::from(guard.token().get()).abs_diff(now) < 10_000_000, "{}", guard.token());
 }
+
+#[tokio::test]
+async fn a_clock_that_is_set_hours_ahead_under_a_connection_moves_no_ballot_out_of_reach() {
+    let cluster = Setup::new(1).longest(SECOND).start();
+    let environment = Arc::new(Ahead::default());
+    let builder = cluster.builder().lease(SECOND).environment(environment.clone());
+    let locks = builder.connect().await.expect("settings that work");
+    let other = cluster.client(SECOND).await;
+    let cycle = async |locks: &Quorlock| {
+        let guard = locks.lock("x").wait(10 * SECOND).acquire().await.expect("a free lock");
+        guard.release().await.expect("a release");
+    };
+    cycle(&locks).await;
+    environment.wall.store(3600, Ordering::Relaxed);
+    // Until the client follows the step: the end of the lease shows it.
+    let is_followed = async || {
+        let guard = locks.lock("y").wait(10 * SECOND).acquire().await.expect("a free lock");
+        let ahead = end_ahead(&cluster, "y");
+        guard.release().await.expect("a release");
+        ahead > 1_800_000
+    };
+    within(20 * SECOND, "ends go by the clock as it was set", is_followed).await;
+    cycle(&locks).await;
+    // Its ballots are still such as others can exceed.
+    cycle(&other).await;
+}

@@ -59,7 +59,8 @@ impl Declaration {
     fn record(self, database: u64, keeps: bool, run_id: &str) -> String {
         let (word, cluster) = (rand::random::<u64>(), self.cluster.wrapping_add(database));
         let Self { longest, window, .. } = self;
-        format!("{word:016x} {longest} 0 0 {window} {cluster:016x} {} {run_id}", u8::from(keeps))
+        let database = if database == 0 { String::new() } else { format!("/{database}") };
+        format!("{word:016x} {longest} 0 0 {window} {cluster:016x} {} {run_id}{database}", u8::from(keeps))
     }
 }
 
