@@ -77,6 +77,12 @@ pub enum NodeError {
         /// A node of the list that is part of another cluster.
         other: String,
     },
+    /// The node was not asked, as another one shows that this client's list is not that of its nodes.
+    #[error("not asked, because of what {node} says of the list")]
+    NotAsked {
+        /// The other node.
+        node: String,
+    },
     /// The node does not know how many nodes there are, and too few others have been heard to tell it.
     #[error("it does not know the list of nodes, and too few other nodes can be asked for it yet")]
     Unlisted,

@@ -203,11 +203,14 @@ impl Common {
     }
 
     /// Why this client acquires nothing at all: its list is not that of its nodes.
-    pub(super) fn conflict(&self) -> Option<NodeError> {
+    pub(super) fn conflict(&self, index: usize) -> Option<NodeError> {
         if !self.has_conflict.load(Ordering::SeqCst) {
             return None;
         }
-        locked(&self.claims).iter().flatten().find_map(|claim| claim.conflict.clone())
+        let claims = locked(&self.claims);
+        let own = claims[index].as_ref().and_then(|claim| claim.conflict.clone());
+        let other = || claims.iter().flatten().find(|claim| claim.conflict.is_some());
+        own.or_else(|| other().map(|claim| NodeError::NotAsked { node: claim.name.to_string() }))
     }
 }
 

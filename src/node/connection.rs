@@ -271,7 +271,7 @@ impl Connection {
             }
             Asker::Release(round) if !round.has_touched(index) => round.untouched(index),
             Asker::Hold(round) => {
-                if let Some(conflict) = self.common.conflict().filter(|_| round.acquires()) {
+                if let Some(conflict) = self.common.conflict(index).filter(|_| round.acquires()) {
                     // The nodes may have changed since they were asked: an idle client would not learn of that otherwise.
                     line.is_stale |= line.conflicts < self.common.conflicts();
                     request.asker.answer(index, Err(conflict));

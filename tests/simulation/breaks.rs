@@ -107,7 +107,7 @@ pub(crate) fn broken(variant: &str) -> bool {
         file: "src/round.rs",
         old: "        let vote = match (answer, self.purpose) {\n",
         new: "        if let Ok(Value::Array(fields)) = &answer
-            && let [Value::Int(1), Value::Int(_), Value::Int(counter)] = fields.as_slice()
+            && let [Value::Int(11), Value::Int(_), Value::Int(counter)] = fields.as_slice()
         {
             for lease in &self.leases {
                 lease.counter.fetch_max(counter.cast_unsigned(), std::sync::atomic::Ordering::Relaxed);
@@ -131,7 +131,7 @@ pub(crate) fn broken(variant: &str) -> bool {
         old: "        Value::Array(fields) => fields,
         _ => return None,
 ",
-        new: "        Value::Array(fields) if matches!(fields.as_slice(), [Value::Int(1), Value::Int(_), Value::Int(_)]) => {
+        new: "        Value::Array(fields) if matches!(fields.as_slice(), [Value::Int(11), Value::Int(_), Value::Int(_)]) => {
             return Some(Vote::Yes);
         }
         Value::Array(fields) => fields,
