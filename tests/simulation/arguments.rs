@@ -13,6 +13,7 @@ cluster/simulate: the lock under simulated faults, as decided by seeds.
   --threads N    use so many threads (default: all cores)
   --controls     only try the negative controls: copies of the client and the nodes, each broken in one place
   --soon         with --controls: without those that take many seeds
+  --only TEXT    with --controls: those whose name contains the text
   --no-controls  leave them out
   --clock-steps  step the clocks of nodes, of any number of them, also while locks are held there, in every run
   --forgetting   let nodes forget what they knew, in every run
@@ -33,6 +34,8 @@ pub struct Arguments {
     pub only_controls: bool,
     /// Only those controls that are caught within a few seeds.
     pub soon: bool,
+    /// Only those controls whose name contains this.
+    pub only: String,
     pub clock_steps: bool,
     pub forgetting: bool,
 }
@@ -74,6 +77,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
             "--json" => parsed.json = true,
             "--controls" => parsed.only_controls = true,
             "--soon" => parsed.soon = true,
+            "--only" => parsed.only = value()?,
             "--no-controls" => parsed.controls = false,
             "--clock-steps" => parsed.clock_steps = true,
             "--forgetting" => parsed.forgetting = true,

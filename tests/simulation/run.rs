@@ -156,7 +156,9 @@ impl Stage {
             builder = builder.node_timeout(timeout);
         }
         let locks = builder.connect().await.expect("settings that work");
-        let client = Client { index, locks, clock, lease: plan.lease };
+        // A node timeout that is set must fit into it.
+        let shorter = plan.lease / if plan.node_timeout.is_some() { 2 } else { 6 };
+        let client = Client { index, locks, clock, shorter };
         let users = (0..plan.actors).map(|i| {
             let rng = Rng::new(scene.plan.seed, 10_000 + 100 * index as u64 + i as u64);
             let user = User { scene: scene.clone(), client: client.clone(), rng };

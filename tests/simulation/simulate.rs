@@ -161,7 +161,7 @@ fn threads(arguments: &Arguments) -> usize {
 pub fn controls(arguments: &Arguments, capture: bool) -> (bool, String) {
     let threads = threads(arguments);
     if variant::choose("") {
-        let results = controls::run(threads, arguments.soon);
+        let results = controls::run(threads, arguments.soon, &arguments.only);
         print!("{}", if arguments.json { results.json() + "\n" } else { results.table() });
         return (results.all_caught(), String::new());
     }
@@ -169,6 +169,9 @@ pub fn controls(arguments: &Arguments, capture: bool) -> (bool, String) {
     let mut passed_on = vec!["--controls", "--threads", &number];
     passed_on.extend(arguments.json.then_some("--json"));
     passed_on.extend(arguments.soon.then_some("--soon"));
+    if !arguments.only.is_empty() {
+        passed_on.extend(["--only", &arguments.only]);
+    }
     breaks::run(&passed_on, capture).unwrap_or_else(|error| {
         eprintln!("the controls could not be tried: {error}");
         (false, String::new())

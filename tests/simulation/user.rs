@@ -39,8 +39,8 @@ pub struct Client {
     pub index: usize,
     pub locks: Quorlock,
     pub clock: Arc<Clock>,
-    /// Its usual one.
-    pub lease: Duration,
+    /// A lease that is shorter than its usual one.
+    pub shorter: Duration,
 }
 
 /// What everybody shares.
@@ -207,7 +207,7 @@ impl User {
                     } else {
                         let limit = Duration::from_millis(self.rng.between(0..400));
                         // What is asked for inside may be shorter, and takes nothing away.
-                        let lease = self.rng.chance(0.3).then(|| self.client.lease / 2);
+                        let lease = self.rng.chance(0.3).then(|| self.client.shorter);
                         self.ask(&resources, Some(&owner), lease, How::Wait(Some(limit))).await.ok()
                     };
                     holdings.extend(entered);
