@@ -30,6 +30,7 @@
 --                                            nothing new, and that it honoured what it was asked is no vote
 --         {FORGOT, now}                      this node's record is another one than the sender's
 local GRANTED, HELD, STALE, AHEAD, GONE, KEPT, EARLY, FAR, YOUNG, FORGOT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+local DAY = 86400000 -- ms: as in mark.lua
 
 local argv, call, time, now = ARGV, redis.call, nil, nil
 

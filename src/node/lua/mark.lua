@@ -10,9 +10,10 @@
 -- Tickets are NUMBER:CHANNEL, oldest first. CALLED is the ticket for which the resource is reserved until UNTIL, in us of this
 -- node's clock; '-' for none. A queue that was not written for LIVES is forgotten: a waiting request looks again more often.
 -- The order of the queue prevents herds and split votes. No grant depends on it.
-local DAY = 86400000 -- ms: a leap of this node's clock by less does not make it forget a lease that was not released
-
+--
+-- The function stands for itself: a local that it took from outside would cost the usual cases more than to make the function.
 local function mark_at(key, text, now)
+  local DAY = 86400000 -- ms: a leap of this node's clock by less does not make it forget a lease that was not released
   local RESERVED, LIVES, FULL = 100000, 5000000, 12000 -- us, us, bytes
 
   local till, called, rest = 0, '-', ''

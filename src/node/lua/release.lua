@@ -12,17 +12,18 @@
 --
 -- Answer  1, or {now, c1, c2, ...}: for each resource 1 when this node still honoured the lease (its key was here, or
 --         no newer ballot had been honoured), 0 when it no longer did
-local argv, call = ARGV, redis.call
-local stored = call('MGET', unpack(KEYS))
+local keys, argv, call = KEYS, ARGV, redis.call
+local stored = call('MGET', keys[1], keys[2])
 
 -- The usual case in a straight line: this share alone holds it, its last message was honoured here, and no request waits.
-if stored[1] == argv[1] and stored[2] == argv[2] .. argv[1] and #KEYS == 2
+if stored[1] == argv[1] and stored[2] == argv[2] .. argv[1] and #keys == 2
     and (#argv == 3 or string.byte(argv[3], -1) == 48) then -- '0'
-  call('DEL', KEYS[1])
-  call('SET', KEYS[2], string.sub(argv[2], 1, -16), 'PX', argv[#argv])
+  call('DEL', keys[1])
+  call('SET', keys[2], string.sub(argv[2], 1, -16), 'PX', argv[#argv])
   return 1
 end
 
+if #keys > 2 then stored = call('MGET', unpack(keys)) end
 local sent, memory = tonumber(string.sub(argv[2], 1, -16)), tonumber(argv[#argv])
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]

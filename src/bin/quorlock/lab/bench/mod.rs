@@ -41,13 +41,14 @@ Each case runs in rounds: every implementation for a short stretch of time, one 
 counts are ratios within a round, so that noise which lasts longer hits all alike; printed is the median of the rounds.
 
   floor     bare sockets: one thread, bytes written by hand, one-line scripts, back at the answer that makes a majority
-  fenced    the same with the Redis commands that a lock with a ballot cannot do without, and no other line of script
+  fenced    the same with the Redis commands that a lock with a ballot cannot do without, and no other line of script:
+            MGET, SET, SET to lock, and MGET, DEL, SET to unlock
   scripts   the same with quorlock's own scripts
   redis-rs  the one-line scripts by redis-rs, one multiplexed connection for each node, from a spawned tokio task
   quorlock  this library, as its users call it, from a spawned tokio task
 
 Without --nodes it starts redis-servers of its own on loopback and stops them at the end. On given nodes it writes keys \
-that begin with quorlock:bench: and, for an hour, their ballots; the cases that pause servers are left out.
+that begin with quorlock:bench: and, for ten minutes, their ballots; the cases that pause servers are left out.
 
 Missed targets are printed as such; the exit code does not change unless --check is given (then it is 1).";
 

@@ -22,8 +22,8 @@ struct Words {
     lease: String,
     /// The value as quorlock writes it.
     held: String,
-    /// What quorlock's release says of the lease.
-    known: String,
+    /// What stands before that in the ballot key.
+    head: String,
 }
 
 /// The one-line scripts of [`fan_out`](super::fan_out): a lock, and nothing that tells its holders apart.
@@ -34,15 +34,19 @@ pub const PLAIN: Scripts = Scripts {
     words: |it| [vec!["1", &it.key, &it.value, &it.lease], vec!["1", &it.key, &it.value]],
 };
 
-/// The Redis commands that a lock with a ballot cannot do without, and no other line: what time it is, the ballot, the lock,
-/// the new ballot; and in the end what both are, and the lock away.
+/// The Redis commands that a lock with a ballot cannot do without, and no other line: what the node has promised and the last
+/// ballot, the lock, the new ballot with a copy of the lock; and in the end what both are, the lock away, and the ballot alone.
 pub const FENCED: Scripts = Scripts {
     name: "fenced",
-    acquire: "redis.call('TIME') redis.call('GET', KEYS[2]) \
+    acquire: "redis.call('MGET', 'quorlock:node', KEYS[2]) \
               local set = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) \
-              redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2]) return set",
-    release: "redis.call('MGET', KEYS[1], KEYS[2]) return redis.call('DEL', KEYS[1])",
-    words: |it| [(); 2].map(|()| vec!["2", &it.key, &it.ballot_key, &it.value, &it.lease, BALLOT]),
+              redis.call('SET', KEYS[2], ARGV[3] .. ARGV[1], 'PX', '172800000') return set",
+    release: "redis.call('MGET', KEYS[1], KEYS[2]) local gone = redis.call('DEL', KEYS[1]) \
+              redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) return gone",
+    words: |it| {
+        let acquire = vec!["2", &it.key, &it.ballot_key, &it.held, &it.lease, &it.head];
+        [acquire, vec!["2", &it.key, &it.ballot_key, &it.held, BALLOT, MEMORY]]
+    },
 };
 
 /// What quorlock itself asks, with ballots that grow: what it takes longer than this is its client's.
@@ -57,16 +61,22 @@ pub const OWN: Scripts = Scripts {
         include_str!("../../../../../node/lua/release.lua")
     ),
     words: |it| {
-        let acquire = vec!["2", &it.key, &it.ballot_key, &it.held, &it.lease, BALLOT, MEMORY, "0"];
-        [acquire, vec!["2", &it.key, &it.ballot_key, &it.held, BALLOT, MEMORY, &it.known]]
+        let acquire = vec!["2", &it.key, &it.ballot_key, &it.held, &it.lease, &it.head, "0", RECORD];
+        [acquire, vec!["2", &it.key, &it.ballot_key, &it.held, &it.head, MEMORY]]
     },
 };
 
 /// Stands for the ballot of each round, and is as long.
 const BALLOT: &str = "0000000000000000";
 
-/// How long nodes remember it, in ms: quorlock's default.
-const MEMORY: &str = "3600000";
+/// Stands for the end of each round's lease by the wall clock, in ms, and is as long.
+const END: &str = "9999999999999";
+
+/// Stands for the record of the node, at the end of a command: each connection has another one.
+const RECORD: &str = "record";
+
+/// How long nodes remember a ballot, in ms: quorlock's default.
+const MEMORY: &str = "600000";
 
 impl Scripts {
     /// To lock and to unlock, for one of several tasks.
@@ -77,8 +87,8 @@ impl Scripts {
             ballot_key: format!("{key}:ballot"),
             key,
             lease: LEASE.as_millis().to_string(),
-            held: format!("ql1 {BALLOT} {owner} bench:1 {:016x}:1", rand::random::<u64>()),
-            known: format!("{BALLOT} {BALLOT} 0 0"),
+            held: format!("ql1 {BALLOT} {owner} bench:1 {:016x}/1:1", rand::random::<u64>()),
+            head: format!("{BALLOT} {END} "),
             value: owner,
         };
         let codes = [self.acquire, self.release].map(|code| Script::new(code).get_hash().to_owned());
@@ -90,23 +100,40 @@ impl Scripts {
 
 /// A command as it goes over the wire.
 pub struct Command {
-    pub bytes: Vec<u8>,
+    bytes: Vec<u8>,
     /// Where the ballot stands in it.
     ballots: Vec<usize>,
+    /// Where the end of the lease stands in it.
+    ends: Vec<usize>,
+    /// The last argument is the record of the node.
+    pub says_record: bool,
 }
 
 impl Command {
     fn new(words: &[&str]) -> Self {
-        let bytes = encode(words);
-        let is_ballot = |at: &usize| bytes[*at..].starts_with(BALLOT.as_bytes());
-        let ballots = (0..bytes.len()).filter(is_ballot).collect();
-        Self { bytes, ballots }
+        let mut bytes = encode(words);
+        let says_record = words.last() == Some(&RECORD);
+        if says_record {
+            bytes.truncate(bytes.len() - argument(RECORD).len());
+        }
+        let places = |of: &str| (0..bytes.len()).filter(|at| bytes[*at..].starts_with(of.as_bytes())).collect();
+        Self { ballots: places(BALLOT), ends: places(END), says_record, bytes }
     }
 
-    /// The ballot of the next round.
-    pub fn fill_in(&mut self, ballot: &str) {
-        for at in &self.ballots {
-            self.bytes[*at..at + BALLOT.len()].copy_from_slice(ballot.as_bytes());
+    /// The ballot of the next round, and the end of its lease.
+    pub fn fill_in(&mut self, ballot: &str, end: &str) {
+        for (places, text) in [(&self.ballots, ballot), (&self.ends, end)] {
+            for at in places {
+                self.bytes[*at..at + text.len()].copy_from_slice(text.as_bytes());
+            }
+        }
+    }
+
+    /// For a node with this record, which is an argument already.
+    pub fn write_to(&self, output: &mut Vec<u8>, record: &[u8]) {
+        output.extend_from_slice(&self.bytes);
+        if self.says_record {
+            output.extend_from_slice(record);
         }
     }
 }
@@ -114,10 +141,13 @@ impl Command {
 /// A command as Redis reads it.
 pub fn encode(words: &[&str]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
-    for word in words {
-        bytes.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
-    }
+    bytes.extend(words.iter().flat_map(|word| argument(word).into_bytes()));
     bytes
+}
+
+/// One word of it, which is also how Redis answers with a string.
+fn argument(word: &str) -> String {
+    format!("${}\r\n{word}\r\n", word.len())
 }
 
 #[cfg(test)]
@@ -130,10 +160,19 @@ mod tests {
     }
 
     #[test]
-    fn every_ballot_of_a_command_is_filled_in() {
-        let mut command = Command::new(&["SET", &format!("{BALLOT} {BALLOT}"), BALLOT]);
-        command.fill_in("1700000000000001");
-        let filled = ["SET", "1700000000000001 1700000000000001", "1700000000000001"];
+    fn every_ballot_and_every_end_of_a_command_is_filled_in() {
+        let mut command = Command::new(&["SET", &format!("{BALLOT} {END} {BALLOT}"), BALLOT]);
+        command.fill_in("1700000000000001", "1700000010000");
+        let filled = ["SET", "1700000000000001 1700000010000 1700000000000001", "1700000000000001"];
         assert_eq!(command.bytes, encode(&filled));
+    }
+
+    #[test]
+    fn each_node_is_told_its_own_record() {
+        let (mut told, mut untold) = (Vec::new(), Vec::new());
+        Command::new(&["SET", "key", RECORD]).write_to(&mut told, argument("other words").as_bytes());
+        Command::new(&["SET", RECORD, "key"]).write_to(&mut untold, argument("other words").as_bytes());
+        assert_eq!(told, encode(&["SET", "key", "other words"]));
+        assert_eq!(untold, encode(&["SET", RECORD, "key"]));
     }
 }

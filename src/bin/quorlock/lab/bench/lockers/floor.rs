@@ -15,7 +15,7 @@ use super::super::fleet::unreachable;
 use super::super::measure::{Clock, Stretch};
 use super::super::turns::{Turn, Turns, now};
 use super::commands::{Command, Scripts, encode};
-use super::{Measured, WARM_UP};
+use super::{LEASE, Measured, WARM_UP};
 use crate::exit::Failure;
 
 /// A node that says nothing for so long has failed.
@@ -38,9 +38,16 @@ impl Floor {
         Ok(Some(Self { urls: urls.to_vec(), scripts }))
     }
 
+    fn tell(&self, error: &io::Error) {
+        crate::messages::error(format_args!("{} on bare sockets failed: {error}", self.scripts.name));
+    }
+
     fn loom(&self, slots: usize) -> io::Result<Loom> {
         let wires = self.urls.iter().map(|url| Wire::connect(url, self.scripts)).collect::<io::Result<Vec<Wire>>>()?;
-        let slots = (0..slots).map(|slot| Slot::new(slot, self.scripts)).collect();
+        let slots: Vec<Slot> = (0..slots).map(|slot| Slot::new(slot, self.scripts)).collect();
+        if slots.iter().any(|it| it.acquire.says_record) && wires.iter().any(|wire| wire.record == b"$-1\r\n") {
+            return Err(io::Error::other("a node has no record yet; quorlock writes it when it connects"));
+        }
         Ok(Loom { quorum: wires.len() / 2 + 1, wires, slots, latencies: Vec::new(), failed: 0 })
     }
 
@@ -65,14 +72,14 @@ impl Measured for Floor {
 
     fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch {
         self.measure(tasks, stretch).unwrap_or_else(|error| {
-            crate::messages::error(format_args!("the bare sockets failed: {error}"));
+            self.tell(&error);
             Clock::start().stop(Vec::new(), 1)
         })
     }
 
     fn turns(&self, tasks: usize, inside: Duration, stretch: Duration) -> Option<Turns> {
         let turns = self.loom(1).and_then(|mut loom| loom.turns(tasks, inside, stretch));
-        turns.inspect_err(|error| crate::messages::error(format_args!("the bare sockets failed: {error}"))).ok()
+        turns.inspect_err(|error| self.tell(error)).ok()
     }
 }
 
@@ -112,6 +119,8 @@ struct Wire {
     stream: TcpStream,
     output: Vec<u8>,
     input: Vec<u8>,
+    /// The node's, as an argument; as long as the node has none, the answer that says so.
+    record: Vec<u8>,
     /// Of which slot and round the next answers are.
     expected: VecDeque<(usize, u32)>,
 }
@@ -122,7 +131,8 @@ impl Wire {
         let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(io::ErrorKind::Unsupported.into()) };
         let stream = TcpStream::connect((host.as_str(), *port))?;
         stream.set_nodelay(true)?;
-        let mut wire = Self { stream, output: Vec::new(), input: Vec::new(), expected: VecDeque::new() };
+        let (output, input, record) = (Vec::new(), Vec::new(), Vec::new());
+        let mut wire = Self { stream, output, input, record, expected: VecDeque::new() };
         wire.introduce(info.redis_settings(), scripts)?;
         wire.stream.set_nonblocking(true)?;
         Ok(wire)
@@ -138,14 +148,15 @@ impl Wire {
             greetings.insert(0, encode(&auth));
         }
         greetings.extend([scripts.acquire, scripts.release].map(|code| encode(&["SCRIPT", "LOAD", code])));
+        greetings.push(encode(&["GET", "quorlock:node"]));
         self.stream.set_read_timeout(Some(SILENCE))?;
         for greeting in greetings {
             self.stream.write_all(&greeting)?;
-            let mut answer = [0; 512]; // The longest is a hash.
+            let mut answer = [0; 512]; // The longest is the record.
             match self.stream.read(&mut answer)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 read if answer[0] == b'-' => return Err(io::Error::other(String::from_utf8_lossy(&answer[..read]))),
-                _ => {}
+                read => self.record = answer[..read].to_vec(), // The last one stays.
             }
         }
         Ok(())
@@ -162,7 +173,8 @@ impl Wire {
         Ok(())
     }
 
-    /// The answers that are there: of whom, and whether they are a yes. Every answer of the two scripts is one line.
+    /// The answers that are there: of whom, and whether they are a yes. Every answer of the two scripts is one line. Any other
+    /// would be of something else than what is to be measured, so it is an error.
     fn receive(&mut self, answers: &mut Vec<(usize, u32, bool)>) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer) {
@@ -174,7 +186,12 @@ impl Wire {
         let mut rest = self.input.as_slice();
         while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
             let (slot, round) = self.expected.pop_front().ok_or(io::ErrorKind::InvalidData)?;
-            answers.push((slot, round, rest.starts_with(b"+OK") || (rest.starts_with(b":") && &rest[..end] != b":0")));
+            let is_yes = match &rest[..end] {
+                b"+OK" | b":1" => true,
+                b"$-1" | b":0" => false,
+                _ => return Err(io::Error::other(format!("a node answers {}", rest.escape_ascii()))),
+            };
+            answers.push((slot, round, is_yes));
             rest = &rest[end + 2..];
         }
         let parsed = self.input.len() - rest.len();
@@ -325,12 +342,13 @@ impl Loom {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             it.ballot = now.as_micros().max(it.ballot + 1);
             let ballot = format!("{:016}", it.ballot);
-            it.acquire.fill_in(&ballot);
-            it.release.fill_in(&ballot);
+            let end = format!("{:013}", (now + LEASE).as_millis() + 1);
+            it.acquire.fill_in(&ballot, &end);
+            it.release.fill_in(&ballot, &end);
         }
         let command = if it.is_release { &it.release } else { &it.acquire };
         for wire in &mut self.wires {
-            wire.output.extend_from_slice(&command.bytes);
+            command.write_to(&mut wire.output, &wire.record);
             wire.expected.push_back((slot, it.round));
         }
     }
