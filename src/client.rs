@@ -163,9 +163,17 @@ impl Quorlock {
         let timeout = settings.node_timeout(settings.lease);
         let list_key = [LIST, &settings.prefix].concat();
         let count = addresses.len();
-        let common = Arc::new(Common::new(Arc::clone(&environment), count, list_key, timeout, settings.memory / 2));
-        common.use_lease(settings.lease);
-        common.use_lease(settings.longest_lease);
+        let common = Arc::new(Common::new(
+            Arc::clone(&environment),
+            count,
+            list_key,
+            timeout,
+            settings.memory / 2,
+            settings.lease,
+        ));
+        if settings.longest_lease > settings.lease {
+            common.use_lease(settings.longest_lease);
+        }
         let start = |(index, address)| Node::new(index, address, Arc::clone(&environment), Arc::clone(&common));
         let (nodes, connections): (Vec<Node>, Vec<_>) = addresses.into_iter().enumerate().map(start).unzip();
         // One task for all: on its way to the nodes and back a round keeps one thread busy, and wakes no other. Should the

@@ -65,8 +65,8 @@ fn parse(text: &str) -> Option<Export> {
     }
     let owner = u128::from_str_radix(fields.next().filter(|id| id.len() == 32)?, 16).ok()?;
     let label = String::from_utf8(decode(fields.next()?)?).ok()?;
-    if label.is_empty() || !label.bytes().all(|b| b.is_ascii_graphic()) {
-        return None; // It goes into lock keys, between spaces.
+    if label.is_empty() || label == "|" || !label.bytes().all(|b| b.is_ascii_graphic()) {
+        return None; // It goes into lock keys and ballot keys, between spaces.
     }
     let (mut leases, mut inherited) = (Vec::new(), None);
     while let Some(key) = fields.next() {

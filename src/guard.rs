@@ -18,6 +18,8 @@ use crate::round::Round;
 
 /// Between two tries of an extension that found nodes away.
 const RETRY_PAUSE: Duration = Duration::from_millis(15);
+/// It doubles with each try, up to this.
+const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// One hold on one resource, or on several that were acquired together.
 ///
@@ -209,6 +211,7 @@ impl Guard {
     pub async fn extend(&self) -> Result<(), ExtendError> {
         let core = self.core();
         let began = core.now();
+        let mut pause = RETRY_PAUSE;
         loop {
             // One round for each: all or none of them would be too few where each lacks another node.
             let (rounds, limit) = {
@@ -234,10 +237,11 @@ impl Guard {
             let round = &rounds[missing];
             // Connections that broke just now are being made again: there is time for that within the same limit.
             let left = limit.saturating_sub(core.now().since(began));
-            if left <= RETRY_PAUSE {
+            if left <= pause {
                 return Err(ExtendError::NoQuorum { remaining: self.remaining(), nodes: round.reports(Some(limit)) });
             }
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LONGEST_RETRY_PAUSE);
         }
     }
 

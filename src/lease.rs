@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) fresh: bool,
     /// The largest ballot that was sent for it, confirmed or not.
     pub(crate) sent: Ballot,
+    /// When that was.
+    sent_at: Moment,
     /// The latest end that was sent for it: of this machine's wall clock, in ms.
     end: u64,
     /// Whoever asked for it has not seen it yet.
@@ -84,6 +86,7 @@ impl Lease {
             owner,
             state: Mutex::new(State {
                 sent: lease.known,
+                sent_at: core.now(),
                 end: 0,
                 lease,
                 fresh,
@@ -179,6 +182,7 @@ impl Lease {
         let mut state = self.state();
         let before = state.lease.phase(now);
         let after = state.lease.confirmed(now, round.started, round.ballot, length);
+        self.core.common.use_lease(length);
         state.fresh &= after == Phase::Pending;
         self.reschedule(&mut state);
         drop(state);
@@ -299,17 +303,32 @@ fn hold_round(
 ) -> (Arc<Round>, Cmd) {
     let started = core.now();
     let owner = &leases[0].owner;
-    let ballot = bid.ballot.unwrap_or_else(|| core.propose_above(owner, largest_sent(states)));
+    let ballot = bid.ballot.unwrap_or_else(|| continued(owner, states, started));
     // After `started`, and a millisecond more than the clock shows: the nodes must not think it over before this client does.
-    let end = core.wall() / 1000 + 1 + node::millis(length);
+    let shown = core.wall() / 1000 + 1 + node::millis(length);
+    // For a lease that goes on it grows with every message, also for a shorter length: an end names the last message.
+    let end = states.iter().filter(|state| !state.fresh).map(|state| state.end + 1).max().unwrap_or(0).max(shown);
     for state in states.iter_mut() {
-        state.sent = ballot;
+        (state.sent, state.sent_at) = (ballot, started);
         state.end = state.end.max(end);
     }
     let acquires = states.iter().any(|state| state.fresh);
     let ticket = ticket_of(leases, states);
-    let command = node::hold(&entries(leases, states), &Words { owner, ballot, end }, length, &bid.waited_for);
+    let words = Words { owner, ballot, end, raised: end - shown };
+    let command = node::hold(&entries(leases, states), &words, length, &bid.waited_for);
     (Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec(), ticket), command)
+}
+
+/// The next ballot of leases that go on. It runs with the monotonic clock: a wall clock that is set meanwhile must not carry it to
+/// where no node takes it.
+fn continued(owner: &Owner, states: &[&mut State], now: Moment) -> Ballot {
+    let next = |state: &&mut State| {
+        let passed = u64::try_from(now.since(state.sent_at).as_micros()).unwrap_or(u64::MAX);
+        Ballot::from_wire(state.sent.get().saturating_add(passed.max(1))).unwrap_or(state.sent)
+    };
+    let ballot = states.iter().map(next).max().unwrap_or_default();
+    owner.last_ballot().fetch_max(ballot.get(), Ordering::Relaxed);
+    ballot
 }
 
 /// Sends a round that takes these shares' holds away. It needs no ballot of its own: whatever of these leases may yet arrive
@@ -318,7 +337,7 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
     let started = core.now();
     let ballot = largest_sent(states);
     let end = states.first().map_or(0, |state| state.end);
-    let command = node::release(&entries(leases, states), &Words { owner: &leases[0].owner, ballot, end });
+    let command = node::release(&entries(leases, states), &Words { owner: &leases[0].owner, ballot, end, raised: 0 });
     let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket_of(leases, states));
     round.send(&command);
     round

@@ -22,6 +22,8 @@ use crate::waiter::Waiter;
 use crate::waiting::{Again, Patience};
 
 const MOST_NAMES: usize = 500;
+/// So many ends of leases are named to the nodes, the latest ones.
+const MOST_ENDS: usize = 32;
 
 /// A lock that is being asked for; nothing happens before [`acquire`](Self::acquire) or
 /// [`try_acquire`](Self::try_acquire).
@@ -118,7 +120,6 @@ impl LockRequest {
         let core = &self.handle.0;
         let lease = self.lease.unwrap_or(core.settings.lease);
         core.settings.check_lease(lease)?;
-        core.common.use_lease(lease);
         if self.names.len() > MOST_NAMES {
             return Err(ConfigError::TooManyNames(self.names.len()));
         }
@@ -159,6 +160,9 @@ impl Offer {
         for (end, left) in ends {
             let known = self.ends.iter().find(|(known, _)| *known == end).map(|(_, over)| *over);
             let over = known.unwrap_or_else(|| {
+                if self.ends.len() == MOST_ENDS {
+                    self.ends.remove(0);
+                }
                 self.ends.push((end, now + left));
                 now + left
             });
@@ -194,7 +198,7 @@ impl Attempt {
         waiter: &mut Waiter<'_>,
     ) -> Result<Guard, Failed> {
         let core = &handle.0;
-        let longest = core.common.longest_lease();
+        let longest = core.common.learnt_lease();
         let begun = loop {
             let reserved = self.reserve(core, patience, waiter).await?;
             let begun = if self.acquires(&reserved.1) {
@@ -211,7 +215,8 @@ impl Attempt {
         let limit = patience.limit(core.now(), core.settings.node_timeout(self.lease));
         let verdict = round.decided_within(limit).await;
         let acquires = round.acquires();
-        if verdict == Verdict::Won && acquires && core.common.longest_lease() != longest {
+        let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases();
+        if verdict == Verdict::Won && acquires && has_learnt {
             // A node has told of longer leases meanwhile: what another one granted may be quarantined for these.
             let resource = self.first.to_string();
             return Err((AcquireError::Contended { resource, nodes: round.reports(None) }, Again::Above(Ballot::ZERO)));

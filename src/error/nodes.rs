@@ -106,6 +106,13 @@ pub enum NodeError {
     Nonsense(String),
 }
 
+impl NodeError {
+    /// Does the node say that this client's list is not the one that it knows?
+    pub(crate) fn is_about_list(&self) -> bool {
+        matches!(self, Self::OtherList { .. } | Self::OtherCluster { .. } | Self::ListChanging)
+    }
+}
+
 /// Who holds a resource, as far as a node can tell.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

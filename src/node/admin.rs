@@ -169,7 +169,7 @@ impl Node {
 
     fn newcomer(&self, longest: Duration, window: Duration) -> Newcomer {
         let wall = u64::try_from(self.environment.wall().as_millis()).unwrap_or(u64::MAX);
-        Newcomer { word: self.random(), longest, window, wall, cluster: None }
+        Newcomer { word: self.random(), longest, proven: longest, window, wall, cluster: None }
     }
 
     /// A random number from the same source as the words of clients.

@@ -1,7 +1,7 @@
 //! What the nodes of one client must know of each other and of the client.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,14 +28,18 @@ struct Claim {
 pub(crate) struct Common {
     environment: Arc<dyn Environment>,
     wall: Mutex<Wall>,
-    /// The wall clock less the monotonic one, in µs, as the wall clock was last read.
-    wall_offset: AtomicI64,
     /// How long a round waits for an answer.
     pub(crate) timeout: Duration,
     /// How far ballots may lie from a node's clock, where no client has said so before.
     pub(crate) window: Duration,
-    /// The longest lease that any client uses, as far as this one knows, in µs.
-    longest_lease: AtomicU64,
+    /// This client's own lease: others may have such, too.
+    usual_lease: Duration,
+    /// The longest lease that this client was granted, or told of by its user, in µs.
+    used_lease: AtomicU64,
+    /// The longest lease that the nodes have told of, in µs.
+    learnt_lease: AtomicU64,
+    /// The shortest that any of them has told of as its longest.
+    least_learnt: AtomicU64,
     claims: Mutex<Vec<Option<Claim>>>,
     has_conflict: AtomicBool,
     /// How many conflicts were found so far.
@@ -55,16 +59,19 @@ impl Common {
         list_key: Vec<u8>,
         timeout: Duration,
         window: Duration,
+        usual_lease: Duration,
     ) -> Self {
         let wall = Wall::new(environment.now(), wall_micros(environment.as_ref()));
         let client = random(environment.as_ref());
         Self {
             environment,
-            wall_offset: AtomicI64::new(wall.offset()),
             wall: Mutex::new(wall),
             timeout,
             window,
-            longest_lease: AtomicU64::new(0),
+            usual_lease,
+            used_lease: AtomicU64::new(0),
+            learnt_lease: AtomicU64::new(0),
+            least_learnt: AtomicU64::new(u64::MAX),
             claims: Mutex::new(vec![None; nodes]),
             has_conflict: AtomicBool::new(false),
             conflicts: AtomicU64::new(0),
@@ -77,15 +84,7 @@ impl Common {
     /// The wall clock in µs, as it ran on from when the client was made.
     pub(crate) fn wall(&self) -> u64 {
         let shown = wall_micros(self.environment.as_ref());
-        let mut wall = locked(&self.wall);
-        let micros = wall.read(self.environment.now(), shown, self.longest_lease());
-        self.wall_offset.store(wall.offset(), Ordering::Relaxed);
-        micros
-    }
-
-    /// How far a clock is ahead of this machine's wall clock, in µs, if it is so far ahead of the monotonic one.
-    pub(super) fn ahead_of_wall(&self, ahead_of_monotonic: i64) -> i64 {
-        ahead_of_monotonic.saturating_sub(self.wall_offset.load(Ordering::Relaxed))
+        locked(&self.wall).read(self.environment.now(), shown, self.longest_lease().max(self.usual_lease))
     }
 
     /// How far a clock that shows this now is ahead of the monotonic one, in µs.
@@ -93,27 +92,38 @@ impl Common {
         difference(self.environment.now(), clock_micros)
     }
 
-    /// A lease of this length is in use.
+    /// This client was granted a lease of this length, or was told that others are.
     pub(crate) fn use_lease(&self, lease: Duration) {
-        let lease = u64::try_from(lease.as_micros()).unwrap_or(u64::MAX);
-        self.longest_lease.fetch_max(lease, Ordering::SeqCst);
+        self.used_lease.fetch_max(micros(lease), Ordering::SeqCst);
     }
 
     /// A node's record says that a lease of this length has been in use.
     pub(super) fn learn_lease(&self, longest: Duration) {
-        self.use_lease(longest);
+        self.least_learnt.fetch_min(micros(longest), Ordering::SeqCst);
+        self.learnt_lease.fetch_max(micros(longest), Ordering::SeqCst);
+    }
+
+    /// The longest lease in use, as far as the nodes have said.
+    pub(crate) fn learnt_lease(&self) -> Duration {
+        Duration::from_micros(self.learnt_lease.load(Ordering::SeqCst))
+    }
+
+    /// Has any node told of shorter leases than another one?
+    pub(crate) fn nodes_differ_on_leases(&self) -> bool {
+        self.least_learnt.load(Ordering::SeqCst) < self.learnt_lease.load(Ordering::SeqCst)
     }
 
     /// The longest lease in use, as far as this client knows.
-    pub(crate) fn longest_lease(&self) -> Duration {
-        Duration::from_micros(self.longest_lease.load(Ordering::SeqCst))
+    pub(super) fn longest_lease(&self) -> Duration {
+        Duration::from_micros(self.used_lease.load(Ordering::SeqCst)).max(self.learnt_lease())
     }
 
     /// What this client brings along to a node.
     pub(super) fn newcomer(&self, index: usize) -> Newcomer {
         Newcomer {
             word: random(self.environment.as_ref()),
-            longest: self.longest_lease(),
+            longest: self.longest_lease().max(self.usual_lease),
+            proven: self.longest_lease(),
             window: self.window,
             wall: self.wall() / 1000,
             cluster: self.cluster_of_others(index),
@@ -138,7 +148,7 @@ impl Common {
     /// Why it cannot be part of this list, or has no vote yet.
     pub(super) fn claim(&self, index: usize, name: &Arc<str>, health: &Health) -> Result<Option<usize>, NodeError> {
         let mut claims = locked(&self.claims);
-        claims[index] = None;
+        let before = claims[index].take().and_then(|claim| claim.conflict);
         let cluster = health.record.as_ref().and_then(|(_, record)| record.cluster);
         let conflict = {
             let others = || claims.iter().flatten();
@@ -163,7 +173,7 @@ impl Common {
             let word = health.record.as_ref().map(|(_, record)| record.word);
             claims[index] = Some(Claim { name: Arc::clone(name), run_id, word, cluster, conflict: conflict.clone() });
         }
-        if is_deployment {
+        if is_deployment && conflict != before {
             self.conflicts.fetch_add(1, Ordering::SeqCst);
         }
         self.look_for_conflicts(&claims);
@@ -217,6 +227,10 @@ impl Common {
 /// How many nodes are known to have nothing against this client's list.
 fn agreeing(claims: &[Option<Claim>]) -> usize {
     claims.iter().flatten().filter(|claim| claim.conflict.is_none()).count()
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn wall_micros(environment: &dyn Environment) -> u64 {

@@ -118,7 +118,7 @@ impl Connection {
                 Ok(made) => return Some(made),
                 Err(error) => error,
             };
-            if matches!(refused, NodeError::Connect(_) | NodeError::NoAnswer(_)) {
+            if !refused.is_about_list() {
                 self.common.unclaim(self.index);
             }
             self.down = Some(refused);

@@ -7,7 +7,7 @@ use redis::Value;
 use super::common::Common;
 use super::script::millis;
 use crate::environment::Moment;
-use crate::protocol::Record;
+use crate::protocol::{Ballot, Record};
 
 /// Longer leases take the long way through the script: a node keeps what it knows of an unreleased lease for two days.
 const LONGEST_USUAL: Duration = Duration::from_secs(24 * 3600);
@@ -45,17 +45,24 @@ impl Known {
     }
 
     /// The last argument of a hold message.
-    pub(super) fn said_in_hold(&self, lease: Duration, common: &Common, wait: &Wait, now: Moment) -> Vec<u8> {
-        let longest = common.longest_lease().max(lease);
-        // The node's clock agrees with this machine's, as it is now, well enough for ballots to be compared with each other
-        // alone.
-        let ahead = common.ahead_of_wall(self.clock_ahead);
-        let is_close = u128::from(ahead.unsigned_abs()) <= self.record.window.as_micros() / 2;
+    pub(super) fn said_in_hold(
+        &self,
+        lease: Duration,
+        ballot: Ballot,
+        common: &Common,
+        wait: &Wait,
+        now: Moment,
+    ) -> Vec<u8> {
+        let used = common.longest_lease();
+        let longest = used.max(lease);
+        // The node's clock as it has run on since it was asked: the ballot is not so far ahead of it that it must look itself.
+        let clock = now.micros().saturating_add_signed(self.clock_ahead);
+        let is_close = u128::from(ballot.get().saturating_sub(clock)) <= self.record.window.as_micros() / 2;
         if self.is_over && is_close && longest <= self.record.longest && lease <= LONGEST_USUAL {
             return self.usual.clone();
         }
-        let waited = if wait.is_over(self.record.word, longest, now) { " waited" } else { "" };
-        argument(format!("{:016x} {}{waited}", self.record.word, millis(longest)).as_bytes())
+        let waited = if wait.is_over(self.record.word, longest.max(self.record.longest), now) { " waited" } else { "" };
+        argument(format!("{:016x} {}{waited}", self.record.word, millis(used)).as_bytes())
     }
 
     /// The last argument of a release.

@@ -112,7 +112,9 @@ impl Line {
     fn send(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait, again: bool) {
         self.wire.push(&request.command);
         match &request.asker {
-            Asker::Hold(round) => self.wire.push(&self.known.said_in_hold(round.length(), common, wait, now)),
+            Asker::Hold(round) => {
+                self.wire.push(&self.known.said_in_hold(round.length(), round.ballot, common, wait, now));
+            }
             Asker::Release(_) => self.wire.push(self.known.said_in_release()),
             Asker::Loading => self.loading += 1,
             Asker::Look(_) => {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::Value;
 
-use super::script::LastEnd;
+use super::script::{LastEnd, LastOf};
 use crate::error::{Answer, Holder, NodeError};
 use crate::protocol::{Ballot, Token};
 
@@ -113,8 +113,12 @@ fn hold(value: &Value) -> Option<Vote> {
         [Value::Int(6), Value::Int(_), Value::Int(_), Value::Int(left)] => Refusal::Kept { left: millis(*left)? },
         [Value::Int(7), Value::Int(_), Value::Int(_), Value::Int(left), Value::Int(end), Value::BulkString(value)] => {
             let holder = LockValue::parse(value);
+            let of = match &holder {
+                Some(holder) => LastOf::Token(holder.token.into()),
+                None => LastOf::Word(u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok()?),
+            };
             Refusal::Early {
-                last: LastEnd { end: time(*end)?, token: holder.as_ref().map(|holder| holder.token.into()) },
+                last: LastEnd { end: time(*end)?, of },
                 by: holder.map_or(Holder::Forgotten, LockValue::into_holder),
                 left: millis(*left)?,
             }
@@ -265,9 +269,9 @@ mod tests {
             panic!("{early:?}")
         };
         assert_eq!((label.as_str(), left), ("host:1", Duration::from_millis(1500)));
-        assert_eq!((last.end, last.token.map(Token::get)), (88, Some(7)));
-        let unknown = parse_hold(&array(vec![int(7), int(99), int(1), int(1500), int(0), text("")]));
-        let nothing = LastEnd { end: 0, token: None };
+        assert_eq!((last.end, last.of), (88, LastOf::Token(Ballot::from_wire(7).unwrap().into())));
+        let unknown = parse_hold(&array(vec![int(7), int(99), int(1), int(1500), int(88), text("00af")]));
+        let nothing = LastEnd { end: 88, of: LastOf::Word(0xaf) };
         assert!(
             matches!(&unknown, Vote::No(Refusal::Early { by: Holder::Forgotten, last, .. }) if *last == nothing),
             "{unknown:?}"

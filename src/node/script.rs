@@ -59,11 +59,21 @@ pub(crate) struct Entry<'a> {
     pub(crate) ticket: Option<&'a Ticket>,
 }
 
-/// The end of a lease that was not released, as a node knows it: by the wall clock of its holder, in ms, and its token.
+/// Until when a lease that was not released may be in force, as a node says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LastEnd {
+    /// Of its holder's wall clock, or the node's time when it said so, in ms.
     pub(crate) end: u64,
-    pub(crate) token: Option<Token>,
+    pub(crate) of: LastOf,
+}
+
+/// Which lease that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LastOf {
+    /// The one with this token.
+    Token(Token),
+    /// One that the node with this record may have forgotten.
+    Word(u64),
 }
 
 /// In place of a token, a ticket or an owner: there is none.
@@ -89,6 +99,8 @@ pub(crate) struct Round<'a> {
     pub(crate) ballot: Ballot,
     /// Until when the lease lasts, by this machine's wall clock, in ms.
     pub(crate) end: u64,
+    /// How much later that is than the clock and this round's lease make it.
+    pub(crate) raised: u64,
 }
 
 impl Round<'_> {
@@ -105,12 +117,16 @@ pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, wa
     command.arg(held_once(round.ballot.get(), round.owner, first)).arg(millis(lease)).arg(round.head());
     let ticket = entries.iter().filter(|entry| entry.fresh).find_map(|entry| entry.ticket);
     let mut waits = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
-    for LastEnd { end, token } in waited_for {
-        let written = match token {
-            Some(token) => write!(waits, " {end:013}:{:016}", token.get()),
-            None => write!(waits, " 0:0"),
+    for LastEnd { end, of } in waited_for {
+        let written = match of {
+            LastOf::Token(token) => write!(waits, " {end:013}:{:016}", token.get()),
+            LastOf::Word(word) => write!(waits, " {end:013}:{word:016x}"),
         };
         debug_assert!(written.is_ok(), "a string takes everything");
+    }
+    if round.raised > 0 {
+        waits.push_str(" +");
+        waits.push_str(&round.raised.to_string());
     }
     command.arg(waits);
     if !matches!(entries, [Entry { lease: Lease { holds: 1, .. }, fresh: true, .. }]) {

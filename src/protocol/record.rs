@@ -108,8 +108,10 @@ impl Process {
 pub(crate) struct Newcomer {
     /// A random word, for a record that begins.
     pub(crate) word: u64,
-    /// The longest lease that this client knows of.
+    /// The longest lease that may be in use, as far as this client knows.
     pub(crate) longest: Duration,
+    /// The longest lease that is known to be in use, or to have been.
+    pub(crate) proven: Duration,
     pub(crate) window: Duration,
     /// Its wall clock, in ms.
     pub(crate) wall: u64,
@@ -142,9 +144,9 @@ impl Record {
     /// | there | another | yes | the run id |
     /// | there | another | no | a new one, with a quarantine |
     pub(crate) fn due(seen: Option<&Self>, process: &Process, newcomer: &Newcomer) -> Option<Change> {
-        let longest = seen.map_or(newcomer.longest, |record| record.longest.max(newcomer.longest));
         let kept = seen.filter(|record| record.run_id == process.run_id || (record.keeps && process.may_keep(record)));
         let Some(kept) = kept else {
+            let longest = seen.map_or(newcomer.longest, |record| record.longest.max(newcomer.longest));
             let wait = millis(longest);
             let begun = Self {
                 word: newcomer.word,
@@ -160,6 +162,7 @@ impl Record {
             return Some(Change { head, wait: Some(wait), ends: "0 0".to_owned(), wall, rest: begun.rest() });
         };
         // A quarantine that was begun for shorter leases lasts longer now.
+        let longest = kept.longest.max(newcomer.proven);
         let longer = millis(longest) - millis(kept.longest);
         let ends = match kept.ends {
             (0, _) => (0, 0),
@@ -195,6 +198,7 @@ mod tests {
         Newcomer {
             word: 0xbee,
             longest: Duration::from_secs(longest),
+            proven: Duration::from_secs(longest),
             window: Duration::from_secs(60),
             wall: 5_000_000,
             cluster: None,

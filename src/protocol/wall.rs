@@ -22,11 +22,6 @@ impl Wall {
         Self { offset: difference(now, wall_micros), other: None }
     }
 
-    /// The wall clock less the monotonic one, in µs.
-    pub(crate) fn offset(&self) -> i64 {
-        self.offset
-    }
-
     /// What the clock shows at `now`, when the machine's wall clock shows `wall_micros`.
     pub(crate) fn read(&mut self, now: Moment, wall_micros: u64, patience: Duration) -> u64 {
         let seen = difference(now, wall_micros);

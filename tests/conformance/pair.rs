@@ -166,7 +166,10 @@ impl Pair {
 /// A record without the end of its quarantine by the node's clock, if it has one.
 fn without_end(record: &str) -> String {
     let mut words: Vec<&str> = record.split(' ').collect();
-    if words.len() > 2 && words[2] != "0" {
+    if words.len() > 3 && words[2] != "0" {
+        if words[3] == words[2] {
+            words[3] = "END";
+        }
         words[2] = "END";
     }
     words.join(" ")
@@ -239,6 +242,11 @@ pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
             match items[0] {
                 Reply::Int(2 | 6) => mask(&mut items, 3),
                 Reply::Int(9) => mask(&mut items, 2),
+                // The node's own time, for a lease that it may have forgotten.
+                Reply::Int(7) if matches!(&items[5], Reply::Bulk(word) if word.len() == 16) => {
+                    mask(&mut items, 4);
+                    left = None;
+                }
                 // A floor that is the node's own clock.
                 Reply::Int(3 | 5) => {
                     let near = |floor: i64| {

@@ -148,8 +148,13 @@ impl Source {
         let mut waits = self.ticket();
         if self.rng.chance(0.3) {
             let last = Self::marked(store, names[0], now).and_then(|(_, last)| last);
-            let (end, token) = last.unwrap_or_else(|| ("0".to_owned(), "0".to_owned()));
+            let word = self.rng.pick(&["00000000000000af", "00000000000000bf"]);
+            let time = now / 1000 - self.rng.pick(&[0, 100_000, 1_000_000]);
+            let (end, token) = last.unwrap_or_else(|| (time.to_string(), word.to_owned()));
             waits += &format!(" 17:4 {end}:{token}");
+        }
+        if self.rng.chance(0.1) {
+            waits += " +70000";
         }
         args.push(waits);
         let fresh = self.rng.chance(0.5);
@@ -238,7 +243,7 @@ impl Source {
             pair.put(&key, &Data::Text(ballot.clone().into_bytes()), Some(60_000));
             return what + &ballot + ", for a minute";
         }
-        let text = match self.rng.between(0..24) {
+        let text = match self.rng.between(0..26) {
             0 => "somebody".to_owned(),
             1 => String::new(),
             2 => " 12 ".to_owned(),
@@ -262,7 +267,7 @@ impl Source {
                 let head = format!("{} {} ql1 {token} {owner} label", self.ballot, pair.now() / 1000);
                 format!("{head} {session}/1:1 {session}/2:1 | {} 0=- 1003:{session}", pair.now())
             }
-            22 => (pair.now() + 2 * WINDOW_US).to_string(),
+            22..25 => (pair.now() + 2 * WINDOW_US).to_string(),
             17 => "nan".to_owned(),
             18 => "1e400".to_owned(),
             _ => format!("ql1 {token} {owner} label {session}/1:4"),

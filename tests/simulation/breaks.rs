@@ -207,13 +207,6 @@ pub(crate) fn broken(variant: &str) -> bool {
         old: "self.ends.iter().filter(|(_, over)| *over < now)",
         new: "self.ends.iter().filter(|(_, over)| *over < now || crate::broken(\"an end is named without waiting\"))",
     },
-    Change {
-        file: "src/lease.rs",
-        old: "    let end = core.wall() / 1000 + 1 + node::millis(length);\n",
-        new: "    let lasts = if crate::broken(\"an end without the lease\") { Duration::ZERO } else { length };
-    let end = core.wall() / 1000 + 1 + node::millis(lasts);
-",
-    },
     // Shares.
     Change {
         file: "src/lease.rs",
@@ -231,9 +224,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/node/common.rs",
-        old: "        self.use_lease(longest);\n",
+        old: "        self.learnt_lease.fetch_max(micros(longest), Ordering::SeqCst);\n",
         new: "        if !crate::broken(\"the longest lease of others is not learnt\") {
-            self.use_lease(longest);
+            self.learnt_lease.fetch_max(micros(longest), Ordering::SeqCst);
         }
 ",
     },

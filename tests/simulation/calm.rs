@@ -36,14 +36,27 @@ pub async fn judge(stage: &mut Stage) {
     if !finished {
         return;
     }
-    // What is late has arrived, connections are made again, and keys of crashed clients are gone.
+    // What is late has arrived, connections are made again, and keys of crashed clients are gone. The leases of this phase are
+    // longer than those before: where a clock was far ahead when a node forgot, each client waits once for such a lease.
+    long_leases_begin(stage).await;
     sleep(2 * LEASE + Duration::from_secs(10) + set_back).await;
+    long_leases_begin(stage).await;
     everybody_acquires(stage, round_trip).await;
     minority_fails(stage, round_trip).await;
     requests_are_dropped(stage, round_trip).await;
     holder_is_cut_off(stage, round_trip).await;
     holder_crashes(stage, round_trip).await;
     nothing_is_left(stage).await;
+}
+
+/// Each client asks once for a lease of this phase, and may be refused.
+async fn long_leases_begin(stage: &Stage) {
+    for place in 0..stage.clients.len() {
+        let mut user = stage.user(place, 500);
+        if let Ok(holding) = user.ask(&[0], None, Some(LEASE), How::Try).await {
+            user.give_back(holding).await;
+        }
+    }
 }
 
 /// Acquires within the limit and gives back.

@@ -71,6 +71,7 @@ const RULES: Rules = Rules {
     any_release_forgets: false,
     forgets_other_shares: false,
     lowers_ends: false,
+    ends_without_lease: false,
     repairs_alone: false,
     ignores_record: false,
     no_quarantine: false,
@@ -141,7 +142,7 @@ pub const ALL: [Control; 42] = [
     ),
     in_world(STEPS, rare(node("an end is set, not raised", Rules { lowers_ends: true, ..RULES }, &[MutualExclusion]))),
     in_world(STEPS, client("an end is named without waiting", &[MutualExclusion])),
-    in_world(STEPS, client("an end without the lease", &[MutualExclusion])),
+    in_world(STEPS, node("an end without the lease", Rules { ends_without_lease: true, ..RULES }, &[MutualExclusion])),
     // Shares.
     client("one word for all shares of a client", &[NoOrphan, ReleaseSafe, MutualExclusion]),
     // The node record.

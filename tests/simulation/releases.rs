@@ -47,8 +47,8 @@ pub fn release(
             }
             None => {
                 is_free[i] = store.data(lock, now).is_none();
-                let floor = match (text, &mark) {
-                    (Some(_), Some(mark)) => mark.highest,
+                let floor = match &mark {
+                    Some(mark) if mark.highest > 0.0 => mark.highest,
                     _ => now as f64 - number(asked.memory) * 500.0,
                 };
                 honoured = i64::from(is_free[i] && (is_last || number(one.known) >= floor));
@@ -128,9 +128,9 @@ pub fn record(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
     if stored == seen || (seen.is_empty() && Record::parse(&stored).is_none()) {
         let begins = !wait.is_empty() && !rules.no_quarantine;
         let ends = if begins {
-            let wall = if rules.quarantine_by_node_clock { b"0" } else { wall };
             let till = now.div_ceil(1000) as f64 + number(wait);
-            [format!("{till:.0} ").as_bytes(), wall].concat()
+            let wall = if rules.quarantine_by_node_clock { 0.0 } else { till.max(number(wall)) };
+            format!("{till:.0} {wall:.0}").into_bytes()
         } else {
             ends.to_vec()
         };

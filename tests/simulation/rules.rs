@@ -33,8 +33,10 @@ pub struct Rules {
     pub any_release_forgets: bool,
     /// A release of one share forgets the last lease although others are left.
     pub forgets_other_shares: bool,
-    /// The end of a lease is set by each message, not raised.
+    /// The end of a lease is set by each message to what that one's clock and length make it, not raised.
     pub lowers_ends: bool,
+    /// Only the clock of each message is kept as the end of the lease.
+    pub ends_without_lease: bool,
     /// A repair of a key that has gone leaves out the other shares.
     pub repairs_alone: bool,
     /// A hold message is honoured whatever record it carries.
@@ -106,19 +108,16 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         return refusal(FORGOT, now, Vec::new());
     };
     let clock_ms = (now / 1000) as f64;
-    let wall = number(asked.end) - number(asked.lease) - 1.0;
+    let wall = number(asked.end) - number(asked.lease) - 1.0 - asked.raised();
     let mut renewed = record;
-    let longer = said.get(1).map_or(0.0, |longest| number(longest)).max(number(asked.lease)) - record.longest;
-    if longer > 0.0 {
-        renewed.longest += longer;
-        if record.till > 0.0 {
-            (renewed.till, renewed.till_wall) = (record.till + longer, record.till_wall + longer);
-        }
-    }
+    let longer = (said.get(1).map_or(0.0, |longest| number(longest)) - record.longest).max(0.0);
+    renewed.longest += longer;
+    let has_waited = asked.record.ends_with(b" waited");
     let mut left = 0.0_f64;
     if renewed.till > 0.0 && asked.record != stored_record.as_slice() {
-        renewed.till = renewed.till.min(clock_ms + renewed.longest);
-        let waited = asked.record.ends_with(b" waited") || rules.quarantine_by_node_clock;
+        renewed.till = (record.till + longer).min(clock_ms + renewed.longest);
+        renewed.till_wall = record.till_wall + longer;
+        let waited = has_waited || rules.quarantine_by_node_clock;
         let by_wall = if waited { 0.0 } else { (renewed.till_wall - wall).min(renewed.longest) };
         left = (renewed.till - clock_ms).max(by_wall).max(0.0);
     }
@@ -148,8 +147,13 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         store.set(lock, value, left.min(renewed.longest as u64).max(lease), now);
     }
     for mark in marks {
-        mark.write(store, 2 * renewed.window as u64, Some(renewed.longest as u64), now);
+        mark.write(store, 2 * renewed.window as u64, Some((renewed.longest as u64).max(lease)), now);
     }
+    if renewed.till > 0.0 && left == 0.0 && has_waited {
+        renewed.till_wall = renewed.till_wall.min(wall);
+    }
+    renewed.longest = renewed.longest.max(number(asked.lease));
+    let renewed_text = renewed.text();
     if renewed_text != stored_record {
         store.put(RECORD, Data::Text(renewed_text.clone()), None, now);
     }
@@ -245,15 +249,15 @@ impl<'k> Deed<'_, '_, 'k> {
         let last_value = mark.as_ref().and_then(|mark| mark.last.clone());
         let is_ours = last_value.as_ref().is_some_and(|(_, last)| last.starts_with(&head));
 
-        if next > clock + window && (fresh || text.is_none() || next > highest + window) && !rules.ignores_ballots {
+        if next > clock + window && (!is_ours || next > highest + window) && !rules.ignores_ballots {
             return Err(refusal(AHEAD, now, vec![place]).into());
         }
         let new = if fresh {
             self.fresh(lock, value, mark.as_ref(), &place)?;
             let beyond = |mark: f64| next > mark || (next >= mark && rules.grants_equal_ballots);
-            if text.is_none() && (clock / 1000.0 - self.wall).abs() > DAY_MS as f64 && !asked.has_waited_for("0:0") {
-                let longest = int(self.record.longest);
-                return Err(refusal(EARLY, now, vec![place, longest, Reply::Int(0), Reply::bulk("")]).into());
+            if highest == 0.0 && (clock / 1000.0 - self.wall).abs() > DAY_MS as f64 && !self.has_waited_here() {
+                let (longest, time) = (int(self.record.longest), Reply::Int((now / 1000).cast_signed()));
+                return Err(refusal(EARLY, now, vec![place, longest, time, Reply::bulk(self.record.word)]).into());
             }
             if !beyond(highest) && !rules.ignores_ballots {
                 if highest <= clock + window {
@@ -264,7 +268,7 @@ impl<'k> Deed<'_, '_, 'k> {
                 }
                 return Err(refusal(FAR, now, vec![place, int(highest)]).into());
             }
-            if text.is_none() && next <= clock - window && !rules.ignores_ballots {
+            if highest == 0.0 && next <= clock - window && !rules.ignores_ballots {
                 return Err(refusal(STALE, now, vec![place, Reply::Int(now.cast_signed())]).into());
             }
             [&head, asked.label, &entry].concat()
@@ -279,7 +283,7 @@ impl<'k> Deed<'_, '_, 'k> {
                 None => [value, &entry].concat(),
             }
         } else {
-            let floor = if text.is_some() { highest } else { clock - window };
+            let floor = if highest > 0.0 { highest } else { clock - window };
             let known = number(one.known);
             let mine = [b" ", one.share, b":"].concat();
             let has_share = |last: &[u8]| {
@@ -313,13 +317,16 @@ impl<'k> Deed<'_, '_, 'k> {
         }
         let end = number(asked.end);
         let ends = match &last_value {
-            Some((theirs, _)) if is_ours && !rules.lowers_ends => end.max(*theirs),
+            _ if rules.ends_without_lease => self.wall + 1.0,
+            _ if rules.lowers_ends => end - self.asked.raised(),
+            Some((theirs, _)) if is_ours => end.max(*theirs + 1.0),
             _ => end,
         };
         match (text, mark) {
             (None, _) if self.store.data(ballot, now).is_none() => {
                 let text = [asked.next, format!(" {ends:.0} ").as_bytes(), &new].concat();
-                self.store.set(ballot, text, (self.record.longest as u64).max(DAY_MS) + DAY_MS, now);
+                let life = (self.record.longest as u64).max(millis(asked.lease)).max(DAY_MS) + DAY_MS;
+                self.store.set(ballot, text, life, now);
                 self.created.push(ballot);
             }
             (Some(_), Some(mut mark)) => {
@@ -336,6 +343,15 @@ impl<'k> Deed<'_, '_, 'k> {
             }
         }
         Ok(())
+    }
+
+    fn has_waited_here(&self) -> bool {
+        let (now, longest) = ((self.now / 1000) as f64, self.record.longest);
+        self.asked.waits.split(|byte| *byte == b' ').skip(1).any(|waited| {
+            let Some(colon) = waited.iter().position(|byte| *byte == b':') else { return false };
+            let near = |since: f64| (now - since).abs() <= longest + 120_000.0;
+            waited[colon + 1..] == *self.record.word && lua_number(&waited[..colon]).is_some_and(near)
+        })
     }
 
     /// What may be in the way of a new acquisition before its ballot is looked at.

@@ -207,7 +207,7 @@ impl User {
                     } else {
                         let limit = Duration::from_millis(self.rng.between(0..400));
                         // What is asked for inside may be shorter, and takes nothing away.
-                        let lease = self.rng.chance(0.3).then(|| self.client.shorter);
+                        let lease = self.rng.chance(0.3).then_some(self.client.shorter);
                         self.ask(&resources, Some(&owner), lease, How::Wait(Some(limit))).await.ok()
                     };
                     holdings.extend(entered);

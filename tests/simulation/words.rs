@@ -148,7 +148,7 @@ pub struct Hold<'b> {
     pub lease: &'b [u8],
     pub next: &'b [u8],
     pub end: &'b [u8],
-    waits: &'b [u8],
+    pub waits: &'b [u8],
     pub resources: Vec<HoldOne<'b>>,
     pub record: &'b [u8],
     /// It is one resource, to be newly acquired, and nothing more was said.
@@ -182,6 +182,12 @@ impl<'b> Hold<'b> {
 
     pub fn ticket(&self) -> &'b [u8] {
         self.waits.split(|byte| *byte == b' ').next().unwrap_or_default()
+    }
+
+    /// How much later its end is than its clock and its lease make it, in ms.
+    pub fn raised(&self) -> f64 {
+        let last = self.waits.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+        last.strip_prefix(b"+").map_or(0.0, number)
     }
 
     pub fn has_waited_for(&self, name: &str) -> bool {

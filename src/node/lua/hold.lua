@@ -7,7 +7,8 @@
 --                                            wall clock after which the lease is over for the sender: one more than the clock
 --                                            shows, and the lease. Both always have 16 and 13 digits
 --       'TICKET END:TOKEN ...'               the ticket is left where another lease is in the way, '0' leaves none; behind it
---                                            ends that the sender has waited for by its own clock
+--                                            ends that the sender has waited for by its own clock, or TIME:WORD, see EARLY;
+--                                            last, +MS when END is so much later: it grows from message to message
 --       'TOKEN KNOWN HOLDS SHARE'            for each resource; token 0 acquires, any other continues that lease; left out
 --                                            when it is one resource, to be newly acquired
 --       record     the record of this node as the sender knows it, with the node's quarantine known to be over; otherwise
@@ -24,7 +25,8 @@
 --         {GONE, now, i, ballot}             no key, and a newer ballot was honoured here, or this lease was released
 --         {KEPT, now, i, ms}                 free, but reserved for a ticket that has waited longer
 --         {EARLY, now, i, ms, end, value}    no key, but the last lease was not released, and by the sender's clock it may be
---                                            in force for so long; end 0 and '' for one that this node may have forgotten
+--                                            in force for so long; this node's time in ms, and its word, for a lease that this
+--                                            node may have forgotten
 --         {FAR, now, i, ballot}              the ballot here is further ahead of this node's clock than ballots may be
 --         {YOUNG, now, ms}                   this node may have forgotten leases that are in force for so long: it grants
 --                                            nothing new, and that it honoured what it was asked is no vote
@@ -78,7 +80,7 @@ if not word or word ~= asked_word then return {FORGOT, now} end
 local next, lease, new_end = string.sub(argv[3], 1, -16), tonumber(argv[2]), tonumber(string.sub(argv[3], -14, -2))
 local next_text = next
 next = tonumber(next)
-local wall = new_end - lease - 1 -- ms: the sender's wall clock
+local wall = new_end - lease - 1 - (string.match(argv[4], ' %+(%d+)$') or 0) -- ms: the sender's wall clock
 local memory = 2 * window -- ms that a ballot is kept
 window = window * 1000 -- us that `next` and `known` may lie from this node's clock
 local owner, label, first_share = string.match(argv[1], '^ql1 %d+ (%S+) (%S+) (%S+):1$')
@@ -87,18 +89,16 @@ local ticket = string.match(argv[4], '^%S+')
 
 -- The quarantine. A longer lease than any before makes it longer, and a clock that was set back does not.
 longest, till, till_wall = tonumber(longest), tonumber(till), tonumber(till_wall)
-local longer = math.max(tonumber(asked_longest), lease) - longest
-local left = 0
-if longer > 0 then
-  longest = longest + longer
-  if till > 0 then till, till_wall = till + longer, till_wall + longer end
-end
+local longer, left, waited = math.max(tonumber(asked_longest) - longest, 0), 0, string.sub(asked, -7) == ' waited'
+longest = longest + longer
 if till > 0 and asked ~= record then
-  till = math.min(till, math.floor(now / 1000) + longest)
-  local by_wall = string.sub(asked, -7) == ' waited' and 0 or math.min(till_wall - wall, longest)
+  till, till_wall = math.min(till + longer, math.floor(now / 1000) + longest), till_wall + longer
+  local by_wall = waited and 0 or math.min(till_wall - wall, longest)
   left = math.max(till - math.floor(now / 1000), by_wall, 0)
 end
-local renewed = string.format('%s %.0f %.0f %.0f %.0f%s', word, longest, till, till_wall, memory / 2, rest)
+local function renewed(used)
+  return string.format('%s %.0f %.0f %.0f %.0f%s', word, used, till, till_wall, memory / 2, rest)
+end
 
 local created, lock_values, marks = {}, {}, {}
 
@@ -114,6 +114,13 @@ local function busy(mark, answer)
     mark.write(redis.pcall, memory, longest)
   end
   return refuse(answer)
+end
+
+-- Has the sender waited for a lease that this node may have forgotten, by this node's record and by its clock as it is now?
+local function has_waited_here()
+  for since, named in string.gmatch(argv[4], ' (%d+):(%x+)') do
+    if named == word and math.abs(now / 1000 - since) <= longest + 120000 then return true end
+  end
 end
 
 -- Of quorlock's own keys none outlives the longest lease: a clock that leapt and came back leaves such keys.
@@ -151,10 +158,10 @@ for k = 1, #KEYS, 2 do
   local new
 
   -- A ballot that is remembered, of a lease that goes on, says more than a clock that was set back.
-  if next > now + window and (fresh or not text or next > highest + window) then return refuse({AHEAD, now, i}) end
+  if next > now + window and (last_head ~= head or next > highest + window) then return refuse({AHEAD, now, i}) end
   if fresh then
     if left > 0 then
-      if renewed ~= record then redis.pcall('SET', 'quorlock:node', renewed) end
+      if renewed(longest) ~= record then redis.pcall('SET', 'quorlock:node', renewed(longest)) end
       return refuse({YOUNG, now, left})
     end
     if value then
@@ -171,13 +178,13 @@ for k = 1, #KEYS, 2 do
         if not string.find(argv[4] .. ' ', named, 1, true) then
           mark.limit(math.max(longest, DAY) + DAY)
           local ms = math.min(mark.last_end - wall, longest)
-          return busy(mark, {EARLY, now, i, ms, mark.last_end, mark.last})
+          return busy(mark, {EARLY, now, i, ms, mark.last_end, string.sub(mark.last, 1, 4096)})
         end
       end
     end
-    if not text and math.abs(now / 1000 - wall) > DAY then
+    if highest == 0 and math.abs(now / 1000 - wall) > DAY and not has_waited_here() then
       -- Either clock is wrong. If it is this node's, and it leapt, then it may have forgotten a lease with it.
-      if not string.find(argv[4] .. ' ', ' 0:0 ', 1, true) then return refuse({EARLY, now, i, longest, 0, ''}) end
+      return refuse({EARLY, now, i, longest, math.floor(now / 1000), word})
     end
     if next <= highest then
       if highest <= now + window then return refuse({STALE, now, i, highest}) end
@@ -185,7 +192,7 @@ for k = 1, #KEYS, 2 do
       return refuse({FAR, now, i, highest})
     end
     -- Too far behind this clock: one more than the floor would be too old again by the time it comes.
-    if not text and next <= now - window then return refuse({STALE, now, i, now}) end
+    if highest == 0 and next <= now - window then return refuse({STALE, now, i, now}) end
     new = head .. label .. entry
   elseif value then
     if string.sub(value, 1, #head) ~= head then return refuse(held(lock, value, i)) end
@@ -197,7 +204,7 @@ for k = 1, #KEYS, 2 do
       new = value .. entry
     end
   else
-    local floor = text and highest or now - window
+    local floor = highest > 0 and highest or now - window
     -- Where this share is in the last lease honoured, newer ballots are only those of requests that were given up.
     local is_last = last_head == head and string.find(last_shares, ' ' .. share .. ':', 1, true)
     -- What joins knows no ballot: it never brings a key back.
@@ -216,9 +223,10 @@ for k = 1, #KEYS, 2 do
     return refuse({HELD, now, i, call('PTTL', lock), ''})
   end
   if value then lock_values[lock] = new end
-  local ends = last_head == head and math.max(new_end, mark.last_end) or new_end
+  -- Raised by every message: an end that stays the same says that none has come since.
+  local ends = last_head == head and math.max(new_end, mark.last_end + 1) or new_end
   if not text then
-    if not create(ballot, string.format('%s %.0f %s', next_text, ends, new), math.max(longest, DAY) + DAY) then
+    if not create(ballot, string.format('%s %.0f %s', next_text, ends, new), math.max(longest, lease, DAY) + DAY) then
       return refuse({HELD, now, i, call('PTTL', ballot), ''})
     end
   elseif not mark then
@@ -235,8 +243,11 @@ for lock, value in pairs(lock_values) do
   -- A lease never gets shorter.
   call('SET', lock, value, 'PX', math.max(math.min(call('PTTL', lock), longest), lease))
 end
-for _, mark in ipairs(marks) do mark.write(call, memory, longest) end
-if renewed ~= record then call('SET', 'quorlock:node', renewed) end
+for _, mark in ipairs(marks) do mark.write(call, memory, math.max(longest, lease)) end
+-- What one sender has waited for is over, by its clock, for all whose clocks are not behind it.
+if till > 0 and left == 0 and waited then till_wall = math.min(till_wall, wall) end
+local new_record = renewed(math.max(longest, lease))
+if new_record ~= record then call('SET', 'quorlock:node', new_record) end
 if left > 0 then return {YOUNG, now, left} end
-if asked ~= renewed then return {GRANTED, renewed} end
+if asked ~= new_record then return {GRANTED, new_record} end
 return 1

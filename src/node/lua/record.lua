@@ -15,7 +15,9 @@ if (seen[1] or '') == ARGV[1] or (ARGV[1] == '' and not string.match(seen[1], '^
   local ends = ARGV[4]
   if ARGV[3] ~= '' then
     local time = redis.call('TIME')
-    ends = string.format('%.0f %s', time[1] * 1000 + math.ceil(time[2] / 1000) + ARGV[3], ARGV[5])
+    local till = time[1] * 1000 + math.ceil(time[2] / 1000) + ARGV[3]
+    -- Not before this node's clock says so: the client's may be behind.
+    ends = string.format('%.0f %.0f', till, math.max(till, ARGV[5]))
   end
   seen[1] = ARGV[2] .. ' ' .. ends .. ' ' .. ARGV[6]
   redis.call('SET', KEYS[1], seen[1])

@@ -48,7 +48,7 @@ for k = 1, #KEYS, 2 do
     is_free[i] = call('EXISTS', lock) == 0
   elseif not value then
     is_free[i] = call('EXISTS', lock) == 0
-    local floor = text and mark and mark.highest or now - memory * 500
+    local floor = mark and mark.highest > 0 and mark.highest or now - memory * 500
     local is_last = mark and mark.last and string.sub(mark.last, 1, #head) == head
     if is_free[i] and (is_last or tonumber(known) >= floor) then honoured = 1 end
   elseif string.sub(value, 1, #head) == head then
