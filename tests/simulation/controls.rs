@@ -12,7 +12,7 @@ use crate::variant;
 use crate::world::lock;
 
 /// So many seeds may it take.
-pub const BUDGET: u64 = 150;
+pub const BUDGET: u64 = 600;
 
 pub struct Control {
     pub name: &'static str,
@@ -134,11 +134,11 @@ pub const ALL: [Control; 42] = [
     ),
     in_world(
         STEPS,
-        node(
+        rare(node(
             "a release forgets the end of other shares",
             Rules { forgets_other_shares: true, ..RULES },
             &[MutualExclusion],
-        ),
+        )),
     ),
     in_world(STEPS, rare(node("an end is set, not raised", Rules { lowers_ends: true, ..RULES }, &[MutualExclusion]))),
     in_world(STEPS, client("an end is named without waiting", &[MutualExclusion])),
