@@ -214,6 +214,19 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_set_back_to_a_quarantine_costs_clients_that_connect() {
+        for (amount, expected) in [(-60_000, State::NotExercised), (-1_000, State::Violated)] {
+            let mut story = Story::new(3);
+            story.fault_with_tail(1, Kind::Flush, &[0], ms(100)..ms(101), ms(1500));
+            story.stepped(2, &[0, 1, 2], ms(3000)..ms(4000), amount);
+            story.fault(3, Kind::Pause, &[1], ms(3000)..ms(4000));
+            story.asked(1, "a", "x", ms(3100));
+            story.refused(1, Refusal::NoQuorum, ms(3200));
+            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "{amount} ms");
+        }
+    }
+
+    #[test]
     fn a_clock_beyond_the_window_costs_its_node_and_any_other_costs_nothing() {
         for (amount, expected) in [(-600_000, State::NotExercised), (60_000, State::Violated)] {
             let mut story = Story::new(3);

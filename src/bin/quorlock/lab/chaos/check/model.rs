@@ -277,20 +277,37 @@ impl Model {
 
     /// The largest number of nodes that may have been of no use to this worker, at any one time from `from` to `to`.
     pub fn most_disturbed(&self, worker: usize, from: u64, to: u64) -> usize {
-        let felt: Vec<(&Trouble, u64)> = self
-            .troubles
-            .iter()
-            .filter(|trouble| trouble.disturbs() && trouble.concerns(worker) && trouble.from <= to)
-            .map(|trouble| (trouble, self.felt_until(trouble)))
-            .filter(|(_, until)| from <= *until)
+        let disturbing = self.troubles.iter().filter(|trouble| trouble.disturbs() && trouble.concerns(worker));
+        let felt: Vec<(&Trouble, u64, u64)> = disturbing
+            .map(|trouble| (trouble, trouble.from, self.felt_until(trouble)))
+            .chain(self.found_again())
+            .filter(|(_, begins, until)| *begins <= to && from <= *until)
             .collect();
         // It only grows where something begins.
-        let moments = felt.iter().map(|(trouble, _)| trouble.from.max(from)).chain([from]);
+        let moments = felt.iter().map(|(_, begins, _)| (*begins).max(from)).chain([from]);
         let disturbed = |at: u64| {
-            let now = felt.iter().filter(|(trouble, until)| trouble.from <= at && at <= *until);
-            now.flat_map(|(trouble, _)| trouble.nodes.iter()).collect::<BTreeSet<_>>().len()
+            let now = felt.iter().filter(|(_, begins, until)| *begins <= at && at <= *until);
+            now.flat_map(|(trouble, ..)| trouble.nodes.iter()).collect::<BTreeSet<_>>().len()
         };
         moments.map(disturbed).max().unwrap_or(0)
+    }
+
+    /// Quarantines that were over, and are not for clients that connect after the node's clock was set back; with the times
+    /// from and until which that is.
+    fn found_again(&self) -> impl Iterator<Item = (&Trouble, u64, u64)> {
+        let steps = self.troubles.iter().filter(|trouble| trouble.kind.sets_clocks());
+        steps.flat_map(|step| {
+            // One that was set ahead is set back when that heals.
+            let (from, at) = if step.amount < 0 { (step.from, step.at) } else { (step.healing, step.healed) };
+            let reach = step.amount.unsigned_abs().saturating_mul(1000);
+            let forgot = self.troubles.iter().filter(move |trouble| {
+                trouble.forgets
+                    && trouble.shares_a_node_with(step)
+                    && trouble.from <= at
+                    && from <= trouble.felt_until().saturating_add(reach)
+            });
+            forgot.map(move |trouble| (trouble, from, at.saturating_add(step.tail)))
+        })
     }
 }
 
