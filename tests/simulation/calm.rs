@@ -37,9 +37,12 @@ pub async fn judge(stage: &mut Stage) {
         return;
     }
     // What is late has arrived, connections are made again, and keys of crashed clients are gone. The leases of this phase are
-    // longer than those before: where a clock was far ahead when a node forgot, each client waits once for such a lease.
+    // longer than those before: where a clock was far ahead when a node forgot, each client waits once for such a lease, from
+    // when it first hears so.
     long_leases_begin(stage).await;
     sleep(2 * LEASE + Duration::from_secs(10) + set_back).await;
+    long_leases_begin(stage).await;
+    sleep(2 * LEASE).await;
     long_leases_begin(stage).await;
     everybody_acquires(stage, round_trip).await;
     minority_fails(stage, round_trip).await;
