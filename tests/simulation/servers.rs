@@ -268,6 +268,7 @@ impl World {
                 server.is_replica = true;
                 self.figures.fault(Fault::NodeReplica);
                 self.push(self.time.now() + duration, Event::Promote { node, of });
+                return; // Its data goes when it is a master again. Until then it has no vote.
             }
         }
         self.has_forgotten(node);
