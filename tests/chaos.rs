@@ -232,7 +232,7 @@ fn what_cannot_work_is_refused() {
         ("--for soon", "--for"),
         ("--lease 1ms", "choose from 500ms"),
         ("--seed many", "--seed"),
-        ("--ledger mysql://me:hunter2@host/db", "postgres://user@host/database"),
+        ("--ledger mysql://me:hunter2@host/db", "write user@host/database behind postgres://"),
     ] {
         let output = place.end(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments}: {}", said(&output));

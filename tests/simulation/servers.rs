@@ -313,7 +313,14 @@ impl World {
 
     pub fn leap_back(&mut self, node: usize) {
         let server = &mut self.servers[node];
-        server.offset_us -= std::mem::take(&mut server.leap_us);
+        let by_us = std::mem::take(&mut server.leap_us);
+        server.offset_us -= by_us;
+        if by_us < 0 {
+            // It goes forward again: ballots of leases that were released meanwhile are gone.
+            let clock = self.clock(node);
+            self.servers[node].node.store.expire_all(clock);
+            self.oracle.forget(node);
+        }
         self.note(format_args!("n{node} clock leaps back"));
     }
 

@@ -124,7 +124,7 @@ impl Options {
             && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme))
         {
             // It may hold a password, so it is not repeated.
-            return Err(wrong("--ledger is no PostgreSQL URL: write it as postgres://user@host/database"));
+            return Err(wrong("--ledger is no PostgreSQL URL: write user@host/database behind postgres://"));
         }
         let seed = flags.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
         Ok(Self {
