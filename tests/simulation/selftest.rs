@@ -12,7 +12,7 @@ use crate::reference;
 use crate::simulate::{controls, outcome, seeds};
 
 /// The fixed range.
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 40;
 
 type Test = (&'static str, fn() -> Result<(), String>);
 
