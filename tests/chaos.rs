@@ -149,12 +149,18 @@ fn a_short_run_keeps_every_promise_and_tells_about_it() {
     place.is_clean();
 }
 
+/// Whether a request falls into a quarantine comes by chance, so other seeds are tried when none did. No run may show a violation.
 #[test]
 fn nodes_that_forget_and_clocks_that_are_set_break_no_promise() {
     let place = Place::new("forgetting");
-    let output = place.end("--for 45s --seed 11 --nodes-count 3 --workers 4 --lease 1s");
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let seen_all = (11..=13).find(|seed| {
+        let output = place.end(&format!("--for 45s --seed {seed} --nodes-count 3 --workers 4 --lease 1s"));
+        let code = output.status.code();
+        assert!(matches!(code, Some(0 | 81)), "{}", said(&output));
+        code == Some(0)
+    });
     let results = place.results();
+    assert!(seen_all.is_some(), "in none of the runs: {results}");
     for kind in ["flush", "swap", "replica", "promote", "replace", "forget", "step", "leap"] {
         assert!(results["faults"][kind].as_u64() > Some(0), "{kind}: {results}");
     }

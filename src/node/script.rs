@@ -104,9 +104,12 @@ pub(crate) struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// `BALLOT END `, as it stands in the ballot key before a copy of the lock key.
-    fn head(&self) -> String {
-        format!("{:016} {:013} ", self.ballot.get(), self.end)
+    /// The ballot key after this round, while this share holds the resource once, and no other does: `BALLOT END VALUE`, with a
+    /// copy of the lock key for VALUE.
+    fn marked(&self, token: u64, share: Share) -> String {
+        let Self { owner, ballot, end, .. } = self;
+        let (id, label) = (owner.number(), owner.label());
+        format!("{:016} {end:013} ql1 {token:016} {id:032x} {label} {share}:1", ballot.get())
     }
 }
 
@@ -114,7 +117,7 @@ impl Round<'_> {
 pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, waited_for: &[LastEnd]) -> Cmd {
     let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
     let first = entries.first().map_or(Share { client: 0, lease: 0 }, |entry| entry.share);
-    command.arg(held_once(round.ballot.get(), round.owner, first)).arg(millis(lease)).arg(round.head());
+    command.arg(round.marked(round.ballot.get(), first)).arg(millis(lease));
     let ticket = entries.iter().filter(|entry| entry.fresh).find_map(|entry| entry.ticket);
     let mut waits = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
     for LastEnd { end, of } in waited_for {
@@ -128,8 +131,11 @@ pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, wa
         waits.push_str(" +");
         waits.push_str(&round.raised.to_string());
     }
-    command.arg(waits);
-    if !matches!(entries, [Entry { lease: Lease { holds: 1, .. }, fresh: true, .. }]) {
+    let is_usual = matches!(entries, [Entry { lease: Lease { holds: 1, .. }, fresh: true, .. }]);
+    if !is_usual || waits != NONE {
+        command.arg(waits);
+    }
+    if !is_usual {
         for Entry { lease, fresh, share, .. } in entries {
             let (token, known) =
                 if *fresh { (NONE.to_owned(), 0) } else { (format!("{:016}", lease.token.get()), lease.known.get()) };
@@ -146,14 +152,20 @@ pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
     let mut command = evalsha(&RELEASE, entries.iter().map(|entry| entry.resource));
     let (token, share) =
         entries.first().map_or((0, Share { client: 0, lease: 0 }), |entry| (entry.lease.token.get(), entry.share));
-    command.arg(held_once(token, round.owner, share)).arg(round.head());
-    let is_plain = |entry: &Entry<'_>| entry.ticket.is_none() && entry.lease.known == round.ballot;
-    if !matches!(entries, [entry] if is_plain(entry)) {
-        for Entry { lease, fresh, ticket, share, .. } in entries {
-            // What was not granted is asked for again: the request keeps its place until it gives up.
-            let keeps_place = u8::from(*fresh && ticket.is_some());
-            let ticket = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
-            command.arg(format!("{:016} {} {share} {ticket} {keeps_place}", lease.token.get(), lease.known.get()));
+    // What was not granted is asked for again: the request keeps its place until it gives up.
+    let keeps_place = |entry: &Entry<'_>| entry.fresh && entry.ticket.is_some();
+    // No ballot key has this end, so no node takes it for the usual case.
+    let end = if entries.iter().any(keeps_place) { 0 } else { round.end };
+    command.arg(Round { end, ..*round }.marked(token, share));
+    if let [Entry { lease, fresh: false, ticket, .. }] = entries
+        && lease.known == round.ballot
+    {
+        ticket.map(|ticket| command.arg(ticket.text()));
+    } else {
+        for entry in entries {
+            let Entry { lease, ticket, share, .. } = entry;
+            let (ticket, place) = (ticket.map_or_else(|| NONE.to_owned(), Ticket::text), u8::from(keeps_place(entry)));
+            command.arg(format!("{:016} {} {share} {ticket} {place}", lease.token.get(), lease.known.get()));
         }
     }
     command.arg(TAIL);
@@ -163,7 +175,7 @@ pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
 /// "I have stopped waiting."
 pub(crate) fn leave(resources: &[Resource], ticket: &Ticket) -> Cmd {
     let mut command = evalsha(&RELEASE, resources.iter());
-    command.arg(format!("ql1 0 {NONE} {NONE} {NONE}/{NONE}:1")).arg(format!("{:016} {:013} ", 0, 0));
+    command.arg(format!("{:016} {:013} ql1 0 {NONE} {NONE} {NONE}/{NONE}:1", 0, 0));
     for _ in resources {
         command.arg(format!("0 0 {NONE} {} 0", ticket.text()));
     }
@@ -192,11 +204,6 @@ pub(super) fn record(list: &[u8], seen: Option<&str>, change: Option<&Change>, n
     }
     command.arg(nodes.map(|nodes| nodes.to_string()).unwrap_or_default());
     [load_one(RECORD_CODE), command]
-}
-
-/// A lock key while this share holds it once, and no other does.
-fn held_once(token: u64, owner: &Owner, share: Share) -> String {
-    format!("ql1 {token:016} {:032x} {} {share}:1", owner.number(), owner.label())
 }
 
 /// Whole milliseconds, rounded up: a key may live longer than the client believes, never shorter.

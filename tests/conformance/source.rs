@@ -142,9 +142,8 @@ impl Source {
         let (next, owner) = (self.next(now), self.rng.pick(&OWNERS));
         let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000]);
         let end = self.wall(now) + 1 + lease;
-        args.push(format!("ql1 {next:016} {owner} {LABEL} {}:1", self.share()));
+        args.push(format!("{next:016} {end:013} ql1 {next:016} {owner} {LABEL} {}:1", self.share()));
         args.push(lease.to_string());
-        args.push(format!("{next:016} {end:013} "));
         let mut waits = self.ticket();
         if self.rng.chance(0.3) {
             let last = Self::marked(store, names[0], now).and_then(|(_, last)| last);
@@ -156,10 +155,12 @@ impl Source {
         if self.rng.chance(0.1) {
             waits += " +70000";
         }
-        args.push(waits);
         let fresh = self.rng.chance(0.5);
         // As the usual case is asked.
         let is_plain = fresh && names.len() == 1 && self.rng.chance(0.7);
+        if !is_plain || waits != "0" {
+            args.push(waits);
+        }
         for _ in names.iter().filter(|_| !is_plain) {
             let token = if fresh || self.rng.chance(0.1) { 0 } else { self.token() };
             let known = if token == 0 || self.rng.chance(0.1) { 0 } else { self.known(token) };
@@ -194,8 +195,10 @@ impl Source {
                 end = last.and_then(|(end, _)| end.parse().ok()).unwrap_or(end);
             }
         }
-        args.push(format!("ql1 {:016} {who} {share}:1", tokens[0]));
-        args.push(format!("{sent:016} {end:013} "));
+        args.push(format!("{sent:016} {end:013} ql1 {:016} {who} {share}:1", tokens[0]));
+        if is_usual && self.rng.chance(0.3) {
+            args.push(self.ticket());
+        }
         for token in tokens.iter().filter(|_| !is_usual) {
             let (known, ticket) = (self.known(*token), self.ticket());
             let keeps_place = u8::from(ticket != "0" && self.rng.chance(0.4));

@@ -256,9 +256,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/node/script.rs",
-        old: "command.arg(held_once(round.ballot.get(), round.owner, first)).arg(millis(lease))",
+        old: "command.arg(round.marked(round.ballot.get(), first)).arg(millis(lease))",
         new: "let longer = if crate::broken(\"keys that outlive the lease\") { 3 } else { 1 };
-    command.arg(held_once(round.ballot.get(), round.owner, first)).arg(longer * millis(lease))",
+    command.arg(round.marked(round.ballot.get(), first)).arg(longer * millis(lease))",
     },
     Change {
         file: "src/environment.rs",

@@ -19,10 +19,8 @@ pub fn release(
     let memory = if rules.forgets_ballots { 1 } else { millis(asked.memory) };
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
     // In the usual case there is little to do, and the answer is as short as what it is about.
-    let is_plain = keys.len() == 2
-        && stored[0].as_deref() == Some(asked.value)
-        && stored[1] == Some([asked.head, asked.value].concat())
-        && !asked.resources[0].keeps_place;
+    let is_plain =
+        keys.len() == 2 && stored[0].as_deref() == Some(asked.value) && stored[1].as_deref() == Some(asked.marked);
     if is_plain && !rules.releases_without_mark {
         store.remove(keys[0]);
         store.set(keys[1], asked.sent.to_vec(), memory, now);

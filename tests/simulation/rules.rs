@@ -92,7 +92,7 @@ fn usual(store: &mut Store, rules: &Rules, keys: &[&[u8]], asked: &Hold<'_>, now
         return None;
     }
     store.set(lock, asked.value.to_vec(), millis(asked.lease), now);
-    store.set(ballot, [asked.head, asked.value].concat(), 2 * DAY_MS, now);
+    store.set(ballot, asked.marked.to_vec(), 2 * DAY_MS, now);
     Some(Reply::Int(1))
 }
 

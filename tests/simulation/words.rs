@@ -141,8 +141,9 @@ pub struct HoldOne<'b> {
 /// What hold.lua is asked, each word by itself.
 #[derive(Clone, Debug)]
 pub struct Hold<'b> {
+    /// `NEXT END VALUE`
+    pub marked: &'b [u8],
     pub value: &'b [u8],
-    pub head: &'b [u8],
     pub owner: &'b [u8],
     pub label: &'b [u8],
     pub lease: &'b [u8],
@@ -155,17 +156,18 @@ pub struct Hold<'b> {
     pub usual: bool,
 }
 
-/// `NEXT END `, cut where the script cuts it.
-fn cut(head: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = head.len().checked_sub(15)?;
-    Some((&head[..at], &head[at + 1..head.len() - 1]))
+/// `NEXT END VALUE`, cut where the scripts cut it.
+fn cut(marked: &[u8]) -> Option<[&[u8]; 3]> {
+    Some([marked.get(..16)?, marked.get(17..30)?, marked.get(31..)?])
 }
 
 impl<'b> Hold<'b> {
     pub fn parse(argv: &[&'b [u8]]) -> Option<Self> {
-        let &[value, lease, head, waits, ref resources @ .., record] = argv else { return None };
+        let &[marked, lease, ref said @ .., record] = argv else { return None };
+        let [next, end, value] = cut(marked)?;
+        let (waits, resources) = said.split_first().map_or((&b"0"[..], said), |(waits, resources)| (*waits, resources));
         let parts = words(value);
-        let (&[_, _, owner, label, entry], (next, end)) = (parts.as_slice(), cut(head)?) else { return None };
+        let &[_, _, owner, label, entry] = parts.as_slice() else { return None };
         let share = entry.strip_suffix(b":1")?;
         let one = |text: &&'b [u8]| match words(text).as_slice() {
             &[token, known, holds, share] => Some(HoldOne { token, known, holds, share }),
@@ -177,7 +179,7 @@ impl<'b> Hold<'b> {
         } else {
             resources.iter().map(one).collect::<Option<_>>()?
         };
-        Some(Self { value, head, owner, label, lease, next, end, waits, resources, record, usual })
+        Some(Self { marked, value, owner, label, lease, next, end, waits, resources, record, usual })
     }
 
     pub fn ticket(&self) -> &'b [u8] {
@@ -213,8 +215,9 @@ pub struct ReleaseOne<'b> {
 /// What release.lua is asked, each word by itself.
 #[derive(Clone, Debug)]
 pub struct Release<'b> {
+    /// `NEXT END VALUE`
+    pub marked: &'b [u8],
     pub value: &'b [u8],
-    pub head: &'b [u8],
     pub owner: &'b [u8],
     pub sent: &'b [u8],
     pub memory: &'b [u8],
@@ -223,21 +226,27 @@ pub struct Release<'b> {
 
 impl<'b> Release<'b> {
     pub fn parse(argv: &[&'b [u8]]) -> Option<Self> {
-        let &[value, head, ref resources @ .., memory] = argv else { return None };
+        let &[marked, ref resources @ .., memory] = argv else { return None };
+        let [sent, _, value] = cut(marked)?;
         let parts = words(value);
-        let (&[_, token, owner, _, entry], (sent, _)) = (parts.as_slice(), cut(head)?) else { return None };
+        let &[_, token, owner, _, entry] = parts.as_slice() else { return None };
         let one = |text: &&'b [u8]| match words(text).as_slice() {
             &[token, known, share, ticket, place] => {
                 Some(ReleaseOne { token, known, share, ticket, keeps_place: place == b"1" })
             }
             _ => None,
         };
-        let resources = if resources.is_empty() {
+        let plain = match resources {
+            [] => Some(&b"0"[..]),
+            [ticket] if !ticket.contains(&b' ') => Some(*ticket),
+            _ => None,
+        };
+        let resources = if let Some(ticket) = plain {
             let share = entry.strip_suffix(b":1")?;
-            vec![ReleaseOne { token, known: sent, share, ticket: b"0", keeps_place: false }]
+            vec![ReleaseOne { token, known: sent, share, ticket, keeps_place: false }]
         } else {
             resources.iter().map(one).collect::<Option<_>>()?
         };
-        Some(Self { value, head, owner, sent, memory, resources })
+        Some(Self { marked, value, owner, sent, memory, resources })
     }
 }

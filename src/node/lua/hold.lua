@@ -1,14 +1,16 @@
 -- Acquire, re-enter, extend, repair: "make it so that this share has this many holds". All resources or none.
 --
 -- KEYS  lock, ballot                         for each resource; the node record is always quorlock:node
--- ARGV  'ql1 NEXT OWNER LABEL SHARE:1'       what the lock key is to be when it is newly acquired
---       lease      ms
---       'NEXT END '                          this round's ballot, the token of what is newly acquired; and the ms of the sender's
+-- ARGV  'NEXT END VALUE'                     what the ballot key is to be when the first resource is newly acquired. NEXT is this
+--                                            round's ballot, the token of what is newly acquired. END is the ms of the sender's
 --                                            wall clock after which the lease is over for the sender: one more than the clock
---                                            shows, and the lease. Both always have 16 and 13 digits
+--                                            shows, and the lease. They have 16 and 13 digits. VALUE is what the lock key is to
+--                                            be: 'ql1 NEXT OWNER LABEL SHARE:1'
+--       lease      ms
 --       'TICKET END:TOKEN ...'               the ticket is left where another lease is in the way, '0' leaves none; behind it
 --                                            ends that the sender has waited for by its own clock, or TIME:WORD, see EARLY;
---                                            last, +MS when END is so much later: it grows from message to message
+--                                            last, +MS when END is so much later: it grows from message to message. Left out
+--                                            when there is none of it, and nothing of the resources
 --       'TOKEN KNOWN HOLDS SHARE'            for each resource; token 0 acquires, any other continues that lease; left out
 --                                            when it is one resource, to be newly acquired
 --       record     the record of this node as the sender knows it, with the node's quarantine known to be over; otherwise
@@ -37,29 +39,29 @@ local DAY = 86400000 -- ms: as in mark.lua
 local argv, call, time, now = ARGV, redis.call, nil, nil
 
 -- The usual case in a straight line: nothing stands in the way, and no request waits.
-if #argv == 5 then
-  local keys = KEYS
+if #argv < 5 then
+  local keys, marked = KEYS, argv[1]
   local stored = call('MGET', 'quorlock:node', keys[2])
-  if stored[1] == argv[5] then
-    local next, highest = tonumber(string.sub(argv[3], 1, -16)), tonumber(stored[2])
+  if stored[1] == argv[#argv] then
+    local next, highest = tonumber(string.sub(marked, 1, 16)), tonumber(stored[2])
     if not stored[2] then
       -- No ballot is remembered here, so this node's clock must agree with the proposal and with the sender's.
       time = call('TIME')
       now = time[1] * 1000000 + time[2]
-      local window = string.match(argv[5], '^%x+ %d+ %d+ %d+ (%d+)') * 1000
-      local wall = string.sub(argv[3], -14, -2) - argv[2] - 1
+      local window = string.match(stored[1], '^%x+ %d+ %d+ %d+ (%d+)') * 1000
+      local wall = string.sub(marked, 18, 30) - argv[2] - 1
       if next > now - window and next <= now + window and wall > now / 1000 - DAY then highest = 0 end
     end
     if highest and next > highest then
       -- pcall: a node that takes no writes still says who has the lock.
-      local set = redis.pcall('SET', keys[1], argv[1], 'NX', 'PX', argv[2])
+      local set = redis.pcall('SET', keys[1], string.sub(marked, 32), 'NX', 'PX', argv[2])
       if set and set.ok then
         if stored[2] then
-          call('SET', keys[2], argv[3] .. argv[1], 'PX', '172800000') -- 2 * DAY
+          call('PSETEX', keys[2], '172800000', marked) -- 2 * DAY
           return 1
         end
         -- NX: MGET shows a user's key of another type as missing.
-        if call('SET', keys[2], argv[3] .. argv[1], 'NX', 'PX', '172800000') then return 1 end
+        if call('SET', keys[2], marked, 'NX', 'PX', '172800000') then return 1 end
         call('DEL', keys[1])
       end
     end
@@ -77,15 +79,14 @@ local word, longest, till, till_wall, window, rest =
 local asked_word, asked_longest = string.match(asked, '^(%x+) (%d+)')
 if not word or word ~= asked_word then return {FORGOT, now} end
 
-local next, lease, new_end = string.sub(argv[3], 1, -16), tonumber(argv[2]), tonumber(string.sub(argv[3], -14, -2))
-local next_text = next
-next = tonumber(next)
-local wall = new_end - lease - 1 - (string.match(argv[4], ' %+(%d+)$') or 0) -- ms: the sender's wall clock
+local next_text, new_end, owner, label, first_share = string.match(argv[1], '^(%d+) (%d+) ql1 %d+ (%S+) (%S+) (%S+):1$')
+local next, lease, waits = tonumber(next_text), tonumber(argv[2]), #argv > 3 and argv[3] or '0'
+new_end = tonumber(new_end)
+local wall = new_end - lease - 1 - (string.match(waits, ' %+(%d+)$') or 0) -- ms: the sender's wall clock
 local memory = 2 * window -- ms that a ballot is kept
 window = window * 1000 -- us that `next` and `known` may lie from this node's clock
-local owner, label, first_share = string.match(argv[1], '^ql1 %d+ (%S+) (%S+) (%S+):1$')
 local client = string.match(first_share, '^[^/]+')
-local ticket = string.match(argv[4], '^%S+')
+local ticket = string.match(waits, '^%S+')
 
 -- The quarantine. A longer lease than any before makes it longer, and a clock that was set back does not.
 longest, till, till_wall = tonumber(longest), tonumber(till), tonumber(till_wall)
@@ -118,7 +119,7 @@ end
 
 -- Has the sender waited for a lease that this node may have forgotten, by this node's record and by its clock as it is now?
 local function has_waited_here()
-  for since, named in string.gmatch(argv[4], ' (%d+):(%x+)') do
+  for since, named in string.gmatch(waits, ' (%d+):(%x+)') do
     if named == word and math.abs(now / 1000 - since) <= longest + 120000 then return true end
   end
 end
@@ -148,7 +149,7 @@ for k = 1, #KEYS, 2 do
   local value, text = stored[k + 1], stored[k + 2]
   local mark = mark_at(ballot, text, now)
   local token, known, holds, share = '0', '0', '1', first_share
-  if #argv > 5 then token, known, holds, share = string.match(argv[i + 4], '^(%d+) (%d+) (%d+) (%S+)$') end
+  if #argv > 4 then token, known, holds, share = string.match(argv[i + 3], '^(%d+) (%d+) (%d+) (%S+)$') end
   local highest = mark and mark.highest or 0
   local fresh = token == '0'
   local head = 'ql1 ' .. (fresh and next_text or token) .. ' ' .. owner .. ' '
@@ -175,7 +176,7 @@ for k = 1, #KEYS, 2 do
       if ms > 0 then return busy(mark, {KEPT, now, i, ms}) end
       if last_head and wall < mark.last_end then
         local named = string.format(' %.0f:%s ', mark.last_end, string.match(last_head, '%d+', 4))
-        if not string.find(argv[4] .. ' ', named, 1, true) then
+        if not string.find(waits .. ' ', named, 1, true) then
           mark.limit(math.max(longest, DAY) + DAY)
           local ms = math.min(mark.last_end - wall, longest)
           return busy(mark, {EARLY, now, i, ms, mark.last_end, string.sub(mark.last, 1, 4096)})

@@ -1,13 +1,13 @@
 -- Take this share's holds away, and see to it that nothing of this share can be honoured any more.
 --
 -- KEYS  lock, ballot                         for each resource
--- ARGV  'ql1 TOKEN OWNER LABEL SHARE:1'      what the first lock key is when no other share holds it, and this one once
---       'SENT END '                          what stands before that in the ballot key when this share's last message was
---                                            honoured here and no request waits. SENT is the largest ballot that was sent for
---                                            it: what is late has no larger one, and stays refused
+-- ARGV  'SENT END VALUE'                     what the ballot key is when this share's last message was honoured here and no
+--                                            request waits. SENT is the largest ballot that was sent for it: what is late has
+--                                            no larger one, and stays refused. VALUE is what the first lock key is when no
+--                                            other share holds it, and this one once: 'ql1 TOKEN OWNER LABEL SHARE:1'
 --       'TOKEN KNOWN SHARE TICKET PLACE'     for each resource: token 0 has only waited; place 1 keeps the ticket in the
---                                            queue, 0 takes it out. Left out for one resource without a ticket, of which the
---                                            last message was honoured by a majority
+--                                            queue (END is 0 then), 0 takes it out. 'TICKET', or nothing, for one resource of
+--                                            which the last message was honoured by a majority
 --       memory                               ms that a ballot is kept
 --
 -- Answer  1, or {now, c1, c2, ...}: for each resource 1 when this node still honoured the lease (its key was here, or
@@ -16,21 +16,24 @@ local keys, argv, call = KEYS, ARGV, redis.call
 local stored = call('MGET', keys[1], keys[2])
 
 -- The usual case in a straight line: this share alone holds it, its last message was honoured here, and no request waits.
-if stored[1] == argv[1] and stored[2] == argv[2] .. argv[1] and #keys == 2
-    and (#argv == 3 or string.byte(argv[3], -1) == 48) then -- '0'
+local marked = argv[1]
+if stored[2] == marked and #keys == 2 and stored[1] == string.sub(marked, 32) then
   call('DEL', keys[1])
-  call('SET', keys[2], string.sub(argv[2], 1, -16), 'PX', argv[#argv])
+  call('PSETEX', keys[2], argv[#argv], string.sub(marked, 1, 16))
   return 1
 end
 
 if #keys > 2 then stored = call('MGET', unpack(keys)) end
-local sent, memory = tonumber(string.sub(argv[2], 1, -16)), tonumber(argv[#argv])
+local memory = tonumber(argv[#argv])
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
-local first_token, owner, first_share = string.match(argv[1], '^ql1 (%d+) (%S+) %S+ (%S+):1$')
+local sent, first_token, owner, first_share = string.match(marked, '^(%d+) %d+ ql1 (%d+) (%S+) %S+ (%S+):1$')
+local plain = string.format('%s %s %s ', first_token, sent, first_share) -- where it is left out
+sent = tonumber(sent)
 local asked, answer, marks, is_free = {}, {now}, {}, {}
 for i = 1, #KEYS / 2 do
-  asked[i] = #argv > 3 and argv[i + 2] or string.format('%s %.0f %s 0 0', first_token, sent, first_share)
+  asked[i] = #argv > 2 and argv[i + 1] or '0'
+  if not string.find(asked[i], ' ', 1, true) then asked[i] = plain .. asked[i] .. ' 0' end
 end
 
 -- All keys before all ballots: a node that is out of memory still deletes, and once it has, lets the script finish.

@@ -20,10 +20,8 @@ struct Words {
     ballot_key: String,
     value: String,
     lease: String,
-    /// The value as quorlock writes it.
-    held: String,
-    /// What stands before that in the ballot key.
-    head: String,
+    /// The ballot key while the lock is held: ballot, end, and a copy of the lock key.
+    marked: String,
 }
 
 /// The one-line scripts of [`fan_out`](super::fan_out): a lock, and nothing that tells its holders apart.
@@ -39,13 +37,13 @@ pub const PLAIN: Scripts = Scripts {
 pub const FENCED: Scripts = Scripts {
     name: "fenced",
     acquire: "redis.call('MGET', 'quorlock:node', KEYS[2]) \
-              local set = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) \
-              redis.call('SET', KEYS[2], ARGV[3] .. ARGV[1], 'PX', '172800000') return set",
+              local set = redis.call('SET', KEYS[1], string.sub(ARGV[1], 32), 'NX', 'PX', ARGV[2]) \
+              redis.call('PSETEX', KEYS[2], '172800000', ARGV[1]) return set",
     release: "redis.call('MGET', KEYS[1], KEYS[2]) local gone = redis.call('DEL', KEYS[1]) \
-              redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) return gone",
+              redis.call('PSETEX', KEYS[2], ARGV[2], string.sub(ARGV[1], 1, 16)) return gone",
     words: |it| {
-        let acquire = vec!["2", &it.key, &it.ballot_key, &it.held, &it.lease, &it.head];
-        [acquire, vec!["2", &it.key, &it.ballot_key, &it.held, BALLOT, MEMORY]]
+        let acquire = vec!["2", &it.key, &it.ballot_key, &it.marked, &it.lease];
+        [acquire, vec!["2", &it.key, &it.ballot_key, &it.marked, MEMORY]]
     },
 };
 
@@ -61,8 +59,8 @@ pub const OWN: Scripts = Scripts {
         include_str!("../../../../../node/lua/release.lua")
     ),
     words: |it| {
-        let acquire = vec!["2", &it.key, &it.ballot_key, &it.held, &it.lease, &it.head, "0", RECORD];
-        [acquire, vec!["2", &it.key, &it.ballot_key, &it.held, &it.head, MEMORY]]
+        let acquire = vec!["2", &it.key, &it.ballot_key, &it.marked, &it.lease, RECORD];
+        [acquire, vec!["2", &it.key, &it.ballot_key, &it.marked, MEMORY]]
     },
 };
 
@@ -87,8 +85,7 @@ impl Scripts {
             ballot_key: format!("{key}:ballot"),
             key,
             lease: LEASE.as_millis().to_string(),
-            held: format!("ql1 {BALLOT} {owner} bench:1 {:016x}/1:1", rand::random::<u64>()),
-            head: format!("{BALLOT} {END} "),
+            marked: format!("{BALLOT} {END} ql1 {BALLOT} {owner} bench:1 {:016x}/1:1", rand::random::<u64>()),
             value: owner,
         };
         let codes = [self.acquire, self.release].map(|code| Script::new(code).get_hash().to_owned());
