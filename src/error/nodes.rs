@@ -104,6 +104,18 @@ pub enum NodeError {
     /// The node answered with something that is no answer to what was asked.
     #[error("an answer that makes no sense: {0}")]
     Nonsense(String),
+    /// The node's answer is larger than anything that quorlock asks for, so it is not read to its end.
+    #[error(
+        "an answer too large for what was asked: more than {most_bytes} bytes, {most_values} values or {most_levels} levels"
+    )]
+    TooLarge {
+        /// The most bytes that an answer may have.
+        most_bytes: usize,
+        /// The most values within an answer.
+        most_values: usize,
+        /// How deep an answer may be nested.
+        most_levels: usize,
+    },
 }
 
 impl NodeError {

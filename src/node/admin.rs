@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::health::{self, Health};
 use super::introduce::{MOST_WRITES, greet, node_error, said, write};
+use super::scan::Most;
 use super::wire::Wire;
 use crate::config::{Builder, NodeAddress};
 use crate::environment::Environment;
@@ -89,7 +90,8 @@ impl Node {
         list_key: Vec<u8>,
         environment: Arc<dyn Environment>,
     ) -> Result<Self, NodeError> {
-        let (wire, answers) = bounded(greet(environment.as_ref(), &address, health::questions(&list_key))).await?;
+        let (mut wire, answers) = bounded(greet(environment.as_ref(), &address, health::questions(&list_key))).await?;
+        wire.allow(Most::OF_REDIS);
         let health = health::judge(answers, address.info.redis_settings().db())?;
         Ok(Self { name: address.name, wire, broken: None, health, list_key, environment })
     }

@@ -29,6 +29,9 @@ use crate::error::NodeError;
 /// How many requests are taken, and how much is read, in one go: whoever keeps one node busy must not starve the others.
 const MOST_AT_ONCE: usize = 256;
 
+/// How many calls of waiters are taken from a node before it has to wait for a moment: nothing bounds what it sends unasked.
+const MOST_CALLS_AT_ONCE: usize = 64;
+
 /// How many unacknowledged releases are kept for a node that is away. Older ones are left to the end of their lease.
 const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
 
@@ -37,6 +40,9 @@ const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// A connection that lasted so many times as long as the pause before the next one was worth making.
+const WORTH: u32 = 4;
 
 pub(super) struct Connection {
     index: usize,
@@ -53,6 +59,8 @@ pub(super) struct Connection {
     owed: VecDeque<Request>,
     /// Why there is no connection; `None` until the first attempt ends.
     down: Option<NodeError>,
+    /// How long to wait before the next attempt.
+    pause: Duration,
     closing: bool,
 }
 
@@ -76,6 +84,7 @@ impl Connection {
             early: Backlog::new(index),
             owed: VecDeque::new(),
             down: None,
+            pause: Duration::ZERO,
             closing: false,
         }
     }
@@ -94,8 +103,8 @@ impl Connection {
 
     /// Tries until there is a connection; `None` when the client is gone and nothing is left to send.
     async fn connect(&mut self) -> Option<(Wire, Known)> {
-        let mut pause = FIRST_PAUSE;
         loop {
+            self.rest().await?;
             let attempt = {
                 let environment = Arc::clone(&self.environment);
                 let address = self.address.clone();
@@ -126,20 +135,41 @@ impl Connection {
                 self.turn_away(request);
             }
 
-            let rest = sleep(random_time(self.environment.as_ref(), pause / 2..pause));
-            tokio::pin!(rest);
-            loop {
-                if self.is_finished() {
-                    return None;
-                }
-                select! {
-                    biased;
-                    () = &mut rest => break,
-                    message = self.requests.recv(), if !self.closing => self.while_away(message),
-                }
-            }
-            pause = (2 * pause).min(LONGEST_PAUSE);
+            self.pause = self.longer_pause();
         }
+    }
+
+    /// Lets the pause pass; `None` when the client is gone and nothing is left to send.
+    async fn rest(&mut self) -> Option<()> {
+        if self.pause.is_zero() {
+            return Some(());
+        }
+        let rest = sleep(random_time(self.environment.as_ref(), self.pause / 2..self.pause));
+        tokio::pin!(rest);
+        loop {
+            if self.is_finished() {
+                return None;
+            }
+            select! {
+                biased;
+                () = &mut rest => return Some(()),
+                message = self.requests.recv(), if !self.closing => self.while_away(message),
+            }
+        }
+    }
+
+    fn longer_pause(&self) -> Duration {
+        (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+    }
+
+    /// A connection has broken. The next one is made at once if this one was of use, or ended without having been asked and was
+    /// not short. A node that works only until it is asked, or does not keep to the protocol, is left alone longer and longer.
+    fn pause_after(&mut self, line: &Line, broken: &NodeError) {
+        let longer = self.longer_pause();
+        let lasted = self.environment.now().since(line.made);
+        let was_good = line.done > 0 || (line.in_flight.is_empty() && lasted >= WORTH * longer);
+        let is_hostile = matches!(broken, NodeError::Nonsense(_) | NodeError::TooLarge { .. });
+        self.pause = if was_good && !is_hostile { Duration::ZERO } else { longer };
     }
 
     fn is_finished(&self) -> bool {
@@ -184,14 +214,14 @@ impl Connection {
 
     /// Sends and delivers until the connection breaks; `None` when the client is gone and all is done.
     async fn serve(&mut self, wire: Wire, known: Known) -> Option<NodeError> {
-        let mut line = Line::new(wire, known, self.common.conflicts());
+        let mut line = Line::new(wire, known, self.environment.now(), self.common.conflicts());
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.owed));
         waiting.append(self.early.take());
         self.down = None;
 
         let ended = poll_fn(|cx| {
-            line.gathers = false;
+            line.begin(cx);
             let mut taken = 0;
             loop {
                 // In the end nothing may be left behind for want of room.
@@ -250,6 +280,7 @@ impl Connection {
         .await;
         let broken = ended?;
         self.down = Some(broken.clone());
+        self.pause_after(&line, &broken);
         for sent in line.in_flight {
             match sent.request.asker {
                 Asker::Release(_) => self.owe(sent.request),
@@ -290,13 +321,15 @@ impl Connection {
 
     /// Delivers what has been answered, oldest first. Says how many that were, or why the connection is broken.
     fn settle(&mut self, line: &mut Line, cx: &mut Context<'_>) -> Result<usize, NodeError> {
-        let (mut heard, mut settled) = (0, 0);
+        let (mut heard, mut called, mut settled) = (0, 0, 0);
         while heard < MOST_AT_ONCE
+            && called < MOST_CALLS_AT_ONCE
             && let Some(value) = line.poll_read(cx)?
         {
             heard += 1;
             if let Value::Push { kind, data } = &value {
                 if self.common.tickets.heard(self.index, kind, data) {
+                    called += 1;
                     continue;
                 }
                 return Err(NodeError::Nonsense(format!("a message of the kind {kind:?} that was not asked for")));
@@ -322,7 +355,9 @@ impl Connection {
                 result => self.deliver(line, sent, result.map_err(|error| node_error(&error)))?,
             }
         }
-        if heard == MOST_AT_ONCE {
+        if called >= MOST_CALLS_AT_ONCE {
+            line.rest(cx);
+        } else if heard == MOST_AT_ONCE {
             cx.waker().wake_by_ref();
         }
         Ok(settled)
@@ -356,6 +391,7 @@ impl Connection {
             line.refuses_scripts(error.clone(), self.environment.now());
         }
         let (Asker::Hold(_), Ok(value)) = (&sent.request.asker, &result) else {
+            line.done += usize::from(result.is_ok() && matches!(sent.request.asker, Asker::Release(_)));
             sent.request.asker.answer(self.index, result);
             return Ok(());
         };
@@ -377,6 +413,7 @@ impl Connection {
                 return Err(NodeError::Forgot);
             }
         }
+        line.done += 1;
         sent.request.asker.answer(self.index, result);
         Ok(())
     }

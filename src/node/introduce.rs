@@ -17,6 +17,9 @@ use crate::ticket::channel;
 /// So often what is due in a record is written, when other clients write there at the same time.
 pub(super) const MOST_WRITES: usize = 4;
 
+/// So many characters of a server's error are kept.
+const LONGEST_DETAIL: usize = 300;
+
 /// Connects, greets the server, and leaves its record and list as they are to be.
 pub(super) async fn introduce(
     environment: &dyn Environment,
@@ -167,9 +170,11 @@ pub(super) fn node_error(error: &RedisError) -> NodeError {
     if is_replica(error) {
         return NodeError::Replica;
     }
+    // A node decides how long its errors are.
+    let short = |text: &str| text.chars().take(LONGEST_DETAIL).collect::<String>();
     match error.code() {
-        Some(code) => NodeError::Redis { code: code.to_owned(), detail: error.detail().unwrap_or_default().to_owned() },
-        None => NodeError::Connect(error.to_string()),
+        Some(code) => NodeError::Redis { code: short(code), detail: short(error.detail().unwrap_or_default()) },
+        None => NodeError::Connect(short(&error.to_string())),
     }
 }
 
@@ -196,5 +201,13 @@ mod tests {
             assert_eq!(node_error(&error(line)), NodeError::Replica, "{line}");
         }
         assert!(!is_replica(&error("-OOM command not allowed\r\n")));
+    }
+
+    #[test]
+    fn errors_are_kept_short() {
+        let line = format!("-{} {}\r\n", "A".repeat(5000), "é".repeat(5000));
+        let error = said(redis::parse_redis_value(line.as_bytes()).unwrap()).unwrap_err();
+        let NodeError::Redis { code, detail } = node_error(&error) else { panic!("{error}") };
+        assert_eq!((code.chars().count(), detail.chars().count()), (LONGEST_DETAIL, LONGEST_DETAIL));
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::common::Common;
 use super::known::{Known, Wait};
-use super::wire::Wire;
+use super::wire::{MOST_READ, Wire};
 use super::{Asker, Request, pack, script};
 use crate::environment::{Environment, Moment};
 use crate::error::NodeError;
@@ -18,6 +18,12 @@ use crate::error::NodeError;
 /// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
 /// decided it or when this one falls silent.
 pub(super) const MOST_IN_FLIGHT: usize = 1024;
+
+/// The same for the bytes that a node does not take.
+const MOST_UNSENT: usize = 1 << 22;
+
+/// How long a node is not read that sends more than can have been asked for.
+const REST: Duration = Duration::from_millis(4);
 
 /// So many unanswered requests may well be those of one task, which has nothing to add to the next: for the other poll that
 /// gathering takes the runtime would wake another thread.
@@ -31,6 +37,9 @@ pub(super) struct Line {
     wire: Wire,
     /// Of the node at the other end.
     pub(super) known: Known,
+    pub(super) made: Moment,
+    /// So many requests were done as asked.
+    pub(super) done: usize,
     pub(super) in_flight: VecDeque<Sent>,
     /// How many conflicts of the list were known when the connection was made.
     pub(super) conflicts: u64,
@@ -45,6 +54,10 @@ pub(super) struct Line {
     /// What is to be sent waits for more to come with it, until this is polled again.
     pub(super) gathers: bool,
     alarm: Option<Pin<Box<Sleep>>>,
+    /// How many bytes may still be read in this poll.
+    budget: usize,
+    /// Nothing is read before its end.
+    rest: Option<Pin<Box<Sleep>>>,
 }
 
 pub(super) struct Sent {
@@ -55,10 +68,12 @@ pub(super) struct Sent {
 }
 
 impl Line {
-    pub(super) fn new(wire: Wire, known: Known, conflicts: u64) -> Self {
+    pub(super) fn new(wire: Wire, known: Known, made: Moment, conflicts: u64) -> Self {
         Self {
             wire,
             known,
+            made,
+            done: 0,
             in_flight: VecDeque::new(),
             conflicts,
             is_stale: false,
@@ -67,12 +82,40 @@ impl Line {
             refused: None,
             gathers: false,
             alarm: None,
+            budget: MOST_READ,
+            rest: None,
         }
     }
 
-    /// The next answer, or what the server says unasked; `None` when that is still to come.
+    /// Begins a poll: what may be read until the next one is bounded.
+    pub(super) fn begin(&mut self, cx: &mut Context<'_>) {
+        self.gathers = false;
+        self.budget = MOST_READ;
+        if self.rest.as_mut().is_some_and(|rest| rest.as_mut().poll(cx).is_ready()) {
+            self.rest = None;
+        }
+    }
+
+    /// The next answer, or what the server says unasked; `None` when that is still to come, or when the node has to wait.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Option<Value>, NodeError> {
-        self.wire.poll_read(cx)
+        if self.rest.is_some() {
+            return Ok(None);
+        }
+        let answer = self.wire.poll_read(cx, &mut self.budget)?;
+        if answer.is_none() && self.budget == 0 {
+            self.rest(cx);
+        }
+        Ok(answer)
+    }
+
+    /// Reads no more for a moment. A node that sends without end must not take the time of the others; what it sends meanwhile
+    /// waits in its own sockets.
+    pub(super) fn rest(&mut self, cx: &mut Context<'_>) {
+        let mut rest = Box::pin(sleep(REST));
+        match rest.as_mut().poll(cx) {
+            Poll::Pending => self.rest = Some(rest),
+            Poll::Ready(()) => cx.waker().wake_by_ref(),
+        }
     }
 
     /// Is the next answer one to a release?
@@ -81,7 +124,7 @@ impl Line {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.silent || self.in_flight.len() < MOST_IN_FLIGHT
+        self.silent || (self.in_flight.len() < MOST_IN_FLIGHT && self.wire.unsent() < MOST_UNSENT)
     }
 
     pub(super) fn owes_for(&self, now: Moment) -> Duration {

@@ -9,7 +9,10 @@ mod health;
 mod introduce;
 mod known;
 mod line;
+#[cfg(test)]
+mod properties;
 mod reply;
+mod scan;
 mod script;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;

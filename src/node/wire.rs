@@ -13,11 +13,15 @@ use redis::{Cmd, Value, parse_redis_value};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use super::introduce::{node_error, said};
+use super::scan::{Most, Scan, nonsense};
 use crate::environment::Stream;
 use crate::error::NodeError;
 
 /// How much is read at once; most answers are far shorter.
-const READ: usize = 8192;
+pub(super) const READ: usize = 8192;
+
+/// How many bytes are read from one node before the others have their turn.
+pub(super) const MOST_READ: usize = 1 << 16;
 
 /// More room than this is given back once it is not needed any more.
 const KEPT_ROOM: usize = 1 << 16;
@@ -31,18 +35,40 @@ pub(super) struct Wire {
     input: Vec<u8>,
     /// So much of the input has been read as answers.
     taken: usize,
+    /// Of what follows.
+    scan: Scan,
     room: Box<[u8]>,
 }
 
 impl Wire {
     pub(super) fn new(stream: Box<dyn Stream>) -> Self {
         let room = vec![0; READ].into_boxed_slice();
-        Self { stream, output: Vec::new(), written: 0, is_flushed: true, input: Vec::new(), taken: 0, room }
+        Self {
+            stream,
+            output: Vec::new(),
+            written: 0,
+            is_flushed: true,
+            input: Vec::new(),
+            taken: 0,
+            scan: Scan::new(Most::USUAL),
+            room,
+        }
+    }
+
+    /// From the next answer on, answers may be so large.
+    #[cfg(any(test, feature = "cli"))]
+    pub(super) fn allow(&mut self, most: Most) {
+        self.scan = Scan::new(most);
     }
 
     /// Puts a packed command behind all others; [`poll_write`](Self::poll_write) sends it.
     pub(super) fn push(&mut self, command: &[u8]) {
         self.output.extend_from_slice(command);
+    }
+
+    /// How many bytes the stream has not taken yet.
+    pub(super) fn unsent(&self) -> usize {
+        self.output.len() - self.written
     }
 
     /// Is there nothing to send?
@@ -77,11 +103,12 @@ impl Wire {
         Ok(())
     }
 
-    /// The next answer, or what the server says unasked; `None` when that is still to come.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Option<Value>, NodeError> {
+    /// The next answer, or what the server says unasked; `None` when that is still to come, or when the budget (in bytes, and a
+    /// little more) is used up, which takes away from it what is read.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> Result<Option<Value>, NodeError> {
         loop {
             let untaken = &self.input[self.taken..];
-            if let Some(length) = length(untaken)? {
+            if let Some(length) = self.scan.length(untaken)? {
                 let value = match number(&untaken[..length]) {
                     Some(number) => Value::Int(number),
                     None => parse_redis_value(&untaken[..length]).map_err(|_| nonsense(untaken))?,
@@ -93,16 +120,34 @@ impl Wire {
             if self.input.is_empty() {
                 self.input.shrink_to(KEPT_ROOM);
             }
+            if *budget == 0 {
+                return Ok(None);
+            }
             let mut room = ReadBuf::new(&mut self.room);
             match Pin::new(&mut self.stream).poll_read(cx, &mut room) {
                 Poll::Ready(Ok(())) if room.filled().is_empty() => {
                     return Err(NodeError::Disconnected("closed by the server".to_owned()));
                 }
-                Poll::Ready(Ok(())) => self.input.extend_from_slice(room.filled()),
+                Poll::Ready(Ok(())) => {
+                    *budget = budget.saturating_sub(room.filled().len());
+                    self.input.extend_from_slice(room.filled());
+                }
                 Poll::Ready(Err(error)) => return Err(broken(&error)),
                 Poll::Pending => return Ok(None),
             }
         }
+    }
+
+    /// How many bytes the input takes.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.input.capacity()
+    }
+
+    /// How many bytes of the input were looked at for the ends of lines.
+    #[cfg(test)]
+    pub(super) fn looked(&self) -> usize {
+        self.scan.looked
     }
 
     /// Sends the commands in one go and waits for all their answers.
@@ -113,11 +158,15 @@ impl Wire {
         let mut answers = Vec::with_capacity(commands.len());
         let talked = poll_fn(|cx| {
             self.poll_write(cx)?;
+            let mut budget = MOST_READ;
             while answers.len() < commands.len() {
-                match self.poll_read(cx)? {
-                    Some(answer) => answers.push(answer),
-                    None => return Poll::Pending,
-                }
+                let Some(answer) = self.poll_read(cx, &mut budget)? else {
+                    if budget == 0 {
+                        cx.waker().wake_by_ref();
+                    }
+                    return Poll::Pending;
+                };
+                answers.push(answer);
             }
             Poll::Ready(Ok::<_, NodeError>(()))
         })
@@ -137,41 +186,6 @@ fn broken(error: &io::Error) -> NodeError {
     NodeError::Disconnected(error.to_string())
 }
 
-fn nonsense(bytes: &[u8]) -> NodeError {
-    NodeError::Nonsense(String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned())
-}
-
-/// How long the first value in `bytes` is; `None` when it is not whole yet. (RESP3, as
-/// <https://redis.io/docs/latest/develop/reference/protocol-spec/> describes it.)
-fn length(bytes: &[u8]) -> Result<Option<usize>, NodeError> {
-    let (mut at, mut missing) = (0_usize, 1_u64);
-    while missing > 0 {
-        let rest = bytes.get(at..).unwrap_or_default();
-        let Some(end) = rest.iter().position(|byte| *byte == b'\r').filter(|end| end + 1 < rest.len()) else {
-            return Ok(None);
-        };
-        let (kind, text) = rest[..end].split_first().ok_or_else(|| nonsense(rest))?;
-        // Nothing of a length below zero follows: that is how older servers say null.
-        let count = || {
-            let count = std::str::from_utf8(text).ok().and_then(|text| text.parse::<i32>().ok());
-            count.map(|count| u32::try_from(count).unwrap_or(0)).ok_or_else(|| nonsense(rest))
-        };
-        let is_null = text.starts_with(b"-");
-        at += end + 2;
-        missing -= 1;
-        match kind {
-            b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' => {}
-            b'$' | b'=' | b'!' if is_null => {}
-            b'$' | b'=' | b'!' => at += count()? as usize + 2,
-            b'*' | b'~' | b'>' => missing += u64::from(count()?),
-            b'%' => missing += 2 * u64::from(count()?),
-            b'|' => missing += 2 * u64::from(count()?) + 1,
-            _ => return Err(nonsense(rest)),
-        }
-    }
-    Ok((at <= bytes.len()).then_some(at))
-}
-
 /// The usual answer, without the pains of a parser for every other.
 fn number(value: &[u8]) -> Option<i64> {
     let digits = value.strip_prefix(b":")?.strip_suffix(b"\r\n")?;
@@ -182,36 +196,6 @@ fn number(value: &[u8]) -> Option<i64> {
 mod tests {
     use super::*;
 
-    /// Of every kind, and some within others.
-    const VALUES: [&[u8]; 14] = [
-        b"+OK\r\n",
-        b"-ERR no such thing\r\n",
-        b":-7\r\n",
-        b"$5\r\na\r\nbc\r\n",
-        b"$0\r\n\r\n",
-        b"$-1\r\n",
-        b"*-1\r\n",
-        b"_\r\n",
-        b"#t\r\n",
-        b",1.5\r\n",
-        b"=7\r\ntxt:abc\r\n",
-        b"*3\r\n:1\r\n*2\r\n+a\r\n$1\r\nb\r\n_\r\n",
-        b"%2\r\n+a\r\n:1\r\n+b\r\n*1\r\n:2\r\n",
-        b">3\r\n+message\r\n$1\r\nc\r\n$2\r\n42\r\n",
-    ];
-
-    #[test]
-    fn every_value_is_cut_at_its_end_and_not_before() {
-        for value in VALUES {
-            let followed = [value, b"+next\r\n"].concat();
-            for part in 0..value.len() {
-                assert_eq!(length(&followed[..part]).unwrap(), None, "{:?}", String::from_utf8_lossy(&value[..part]));
-            }
-            assert_eq!(length(&followed).unwrap(), Some(value.len()), "{:?}", String::from_utf8_lossy(value));
-            assert!(parse_redis_value(value).is_ok(), "{:?}", String::from_utf8_lossy(value));
-        }
-    }
-
     #[test]
     fn numbers_are_what_redis_rs_reads() {
         for value in [&b":0\r\n"[..], b":-7\r\n", b":+7\r\n", b":9223372036854775807\r\n", b"+7\r\n"] {
@@ -221,13 +205,6 @@ mod tests {
                 continue;
             };
             assert_eq!(parsed, Value::Int(number));
-        }
-    }
-
-    #[test]
-    fn what_is_not_the_protocol_is_an_error() {
-        for bytes in [&b"HTTP/1.1 400 Bad Request\r\n"[..], b"\r\n", b"$x\r\n", b"*99999999999\r\n", b"*1\r\n?\r\n"] {
-            assert!(matches!(length(bytes), Err(NodeError::Nonsense(_))), "{:?}", String::from_utf8_lossy(bytes));
         }
     }
 

@@ -12,6 +12,7 @@ mod demo;
 mod exclusion;
 mod failures;
 mod forgetting;
+mod hostile;
 mod hygiene;
 mod identity;
 mod late;

@@ -1,6 +1,6 @@
 //! Nodes that refuse: what a user may do, what a node denies, and servers that are something else.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quorlock::{Answer, NodeError, Quorlock};
 
@@ -102,9 +102,23 @@ async fn a_node_that_may_not_learn_scripts_says_so() {
         let error = locks.lock("x").try_acquire().await.expect_err("no script");
         assert!(error.to_string().contains("NOPERM"), "try {try_number}: {error}");
     }
+    // Each connection works until it is asked.
+    let (before, start) = (connections(&cluster), Instant::now());
+    while start.elapsed() < 2 * SECOND {
+        locks.lock("x").try_acquire().await.expect_err("no script");
+    }
+    let (made, most) = (connections(&cluster) - before, 10 + 4 * start.elapsed().as_secs());
+    assert!(made <= most, "{made} connections in {:?}", start.elapsed());
     acl(&["+script|load"]).expect("an ACL");
     let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
     within(10 * SECOND, "it counts again", is_granted).await;
+}
+
+/// How many connections the node has taken so far.
+fn connections(cluster: &Cluster) -> u64 {
+    let stats: String = redis::cmd("INFO").arg("stats").query(&mut cluster.redis(0)).expect("its counts");
+    let made = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:")).expect("a count");
+    made.trim().parse().expect("a number")
 }
 
 /// A listener that sends these words on every connection, without reading what it is asked. Returns its URL.

@@ -4,6 +4,7 @@
 
 #[path = "../../src/bin/quorlock/lab/clock.rs"]
 mod clock;
+pub mod hostile;
 pub mod proxy;
 #[path = "../../src/bin/quorlock/lab/server.rs"]
 mod server;

@@ -1,0 +1,117 @@
+//! Row 39: one node of five is hostile, and costs itself alone.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use quorlock::{NodeError, Quorlock};
+
+use crate::support::hostile::{HOSTILE, Hostile, Kind};
+use crate::support::{Cluster, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// For so long the node is honest and hostile in turn.
+const STRETCH: Duration = Duration::from_millis(150);
+const STRETCHES: u32 = 4;
+
+/// Of this process, in KiB.
+fn memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("this process's status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    line.trim().split(' ').next().and_then(|size| size.parse().ok()).expect("a size")
+}
+
+/// Locks and unlocks in several tasks. Gives the count of that.
+fn cycle_for_ever(locks: &Quorlock) -> (Arc<AtomicU64>, Vec<tokio::task::JoinHandle<()>>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let task = |task: usize| {
+        let (locks, count) = (locks.clone(), Arc::clone(&count));
+        tokio::spawn(async move {
+            loop {
+                let guard = locks.lock(format!("cycle:{task}")).acquire().await.expect("four of five nodes are well");
+                guard.release().await.expect("a release");
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let tasks = (0..4).map(task).collect();
+    (count, tasks)
+}
+
+async fn error_of(locks: &Quorlock, node: usize) -> Option<NodeError> {
+    locks.inspect("x").await.expect("a name").nodes.remove(node).state.err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acc_39_a_hostile_node_costs_itself_alone() {
+    let cluster = Cluster::quiet(5);
+    let hostile = Hostile::start(cluster.ports()[4]);
+    let urls = cluster.urls().into_iter().take(4).chain([hostile.url()]);
+    let locks = Quorlock::builder().nodes(urls).connect().await.expect("settings that work");
+    locks.flush().await;
+    let (count, tasks) = cycle_for_ever(&locks);
+    tokio::time::sleep(SECOND).await; // Until memory and processor are warm.
+    let before = memory();
+    let (mut rates, mut most) = (Vec::new(), before);
+    for kind in HOSTILE {
+        let (mut cycles, mut took) = ([0, 0], [Duration::ZERO; 2]);
+        let made = hostile.connections();
+        for _ in 0..STRETCHES {
+            for (i, kind) in [Kind::Honest, kind].into_iter().enumerate() {
+                hostile.set(kind);
+                let (start, counted) = (Instant::now(), count.load(Ordering::Relaxed));
+                while start.elapsed() < STRETCH {
+                    tokio::time::sleep(Duration::from_millis(10)).await; // Between looks at the memory.
+                    most = most.max(memory());
+                }
+                cycles[i] += count.load(Ordering::Relaxed) - counted;
+                took[i] += start.elapsed();
+            }
+        }
+        let rate = |i: usize| f64::from(u32::try_from(cycles[i]).expect("a few")) / took[i].as_secs_f64();
+        rates.push((kind, rate(1) / rate(0), hostile.connections() - made));
+    }
+    for task in tasks {
+        task.abort();
+    }
+    eprintln!("rate of the others, connections made: {rates:?}; memory {before} KiB, and {} more", most - before);
+    assert!(most - before <= 16 << 10, "{} KiB more memory", most - before);
+    for (kind, ratio, _) in rates {
+        assert!(ratio >= 0.8, "{kind:?}: {ratio:.2} of the usual rate");
+    }
+}
+
+#[tokio::test]
+async fn acc_39_a_hostile_node_is_named_left_alone_for_longer_and_taken_back() {
+    let cluster = Cluster::start(5);
+    let hostile = Hostile::start(cluster.ports()[4]);
+    let urls = cluster.urls().into_iter().take(4).chain([hostile.url()]);
+    let locks = Quorlock::builder().nodes(urls).connect().await.expect("settings that work");
+    locks.flush().await;
+    for kind in HOSTILE {
+        hostile.set(kind);
+        let is_told = async || {
+            let error = error_of(&locks, 4).await;
+            match kind {
+                Kind::Answers | Kind::Garbage => matches!(error, Some(NodeError::Nonsense(_))),
+                Kind::Line | Kind::Length | Kind::Count | Kind::Value | Kind::Nested => {
+                    matches!(error, Some(NodeError::TooLarge { .. }))
+                }
+                _ => error.is_some(),
+            }
+        };
+        within(10 * SECOND, &format!("{kind:?} is told"), is_told).await;
+        let made = hostile.connections();
+        let start = Instant::now();
+        while start.elapsed() < SECOND {
+            locks.lock("x").try_acquire().await.expect("the others are well").release().await.expect("a release");
+        }
+        let often = hostile.connections() - made;
+        // The first pauses are short, and the longest half a second.
+        let most = 8 + start.elapsed().as_secs() * 4;
+        assert!(often as u64 <= most, "{kind:?}: {often} connections in {:?}", start.elapsed());
+        hostile.set(Kind::Honest);
+        within(10 * SECOND, "it is taken back", async || error_of(&locks, 4).await.is_none()).await;
+    }
+}
