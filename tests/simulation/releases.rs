@@ -87,7 +87,7 @@ pub fn release(
             mark.raise(number(asked.sent).min(most));
         }
         if one.keeps_place {
-            mark.enter(one.ticket);
+            mark.enter(one.ticket, now);
         } else {
             mark.leave(one.ticket);
         }

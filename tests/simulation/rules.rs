@@ -130,7 +130,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         Err(Refused { reply, busy_at }) => {
             let longest = renewed.longest as u64;
             if let Some(mut mark) = busy_at.filter(|_| asked.ticket() != b"0") {
-                mark.enter(asked.ticket());
+                mark.enter(asked.ticket(), now);
                 mark.write(store, 2 * renewed.window as u64, Some(longest), now);
             }
             if matches!(&reply, Reply::Array(fields) if fields[0] == Reply::Int(YOUNG)) && renewed_text != stored_record

@@ -6,6 +6,7 @@ use super::words::lua_number;
 
 const RESERVED_US: u64 = 100_000;
 const LIVES_US: u64 = 5_000_000;
+const FRESH_US: u64 = 1_000_000;
 const FULL: usize = 12_000;
 pub const DAY_MS: u64 = 86_400_000;
 
@@ -19,6 +20,8 @@ pub struct Mark {
     pub highest: f64,
     /// The end of the last lease, and a copy of its lock value.
     pub last: Option<(f64, Vec<u8>)>,
+    /// When the queue was written.
+    written: u64,
     until: u64,
     called: Vec<u8>,
     tickets: Vec<Vec<u8>>,
@@ -80,6 +83,7 @@ impl Mark {
             renewed: false,
             highest: 0.0,
             last: None,
+            written: 0,
             until: 0,
             called: NONE.to_vec(),
             tickets: Vec::new(),
@@ -103,7 +107,7 @@ impl Mark {
         }
         if let Some(queue) = queue {
             let mut words = queue.split(|byte| *byte == b' ');
-            let written = digits(words.next()?)?;
+            mark.written = digits(words.next()?)?;
             let head = words.next()?;
             let equals = head.iter().position(|byte| *byte == b'=')?;
             mark.until = digits(&head[..equals])?;
@@ -112,7 +116,7 @@ impl Mark {
             if mark.called.is_empty() || !mark.tickets.iter().all(|ticket| is_ticket(ticket)) {
                 return None;
             }
-            if now.abs_diff(written) > LIVES_US {
+            if now.abs_diff(mark.written) > LIVES_US {
                 (mark.until, mark.called, mark.tickets) = (0, NONE.to_vec(), Vec::new());
             }
         }
@@ -136,13 +140,12 @@ impl Mark {
         if is_reserved { left.div_ceil(1000) } else { 0 }
     }
 
-    pub fn enter(&mut self, me: &[u8]) {
+    pub fn enter(&mut self, me: &[u8], now: u64) {
         let is_full = self.tickets.iter().map(|ticket| ticket.len() + 1).sum::<usize>() > FULL;
-        if is_full {
-            return;
-        }
-        self.changed = true;
-        if !self.tickets.iter().any(|ticket| ticket == me) {
+        if self.tickets.iter().any(|ticket| ticket == me) {
+            self.changed |= now.abs_diff(self.written) > FRESH_US;
+        } else if !is_full {
+            self.changed = true;
             let at = self.tickets.iter().position(|ticket| number(ticket) > number(me));
             self.tickets.insert(at.unwrap_or(self.tickets.len()), me.to_vec());
         }

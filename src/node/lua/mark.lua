@@ -8,15 +8,16 @@
 -- when the lock key has expired by a clock that leapt, or was deleted by hand.
 --
 -- Tickets are NUMBER:CHANNEL, oldest first. CALLED is the ticket for which the resource is reserved until UNTIL, in us of this
--- node's clock; '-' for none. A queue that was not written for LIVES is forgotten: a waiting request looks again more often.
+-- node's clock; '-' for none. A queue that was not written for LIVES is forgotten: a waiting request looks again more often, and a look writes the queue
+-- again when it is not FRESH.
 -- The order of the queue prevents herds and split votes. No grant depends on it.
 --
 -- The function stands for itself: a local that it took from outside would cost the usual cases more than to make the function.
 local function mark_at(key, text, now)
   local DAY = 86400000 -- ms: a leap of this node's clock by less does not make it forget a lease that was not released
-  local RESERVED, LIVES, FULL = 100000, 5000000, 12000 -- us, us, bytes
+  local RESERVED, LIVES, FRESH, FULL = 100000, 5000000, 1000000, 12000 -- us, us, us, bytes
 
-  local till, called, rest = 0, '-', ''
+  local written, till, called, rest = 0, 0, '-', ''
   local last_end, last
   local highest = tonumber(text or 0)
   if not (highest and highest < math.huge) then
@@ -30,7 +31,6 @@ local function mark_at(key, text, now)
       last_end = tonumber(last_end)
     end
     if queue then
-      local written
       written, till, called, rest = string.match(queue, '^(%d+) (%d+)=(%S+)(.*)$')
       if not written or string.gsub(rest, ' %d+:%x+', '') ~= '' then return nil end
       till = tonumber(till)
@@ -62,9 +62,13 @@ local function mark_at(key, text, now)
   end
 
   function mark.enter(me)
+    if string.find(rest .. ' ', ' ' .. me .. ' ', 1, true) then
+      -- The more requests wait, the longer is what would be written for each look.
+      if math.abs(now - written) > FRESH then changed = true end
+      return
+    end
     if #rest > FULL then return end -- The request looks again by its timer.
     changed = true
-    if string.find(rest .. ' ', ' ' .. me .. ' ', 1, true) then return end
     local number, older = tonumber(string.match(me, '%d+')), ''
     for ticket, theirs in string.gmatch(rest, '( (%d+)%S+)') do
       if tonumber(theirs) > number then break end

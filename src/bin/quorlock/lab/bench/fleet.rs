@@ -121,6 +121,23 @@ impl Fleet {
         Ok(all)
     }
 
+    /// How much memory the first `count` nodes use, in bytes.
+    pub fn used_memory(&self, count: usize) -> Result<u64, Failure> {
+        let used = |url: &String| -> Result<u64, Failure> {
+            let info: String = query(url, redis::cmd("INFO").arg("memory"))?;
+            let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
+            used.ok_or_else(|| unreachable(url, &"it does not say how much memory it uses"))
+        };
+        self.urls.iter().take(count).map(used).sum()
+    }
+
+    /// For how long the first `count` nodes keep this key, at most.
+    pub fn time_to_live(&self, count: usize, key: &str) -> Result<Duration, Failure> {
+        let left = |url: &String| query::<i64>(url, redis::cmd("PTTL").arg(key));
+        let left: Vec<i64> = self.urls.iter().take(count).map(left).collect::<Result<_, _>>()?;
+        Ok(Duration::from_millis(left.into_iter().max().unwrap_or(0).max(0).unsigned_abs()))
+    }
+
     /// How many keys with this prefix there are on the first `count` nodes.
     pub fn keys(&self, count: usize, prefix: &str) -> Result<usize, Failure> {
         let keys = |url: &String| query::<Vec<String>>(url, redis::cmd("KEYS").arg(format!("{prefix}*")));

@@ -1,5 +1,6 @@
 //! The cases, in the order in which they are measured.
 
+mod names;
 mod paused;
 mod scale;
 mod scripts;
@@ -41,6 +42,8 @@ pub enum Case {
     Silent,
     /// 10,000 held leases
     Held,
+    /// 20,000 names, each locked once: what they leave on a node
+    Names,
     /// what the scripts cost a node
     Scripts,
 }
@@ -64,6 +67,7 @@ impl Case {
             Self::Waiters => "waiters",
             Self::Silent => "silent",
             Self::Held => "held",
+            Self::Names => "names",
             Self::Scripts => "scripts",
         }
     }
@@ -86,6 +90,7 @@ impl Case {
             Self::Waiters => scale::waiters(bench, report),
             Self::Silent => silent::measure(bench, report),
             Self::Held => scale::held(bench, report),
+            Self::Names => names::measure(bench, report),
             Self::Scripts => scripts::measure(bench, report),
         }
     }
