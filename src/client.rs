@@ -1,25 +1,21 @@
 use std::fmt;
 use std::ops::Range;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
-use tokio::task::unconstrained;
-use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Builder, NodeAddress, Settings};
-use crate::environment::{Environment, Moment, random_time};
-use crate::error::{AcquireError, ConfigError, ExportError, NodeError};
+use crate::environment::{Environment, Moment, random_time, within};
+use crate::error::{AcquireError, ClientError, ConfigError, ExportError, NodeError};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
 use crate::keeper::Keeper;
 use crate::lock::LockRequest;
-use crate::node::{self, Asker, Common, Node, Request, parse_sighting};
+use crate::node::{self, Asker, Common, Driver, Node, Request, parse_sighting};
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Room};
 use crate::resource::{LIST, Resource, readable};
@@ -40,7 +36,9 @@ fn raise(line: &AtomicU64, next: impl Fn(u64) -> u64) -> u64 {
 
 /// A client: connections to all nodes, and the leases held through them.
 ///
-/// Cheap to clone; clones share everything. It belongs to the tokio runtime in which it was built. When the last clone and
+/// Cheap to clone; clones share everything. The tokio runtime in which it connected has its connections and extends its leases.
+/// It can be used from other runtimes, and from threads without one, as long as that runtime runs; when it has ended, requests
+/// fail with [`ClientError::RuntimeEnded`](crate::ClientError::RuntimeEnded). When the last clone and
 /// the last [`Guard`] are gone its tasks end, after they have seen through what was already being sent (a release, say),
 /// which takes them the node timeout at most.
 #[derive(Clone)]
@@ -62,6 +60,8 @@ impl Drop for Handle {
 pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) nodes: Vec<Node>,
+    /// Of all connections.
+    pub(crate) driver: Arc<Driver>,
     pub(crate) common: Arc<Common>,
     pub(crate) keeper: Keeper,
     pub(crate) table: Arc<Table>,
@@ -81,6 +81,27 @@ impl Core {
 
     pub(crate) fn random_time(&self, range: Range<Duration>) -> Duration {
         random_time(self.environment.as_ref(), range)
+    }
+
+    /// Waits for `future`, for at most `limit`, by a timer of the caller.
+    pub(crate) async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        within(self.environment.as_ref(), limit, future).await
+    }
+
+    pub(crate) async fn sleep(&self, time: Duration) {
+        self.environment.sleep(time).await;
+    }
+
+    /// # Errors
+    ///
+    /// Why this client can ask no node.
+    pub(crate) fn check(&self) -> Result<(), ClientError> {
+        self.common.life.check()
+    }
+
+    /// A node has not answered within this time. It is to blame unless the client is.
+    pub(crate) fn no_answer(&self, limit: Duration) -> NodeError {
+        self.check().map_or_else(NodeError::from, |()| NodeError::NoAnswer(limit))
     }
 
     pub(crate) fn next_id(&self) -> u64 {
@@ -176,14 +197,12 @@ impl Quorlock {
         }
         let start = |(index, address)| Node::new(index, address, Arc::clone(&environment), Arc::clone(&common));
         let (nodes, connections): (Vec<Node>, Vec<_>) = addresses.into_iter().enumerate().map(start).unzip();
-        // One task for all: on its way to the nodes and back a round keeps one thread busy, and wakes no other. Should the
-        // code for one connection panic, the others go on. Each bounds by itself what it does at once: tokio's bound would
-        // be for all of them, and the first in the list would use it up.
-        let apart = connections.into_iter().map(|connection| AssertUnwindSafe(connection).catch_unwind());
-        tokio::spawn(unconstrained(join_all(apart)));
+        let driver = Arc::new(Driver::new(connections, Arc::clone(&common)));
+        tokio::spawn(driver.run());
         let core = Arc::new(Core {
             settings,
             nodes,
+            driver,
             common,
             keeper: Keeper::new(),
             table: Arc::default(),
@@ -254,8 +273,8 @@ impl Quorlock {
     }
 
     /// Waits until every node has answered all that was sent to it before, releases of dropped guards too, for at most
-    /// the node timeout. Call it before a program ends: what is still queued when the runtime goes is never sent, and
-    /// then only the end of the lease frees the lock.
+    /// the node timeout. Call it before [`std::process::exit`]: what is still queued then is never sent, and only the end of the
+    /// lease frees the lock. A runtime that ends writes what is queued.
     ///
     /// # Cancel safety
     ///
@@ -273,8 +292,11 @@ impl Quorlock {
     #[doc(hidden)]
     pub async fn flush_majority(&self) {
         let core = &self.0.0;
+        if core.check().is_err() {
+            return;
+        }
         let limit = core.settings.node_timeout(core.settings.lease);
-        let began = Instant::now();
+        let began = core.now();
         let ping = node::pack(&redis::cmd("PING"));
         let ask = |node: &Node| {
             let (asker, answer) = oneshot::channel();
@@ -283,10 +305,11 @@ impl Quorlock {
         };
         let mut answers: FuturesUnordered<_> = core.nodes.iter().map(ask).collect();
         let (mut heard, mut end) = (0, began + limit);
-        while let Ok(Some(answer)) = timeout_at(end, answers.next()).await {
+        while let Some(Some(answer)) = core.within(end.since(core.now()), answers.next()).await {
             heard += usize::from(matches!(answer, Ok(Ok(_))));
             if heard == core.settings.quorum {
-                end = end.min(Instant::now() + began.elapsed() + LAST_LOOK);
+                let now = core.now();
+                end = end.min(now + now.since(began) + LAST_LOOK);
             }
         }
     }
@@ -298,6 +321,9 @@ impl Quorlock {
         parse: impl Fn(&redis::Value) -> Result<T, NodeError>,
     ) -> Vec<(String, Result<T, NodeError>)> {
         let core = &self.0.0;
+        if let Err(why) = core.check() {
+            return core.nodes.iter().map(|node| (node.name.to_string(), Err(why.into()))).collect();
+        }
         let limit = core.settings.node_timeout(core.settings.lease);
         let command = node::pack(&command);
         let parse = &parse;
@@ -305,9 +331,9 @@ impl Quorlock {
             let (asker, answer) = oneshot::channel();
             node.send(Request { command: Arc::clone(&command), asker: Asker::Look(asker) });
             async move {
-                let answer = match tokio::time::timeout(limit, answer).await {
-                    Ok(Ok(answer)) => answer.and_then(|value| parse(&value)),
-                    Ok(Err(_)) | Err(_) => Err(NodeError::NoAnswer(limit)),
+                let answer = match core.within(limit, answer).await {
+                    Some(Ok(answer)) => answer.and_then(|value| parse(&value)),
+                    Some(Err(_)) | None => Err(core.no_answer(limit)),
                 };
                 (node.name.to_string(), answer)
             }

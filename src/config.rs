@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo};
+use tokio::runtime::Handle;
 
 use crate::client::Quorlock;
 use crate::environment::{Environment, System};
@@ -37,7 +38,8 @@ pub struct Builder {
     extends: bool,
     danger: Option<Duration>,
     label: String,
-    environment: Arc<dyn Environment>,
+    /// In place of this machine's.
+    environment: Option<Arc<dyn Environment>>,
 }
 
 /// As given: it may hold a password, so it is not printed.
@@ -63,7 +65,7 @@ impl Builder {
             extends: true,
             danger: None,
             label: String::new(),
-            environment: Arc::new(System),
+            environment: None,
         }
     }
 
@@ -159,7 +161,7 @@ impl Builder {
     /// Replaces clocks, randomness and sockets: for simulation.
     #[doc(hidden)]
     pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
-        self.environment = environment;
+        self.environment = Some(environment);
         self
     }
 
@@ -168,11 +170,11 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] for settings that cannot work; nothing has been sent then.
+    /// [`ConfigError`] for settings that cannot work, and outside of a tokio runtime; nothing has been sent then.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with its time and network drivers enabled.
+    /// In a tokio runtime without its time and network drivers (`enable_all`).
     ///
     /// # Cancel safety
     ///
@@ -180,7 +182,8 @@ impl Builder {
     #[expect(clippy::unused_async, reason = "must run inside a runtime, and may come to ask nodes before it returns")]
     pub async fn connect(self) -> Result<Quorlock, ConfigError> {
         let (settings, nodes) = self.checked()?;
-        Ok(Quorlock::start(settings, nodes, self.environment, &self.label))
+        Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
+        Ok(Quorlock::start(settings, nodes, self.machine(), &self.label))
     }
 
     /// The settings and the nodes' addresses, checked.
@@ -188,9 +191,9 @@ impl Builder {
         Ok((self.settings()?, self.addresses()?))
     }
 
-    #[cfg(feature = "cli")]
-    pub(crate) fn machine(&self) -> &Arc<dyn Environment> {
-        &self.environment
+    /// What is outside of the client, with the timers of this runtime.
+    pub(crate) fn machine(&self) -> Arc<dyn Environment> {
+        self.environment.clone().unwrap_or_else(|| Arc::new(System::here()))
     }
 
     fn settings(&self) -> Result<Settings, ConfigError> {

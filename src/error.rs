@@ -13,6 +13,11 @@ use nodes::{for_another, millis};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
+    /// [`connect`](crate::Builder::connect) was called outside of a tokio runtime.
+    #[error(
+        "a client connects inside a tokio runtime, which then has its connections: use #[tokio::main] or Runtime::block_on"
+    )]
+    NoRuntime,
     /// No node was given.
     #[error("no nodes were given: name at least one Redis master, better three or five, as redis://host:port")]
     NoNodes,
@@ -113,6 +118,21 @@ pub enum ConfigError {
     TooManyNames(usize),
 }
 
+/// Why a client cannot be used any more, where no node is to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The tokio runtime in which the client connected has ended, and its connections with it.
+    #[error("the tokio runtime in which this client connected has ended: connect in the runtime that is in use now")]
+    RuntimeEnded,
+    /// This process is a copy of the one that connected (`fork`). It has no part in the connections of that one.
+    #[error("this client connected in process {from}, of which this one is a fork: connect anew after the fork")]
+    Forked {
+        /// The number of the process that connected.
+        from: u32,
+    },
+}
+
 /// A string is not an exported lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is not an exported lease: pass on exactly what export() returned, or the value of QUORLOCK_LEASE")]
@@ -188,6 +208,9 @@ pub enum AcquireError {
     /// What was to be joined is not an exported lease, or not one of this client's key prefix.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// The client cannot be used any more.
+    #[error(transparent)]
+    Client(#[from] ClientError),
 }
 
 impl AcquireError {
@@ -228,7 +251,7 @@ impl AcquireError {
             | Self::NoQuorum { nodes, .. }
             | Self::TooLate { nodes, .. } => &nodes.0,
             Self::TimedOut { last, .. } => last.nodes(),
-            Self::Lost { .. } | Self::Config(_) | Self::Export(_) => &[],
+            Self::Lost { .. } | Self::Config(_) | Self::Export(_) | Self::Client(_) => &[],
         }
     }
 }
@@ -240,6 +263,26 @@ impl AcquireError {
 pub struct LostError {
     /// What was lost, as readable text.
     pub resource: String,
+}
+
+/// Why work did not run under a lock from its beginning to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The lock was not acquired, and the work has not begun.
+    #[error(transparent)]
+    Acquire(#[from] AcquireError),
+    /// The lock was lost before the end of the work, which was dropped unless it had ended.
+    #[error(transparent)]
+    Lost(#[from] LostError),
+}
+
+impl RunError {
+    /// The lock was lost before the end of the work.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
 }
 
 /// Why a lease was not extended.
@@ -265,6 +308,9 @@ pub enum ExtendError {
         /// The lease.
         lease: Duration,
     },
+    /// The client cannot be used any more; the lease runs on towards its end.
+    #[error(transparent)]
+    Client(#[from] ClientError),
 }
 
 impl ExtendError {
@@ -291,6 +337,10 @@ pub enum ReleaseError {
         /// Every node's answer.
         nodes: Reports,
     },
+    /// The client cannot be used any more. Where its runtime has ended, the release was written to the connections that were
+    /// left, and nothing answers; what a node keeps ends with the lease.
+    #[error(transparent)]
+    Client(#[from] ClientError),
 }
 
 impl ReleaseError {

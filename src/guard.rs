@@ -1,11 +1,12 @@
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::mem;
 use std::pin::pin;
 use std::sync::{Arc, MutexGuard};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures::future::{Either, join, join_all, select, select_all};
+use futures::future::{join, join_all, select_all};
 
 use crate::client::{Core, Handle};
 use crate::error::{ExtendError, LostError, ReleaseError, Reports};
@@ -24,8 +25,9 @@ const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// One hold on one resource, or on several that were acquired together.
 ///
 /// While it lives, the lease behind it is extended in the background. Dropping it gives the hold back without waiting;
-/// [`release`](Self::release) does the same and tells how that went. When the last hold of an owner on a resource in this
-/// process goes, so does this process's share in the lease.
+/// [`release`](Self::release) does the same and tells how that went, and [`LockRequest::run`](crate::LockRequest::run) awaits it
+/// in any case. When the runtime of the client ends, releases that are queued are written to the sockets before those are
+/// closed. When the last hold of an owner on a resource in this process goes, so does this process's share in the lease.
 ///
 /// A guard over several resources answers for the weakest of them.
 #[must_use = "dropping the guard releases the lock"]
@@ -159,12 +161,15 @@ impl Guard {
     ///
     /// Dropping it drops `future`.
     pub async fn protect<F: Future>(&self, future: F) -> Result<F::Output, LostError> {
-        let lost = pin!(self.lost());
-        let future = pin!(future);
-        match select(lost, future).await {
-            Either::Right((output, _)) if !self.is_lost() => Ok(output),
-            Either::Left(_) | Either::Right(_) => Err(self.lost_error()),
-        }
+        let (mut lost, mut future) = (pin!(self.lost()), pin!(future));
+        poll_fn(|cx| {
+            // A process that was stopped past the end of the lease may be here before any timer has told.
+            if lost.as_mut().poll(cx).is_ready() || self.is_lost() {
+                return Poll::Ready(Err(self.lost_error()));
+            }
+            future.as_mut().poll(cx).map(|output| if self.is_lost() { Err(self.lost_error()) } else { Ok(output) })
+        })
+        .await
     }
 
     fn lost_error(&self) -> LostError {
@@ -213,6 +218,7 @@ impl Guard {
         let began = core.now();
         let mut pause = RETRY_PAUSE;
         loop {
+            core.check()?;
             // One round for each: all or none of them would be too few where each lacks another node.
             let (rounds, limit) = {
                 let mut states = lock_states(&self.leases);
@@ -238,9 +244,10 @@ impl Guard {
             // Connections that broke just now are being made again: there is time for that within the same limit.
             let left = limit.saturating_sub(core.now().since(began));
             if left <= pause {
+                core.check()?;
                 return Err(ExtendError::NoQuorum { remaining: self.remaining(), nodes: round.reports(Some(limit)) });
             }
-            tokio::time::sleep(pause).await;
+            core.sleep(pause).await;
             pause = (2 * pause).min(LONGEST_RETRY_PAUSE);
         }
     }
@@ -296,6 +303,7 @@ impl Guard {
         let mut pending = Vec::new();
         for (round, verdict) in [released].into_iter().chain(lowered).flatten() {
             if verdict != Verdict::Won {
+                self.core().check()?;
                 return Err(ReleaseError::Unconfirmed { nodes: round.reports(Some(limit)) });
             }
             pending.extend(round.pending());
@@ -349,6 +357,7 @@ impl Guard {
         }
         drop(states);
         drop(turns);
+        core.driver.send_last();
         parting
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::environment::{Environment, Moment};
+use crate::environment::{Environment, Moment, within};
 use crate::lease::Lease;
 use crate::sync::locked;
 
@@ -74,7 +74,7 @@ impl Keeper {
                 nap
             };
             match nap {
-                Some(nap) => drop(tokio::time::timeout(nap, self.earlier.notified()).await),
+                Some(nap) => drop(within(environment, nap, self.earlier.notified()).await),
                 None => self.earlier.notified().await,
             }
         }

@@ -164,10 +164,19 @@ impl Lease {
     pub(crate) async fn reaches(&self, wanted: impl Fn(Phase) -> bool) {
         loop {
             let changed = self.changed.notified();
-            if wanted(self.phase()) {
+            let now = self.core.now();
+            let (phase, left) = {
+                let state = self.state();
+                (state.lease.phase(now), state.lease.until_next_phase(now))
+            };
+            if wanted(phase) {
                 return;
             }
-            changed.await;
+            // By a timer of its own: the keeper is as dead as the client's runtime.
+            match left {
+                Some(left) => drop(self.core.within(left, changed).await),
+                None => changed.await,
+            }
         }
     }
 

@@ -62,12 +62,14 @@ mod guard;
 mod inspect;
 mod keeper;
 mod lease;
+mod life;
 mod lock;
 mod node;
 mod owner;
 mod protocol;
 mod resource;
 mod round;
+mod run;
 mod sync;
 mod table;
 mod ticket;
@@ -92,8 +94,8 @@ mod design {}
 pub use client::Quorlock;
 pub use config::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use error::{
-    AcquireError, Answer, ConfigError, ExportError, ExtendError, Holder, LostError, NodeError, NodeReport,
-    ReleaseError, Reports,
+    AcquireError, Answer, ClientError, ConfigError, ExportError, ExtendError, Holder, LostError, NodeError, NodeReport,
+    ReleaseError, Reports, RunError,
 };
 pub use guard::{Guard, Released};
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};

@@ -29,11 +29,11 @@ const MOST_ENDS: usize = 32;
 /// [`try_acquire`](Self::try_acquire).
 #[must_use = "a request does nothing until acquire() or try_acquire()"]
 pub struct LockRequest {
-    handle: Arc<Handle>,
+    pub(crate) handle: Arc<Handle>,
     names: Vec<Vec<u8>>,
     owner: Option<Owner>,
     lease: Option<Duration>,
-    wait: Option<Duration>,
+    pub(crate) wait: Option<Duration>,
 }
 
 impl LockRequest {
@@ -66,45 +66,13 @@ impl LockRequest {
         self
     }
 
-    /// Acquires, waiting while somebody else holds the lock.
-    ///
-    /// # Errors
-    ///
-    /// [`AcquireError::TimedOut`] when the time to wait is over, [`AcquireError::NoQuorum`] when no majority could be
-    /// heard, [`AcquireError::Lost`] when a lease that was to be entered again is over, [`AcquireError::Config`] for a
-    /// request that cannot work. Each names the nodes that it is about.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: what may have been granted is released in the background, also what a node grants later. A future that is
-    /// neither polled nor dropped keeps its turn in this process; a lease that it is granted meanwhile is not renewed.
-    pub async fn acquire(self) -> Result<Guard, AcquireError> {
-        let patience = Patience::until(self.handle.0.now(), self.wait);
-        self.run(patience).await
-    }
-
-    /// Acquires if nobody else holds the lock, without waiting for it: one round (a second one when a node has seen a
-    /// newer ballot).
-    ///
-    /// # Errors
-    ///
-    /// [`AcquireError::Held`] or [`AcquireError::Contended`] when it is not to be had, and as
-    /// [`acquire`](Self::acquire).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub async fn try_acquire(self) -> Result<Guard, AcquireError> {
-        let patience = Patience::none(self.handle.0.now());
-        self.run(patience).await
-    }
-
-    async fn run(self, mut patience: Patience) -> Result<Guard, AcquireError> {
+    pub(crate) async fn try_until_granted(self, mut patience: Patience) -> Result<Guard, AcquireError> {
         let core = &self.handle.0;
         let attempt = self.prepare()?;
         let mut waiter = Waiter::new(core, &attempt.owner, &attempt.resources, !patience.is_over_at_once());
         let mut offer = Offer::default();
         loop {
+            core.check()?;
             let (error, again) = match attempt.make(&self.handle, &mut offer, &mut patience, &mut waiter).await {
                 Ok(guard) => return Ok(guard),
                 Err(failed) => failed,
@@ -247,7 +215,7 @@ impl Attempt {
             let contended = || AcquireError::Contended { resource: self.first.to_string(), nodes: Reports(Vec::new()) };
             match patience.left(core.now()) {
                 None => done.await,
-                Some(left) if tokio::time::timeout(left, done).await.is_ok() => {}
+                Some(left) if core.within(left, done).await.is_some() => {}
                 Some(_) => return Err((contended(), Again::Later)),
             }
         }
@@ -286,8 +254,8 @@ impl Attempt {
         let begun = match patience.left(core.now()) {
             None => begun.await,
             Some(left) => {
-                let in_time = tokio::time::timeout(left, begun).await;
-                in_time.map_err(|_| (self.not_our_turn(core), Again::Later))?
+                let in_time = core.within(left, begun).await;
+                in_time.ok_or_else(|| (self.not_our_turn(core), Again::Later))?
             }
         };
         begun.unwrap_or(Ok(None))

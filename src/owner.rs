@@ -40,7 +40,7 @@ impl Owner {
     /// What is not a printable ASCII character becomes `_`; a long name is cut.
     #[must_use]
     pub fn labelled(name: &str) -> Self {
-        Self::anonymous(&System, &label(name).into())
+        Self::anonymous(&System::default(), &label(name).into())
     }
 
     pub(crate) fn anonymous(environment: &dyn Environment, label: &Arc<str>) -> Self {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 
 use crate::client::Core;
-use crate::error::{Answer, NodeError, NodeReport, Reports};
+use crate::error::{Answer, ClientError, NodeError, NodeReport, Reports};
 use crate::lease::Lease;
 use crate::node::{Asker, LastEnd, Refusal, Request, Vote, pack_open, parse_hold, parse_release};
 use crate::protocol::{Ballot, Moment, Phase, Room, Tally, Verdict};
@@ -101,6 +101,9 @@ impl Round {
 
     /// Hands the command to every node's queue. Never waits.
     pub(crate) fn send(self: &Arc<Self>, command: &Cmd) {
+        if let Err(why @ ClientError::Forked { .. }) = self.core.check() {
+            return (0..self.core.nodes.len()).for_each(|node| self.answered(node, Err(why.into())));
+        }
         let command = pack_open(command);
         for node in &self.core.nodes {
             let asker = match self.purpose {
@@ -329,10 +332,10 @@ impl Round {
                 Some(verdict) => Poll::Ready(verdict),
             }
         });
-        match tokio::time::timeout(limit, decided).await {
-            Ok(verdict) => verdict,
-            Err(_) if self.purpose == Purpose::Release && self.tally().is_free() => Verdict::Won,
-            Err(_) => Verdict::Pending,
+        match self.core.within(limit, decided).await {
+            Some(verdict) => verdict,
+            None if self.purpose == Purpose::Release && self.tally().is_free() => Verdict::Won,
+            None => Verdict::Pending,
         }
     }
 
@@ -395,7 +398,7 @@ impl Round {
         let count = locked(&self.count);
         let answer = |vote: &Option<Vote>| match (vote, silent_for) {
             (Some(vote), _) => Answer::from(vote),
-            (None, Some(limit)) => Answer::Failed(NodeError::NoAnswer(limit)),
+            (None, Some(limit)) => Answer::Failed(self.core.no_answer(limit)),
             (None, None) => Answer::Awaited,
         };
         let nodes = self.core.nodes.iter().zip(&count.votes);

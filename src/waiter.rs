@@ -35,6 +35,7 @@ impl Drop for Stand {
     fn drop(&mut self) {
         if !*self.is_granted.get_mut() {
             send_leave(&self.core, &self.resources, &self.ticket);
+            self.core.driver.send_last();
         }
     }
 }

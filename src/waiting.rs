@@ -5,8 +5,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use crate::client::Core;
 use crate::environment::Moment;
 use crate::error::{AcquireError, Answer, NodeError};
@@ -144,14 +142,14 @@ impl Patience {
             }
         };
         let Some(until) = self.until else {
-            drop(timeout(pause, called).await);
+            let _ = core.within(pause, called).await;
             return Ok(());
         };
         let left = until.since(now);
         if left.is_zero() {
             return Err(self.over(now, error));
         }
-        let slept = timeout(pause.min(left), called).await.is_err();
+        let slept = core.within(pause.min(left), called).await.is_none();
         // A try that has no time to be answered would hide what this one has met.
         if (slept && pause >= left) || until.since(core.now()).is_zero() {
             return Err(self.over(core.now(), error));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
+use super::ClientError;
 use crate::protocol::Token;
 
 /// Why a node cannot be counted on.
@@ -101,6 +102,9 @@ pub enum NodeError {
     /// The node does not know the third version of the protocol.
     #[error("it does not know HELLO: quorlock needs Redis 6 or newer, or Valkey")]
     TooOld,
+    /// The node was not asked, or its answer not read, because of the client itself.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The node answered with something that is no answer to what was asked.
     #[error("an answer that makes no sense: {0}")]
     Nonsense(String),

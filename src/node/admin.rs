@@ -64,7 +64,7 @@ pub async fn connect(builder: &Builder) -> Result<Vec<(String, Result<Node, Node
     let (settings, addresses) = builder.checked()?;
     let list_key = [LIST, &settings.prefix].concat();
     let connecting = addresses.into_iter().map(|address| {
-        let (list_key, environment) = (list_key.clone(), Arc::clone(builder.machine()));
+        let (list_key, environment) = (list_key.clone(), builder.machine());
         async move { (address.name.clone(), Node::connect(address, list_key, environment).await) }
     });
     let mut nodes = join_all(connecting).await;

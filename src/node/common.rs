@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::health::{CHANGING, Health};
 use crate::environment::Environment;
 use crate::error::NodeError;
+use crate::life::Life;
 use crate::protocol::{Newcomer, Record, Wall, difference, quorum};
 use crate::sync::locked;
 use crate::ticket::Tickets;
@@ -27,6 +28,7 @@ struct Claim {
 #[derive(Debug)]
 pub(crate) struct Common {
     environment: Arc<dyn Environment>,
+    pub(crate) life: Life,
     wall: Mutex<Wall>,
     /// How long a round waits for an answer.
     pub(crate) timeout: Duration,
@@ -65,6 +67,7 @@ impl Common {
         let client = random(environment.as_ref());
         Self {
             environment,
+            life: Life::new(),
             wall: Mutex::new(wall),
             timeout,
             window,
@@ -79,6 +82,12 @@ impl Common {
             client,
             tickets: Arc::default(),
         }
+    }
+
+    /// The runtime of the client has ended, or the client has.
+    pub(super) fn end_of_runtime(&self) {
+        self.environment.runtime_has_ended();
+        self.life.end();
     }
 
     /// The wall clock in µs, as it ran on from when the client was made.

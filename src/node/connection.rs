@@ -14,7 +14,6 @@ use std::time::Duration;
 use redis::{ErrorKind, ServerErrorKind, Value};
 use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{sleep, timeout};
 
 use super::backlog::Backlog;
 use super::introduce::{introduce, is_passing, is_replica, node_error, said};
@@ -23,8 +22,8 @@ use super::line::{Line, MOST_IN_FLIGHT, Sent};
 use super::wire::Wire;
 use super::{Asker, Common, Message, Request};
 use crate::config::NodeAddress;
-use crate::environment::{Environment, random_time};
-use crate::error::NodeError;
+use crate::environment::{Environment, random_time, within};
+use crate::error::{ClientError, NodeError};
 
 /// How many requests are taken, and how much is read, in one go: whoever keeps one node busy must not starve the others.
 const MOST_AT_ONCE: usize = 256;
@@ -89,11 +88,18 @@ impl Connection {
         }
     }
 
-    /// Until the client is gone.
+    /// Until the client is gone, or its runtime.
     pub(super) async fn run(mut self) {
         while let Some((wire, known)) = self.connect().await {
             let Some(broken) = self.serve(wire, known).await else { return };
             self.down = Some(broken);
+        }
+        self.requests.close();
+        while let Ok(Message::Request(request)) = self.requests.try_recv() {
+            self.early.push(request, still_trying);
+        }
+        for request in self.early.take().into_iter().chain(mem::take(&mut self.owed)) {
+            request.asker.answer(self.index, Err(ClientError::RuntimeEnded.into()));
         }
     }
 
@@ -111,14 +117,15 @@ impl Connection {
                 let (common, name, index) = (Arc::clone(&self.common), Arc::clone(&self.name), self.index);
                 async move { introduce(environment.as_ref(), &address, &common, index, &name).await }
             };
-            let patience = self.patience();
-            let mut attempt = Box::pin(timeout(patience, attempt));
+            let (patience, environment) = (self.patience(), Arc::clone(&self.environment));
+            let mut attempt = Box::pin(within(environment.as_ref(), patience, attempt));
             let made = loop {
                 if self.is_finished() {
                     return None;
                 }
                 select! {
                     biased;
+                    () = self.common.life.ended() => return None,
                     made = &mut attempt => break made.unwrap_or(Err(NodeError::NoAnswer(patience))),
                     message = self.requests.recv(), if !self.closing => self.while_away(message),
                 }
@@ -144,14 +151,14 @@ impl Connection {
         if self.pause.is_zero() {
             return Some(());
         }
-        let rest = sleep(random_time(self.environment.as_ref(), self.pause / 2..self.pause));
-        tokio::pin!(rest);
+        let mut rest = self.environment.sleep(random_time(self.environment.as_ref(), self.pause / 2..self.pause));
         loop {
             if self.is_finished() {
                 return None;
             }
             select! {
                 biased;
+                () = self.common.life.ended() => return None,
                 () = &mut rest => return Some(()),
                 message = self.requests.recv(), if !self.closing => self.while_away(message),
             }
@@ -221,23 +228,26 @@ impl Connection {
         self.down = None;
 
         let ended = poll_fn(|cx| {
-            line.begin(cx);
+            let is_last = self.common.life.has_ended();
+            if !is_last {
+                line.begin(cx);
+            }
             let mut taken = 0;
             loop {
                 // In the end nothing may be left behind for want of room.
-                while (self.closing || line.has_room())
+                while (self.closing || is_last || line.has_room())
                     && let Some(request) = waiting.pop(|| line.overdue(self.environment.now()))
                 {
                     self.accept(&mut line, request);
                 }
                 while !self.closing {
-                    if taken == MOST_AT_ONCE {
+                    if taken == MOST_AT_ONCE && !is_last {
                         cx.waker().wake_by_ref();
                         break;
                     }
                     taken += 1;
                     match self.requests.poll_recv(cx) {
-                        Poll::Ready(Some(Message::Request(request))) if line.has_room() => {
+                        Poll::Ready(Some(Message::Request(request))) if is_last || line.has_room() => {
                             self.accept(&mut line, request);
                         }
                         Poll::Ready(Some(Message::Request(request))) => {
@@ -247,6 +257,9 @@ impl Connection {
                         Poll::Ready(Some(Message::Close) | None) => self.closing = true,
                         Poll::Pending => break,
                     }
+                }
+                if is_last {
+                    return self.send_last(&mut line, cx).map(Some);
                 }
                 if line.is_stale {
                     return Poll::Ready(Some(NodeError::Forgot));
@@ -293,10 +306,23 @@ impl Connection {
         Some(broken)
     }
 
+    /// The runtime has ended: the releases leave, as far as the socket takes them, and no answer is read any more.
+    fn send_last(&self, line: &mut Line, cx: &mut Context<'_>) -> Poll<NodeError> {
+        line.gathers = false;
+        let written = line.poll_write(cx);
+        for sent in line.in_flight.drain(..) {
+            sent.request.asker.answer(self.index, Err(ClientError::RuntimeEnded.into()));
+        }
+        written.map_or_else(Poll::Ready, |()| Poll::Pending)
+    }
+
     fn accept(&mut self, line: &mut Line, request: Request) {
         let index = self.index;
         let now = self.environment.now();
         match &request.asker {
+            Asker::Hold(_) | Asker::Look(_) if self.common.life.has_ended() => {
+                request.asker.answer(index, Err(ClientError::RuntimeEnded.into()));
+            }
             Asker::Hold(_) | Asker::Look(_) if line.silent => {
                 request.asker.answer(index, Err(line.overdue(now)));
             }

@@ -1,18 +1,17 @@
 //! What is under way on one connection: what is sent when, and what the answers are to.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use redis::Value;
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
 use super::common::Common;
 use super::known::{Known, Wait};
 use super::wire::{MOST_READ, Wire};
 use super::{Asker, Request, pack, script};
-use crate::environment::{Environment, Moment};
+use crate::environment::{Environment, Moment, Sleeping};
 use crate::error::NodeError;
 
 /// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
@@ -53,11 +52,11 @@ pub(super) struct Line {
     refused: Option<(NodeError, Moment)>,
     /// What is to be sent waits for more to come with it, until this is polled again.
     pub(super) gathers: bool,
-    alarm: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Sleeping>,
     /// How many bytes may still be read in this poll.
     budget: usize,
     /// Nothing is read before its end.
-    rest: Option<Pin<Box<Sleep>>>,
+    rest: Option<Sleeping>,
 }
 
 pub(super) struct Sent {
@@ -209,7 +208,7 @@ impl Line {
         if self.in_flight.is_empty() {
             return Poll::Pending;
         }
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(timeout / 2)));
+        let alarm = self.alarm.get_or_insert_with(|| environment.sleep(timeout / 2));
         if alarm.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }

@@ -5,6 +5,7 @@ pub mod admin;
 mod backlog;
 mod common;
 mod connection;
+mod driver;
 mod health;
 mod introduce;
 mod known;
@@ -27,10 +28,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::NodeAddress;
 use crate::environment::Environment;
-use crate::error::NodeError;
+use crate::error::{ClientError, NodeError};
 use crate::round::Round;
 
 pub(crate) use common::Common;
+pub(crate) use driver::Driver;
 pub(crate) use reply::{Refusal, Sighting, Vote, parse_hold, parse_release, parse_sighting};
 pub(crate) use script::{Entry, LastEnd, Round as Words, Share, hold, inspect, leave, millis, release};
 
@@ -86,6 +88,7 @@ enum Message {
 
 /// The sending end of a node's queue. Messages reach the node in the order of the calls, or not at all.
 pub(crate) struct Node {
+    index: usize,
     pub(crate) name: Arc<str>,
     queue: mpsc::UnboundedSender<Message>,
 }
@@ -107,12 +110,14 @@ impl Node {
         let (queue, requests) = mpsc::unbounded_channel();
         let name: Arc<str> = address.name.as_str().into();
         let connection = connection::Connection::new(index, Arc::clone(&name), address, environment, common, requests);
-        (Self { name, queue }, connection.run())
+        (Self { index, name, queue }, connection.run())
     }
 
-    /// Never waits. Once the runtime is gone the request is dropped, which its asker sees as no answer.
+    /// Never waits. When the connection has ended, it did so with the runtime.
     pub(crate) fn send(&self, request: Request) {
-        drop(self.queue.send(Message::Request(request)));
+        if let Err(SendError(Message::Request(request))) = self.queue.send(Message::Request(request)) {
+            request.asker.answer(self.index, Err(ClientError::RuntimeEnded.into()));
+        }
     }
 
     /// Calls `next` when what was sent before is about to leave, in the task of the connections.

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, LazyLock};
 
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -15,7 +15,11 @@ use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertS
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
 
 /// `insecure` is what `#insecure` at the end of a URL asks for: any certificate will do.
-pub(crate) async fn handshake(stream: TcpStream, host: &str, insecure: bool) -> io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    host: &str,
+    insecure: bool,
+) -> io::Result<TlsStream<S>> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;

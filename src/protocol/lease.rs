@@ -83,6 +83,15 @@ impl Lease {
         }
     }
 
+    /// How long the phase lasts if nothing but time changes it; `None` for ever.
+    pub(crate) fn until_next_phase(&self, now: Moment) -> Option<Duration> {
+        match self.phase(now) {
+            Phase::Held => Some(self.danger_at().since(now)),
+            Phase::Endangered => Some(self.valid_until.since(now)),
+            Phase::Pending | Phase::Lost | Phase::Released => None,
+        }
+    }
+
     /// A majority honoured a round that began at `started`. Returns the phase that this leaves the lease in.
     pub(crate) fn confirmed(&mut self, now: Moment, started: Moment, ballot: Ballot, length: Duration) -> Phase {
         let phase = self.phase(now);
@@ -204,6 +213,9 @@ mod tests {
     fn time_alone_moves_the_phase() {
         let lease = held(true);
         assert_eq!(lease.phase(at(2067)), Phase::Held);
+        assert_eq!(lease.until_next_phase(at(2000)), Some(Duration::from_millis(68)));
+        assert_eq!(lease.until_next_phase(at(2068)), Some(Duration::from_secs(1)));
+        assert_eq!(lease.until_next_phase(at(3068)), None);
         assert_eq!(lease.phase(at(2068)), Phase::Endangered);
         assert_eq!(lease.phase(at(3067)), Phase::Endangered);
         assert_eq!(lease.phase(at(3068)), Phase::Lost);

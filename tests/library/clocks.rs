@@ -223,3 +223,21 @@ async fn a_clock_that_is_set_hours_ahead_under_a_connection_moves_no_ballot_out_
     // Its ballots are still such as others can exceed.
     cycle(&other).await;
 }
+
+/// A process that was stopped past the end of its lease goes on before any timer has fired.
+#[tokio::test]
+async fn work_is_not_polled_again_when_the_lease_is_over() {
+    let cluster = Cluster::start(3);
+    let (locks, environment) = client(&cluster, 0).await;
+    let guard = locks.lock("x").acquire().await.expect("the lock");
+    let polls = AtomicUsize::new(0);
+    let work = std::future::poll_fn(|_| {
+        polls.fetch_add(1, Ordering::Relaxed);
+        Poll::<()>::Pending
+    });
+    let mut protected = pin!(guard.protect(work));
+    assert!(futures::poll!(&mut protected).is_pending());
+    environment.slept.store(3600, Ordering::Relaxed);
+    assert!(matches!(futures::poll!(&mut protected), Poll::Ready(Err(_))));
+    assert_eq!(polls.load(Ordering::Relaxed), 1);
+}

@@ -5,10 +5,12 @@
 mod support;
 
 mod clocks;
+mod endings;
 mod nodes;
 mod owners;
 mod refusals;
 mod runtimes;
+mod sections;
 mod sets;
 mod threads;
 mod turns;
@@ -17,6 +19,10 @@ mod turns;
 #[tokio::test]
 async fn worker_process() {
     if let Some(job) = support::worker::job() {
-        nodes::run(&job).await;
+        match job[0].as_str() {
+            "end" => endings::end(&job),
+            "fork" => endings::fork(&job),
+            _ => nodes::run(&job).await,
+        }
     }
 }

@@ -1,0 +1,53 @@
+//! Whether a client can still talk to its nodes: while its runtime lives, in the process that connected.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Notify;
+
+use crate::error::ClientError;
+
+#[derive(Debug)]
+pub(crate) struct Life {
+    process: u32,
+    has_ended: AtomicBool,
+    end: Notify,
+}
+
+impl Life {
+    pub(crate) fn new() -> Self {
+        Self { process: std::process::id(), has_ended: AtomicBool::new(false), end: Notify::new() }
+    }
+
+    /// Is this a copy of the process that connected? It has the same sockets, so it must neither read, write nor close any.
+    pub(crate) fn is_copy(&self) -> bool {
+        std::process::id() != self.process
+    }
+
+    /// Has the runtime of the client ended?
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::SeqCst)
+    }
+
+    /// # Errors
+    ///
+    /// Why no node can be asked.
+    pub(crate) fn check(&self) -> Result<(), ClientError> {
+        if self.is_copy() {
+            return Err(ClientError::Forked { from: self.process });
+        }
+        if self.has_ended() { Err(ClientError::RuntimeEnded) } else { Ok(()) }
+    }
+
+    pub(crate) fn end(&self) {
+        self.has_ended.store(true, Ordering::SeqCst);
+        self.end.notify_waiters();
+    }
+
+    /// Resolves when the runtime of the client has ended.
+    pub(crate) async fn ended(&self) {
+        let end = self.end.notified();
+        if !self.has_ended() {
+            end.await;
+        }
+    }
+}

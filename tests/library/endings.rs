@@ -1,0 +1,345 @@
+//! Runtimes that end before the guards of their clients, processes that end, and callers outside of any runtime.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use quorlock::{AcquireError, ClientError, ExtendError, Guard, NodeError, Quorlock, ReleaseError};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use crate::support::worker::{Worker, report};
+use crate::support::{CUT_OFF, Cluster, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// For what takes a moment, on a machine that has other things to do.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+fn single() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+async fn held(cluster: &Cluster, lease: Duration, name: &str) -> (Quorlock, Guard) {
+    let locks = cluster.client(lease).await;
+    let guard = locks.lock(name).acquire().await.expect("the lock");
+    (locks, guard)
+}
+
+/// Waits for a future in a thread that is in no runtime.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park();
+    }
+}
+
+#[test]
+fn the_loss_is_told_when_the_runtime_of_the_client_has_ended() {
+    let cluster = Cluster::start(3);
+    let (elsewhere, home) = (single(), runtime());
+    let (_locks, guard) = home.block_on(held(&cluster, SECOND, "x"));
+    drop(home);
+    elsewhere.block_on(async {
+        let work = guard.protect(std::future::pending::<()>());
+        assert!(timeout(LIMIT, work).await.expect("the loss ends it").is_err());
+        timeout(LIMIT, guard.endangered()).await.expect("told");
+        timeout(LIMIT, guard.lost()).await.expect("told");
+    });
+    assert!(guard.is_lost());
+    block_on(guard.lost());
+}
+
+#[test]
+fn the_loss_is_told_while_no_thread_drives_the_runtime_of_the_client() {
+    let cluster = Cluster::start(3);
+    let home = single();
+    let (_locks, guard) = home.block_on(held(&cluster, SECOND, "x"));
+    runtime().block_on(async { timeout(LIMIT, guard.lost()).await.expect("told") });
+    assert!(guard.is_lost());
+}
+
+#[test]
+fn errors_say_that_the_runtime_of_the_client_has_ended() {
+    let cluster = Cluster::start(3);
+    let (elsewhere, home) = (single(), runtime());
+    let (locks, guard) = home.block_on(held(&cluster, 60 * SECOND, "x"));
+    let waiting = {
+        let request = locks.lock("x");
+        thread::spawn(move || single().block_on(request.acquire()))
+    };
+    let again = locks.lock("x").owner(guard.owner());
+    home.block_on(async { eventually(LIMIT, "it waits", || locks_wait(&locks)).await });
+    drop(home);
+    let ended = ClientError::RuntimeEnded;
+    assert_eq!(waiting.join().expect("a thread").expect_err("it waited"), AcquireError::Client(ended));
+    elsewhere.block_on(async {
+        for request in [locks.lock("y"), locks.lock("x"), again] {
+            assert_eq!(request.acquire().await.expect_err("no node can be asked"), AcquireError::Client(ended));
+        }
+        assert_eq!(locks.lock("y").try_acquire().await.expect_err("the same"), AcquireError::Client(ended));
+        assert_eq!(guard.extend().await, Err(ExtendError::Client(ended)));
+        let seen = locks.inspect("x").await.expect("a name");
+        assert!(seen.nodes.iter().all(|node| node.state == Err(NodeError::Client(ended))), "{seen:?}");
+        locks.flush().await;
+        assert_eq!(guard.release().await, Err(ReleaseError::Client(ended)));
+    });
+}
+
+/// A second request of this process for "x" is told that the first has it.
+fn locks_wait(locks: &Quorlock) -> bool {
+    let second = block_on(locks.lock("x").wait(Duration::ZERO).acquire());
+    second.is_err_and(|error| error.is_held())
+}
+
+#[test]
+fn a_guard_that_outlives_the_runtime_releases_by_the_sockets_that_are_left() {
+    let cluster = Cluster::start(3);
+    for (number, home) in [single(), runtime()].into_iter().enumerate() {
+        let names: Vec<String> = ["a", "b", "c"].iter().map(|name| format!("{name}{number}")).collect();
+        let guards = home.block_on(async {
+            let locks = cluster.client(60 * SECOND).await;
+            let mut guards = Vec::new();
+            for name in &names {
+                guards.push(locks.lock(name).acquire().await.expect("the lock"));
+            }
+            locks.flush().await;
+            guards
+        });
+        drop(home);
+        for (name, guard) in names.iter().zip(guards) {
+            assert_eq!(cluster.count_keys(&Cluster::lock_key(name)), 3, "the lease runs on");
+            drop(guard);
+            let gone = || cluster.count_keys(&Cluster::lock_key(name)) == 0;
+            single().block_on(async { eventually(LIMIT, "it is released everywhere", gone).await });
+        }
+    }
+}
+
+#[test]
+fn all_is_done_outside_of_runtimes_while_that_of_the_client_lives() {
+    let cluster = Cluster::start(3);
+    let home = runtime();
+    let locks = home.block_on(cluster.client(10 * SECOND));
+    let guard = block_on(locks.lock("x").acquire()).expect("the lock");
+    let (waiting, request) = (Instant::now(), locks.lock("x").wait(SECOND / 10));
+    assert!(block_on(request.acquire()).expect_err("it is held").is_timed_out());
+    assert!(waiting.elapsed() >= SECOND / 10);
+    block_on(guard.extend()).expect("an extension");
+    assert_eq!(block_on(guard.protect(async { 7 })), Ok(7));
+    assert!(block_on(locks.inspect("x")).expect("a name").nodes.iter().all(|node| node.state.is_ok()));
+    block_on(guard.release()).expect("a release");
+    block_on(locks.flush());
+    let without_timers = Builder::new_current_thread().build().expect("a runtime");
+    let again = without_timers.block_on(locks.lock("x").acquire()).expect("the lock");
+    assert!(without_timers.block_on(locks.lock("x").try_acquire()).expect_err("it is held").is_held());
+    without_timers.block_on(again.release()).expect("a release");
+}
+
+#[test]
+fn a_wait_goes_on_in_another_runtime() {
+    let cluster = Cluster::start(3);
+    let home = runtime();
+    let (locks, guard) = home.block_on(held(&cluster, 10 * SECOND, "x"));
+    let mut waiting = Box::pin(locks.lock("x").wait(LIMIT).acquire());
+    for elsewhere in [single(), runtime(), single()] {
+        let polled = elsewhere.block_on(async { timeout(SECOND / 100, &mut waiting).await });
+        assert!(polled.is_err(), "it is held");
+    }
+    let mut lost = Box::pin(guard.lost());
+    assert!(single().block_on(async { timeout(SECOND / 100, &mut lost).await }).is_err());
+    assert!(single().block_on(async { timeout(SECOND / 100, &mut lost).await }).is_err());
+    drop(lost);
+    drop(guard);
+    drop(block_on(waiting).expect("its turn"));
+}
+
+/// The time for which this thread has had a processor.
+fn busy() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("below 10^9"))
+}
+
+/// Tokio's clock jumps where all tasks wait for a timer of tokio's, and the nodes' clocks and this machine's do not.
+#[tokio::test(start_paused = true)]
+async fn a_paused_clock_of_tokio_makes_no_busy_loop() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent = format!("redis://{}", listener.local_addr().expect("its address"));
+    let cluster = Cluster::start(3);
+    for nodes in [vec![CUT_OFF.to_owned()], vec![silent], cluster.urls()] {
+        let (start, before) = (Instant::now(), busy());
+        let locks = Quorlock::builder().nodes(&nodes).lease(SECOND).connect().await.expect("settings");
+        let holding = locks.lock("x").wait(SECOND).acquire().await;
+        assert_eq!(holding.is_ok(), nodes.len() == 3, "{holding:?}");
+        let waiting = locks.lock("x").wait(2 * SECOND).acquire().await;
+        assert!(waiting.is_err() && start.elapsed() > 2 * SECOND, "{waiting:?} after {:?}", start.elapsed());
+        let (busy, passed) = (busy() - before, start.elapsed());
+        assert!(busy < passed / 3, "{busy:?} of {passed:?} with {nodes:?}");
+        if let Ok(guard) = holding {
+            assert!(!guard.is_lost(), "it was extended meanwhile");
+            guard.release().await.expect("a release");
+        }
+    }
+}
+
+#[test]
+fn a_client_connects_in_a_runtime() {
+    let error = block_on(Quorlock::builder().nodes(["redis://127.0.0.1:1"]).connect()).expect_err("there is none");
+    assert!(error.to_string().contains("tokio runtime"), "{error}");
+}
+
+/// How a process ends.
+const ENDS: [&str; 7] = ["error", "panic", "end", "single error", "single panic", "task", "request"];
+
+#[test]
+fn a_process_that_ends_releases_what_it_holds() {
+    let cluster = Cluster::start(3);
+    let urls = cluster.urls().join(",");
+    for end in ENDS {
+        for run in 0..20 {
+            let name = format!("{end} {run}");
+            Worker::spawn(&["end", end, &name, &urls]).finish();
+            let key = Cluster::lock_key(&name);
+            let gone = || cluster.count_keys(&key) == 0;
+            single().block_on(async { eventually(LIMIT, &name, gone).await });
+        }
+    }
+}
+
+/// What the processes do.
+pub fn end(job: &[String]) {
+    let [_, way, name, urls] = job else { panic!("{job:?}") };
+    let outcome = match way.as_str() {
+        "single error" => thread::scope(|scope| scope.spawn(|| single_main("error", name, urls)).join().map(drop)),
+        "single panic" => thread::scope(|scope| scope.spawn(|| single_main("panic", name, urls)).join().map(drop)),
+        way => thread::scope(|scope| scope.spawn(|| multi_main(way, name, urls)).join().map(drop)),
+    };
+    report(outcome.is_ok());
+    std::process::exit(0);
+}
+
+#[tokio::main]
+async fn multi_main(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    body(way, name, urls).await
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn single_main(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    body(way, name, urls).await
+}
+
+async fn body(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let locks = Quorlock::builder().nodes(urls.split(',')).lease(60 * SECOND).connect().await?;
+    if way == "request" {
+        // It is given up while the nodes' answers are under way.
+        let mut request = Box::pin(locks.lock(name).acquire());
+        let until = Instant::now() + SECOND / 50;
+        while Instant::now() < until && timeout(Duration::from_micros(200), &mut request).await.is_err() {}
+        return Ok(());
+    }
+    let guard = locks.lock(name).acquire().await?;
+    match way {
+        "error" => Err("on purpose")?,
+        "panic" => std::panic::resume_unwind(Box::new("on purpose")),
+        "task" => {
+            tokio::spawn(async move {
+                let _guard = guard;
+                std::future::pending::<()>().await;
+            });
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+#[test]
+fn a_fork_has_no_part_in_the_connections() {
+    let cluster = Cluster::start(3);
+    let mut worker = Worker::spawn(&["fork", &cluster.urls().join(",")]);
+    assert_eq!(worker.next().as_deref(), Some("the child was told"));
+    assert_eq!(worker.next().as_deref(), Some("the child has ended"));
+    assert_eq!(worker.next().as_deref(), Some("the parent went on"));
+    worker.finish();
+    let key = Cluster::lock_key("x");
+    single().block_on(async { eventually(LIMIT, "it is released", || cluster.count_keys(&key) == 0).await });
+}
+
+/// The numbers of the connections on which nodes call waiting requests.
+fn subscribers(urls: &str) -> Vec<String> {
+    let lists = urls.split(',').map(|url| {
+        let mut node = redis::Client::open(url).and_then(|client| client.get_connection()).expect("a connection");
+        redis::cmd("CLIENT").arg("LIST").query::<String>(&mut node).expect("a list")
+    });
+    let number = |line: &str| line.contains(" sub=1 ").then(|| line.split(' ').next().map(str::to_owned))?;
+    lists.flat_map(|list| list.lines().filter_map(number).collect::<Vec<_>>()).collect()
+}
+
+/// A process that connects, forks, and uses the client in both.
+pub fn fork(job: &[String]) {
+    let urls = &job[1];
+    let forked = || {
+        let home = single();
+        home.block_on(async {
+            let locks = Quorlock::builder().nodes(urls.split(',')).connect().await.expect("settings");
+            let guard = locks.lock("x").acquire().await.expect("the lock");
+            let mut waiting = Box::pin(locks.lock("x").acquire());
+            assert!(futures::poll!(&mut waiting).is_pending());
+            locks.flush().await;
+            let (parent, connected) = (std::process::id(), subscribers(urls));
+            assert_eq!(connected.len(), 3);
+            // SAFETY: the child uses no lock that another thread may have held: it reports, and ends.
+            match unsafe { nix::unistd::fork() }.expect("a fork") {
+                nix::unistd::ForkResult::Child => {
+                    let why = ClientError::Forked { from: parent };
+                    for name in ["x", "y"] {
+                        let error = locks.lock(name).try_acquire().await.expect_err("a copy");
+                        assert_eq!(error, AcquireError::Client(why));
+                    }
+                    assert_eq!(guard.extend().await, Err(ExtendError::Client(why)));
+                    let seen = locks.inspect("x").await.expect("a name");
+                    assert!(seen.nodes.iter().all(|node| node.state == Err(NodeError::Client(why))), "{seen:?}");
+                    drop(waiting);
+                    assert_eq!(guard.release().await, Err(ReleaseError::Client(why)));
+                    tokio::task::yield_now().await;
+                    report("the child was told");
+                    None
+                }
+                nix::unistd::ForkResult::Parent { child } => {
+                    nix::sys::wait::waitpid(child, None).expect("the child");
+                    report("the child has ended");
+                    for _ in 0..10 {
+                        guard.extend().await.expect("an extension");
+                        locks.lock("y").try_acquire().await.expect("free").release().await.expect("a release");
+                    }
+                    assert!(locks.lock("x").try_acquire().await.is_err_and(|error| error.is_held()));
+                    drop(guard);
+                    drop(waiting.await.expect("its turn"));
+                    assert_eq!(subscribers(urls), connected, "a connection was made again");
+                    Some(())
+                }
+            }
+        })
+    };
+    // In the child, what is dropped with the runtime must leave the parent's sockets alone.
+    let is_parent = thread::scope(|scope| scope.spawn(forked).join().expect("a thread")).is_some();
+    if is_parent {
+        report("the parent went on");
+    }
+    std::process::exit(0);
+}
