@@ -28,6 +28,7 @@ mod tickets;
 mod words;
 
 mod pair;
+mod scenarios;
 
 use std::time::Duration;
 

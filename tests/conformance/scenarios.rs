@@ -1,0 +1,299 @@
+//! Rules about clocks, one history each, which random commands meet only by chance. What is asked at which time of the asker's clock
+//! is part of a message, so only the node's clock is real.
+
+use crate::node::{Data, Node, SCRIPTS, Script};
+use crate::pair::{FIRST_RECORD, LIST, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, masked};
+use crate::resp::Reply;
+use crate::rules::Rules;
+use crate::support::Cluster;
+use crate::words::RECORD;
+
+/// The longest lease in the record, in ms.
+const LONGEST: u64 = 120_000;
+const LEASE: u64 = 60_000;
+const MINUTE: u64 = 60_000;
+const DAY: u64 = 86_400_000;
+/// What a client says of [`FIRST_RECORD`] that does not know whether there is a quarantine.
+const ASKED: &str = "00000000000000af 120000";
+
+const YES: i64 = 1;
+const STALE: i64 = 3;
+const AHEAD: i64 = 4;
+const GONE: i64 = 5;
+const EARLY: i64 = 7;
+const YOUNG: i64 = 9;
+
+/// A hold message.
+#[derive(Clone)]
+struct Message {
+    /// Of [`OWNERS`] and [`SESSIONS`].
+    owner: usize,
+    next: u64,
+    /// The sender's wall clock, in ms.
+    wall: u64,
+    lease: u64,
+    /// How much later the end is than clock and lease make it, in ms, and whether that is said.
+    raised: u64,
+    says_raised: bool,
+    /// Ends that the sender has waited for.
+    named: String,
+    record: String,
+}
+
+impl Message {
+    fn end(&self) -> u64 {
+        self.wall + 1 + self.lease + self.raised
+    }
+
+    fn share(&self) -> String {
+        format!("{}/1", SESSIONS[self.owner])
+    }
+
+    fn value(&self, token: u64) -> String {
+        format!("ql1 {token:016} {} label {}:1", OWNERS[self.owner], self.share())
+    }
+
+    fn names(&self, end: u64, of: &str) -> Self {
+        Self { named: format!(" {end:013}:{of}"), ..self.clone() }
+    }
+}
+
+/// What a message says of one resource: to be acquired, or a lease with this token and `known`.
+type Of = Option<(u64, u64)>;
+
+/// One node: a real server, and the simulation's.
+struct Scenario {
+    pair: Pair,
+    /// When it began, in ms and in µs.
+    ms: u64,
+    us: u64,
+    _cluster: Cluster,
+}
+
+impl Scenario {
+    fn start(record: &str) -> Self {
+        let cluster = Cluster::start(1);
+        let node = Node::new(Rules::default(), "0123456789abcdef".to_owned());
+        let mut pair = Pair { real: cluster.redis(0), node, log: Vec::new(), calls: cluster.redis(0) };
+        for code in SCRIPTS {
+            pair.both(&[b"SCRIPT", b"LOAD", code.as_bytes()]);
+        }
+        pair.set_record(record);
+        pair.remove(LIST);
+        let us = pair.now();
+        Self { pair, ms: us / 1000, us, _cluster: cluster }
+    }
+
+    /// What this owner says now if its clock is right.
+    fn message(&mut self, owner: usize) -> Message {
+        let now = self.pair.now();
+        let (wall, record) = (now / 1000, FIRST_RECORD.to_owned());
+        Message { owner, next: now, wall, lease: LEASE, raised: 0, says_raised: true, named: String::new(), record }
+    }
+
+    /// The answer, which both nodes give alike.
+    fn hold(&mut self, message: &Message, of: &[(&str, Of)]) -> Vec<Reply> {
+        let Message { next, lease, record, .. } = message;
+        let keys = of.iter().flat_map(|(name, _)| [lock_key(name), ballot_key(name)]);
+        let mut args: Vec<Vec<u8>> =
+            vec![b"EVALSHA".to_vec(), Script::Hold.hash().into(), (2 * of.len()).to_string().into()];
+        args.extend(keys);
+        args.push(format!("{next:016} {:013} {}", message.end(), message.value(*next)).into());
+        args.push(lease.to_string().into());
+        let raised =
+            if message.raised > 0 && message.says_raised { format!(" +{}", message.raised) } else { String::new() };
+        args.push(format!("0{}{raised}", message.named).into());
+        for (_, lease) in of {
+            let (token, known) = lease.map_or(("0".to_owned(), 0), |(token, known)| (format!("{token:016}"), known));
+            args.push(format!("{token} {known:016} 1 {}", message.share()).into());
+        }
+        args.push(record.clone().into());
+        self.run(Script::Hold, &args)
+    }
+
+    fn run(&mut self, script: Script, args: &[Vec<u8>]) -> Vec<Reply> {
+        let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+        let (real, mine, now) = self.pair.both(&args);
+        assert_eq!(
+            masked(script, &real, now).0,
+            masked(script, &mine, now).0,
+            "the server said {real:?}, the node {mine:?}"
+        );
+        self.pair.compare_keys().expect("the same keys");
+        match real {
+            Reply::Array(items) => items,
+            other => vec![other],
+        }
+    }
+
+    /// What a node says whose clock has leapt past the end of the lease, or whose key was deleted.
+    fn forget_lock(&mut self, name: &str) {
+        self.pair.remove(&lock_key(name));
+    }
+
+    fn put(&mut self, key: &[u8], text: &str) {
+        self.pair.put(key, &Data::Text(text.into()), Some(2 * DAY));
+    }
+
+    /// LONGEST, END and WALL of the record.
+    fn record(&mut self) -> [u64; 3] {
+        let record: String = redis::cmd("GET").arg(RECORD).query(&mut self.pair.real).expect("the record");
+        let words: Vec<&str> = record.split(' ').collect();
+        [words[1], words[2], words[3]].map(|word| word.parse().expect("a number"))
+    }
+}
+
+#[track_caller]
+fn says(answer: &[Reply], code: i64) {
+    assert_eq!(answer.first(), Some(&Reply::Int(code)), "{answer:?}");
+}
+
+/// The end that an answer EARLY names.
+#[track_caller]
+fn early(answer: &[Reply]) -> u64 {
+    says(answer, EARLY);
+    match answer[4] {
+        Reply::Int(end) => end.cast_unsigned(),
+        _ => panic!("{answer:?}"),
+    }
+}
+
+fn token(token: u64) -> String {
+    format!("{token:016}")
+}
+
+#[test]
+fn an_old_wait_does_not_count_for_a_lease_that_was_extended_since() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    let holder = node.message(0);
+    says(&node.hold(&holder, &[("x", None)]), YES);
+    node.forget_lock("x");
+    let asker = Message { wall: holder.wall - MINUTE / 2, next: holder.next + 10, ..node.message(1) };
+    let end = early(&node.hold(&asker, &[("x", None)]));
+    assert_eq!(end, holder.end());
+    // The holder's clock has not moved, or was set back: its extension says no later end.
+    for back in [0, MINUTE / 4] {
+        let extension = Message { next: holder.next + 1 + back, wall: holder.wall - back, ..holder.clone() };
+        says(&node.hold(&extension, &[("x", Some((holder.next, holder.next + back)))]), YES);
+    }
+    node.forget_lock("x");
+    let asker = Message { next: asker.next + MINUTE, ..asker };
+    let waited = asker.names(end, &token(holder.next));
+    let later = early(&node.hold(&waited, &[("x", None)]));
+    assert!(later > end, "each message has raised it: {later}");
+    says(&node.hold(&asker.names(later, &token(holder.next)), &[("x", None)]), YES);
+}
+
+#[test]
+fn an_end_that_was_raised_shows_the_clock_of_its_sender_all_the_same() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    let (left, holder) = (node.message(0), node.message(1));
+    says(&node.hold(&left, &[("x", None)]), YES);
+    says(&node.hold(&holder, &[("y", None)]), YES);
+    node.forget_lock("x");
+    // It continues y, with an end that is later than its clock makes it, and asks for x, whose last lease is not over.
+    let both = [("x", None), ("y", Some((holder.next, holder.next)))];
+    let asker = Message { next: holder.next + 10, raised: 2 * LEASE, ..holder.clone() };
+    assert_eq!(early(&node.hold(&asker, &both)), left.end());
+    // Without that the end would be taken for a later clock.
+    let silent = Message { says_raised: false, ..asker };
+    says(&node.hold(&silent, &both), YES);
+}
+
+#[test]
+fn who_is_a_day_off_waits_by_the_time_and_the_record_of_each_node() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    let mut other = Scenario::start(&FIRST_RECORD.replace("af", "bf"));
+    for days in [-2_i64, 2] {
+        let name = if days < 0 { "x" } else { "y" };
+        let wall = |node: &Scenario| node.ms.saturating_add_signed(days * DAY.cast_signed());
+        let asker = Message { wall: wall(&node), ..node.message(0) };
+        let answer = node.hold(&asker, &[(name, None)]);
+        let time = early(&answer);
+        assert!(time.abs_diff(node.ms) < 10 * MINUTE && answer[5] == Reply::bulk("00000000000000af"), "{answer:?}");
+        // Another node has another record, which it shows when it is asked.
+        let record = other.message(0).record.replace("af", "bf");
+        let elsewhere = Message { record, next: other.pair.now(), ..asker.names(time, "00000000000000af") };
+        early(&other.hold(&elsewhere, &[(name, None)]));
+        // A time from before the node's clock has leapt says nothing.
+        early(&node.hold(&asker.names(time - LONGEST - 3 * MINUTE, "00000000000000af"), &[(name, None)]));
+        early(&node.hold(&asker.names(time, &token(asker.next)), &[(name, None)]));
+        let waited = asker.names(time, "00000000000000af");
+        says(&node.hold(&waited, &[(name, None)]), YES);
+    }
+}
+
+#[test]
+fn a_clock_that_is_behind_ends_no_quarantine_too_early_for_others() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    node.pair.remove(RECORD);
+    let newcomer_wall = node.ms - 60 * MINUTE;
+    let words = ["", ASKED, "20", "0 0", &newcomer_wall.to_string(), "300000 - 0 0123456789abcdef", ""];
+    let mut args = vec![b"EVALSHA".to_vec(), Script::Record.hash().into(), b"2".to_vec(), RECORD.into(), LIST.into()];
+    args.extend(words.map(|word| word.as_bytes().to_vec()));
+    node.run(Script::Record, &args);
+    let [_, end, wall] = node.record();
+    assert!(end > node.ms && wall >= end, "{end} {wall}");
+    while node.pair.now() / 1000 <= end {
+        std::thread::yield_now();
+    }
+    // By the node's clock it is over, which may have leapt. For a clock that is a minute behind it is not.
+    let asker = Message { record: ASKED.to_owned(), ..node.message(0) };
+    let behind = Message { wall: end - MINUTE, ..asker.clone() };
+    let answer = node.hold(&behind, &[("x", None)]);
+    says(&answer, YOUNG);
+    assert_eq!(answer[2], Reply::Int(MINUTE.cast_signed() + (wall - end).cast_signed()));
+    says(&node.hold(&asker, &[("x", None)]), YES);
+}
+
+#[test]
+fn a_queue_without_a_ballot_is_no_ballot() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    let queue = format!("0 | {} 0=- 1003:{}", node.us, SESSIONS[0]);
+    node.put(&ballot_key("x"), &queue);
+    let asker = node.message(0);
+    let old = Message { next: node.us - WINDOW_US - 60_000_000, ..asker.clone() };
+    says(&node.hold(&old, &[("x", None)]), STALE);
+    says(&node.hold(&old, &[("x", Some((old.next, old.next)))]), GONE);
+    let off = Message { wall: node.ms - 2 * DAY, ..asker.clone() };
+    early(&node.hold(&off, &[("x", None)]));
+    says(&node.hold(&asker, &[("x", None)]), YES);
+}
+
+#[test]
+fn only_the_last_lease_honoured_goes_on_with_ballots_that_are_far_ahead() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    // The node's clock was set back: what it has honoured before is far ahead of it.
+    let far = node.us + 2 * WINDOW_US;
+    let (last, other) = (node.message(0), node.message(1));
+    let next = |message: &Message, next: u64| Message { next, ..message.clone() };
+    let marked = format!("{far:016} {:013} {}", last.end(), last.value(7));
+
+    node.put(&ballot_key("x"), &marked);
+    node.put(&lock_key("x"), &other.value(8));
+    says(&node.hold(&next(&other, far + 1), &[("x", Some((8, far)))]), AHEAD);
+    node.put(&ballot_key("y"), &format!("{far:016}"));
+    says(&node.hold(&next(&last, far + 1), &[("y", Some((7, far)))]), AHEAD);
+    node.put(&ballot_key("y"), &marked);
+    says(&node.hold(&next(&last, far + WINDOW_US + 1), &[("y", Some((7, far)))]), AHEAD);
+    says(&node.hold(&next(&last, far + 1), &[("y", None)]), AHEAD);
+    says(&node.hold(&next(&last, far + 1), &[("y", Some((7, far)))]), YES);
+}
+
+#[test]
+fn a_quarantine_is_lengthened_by_leases_that_were_granted_and_by_no_others() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    let end = node.ms + MINUTE;
+    node.pair.set_record(&format!("00000000000000af {LONGEST} {end} {end} 300000 - 0 0123456789abcdef"));
+    let asker = Message { lease: 5 * LONGEST, record: ASKED.to_owned(), ..node.message(0) };
+    says(&node.hold(&asker, &[("x", None)]), YOUNG);
+    assert_eq!(node.record(), [LONGEST, end, end], "it was refused");
+    // A longer one was granted elsewhere.
+    let told = Message { record: format!("00000000000000af {}", LONGEST + MINUTE), ..asker.clone() };
+    says(&node.hold(&told, &[("x", None)]), YOUNG);
+    assert_eq!(node.record(), [LONGEST + MINUTE, end + MINUTE, end + MINUTE]);
+    // One that goes on is honoured, though that is no vote.
+    node.put(&lock_key("x"), &asker.value(7));
+    says(&node.hold(&Message { record: told.record, ..asker }, &[("x", Some((7, 7)))]), YOUNG);
+    assert_eq!(node.record()[0], 5 * LONGEST);
+}
