@@ -76,6 +76,26 @@ fn was_cut_short(model: &Model, ask: &Ask, name: &str, down: u64, due: u64) -> b
     ask.names.iter().any(|asked| asked == name) && until >= down && model.worker_was_troubled(ask.worker, ask.at, until)
 }
 
+/// A holder that runs, and hears a majority of the nodes, keeps its lock by extending the lease.
+pub fn keeps_while_well(model: &Model) -> Verdict {
+    let mut verdict =
+        Verdict::of("KeepsWhileWell", "a holder that is well, as a majority of the nodes is, does not lose its lock");
+    for hold in model.holds.iter().filter(|hold| hold.ask.within.is_none()) {
+        let ends = [hold.lost.map(|(at, _)| at), hold.leave.map(|(at, _)| at), hold.killed];
+        let until = ends.into_iter().flatten().min().unwrap_or(model.end);
+        let was_extended = until > hold.granted + hold.ask.lease;
+        let (worker, from) = (hold.ask.worker, hold.ask.at);
+        let was_well = !model.worker_was_troubled(worker, from, until)
+            && !model.stood_still(from, until)
+            && model.most_disturbed(worker, from, until) <= model.spare();
+        if was_well && (was_extended || hold.lost.is_some()) {
+            let lost = hold.lost.is_some_and(|(at, _)| at <= until);
+            verdict.check(!lost, || format!("{} was lost {} us after its grant", hold.named(), until - hold.granted));
+        }
+    }
+    verdict
+}
+
 /// While a minority of nodes is in trouble, no request fails for want of a quorum; somebody gets on; and when all is over,
 /// everybody does.
 pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
@@ -186,6 +206,27 @@ mod tests {
             story.worker_fault(1, Kind::WorkerPause, 2, stopped..ms(5500));
             story.grant(2, "b", 11, ms(5000), 1, ms(900));
             assert_eq!(free_after_ttl(&story.model()).state, expected, "stopped at {stopped} us");
+        }
+    }
+
+    #[test]
+    fn a_loss_without_a_reason_violates_keeps_while_well() {
+        for (nodes, expected) in [(&[0][..], State::Violated), (&[0, 1][..], State::NotExercised)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            story.fault(1, Kind::Pause, nodes, ms(200)..ms(900));
+            story.lost(1, ms(1000), ms(1000));
+            assert_eq!(keeps_while_well(&story.model()).state, expected, "{nodes:?}");
+        }
+    }
+
+    #[test]
+    fn a_lease_that_was_extended_shows_keeps_while_well() {
+        for (released, expected) in [(900, State::NotExercised), (1500, State::Held)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            story.released(1, ms(released), 0);
+            assert_eq!(keeps_while_well(&story.model()).state, expected, "released at {released} ms");
         }
     }
 

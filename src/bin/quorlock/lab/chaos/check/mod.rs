@@ -97,6 +97,7 @@ pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
         liveness::no_orphan(model, beside.complete),
         time::lease_never_shrinks(model),
         liveness::free_after_ttl(model),
+        liveness::keeps_while_well(model),
         liveness::minority_fault_live(model, beside.complete),
         votes::quarantine_holds(model),
     ]

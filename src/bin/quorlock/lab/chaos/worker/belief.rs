@@ -16,6 +16,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const GROWTH: u64 = 1000;
 
 pub fn tokens(guard: &Guard, names: &[String]) -> Vec<u64> {
+    if let [_] = names {
+        return vec![guard.token().into()];
+    }
     names.iter().map(|name| guard.token_of(name).map_or(0, u64::from)).collect()
 }
 
@@ -40,6 +43,8 @@ async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
     let mut deadline = 0;
     let mut said = 0;
     let mut was_lost = false;
+    // Made once, as a user would: one that is made anew would find the loss without having been woken.
+    let mut lost = pin!(guard.lost());
     loop {
         let (from, remaining) = left(guard);
         let at = now();
@@ -56,12 +61,9 @@ async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
         }
         if was_lost {
             tokio::time::sleep(LOOK_EVERY).await;
-        } else {
-            let lost = pin!(guard.lost());
-            if let Either::Left(_) = select(lost, pin!(tokio::time::sleep(LOOK_EVERY))).await {
-                diary.write(What::Lost { op, deadline });
-                was_lost = true;
-            }
+        } else if let Either::Left(_) = select(lost.as_mut(), pin!(tokio::time::sleep(LOOK_EVERY))).await {
+            diary.write(What::Lost { op, deadline });
+            was_lost = true;
         }
     }
 }
