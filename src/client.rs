@@ -99,9 +99,14 @@ impl Core {
         self.common.life.check()
     }
 
-    /// A node has not answered within this time. It is to blame unless the client is.
-    pub(crate) fn no_answer(&self, limit: Duration) -> NodeError {
-        self.check().map_or_else(NodeError::from, |()| NodeError::NoAnswer(limit))
+    /// A node has not answered within this time. It is to blame unless the client is, whose connections had been polled so often
+    /// before.
+    pub(crate) fn no_answer(&self, limit: Duration, polls: u64) -> NodeError {
+        match self.check() {
+            Err(why) => why.into(),
+            Ok(()) if polls == self.driver.polls() => ClientError::RuntimeStalled(limit).into(),
+            Ok(()) => NodeError::NoAnswer(limit),
+        }
     }
 
     pub(crate) fn next_id(&self) -> u64 {
@@ -326,14 +331,14 @@ impl Quorlock {
         }
         let limit = core.settings.node_timeout(core.settings.lease);
         let command = node::pack(&command);
-        let parse = &parse;
+        let (parse, polls) = (&parse, core.driver.polls());
         let asked = core.nodes.iter().map(|node| {
             let (asker, answer) = oneshot::channel();
             node.send(Request { command: Arc::clone(&command), asker: Asker::Look(asker) });
             async move {
                 let answer = match core.within(limit, answer).await {
                     Some(Ok(answer)) => answer.and_then(|value| parse(&value)),
-                    Some(Err(_)) | None => Err(core.no_answer(limit)),
+                    Some(Err(_)) | None => Err(core.no_answer(limit, polls)),
                 };
                 (node.name.to_string(), answer)
             }

@@ -125,6 +125,12 @@ pub enum ClientError {
     /// The tokio runtime in which the client connected has ended, and its connections with it.
     #[error("the tokio runtime in which this client connected has ended: connect in the runtime that is in use now")]
     RuntimeEnded,
+    /// The tokio runtime in which the client connected has not run its connections for so long.
+    #[error(
+        "the tokio runtime in which this client connected did nothing for {}: no thread runs it, or a task blocks it",
+        format_duration(Duration::from_millis(millis(*.0)))
+    )]
+    RuntimeStalled(Duration),
     /// This process is a copy of the one that connected (`fork`). It has no part in the connections of that one.
     #[error("this client connected in process {from}, of which this one is a fork: connect anew after the fork")]
     Forked {

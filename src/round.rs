@@ -41,6 +41,8 @@ pub(crate) struct Round {
     leases: Vec<Arc<Lease>>,
     /// What it may leave in a node's line, or what it takes from there.
     ticket: Option<Arc<Ticket>>,
+    /// How often the connections had been polled before.
+    polls: u64,
     count: Mutex<Count>,
 }
 
@@ -84,6 +86,7 @@ impl Round {
             ballot,
             leases,
             ticket,
+            polls: core.driver.polls(),
             count: Mutex::new(Count {
                 votes: vec![None; nodes],
                 tally: Tally::new(nodes),
@@ -398,7 +401,7 @@ impl Round {
         let count = locked(&self.count);
         let answer = |vote: &Option<Vote>| match (vote, silent_for) {
             (Some(vote), _) => Answer::from(vote),
-            (None, Some(limit)) => Answer::Failed(self.core.no_answer(limit)),
+            (None, Some(limit)) => Answer::Failed(self.core.no_answer(limit, self.polls)),
             (None, None) => Answer::Awaited,
         };
         let nodes = self.core.nodes.iter().zip(&count.votes);

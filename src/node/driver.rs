@@ -3,7 +3,7 @@
 use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -19,6 +19,8 @@ pub(crate) struct Driver {
     connections: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
     /// Something was sent since the runtime has ended.
     is_due: AtomicBool,
+    /// How often they were polled.
+    polls: AtomicU64,
     common: Arc<Common>,
 }
 
@@ -29,7 +31,12 @@ impl Driver {
         // be for all of them, and the first in the list would use it up.
         let apart = connections.into_iter().map(|connection| AssertUnwindSafe(connection).catch_unwind());
         let all = unconstrained(join_all(apart)).map(drop);
-        Self { connections: Mutex::new(Some(Box::pin(all))), is_due: AtomicBool::new(false), common }
+        Self {
+            connections: Mutex::new(Some(Box::pin(all))),
+            is_due: AtomicBool::new(false),
+            polls: AtomicU64::new(0),
+            common,
+        }
     }
 
     /// What the task does: until the client is gone, or the runtime drops it.
@@ -42,6 +49,7 @@ impl Driver {
         if self.common.life.is_copy() {
             return Poll::Pending;
         }
+        self.polls.fetch_add(1, Ordering::Relaxed);
         let mut connections = locked(&self.connections);
         if let Some(all) = connections.as_mut() {
             ready!(all.as_mut().poll(cx));
@@ -50,6 +58,11 @@ impl Driver {
         drop(connections);
         drop(ended);
         Poll::Ready(())
+    }
+
+    /// Grows whenever the task runs: where it stays the same although something was sent, no thread runs the task.
+    pub(crate) fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Relaxed)
     }
 
     /// Writes the releases that were sent since the runtime has ended, as far as the sockets take them at once. Never waits. Not to

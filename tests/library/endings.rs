@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use quorlock::{AcquireError, ClientError, ExtendError, Guard, NodeError, Quorlock, ReleaseError};
+use quorlock::{AcquireError, Answer, ClientError, ExtendError, Guard, NodeError, Quorlock, ReleaseError};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
@@ -73,6 +73,21 @@ fn the_loss_is_told_while_no_thread_drives_the_runtime_of_the_client() {
     let (_locks, guard) = home.block_on(held(&cluster, SECOND, "x"));
     runtime().block_on(async { timeout(LIMIT, guard.lost()).await.expect("told") });
     assert!(guard.is_lost());
+
+    let (locks, guard) = home.block_on(held(&cluster, 60 * SECOND, "y"));
+    let is_to_blame = |error: &NodeError| matches!(error, NodeError::Client(ClientError::RuntimeStalled(_)));
+    let blamed = |answer: &Answer| matches!(answer, Answer::Failed(error) if is_to_blame(error));
+    let error = block_on(locks.lock("z").wait(SECOND).acquire()).expect_err("nothing is sent");
+    assert!(error.is_no_quorum() && error.nodes().iter().all(|node| blamed(&node.answer)), "{error}");
+    let Err(ExtendError::NoQuorum { nodes, .. }) = block_on(guard.extend()) else { panic!("nothing is sent") };
+    assert!(nodes.0.iter().all(|node| blamed(&node.answer)), "{nodes}");
+    let seen = block_on(locks.inspect("y")).expect("a name");
+    assert!(seen.nodes.iter().all(|node| node.state.as_ref().is_err_and(is_to_blame)), "{seen:?}");
+    let Err(ReleaseError::Unconfirmed { nodes }) = block_on(guard.release()) else { panic!("nothing is sent") };
+    assert!(nodes.0.iter().all(|node| blamed(&node.answer)), "{nodes}");
+    drop(home);
+    let gone = || cluster.count_keys(&Cluster::lock_key("y")) == 0;
+    single().block_on(async { eventually(LIMIT, "what was sent left at the end", gone).await });
 }
 
 #[test]

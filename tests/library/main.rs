@@ -14,6 +14,7 @@ mod sections;
 mod sets;
 mod threads;
 mod turns;
+mod wire;
 
 /// Not a test: what worker processes run.
 #[tokio::test]
