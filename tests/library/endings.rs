@@ -147,6 +147,41 @@ fn a_guard_that_outlives_the_runtime_releases_by_the_sockets_that_are_left() {
     }
 }
 
+#[cfg(feature = "tls")]
+#[test]
+fn streams_of_all_kinds_take_the_last_release() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| dir.path().join(name).to_str().expect("a plain path").to_owned();
+    let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    std::fs::write(file("cert"), key.cert.pem()).expect("a file");
+    std::fs::write(file("key"), key.signing_key.serialize_pem()).expect("a file");
+    let probe = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let port = probe.local_addr().expect("its address").port().to_string();
+    drop(probe);
+    let (cert, private, socket) = (file("cert"), file("key"), file("redis.sock"));
+    let tls = ["--tls-port", &port, "--tls-cert-file", &cert, "--tls-key-file", &private, "--tls-auth-clients", "no"];
+    let options = [&tls[..], &["--tls-ca-cert-file", &cert, "--unixsocket", &socket]].concat();
+    let cluster = Cluster::with_options(1, &options);
+    for url in [format!("redis+unix://{socket}"), format!("rediss://localhost:{port}/#insecure")] {
+        for outlives in [false, true] {
+            let home = single();
+            let guard = home.block_on(async {
+                let locks = Quorlock::builder().nodes([&url]).lease(60 * SECOND).connect().await.expect("settings");
+                locks.lock("x").acquire().await.expect("the lock")
+            });
+            if outlives {
+                drop(home);
+                drop(guard);
+            } else {
+                drop(guard);
+                drop(home);
+            }
+            let gone = || cluster.count_keys(&Cluster::lock_key("x")) == 0;
+            single().block_on(async { eventually(LIMIT, &url, gone).await });
+        }
+    }
+}
+
 #[test]
 fn all_is_done_outside_of_runtimes_while_that_of_the_client_lives() {
     let cluster = Cluster::start(3);
