@@ -18,7 +18,8 @@ use crate::support::{Cluster, Setup, eventually};
 const SECOND: Duration = Duration::from_secs(1);
 
 pub async fn cycle(urls: impl IntoIterator<Item = String>) -> Result<usize, String> {
-    let locks = Quorlock::builder().nodes(urls).connect().await.map_err(|error| error.to_string())?;
+    let builder = Quorlock::builder().nodes(urls).node_timeout(5 * SECOND);
+    let locks = builder.connect().await.map_err(|error| error.to_string())?;
     locks.flush().await;
     let guard = locks.lock("cycle").try_acquire().await.map_err(|error| error.to_string())?;
     locks.flush().await;
