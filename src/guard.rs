@@ -6,6 +6,7 @@ use std::sync::{Arc, MutexGuard};
 use std::task::Poll;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::{join, join_all, select_all};
 
 use crate::client::{Core, Handle};
@@ -145,7 +146,15 @@ impl Guard {
     }
 
     async fn any(&self, wanted: impl Fn(Phase) -> bool) {
-        select_all(self.leases.iter().map(|lease| Box::pin(lease.reaches(&wanted)))).await;
+        let mut told = select_all(self.leases.iter().map(|lease| Box::pin(lease.reaches(&wanted))));
+        poll_fn(|cx| {
+            // A process that was stopped past the end of the lease may be here before any timer has fired.
+            if self.leases.iter().any(|lease| wanted(lease.phase())) {
+                return Poll::Ready(());
+            }
+            told.poll_unpin(cx).map(drop)
+        })
+        .await;
     }
 
     /// Runs `future` and gives its result, or drops it at its next `.await` once the lease is lost.
@@ -163,8 +172,7 @@ impl Guard {
     pub async fn protect<F: Future>(&self, future: F) -> Result<F::Output, LostError> {
         let (mut lost, mut future) = (pin!(self.lost()), pin!(future));
         poll_fn(|cx| {
-            // A process that was stopped past the end of the lease may be here before any timer has told.
-            if lost.as_mut().poll(cx).is_ready() || self.is_lost() {
+            if lost.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(self.lost_error()));
             }
             future.as_mut().poll(cx).map(|output| if self.is_lost() { Err(self.lost_error()) } else { Ok(output) })

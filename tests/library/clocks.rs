@@ -235,9 +235,10 @@ async fn work_is_not_polled_again_when_the_lease_is_over() {
         polls.fetch_add(1, Ordering::Relaxed);
         Poll::<()>::Pending
     });
-    let mut protected = pin!(guard.protect(work));
-    assert!(futures::poll!(&mut protected).is_pending());
+    let (mut protected, mut lost) = (pin!(guard.protect(work)), pin!(guard.lost()));
+    assert!(futures::poll!(&mut protected).is_pending() && futures::poll!(&mut lost).is_pending());
     environment.slept.store(3600, Ordering::Relaxed);
     assert!(matches!(futures::poll!(&mut protected), Poll::Ready(Err(_))));
+    assert!(futures::poll!(&mut lost).is_ready());
     assert_eq!(polls.load(Ordering::Relaxed), 1);
 }
