@@ -49,6 +49,9 @@ pub(crate) struct Handle(pub(crate) Arc<Core>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        if self.0.common.life.is_copy() {
+            return; // Another thread may have had a lock when the process was copied, and is not in the copy.
+        }
         self.0.keeper.close();
         for node in &self.0.nodes {
             node.close();

@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::{join, join_all, select_all};
 
 use crate::client::{Core, Handle};
-use crate::error::{ExtendError, LostError, ReleaseError, Reports};
+use crate::error::{ClientError, ExtendError, LostError, ReleaseError, Reports};
 use crate::export::{Export, ExportedLease};
 use crate::lease::{Bid, Lease, State, lock_states, send_hold, send_release};
 use crate::owner::Owner;
@@ -216,7 +216,7 @@ impl Guard {
     /// # Errors
     ///
     /// [`ExtendError::Lost`] when the lease is over, [`ExtendError::NoQuorum`] when no majority agreed within the node
-    /// timeout (the lease runs on).
+    /// timeout (the lease runs on), [`ExtendError::Client`] when the client can be used no more.
     ///
     /// # Cancel safety
     ///
@@ -285,11 +285,15 @@ impl Guard {
     ///
     /// [`ReleaseError::NotHeld`] when the lease had been lost before: what the lock protected may have met somebody
     /// else's work. [`ReleaseError::Unconfirmed`] when no majority has answered within the node timeout.
+    /// [`ReleaseError::Client`] when the client can be used no more.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: the release is sent when the future is first polled, or when it is dropped before that.
     pub async fn release(mut self) -> Result<Released, ReleaseError> {
+        if let Err(why @ ClientError::Forked { .. }) = self.core().check() {
+            return Err(why.into());
+        }
         let parting = self.part();
         let limit = self.core().settings.node_timeout(parting.lease);
         let decided = |round: Option<Arc<Round>>| async move {
@@ -398,6 +402,9 @@ struct Parting {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if !self.leases.is_empty() && self.core().common.life.is_copy() {
+            mem::forget(mem::take(&mut self.leases)); // It is the parent's, and its locks may be, too.
+        }
         if !self.leases.is_empty() {
             self.part();
         }

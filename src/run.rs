@@ -19,7 +19,8 @@ impl LockRequest {
     ///
     /// [`AcquireError::TimedOut`] when the time to wait is over, [`AcquireError::NoQuorum`] when no majority could be
     /// heard, [`AcquireError::Lost`] when a lease that was to be entered again is over, [`AcquireError::Config`] for a
-    /// request that cannot work. Each names the nodes that it is about.
+    /// request that cannot work, [`AcquireError::Client`] when the client can be used no more. Each names the nodes that it is
+    /// about.
     ///
     /// # Cancel safety
     ///

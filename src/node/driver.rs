@@ -4,7 +4,7 @@ use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::{Context, Poll, Waker, ready};
 
 use futures::FutureExt as _;
@@ -92,7 +92,8 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // The sockets are registered with the runtime of the process that connected: closing them here would take them from it.
         if self.common.life.is_copy() {
-            mem::forget(locked(&self.connections).take());
+            // Not locked: another thread may have had the lock when the process was copied, and is not in the copy.
+            mem::forget(self.connections.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         }
     }
 }
