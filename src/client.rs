@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
 
 use crate::config::{Builder, NodeAddress, Settings};
@@ -306,18 +306,20 @@ impl Quorlock {
         let limit = core.settings.node_timeout(core.settings.lease);
         let began = core.now();
         let ping = node::pack(&redis::cmd("PING"));
-        let ask = |node: &Node| {
+        let ask = |(index, node): (usize, &Node)| {
             let (asker, answer) = oneshot::channel();
             node.send(Request { command: Arc::clone(&ping), asker: Asker::Look(asker) });
-            answer
+            answer.map(move |answer| (index, matches!(answer, Ok(Ok(_)))))
         };
-        let mut answers: FuturesUnordered<_> = core.nodes.iter().map(ask).collect();
-        let (mut heard, mut end) = (0, began + limit);
-        while let Some(Some(answer)) = core.within(end.since(core.now()), answers.next()).await {
-            heard += usize::from(matches!(answer, Ok(Ok(_))));
-            if heard == core.settings.quorum {
-                let now = core.now();
-                end = end.min(now + now.since(began) + LAST_LOOK);
+        let mut answers: FuturesUnordered<_> = core.nodes.iter().enumerate().map(ask).collect();
+        let mut waits: Vec<Duration> = (0..core.nodes.len()).map(|index| core.common.last_wait(index)).collect();
+        let (mut heard, mut end, mut decided) = (0, began + limit, None);
+        while let Some(Some((index, has_answered))) = core.within(end.since(core.now()), answers.next()).await {
+            (heard, waits[index]) = (heard + usize::from(has_answered), Duration::ZERO);
+            if heard >= core.settings.quorum {
+                let now = *decided.get_or_insert_with(|| core.now());
+                let longest = waits.iter().max().copied().unwrap_or_default();
+                end = (began + limit).min(now + longest.max(now.since(began) + LAST_LOOK));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub(crate) struct Round {
     pub(crate) started: Moment,
     pub(crate) ballot: Ballot,
     leases: Vec<Arc<Lease>>,
+    /// One bit for each node that may have been sent it twice.
+    repeated: AtomicU64,
     /// What it may leave in a node's line, or what it takes from there.
     ticket: Option<Arc<Ticket>>,
     /// How often the connections had been polled before.
@@ -85,6 +88,7 @@ impl Round {
             started,
             ballot,
             leases,
+            repeated: AtomicU64::new(0),
             ticket,
             polls: core.driver.polls(),
             count: Mutex::new(Count {
@@ -144,6 +148,11 @@ impl Round {
         }
     }
 
+    /// This node may have got it, and gets it once more: what it refuses then, it may have done before.
+    pub(crate) fn repeat_on(&self, node: usize) {
+        self.repeated.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
     /// May there be something on this node for the round to take away?
     pub(crate) fn has_touched(&self, node: usize) -> bool {
         let left_ticket = self.purpose == Purpose::Leave && self.ticket.as_ref().is_some_and(|t| t.may_be_on(node));
@@ -159,6 +168,11 @@ impl Round {
     pub(crate) fn is_moot(&self) -> bool {
         let is_over = |lease: &Arc<Lease>| matches!(lease.phase(), Phase::Lost | Phase::Released);
         !self.leases.is_empty() && self.leases.iter().all(is_over)
+    }
+
+    /// Is everything over by itself that it is to take away?
+    pub(crate) fn is_expired(&self, now: Moment) -> bool {
+        self.leases.iter().all(|lease| now.since(self.started) > lease.state().lease.length)
     }
 
     pub(crate) fn lease_ids(&self) -> impl Iterator<Item = u64> {
@@ -186,7 +200,8 @@ impl Round {
     }
 
     fn vote(&self, node: usize, vote: Vote) {
-        if let (Purpose::Hold { .. }, Vote::No(_)) = (self.purpose, &vote) {
+        let is_first = self.repeated.load(Ordering::Relaxed) & (1 << node) == 0;
+        if let (Purpose::Hold { .. }, Vote::No(_), true) = (self.purpose, &vote, is_first) {
             for lease in &self.leases {
                 lease.left_nothing_on(node);
             }

@@ -52,6 +52,8 @@ pub(crate) struct Common {
     pub(crate) client: u64,
     /// The requests that nodes may call.
     pub(crate) tickets: Arc<Tickets>,
+    /// By node, how long the end of a program may wait for it, in µs.
+    last_waits: Vec<AtomicU64>,
 }
 
 impl Common {
@@ -81,6 +83,7 @@ impl Common {
             list_key,
             client,
             tickets: Arc::default(),
+            last_waits: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -125,6 +128,16 @@ impl Common {
     /// The longest lease in use, as far as this client knows.
     pub(super) fn longest_lease(&self) -> Duration {
         Duration::from_micros(self.used_lease.load(Ordering::SeqCst)).max(self.learnt_lease())
+    }
+
+    /// A node may still hear of what it has not answered: so long does that take, at most. Zero while it cannot be reached.
+    pub(super) fn waits_for(&self, index: usize, time: Duration) {
+        self.last_waits[index].store(micros(time), Ordering::Relaxed);
+    }
+
+    /// How long the end of a program may wait for this node, when a majority has answered.
+    pub(crate) fn last_wait(&self, index: usize) -> Duration {
+        Duration::from_micros(self.last_waits[index].load(Ordering::Relaxed))
     }
 
     /// What this client brings along to a node.

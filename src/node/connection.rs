@@ -4,37 +4,37 @@
 //! It has the stream to itself, so a request crosses one task on its way out and one on its way back, whatever the number
 //! of requests under way.
 
+mod answers;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use redis::{ErrorKind, ServerErrorKind, Value};
+use futures::FutureExt as _;
 use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::attempt::{Attempt, Made, panicked};
 use super::backlog::Backlog;
-use super::introduce::{introduce, is_passing, is_replica, node_error, said};
-use super::known::{Known, Standing, Wait, standing};
-use super::line::{Line, MOST_IN_FLIGHT, Sent};
-use super::wire::Wire;
+use super::known::Wait;
+use super::line::{Line, MOST_IN_FLIGHT};
 use super::{Asker, Common, Message, Request};
 use crate::config::NodeAddress;
-use crate::environment::{Environment, random_time, within};
+use crate::environment::{Environment, random_time};
 use crate::error::{ClientError, NodeError};
 
-/// How many requests are taken, and how much is read, in one go: whoever keeps one node busy must not starve the others.
-const MOST_AT_ONCE: usize = 256;
-
-/// How many calls of waiters are taken from a node before it has to wait for a moment: nothing bounds what it sends unasked.
-const MOST_CALLS_AT_ONCE: usize = 64;
+/// How many requests are taken in one go: whoever keeps one node busy must not starve the others.
+const MOST_TAKEN: usize = 256;
 
 /// How many unacknowledged releases are kept for a node that is away. Older ones are left to the end of their lease.
 const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
 
-/// At least this long may a connection take to be made, or be silent before another is tried.
+/// At least this long may a connection be silent before it is given up.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -42,6 +42,15 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A connection that lasted so many times as long as the pause before the next one was worth making.
 const WORTH: u32 = 4;
+
+/// How the use of a connection ends.
+enum End {
+    /// The client is gone, and all is done.
+    Done,
+    Broken(NodeError),
+    /// Another connection works, and this one is silent.
+    Replaced(Box<Made>),
+}
 
 pub(super) struct Connection {
     index: usize,
@@ -54,9 +63,12 @@ pub(super) struct Connection {
     requests: UnboundedReceiver<Message>,
     /// What came before the first connection was made or refused.
     early: Backlog,
-    /// Releases that the node has not acknowledged, in order.
+    /// Releases that the node has not acknowledged, in order; and what else was under way on a connection that broke, until
+    /// the first attempt to make another has ended.
     owed: VecDeque<Request>,
-    /// Why there is no connection; `None` until the first attempt ends.
+    /// The next connection, when it is already being made.
+    attempt: Option<Attempt>,
+    /// Why there is no connection; `None` until the first attempt ends, also after a connection that was good.
     down: Option<NodeError>,
     /// How long to wait before the next attempt.
     pause: Duration,
@@ -82,6 +94,7 @@ impl Connection {
             requests,
             early: Backlog::new(index),
             owed: VecDeque::new(),
+            attempt: None,
             down: None,
             pause: Duration::ZERO,
             closing: false,
@@ -90,9 +103,14 @@ impl Connection {
 
     /// Until the client is gone, or its runtime.
     pub(super) async fn run(mut self) {
-        while let Some((wire, known)) = self.connect().await {
-            let Some(broken) = self.serve(wire, known).await else { return };
-            self.down = Some(broken);
+        while let Some(made) = self.connect().await {
+            let mut end = self.serve(made).await;
+            while let End::Replaced(made) = end {
+                end = self.serve(*made).await;
+            }
+            if let End::Done = end {
+                return;
+            }
         }
         self.requests.close();
         while let Ok(Message::Request(request)) = self.requests.try_recv() {
@@ -107,59 +125,47 @@ impl Connection {
         LEAST_PATIENCE.max(2 * self.common.timeout)
     }
 
+    fn begin(&self) -> Attempt {
+        Attempt::begin(self.index, &self.name, &self.address, &self.environment, &self.common)
+    }
+
     /// Tries until there is a connection; `None` when the client is gone and nothing is left to send.
-    async fn connect(&mut self) -> Option<(Wire, Known)> {
+    async fn connect(&mut self) -> Option<Made> {
         loop {
-            self.rest().await?;
-            let attempt = {
-                let environment = Arc::clone(&self.environment);
-                let address = self.address.clone();
-                let (common, name, index) = (Arc::clone(&self.common), Arc::clone(&self.name), self.index);
-                async move { introduce(environment.as_ref(), &address, &common, index, &name).await }
-            };
-            let (patience, environment) = (self.patience(), Arc::clone(&self.environment));
-            let mut attempt = Box::pin(within(environment.as_ref(), patience, attempt));
-            let made = loop {
-                if self.is_finished() {
-                    return None;
-                }
-                select! {
-                    biased;
-                    () = self.common.life.ended() => return None,
-                    made = &mut attempt => break made.unwrap_or(Err(NodeError::NoAnswer(patience))),
-                    message = self.requests.recv(), if !self.closing => self.while_away(message),
-                }
-            };
-            let refused = match made {
+            if !self.pause.is_zero() {
+                let pause = random_time(self.environment.as_ref(), self.pause / 2..self.pause);
+                self.meanwhile(self.environment.sleep(pause)).await?;
+            }
+            let attempt = self.attempt.take().unwrap_or_else(|| self.begin());
+            let refused = match self.meanwhile(attempt).await? {
                 Ok(made) => return Some(made),
                 Err(error) => error,
             };
             if !refused.is_about_list() {
                 self.common.unclaim(self.index);
             }
+            self.common.waits_for(self.index, Duration::ZERO);
             self.down = Some(refused);
-            for request in self.early.take() {
+            for request in mem::take(&mut self.owed).into_iter().chain(self.early.take()) {
                 self.turn_away(request);
             }
-
             self.pause = self.longer_pause();
         }
     }
 
-    /// Lets the pause pass; `None` when the client is gone and nothing is left to send.
-    async fn rest(&mut self) -> Option<()> {
-        if self.pause.is_zero() {
-            return Some(());
-        }
-        let mut rest = self.environment.sleep(random_time(self.environment.as_ref(), self.pause / 2..self.pause));
+    /// Waits for something while there is no connection; `None` when the client is gone and there is no more to be done.
+    async fn meanwhile<T>(&mut self, awaited: impl Future<Output = T>) -> Option<T> {
+        let mut awaited = pin!(awaited);
         loop {
-            if self.is_finished() {
+            let may_send = self.down.is_none() && !(self.owed.is_empty() && self.early.is_empty());
+            if self.closing && !may_send {
                 return None;
             }
             select! {
                 biased;
                 () = self.common.life.ended() => return None,
-                () = &mut rest => return Some(()),
+                done = &mut awaited => return Some(done),
+                () = self.environment.sleep(self.common.timeout), if self.closing => return None,
                 message = self.requests.recv(), if !self.closing => self.while_away(message),
             }
         }
@@ -174,13 +180,9 @@ impl Connection {
     fn pause_after(&mut self, line: &Line, broken: &NodeError) {
         let longer = self.longer_pause();
         let lasted = self.environment.now().since(line.made);
-        let was_good = line.done > 0 || (line.in_flight.is_empty() && lasted >= WORTH * longer);
+        let was_good = line.is_useful || (line.in_flight.is_empty() && lasted >= WORTH * longer);
         let is_hostile = matches!(broken, NodeError::Nonsense(_) | NodeError::TooLarge { .. });
         self.pause = if was_good && !is_hostile { Duration::ZERO } else { longer };
-    }
-
-    fn is_finished(&self) -> bool {
-        self.closing && (self.down.is_some() || (self.early.is_empty() && self.owed.is_empty()))
     }
 
     fn while_away(&mut self, message: Option<Message>) {
@@ -219,91 +221,158 @@ impl Connection {
         self.owed.push_back(request);
     }
 
-    /// Sends and delivers until the connection breaks; `None` when the client is gone and all is done.
-    async fn serve(&mut self, wire: Wire, known: Known) -> Option<NodeError> {
-        let mut line = Line::new(wire, known, self.environment.now(), self.common.conflicts());
+    /// Sends and delivers until the connection ends.
+    async fn serve(&mut self, made: Made) -> End {
+        let mut line = Line::new(made, Arc::clone(&self.environment), self.common.conflicts());
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.owed));
         waiting.append(self.early.take());
         self.down = None;
-
-        let ended = poll_fn(|cx| {
-            let is_last = self.common.life.has_ended();
-            if !is_last {
-                line.begin(cx);
+        self.common.waits_for(self.index, line.last_wait());
+        // Should the code panic, this connection has ended, and no other.
+        let used = AssertUnwindSafe(poll_fn(|cx| self.turn(&mut line, &mut waiting, cx))).catch_unwind().await;
+        let end = used.unwrap_or_else(|panic| End::Broken(NodeError::Disconnected(panicked(panic.as_ref()))));
+        match &end {
+            End::Done => return end,
+            End::Replaced(_) => {}
+            End::Broken(broken) => {
+                self.pause_after(&line, broken);
+                let is_passing = matches!(broken, NodeError::Disconnected(_) | NodeError::Forgot);
+                self.down = (!is_passing || !self.pause.is_zero()).then(|| broken.clone());
             }
-            let mut taken = 0;
-            loop {
-                // In the end nothing may be left behind for want of room.
-                while (self.closing || is_last || line.has_room())
-                    && let Some(request) = waiting.pop(|| line.overdue(self.environment.now()))
-                {
-                    self.accept(&mut line, request);
-                }
-                while !self.closing {
-                    if taken == MOST_AT_ONCE && !is_last {
-                        cx.waker().wake_by_ref();
-                        break;
-                    }
-                    taken += 1;
-                    match self.requests.poll_recv(cx) {
-                        Poll::Ready(Some(Message::Request(request))) if is_last || line.has_room() => {
-                            self.accept(&mut line, request);
-                        }
-                        Poll::Ready(Some(Message::Request(request))) => {
-                            waiting.push(request, || line.overdue(self.environment.now()));
-                        }
-                        Poll::Ready(Some(Message::Then(next))) => next(),
-                        Poll::Ready(Some(Message::Close) | None) => self.closing = true,
-                        Poll::Pending => break,
-                    }
-                }
-                if is_last {
-                    return self.send_last(&mut line, cx).map(Some);
-                }
-                if line.is_stale {
-                    return Poll::Ready(Some(NodeError::Forgot));
-                }
-                let written = line.poll_write(cx);
-                // Also when that failed: what was answered before counts.
-                let settled = match self.settle(&mut line, cx).and_then(|settled| written.map(|()| settled)) {
-                    Ok(settled) => settled,
-                    Err(broken) => return Poll::Ready(Some(broken)),
-                };
-                if self.closing && line.in_flight.is_empty() && waiting.is_empty() {
-                    return Poll::Ready(None);
-                }
-                if settled == 0 {
-                    match line.watch(self.common.timeout, self.environment.as_ref(), cx) {
-                        Poll::Pending => return Poll::Pending,
-                        Poll::Ready(owed) if owed >= self.patience() => {
-                            return Poll::Ready(Some(NodeError::NoAnswer(owed)));
-                        }
-                        // Not before what was gathered has left.
-                        Poll::Ready(owed)
-                            if self.closing && !line.gathers && owed >= self.common.timeout && waiting.is_empty() =>
-                        {
-                            return Poll::Ready(None);
-                        }
-                        Poll::Ready(_) => {}
-                    }
-                }
-            }
-        })
-        .await;
-        let broken = ended?;
-        self.down = Some(broken.clone());
-        self.pause_after(&line, &broken);
-        for sent in line.in_flight {
-            match sent.request.asker {
-                Asker::Release(_) => self.owe(sent.request),
-                asker => asker.answer(self.index, Err(NodeError::Disconnected(broken.to_string()))),
-            }
+        }
+        for request in line.into_undone() {
+            self.take_back(request, &end);
         }
         for request in waiting.take() {
-            self.turn_away(request);
+            if self.down.is_some() { self.turn_away(request) } else { self.early.push(request, still_trying) }
         }
-        Some(broken)
+        end
+    }
+
+    /// What was under way when the connection ended. What is still wanted is sent again on the next connection, if that is made
+    /// at once. A node that gets a message twice does the same once.
+    fn take_back(&mut self, request: Request, end: &End) {
+        let (now, limit) = (self.environment.now(), self.common.timeout);
+        let is_wanted = match &request.asker {
+            Asker::Release(_) => true,
+            Asker::Hold(round) => self.down.is_none() && !round.is_moot() && now.since(round.started) < limit,
+            Asker::Look(asker) => self.down.is_none() && !asker.is_closed(),
+            Asker::Loading => false,
+        };
+        if is_wanted {
+            if let Asker::Hold(round) = &request.asker {
+                round.repeat_on(self.index);
+            }
+            return self.owe(request);
+        }
+        let why = match end {
+            End::Broken(broken) => broken.to_string(),
+            End::Done | End::Replaced(_) => "it was silent".to_owned(),
+        };
+        request.asker.answer(self.index, Err(NodeError::Disconnected(why)));
+    }
+
+    /// What is to be done now: takes requests, sends, delivers.
+    fn turn(&mut self, line: &mut Line, waiting: &mut Backlog, cx: &mut Context<'_>) -> Poll<End> {
+        let is_last = self.common.life.has_ended();
+        if !is_last {
+            line.begin(cx);
+            self.send_postponed(line, cx);
+        }
+        let mut taken = 0;
+        loop {
+            // In the end nothing may be left behind for want of room.
+            while (self.closing || is_last || line.has_room())
+                && let Some(request) = waiting.pop(|| line.overdue(self.environment.now()))
+            {
+                self.accept(line, request);
+            }
+            while !self.closing {
+                if taken == MOST_TAKEN && !is_last {
+                    cx.waker().wake_by_ref();
+                    break;
+                }
+                taken += 1;
+                match self.requests.poll_recv(cx) {
+                    Poll::Ready(Some(Message::Request(request))) if is_last || line.has_room() => {
+                        self.accept(line, request);
+                    }
+                    Poll::Ready(Some(Message::Request(request))) => {
+                        waiting.push(request, || line.overdue(self.environment.now()));
+                    }
+                    Poll::Ready(Some(Message::Then(next))) => next(),
+                    Poll::Ready(Some(Message::Close) | None) => self.closing = true,
+                    Poll::Pending => break,
+                }
+            }
+            if is_last {
+                return self.send_last(line, cx).map(End::Broken);
+            }
+            if line.is_stale {
+                return Poll::Ready(End::Broken(NodeError::Forgot));
+            }
+            let written = line.poll_write(cx);
+            // Also when that failed: what was answered before counts.
+            let settled = match self.settle(line, cx).and_then(|settled| written.map(|()| settled)) {
+                Ok(settled) => settled,
+                Err(broken) => return Poll::Ready(End::Broken(broken)),
+            };
+            if self.closing && line.in_flight.is_empty() && waiting.is_empty() {
+                return Poll::Ready(End::Done);
+            }
+            if settled == 0 {
+                match self.watch(line, waiting.is_empty(), cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Some(end)) => return Poll::Ready(end),
+                    Poll::Ready(None) => {}
+                }
+            }
+        }
+    }
+
+    /// Sends once more what the node could not do before, unless that is over by itself.
+    fn send_postponed(&mut self, line: &mut Line, cx: &mut Context<'_>) {
+        for (release, why) in line.poll_postponed(cx) {
+            match &release.asker {
+                Asker::Release(round) if round.is_expired(self.environment.now()) => {
+                    release.asker.answer(self.index, Err(why));
+                }
+                _ => self.accept(line, release),
+            }
+        }
+    }
+
+    /// Looks whether the node owes an answer for too long. `None` when there is to be another look.
+    ///
+    /// A connection that is silent for longer than usual may have been forgotten by what lies between, without a word. So
+    /// another one is made beside it. That takes over if it works while this one still owes its answer.
+    fn watch(&mut self, line: &mut Line, nothing_waits: bool, cx: &mut Context<'_>) -> Poll<Option<End>> {
+        if let Some(attempt) = &mut self.attempt {
+            match Pin::new(attempt).poll(cx) {
+                Poll::Ready(made) => {
+                    self.attempt = None;
+                    if let Ok(made) = made {
+                        return Poll::Ready(Some(End::Replaced(Box::new(made))));
+                    }
+                }
+                Poll::Pending => {}
+            }
+        }
+        let Poll::Ready(owed) = line.watch(self.common.timeout, cx) else {
+            return Poll::Pending;
+        };
+        if owed >= self.patience() {
+            return Poll::Ready(Some(End::Broken(NodeError::NoAnswer(owed))));
+        }
+        // Not before what was gathered has left.
+        if self.closing && !line.gathers && owed >= self.common.timeout && nothing_waits {
+            return Poll::Ready(Some(End::Done));
+        }
+        if self.attempt.is_none() && line.is_doubtful(self.environment.now()) {
+            self.attempt = Some(self.begin());
+        }
+        Poll::Ready(None)
     }
 
     /// The runtime has ended: the releases leave, as far as the socket takes them, and no answer is read any more.
@@ -343,105 +412,6 @@ impl Connection {
             }
             Asker::Look(_) | Asker::Loading => line.push(request, now, &self.common, &self.wait),
         }
-    }
-
-    /// Delivers what has been answered, oldest first. Says how many that were, or why the connection is broken.
-    fn settle(&mut self, line: &mut Line, cx: &mut Context<'_>) -> Result<usize, NodeError> {
-        let (mut heard, mut called, mut settled) = (0, 0, 0);
-        while heard < MOST_AT_ONCE
-            && called < MOST_CALLS_AT_ONCE
-            && let Some(value) = line.poll_read(cx)?
-        {
-            heard += 1;
-            if let Value::Push { kind, data } = &value {
-                if self.common.tickets.heard(self.index, kind, data) {
-                    called += 1;
-                    continue;
-                }
-                return Err(NodeError::Nonsense(format!("a message of the kind {kind:?} that was not asked for")));
-            }
-            let result = said(value);
-            if let Err(error) = &result
-                && (is_replica(error) || (is_passing(error) && line.awaits_release()))
-            {
-                // Another process must be asked, or the same one later. A release is sent again on the next connection.
-                return Err(node_error(error));
-            }
-            let Some(sent) = line.settle() else {
-                return Err(NodeError::Nonsense(
-                    format!("an answer to nothing: {result:?}").chars().take(200).collect(),
-                ));
-            };
-            line.silent = false;
-            settled += 1;
-            match result {
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    self.repeat(line, sent, &error)?;
-                }
-                result => self.deliver(line, sent, result.map_err(|error| node_error(&error)))?,
-            }
-        }
-        if called >= MOST_CALLS_AT_ONCE {
-            line.rest(cx);
-        } else if heard == MOST_AT_ONCE {
-            cx.waker().wake_by_ref();
-        }
-        Ok(settled)
-    }
-
-    /// The node had lost its scripts.
-    fn repeat(&mut self, line: &mut Line, sent: Sent, error: &redis::RedisError) -> Result<(), NodeError> {
-        let now = self.environment.now();
-        let refused = line.refused_scripts(now).cloned();
-        match (&sent.request.asker, refused) {
-            // Its release may have overtaken it, and taken its ticket out.
-            (Asker::Hold(round), _) if round.is_moot() => sent.request.asker.answer(self.index, Err(node_error(error))),
-            // A release is sent again on the next connection.
-            (Asker::Release(_), Some(reason)) => {
-                line.in_flight.push_front(sent);
-                return Err(reason);
-            }
-            (_, Some(reason)) => sent.request.asker.answer(self.index, Err(reason)),
-            _ if sent.again => {
-                line.in_flight.push_front(sent);
-                return Err(node_error(error));
-            }
-            _ => line.reload(sent.request, now, &self.common, &self.wait),
-        }
-        Ok(())
-    }
-
-    /// Hands an answer to what was waiting for it, and takes note of what it says of the node itself.
-    fn deliver(&mut self, line: &mut Line, sent: Sent, result: Result<Value, NodeError>) -> Result<(), NodeError> {
-        if let (Asker::Loading, Err(error)) = (&sent.request.asker, &result) {
-            line.refuses_scripts(error.clone(), self.environment.now());
-        }
-        let (Asker::Hold(_), Ok(value)) = (&sent.request.asker, &result) else {
-            line.done += usize::from(result.is_ok() && matches!(sent.request.asker, Asker::Release(_)));
-            sent.request.asker.answer(self.index, result);
-            return Ok(());
-        };
-        match standing(value) {
-            Standing::Unchanged => {}
-            Standing::Record(text) => {
-                if !line.known.learn(text) {
-                    return Err(NodeError::Nonsense("a node record that cannot be read".to_owned()));
-                }
-                self.common.learn_lease(line.known.longest());
-            }
-            Standing::Young(left) => {
-                line.known.begin_wait(&mut self.wait, self.environment.now());
-                sent.request.asker.answer(self.index, Err(NodeError::Quarantined { left }));
-                return Ok(());
-            }
-            Standing::Forgot => {
-                sent.request.asker.answer(self.index, Err(NodeError::Forgot));
-                return Err(NodeError::Forgot);
-            }
-        }
-        line.done += 1;
-        sent.request.asker.answer(self.index, result);
-        Ok(())
     }
 }
 

@@ -126,6 +126,13 @@ pub(super) fn is_passing(error: &RedisError) -> bool {
     error.code().is_some_and(|code| ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN"].contains(&code))
 }
 
+/// A server that answers so takes no writes now, and may take them later. Older servers say so within the error of a script.
+pub(super) fn is_unable(error: &RedisError) -> bool {
+    const CODES: [&str; 3] = ["MISCONF", "OOM", "NOREPLICAS"];
+    let is_within = |code: &&str| error.detail().is_some_and(|detail| detail.contains(&format!("-{code} ")));
+    error.code().is_some_and(|code| CODES.contains(&code) || CODES.iter().any(is_within))
+}
+
 /// A server that answers so is a replica, or has become one. Older servers say so within the error of a script.
 pub(super) fn is_replica(error: &RedisError) -> bool {
     error.code() == Some("READONLY") || error.detail().is_some_and(|detail| detail.contains("-READONLY"))

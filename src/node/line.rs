@@ -1,14 +1,17 @@
 //! What is under way on one connection: what is sent when, and what the answers are to.
 
 use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use redis::Value;
-use tokio::time::sleep;
 
+use super::attempt::Made;
 use super::common::Common;
 use super::known::{Known, Wait};
+use super::pace::Pace;
 use super::wire::{MOST_READ, Wire};
 use super::{Asker, Request, pack, script};
 use crate::environment::{Environment, Moment, Sleeping};
@@ -28,17 +31,23 @@ const REST: Duration = Duration::from_millis(4);
 /// gathering takes the runtime would wake another thread.
 const FEW: usize = 2;
 
+/// A release that a node cannot do now is sent again after so long, and then after twice as long.
+const FIRST_POSTPONEMENT: Duration = Duration::from_millis(250);
+const LONGEST_POSTPONEMENT: Duration = Duration::from_secs(8);
+
 /// A node that does not take the scripts is not sent them again for so long.
 const SCRIPTS_PAUSE: Duration = Duration::from_millis(500);
 
 /// What is under way on one connection.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Line {
+    environment: Arc<dyn Environment>,
     wire: Wire,
     /// Of the node at the other end.
     pub(super) known: Known,
     pub(super) made: Moment,
-    /// So many requests were done as asked.
-    pub(super) done: usize,
+    /// Its node has done something of what it was asked.
+    pub(super) is_useful: bool,
     pub(super) in_flight: VecDeque<Sent>,
     /// How many conflicts of the list were known when the connection was made.
     pub(super) conflicts: u64,
@@ -53,10 +62,15 @@ pub(super) struct Line {
     /// What is to be sent waits for more to come with it, until this is polled again.
     pub(super) gathers: bool,
     alarm: Option<Sleeping>,
+    pace: Pace,
     /// How many bytes may still be read in this poll.
     budget: usize,
     /// Nothing is read before its end.
     rest: Option<Sleeping>,
+    /// Releases that the node could not do, and why.
+    postponed: VecDeque<(Request, NodeError)>,
+    /// When they are sent again, and how long they wait the next time.
+    postponement: (Option<Sleeping>, Duration),
 }
 
 pub(super) struct Sent {
@@ -67,12 +81,14 @@ pub(super) struct Sent {
 }
 
 impl Line {
-    pub(super) fn new(wire: Wire, known: Known, made: Moment, conflicts: u64) -> Self {
+    pub(super) fn new(Made { wire, known, took }: Made, environment: Arc<dyn Environment>, conflicts: u64) -> Self {
+        let made = environment.now();
         Self {
+            environment,
             wire,
             known,
             made,
-            done: 0,
+            is_useful: false,
             in_flight: VecDeque::new(),
             conflicts,
             is_stale: false,
@@ -81,8 +97,11 @@ impl Line {
             refused: None,
             gathers: false,
             alarm: None,
+            pace: Pace::new(made, took),
             budget: MOST_READ,
             rest: None,
+            postponed: VecDeque::new(),
+            postponement: (None, FIRST_POSTPONEMENT),
         }
     }
 
@@ -110,7 +129,7 @@ impl Line {
     /// Reads no more for a moment. A node that sends without end must not take the time of the others; what it sends meanwhile
     /// waits in its own sockets.
     pub(super) fn rest(&mut self, cx: &mut Context<'_>) {
-        let mut rest = Box::pin(sleep(REST));
+        let mut rest = self.environment.sleep(REST);
         match rest.as_mut().poll(cx) {
             Poll::Pending => self.rest = Some(rest),
             Poll::Ready(()) => cx.waker().wake_by_ref(),
@@ -191,6 +210,39 @@ impl Line {
         (now.since(*since) < SCRIPTS_PAUSE).then_some(error)
     }
 
+    /// The node has done something of what it was asked.
+    pub(super) fn has_done(&mut self) {
+        self.is_useful = true;
+        if self.postponed.is_empty() {
+            self.postponement.1 = FIRST_POSTPONEMENT;
+        }
+    }
+
+    /// Keeps a release that the node cannot do now, and when that was the first, begins to wait.
+    pub(super) fn postpone(&mut self, release: Request, why: NodeError, cx: &mut Context<'_>) {
+        self.postponed.push_back((release, why));
+        if self.postponement.0.is_none() {
+            self.postponement.0 = Some(self.environment.sleep(self.postponement.1));
+            self.postponement.1 = (2 * self.postponement.1).min(LONGEST_POSTPONEMENT);
+            cx.waker().wake_by_ref(); // To poll it.
+        }
+    }
+
+    /// What is to be sent again now.
+    pub(super) fn poll_postponed(&mut self, cx: &mut Context<'_>) -> VecDeque<(Request, NodeError)> {
+        if self.postponement.0.as_mut().is_none_or(|wait| wait.as_mut().poll(cx).is_pending()) {
+            return VecDeque::new();
+        }
+        self.postponement.0 = None;
+        mem::take(&mut self.postponed)
+    }
+
+    /// All that the node has not done: what it has not answered, and what it could not do.
+    pub(super) fn into_undone(self) -> impl Iterator<Item = Request> {
+        let postponed = self.postponed.into_iter().map(|(request, _)| request);
+        postponed.chain(self.in_flight.into_iter().map(|sent| sent.request))
+    }
+
     /// The oldest request has its answer.
     pub(super) fn settle(&mut self) -> Option<Sent> {
         let sent = self.in_flight.pop_front()?;
@@ -198,22 +250,31 @@ impl Line {
         Some(sent)
     }
 
+    /// An answer came now to what was sent then.
+    pub(super) fn heard(&mut self, sent: Moment, now: Moment) {
+        self.pace.heard(sent, now);
+    }
+
+    /// How long the end of a program may wait for an answer, when a majority has answered.
+    pub(super) fn last_wait(&self) -> Duration {
+        self.pace.last_wait()
+    }
+
+    /// Is another connection to be tried, as this one owes an answer for longer than usual?
+    pub(super) fn is_doubtful(&mut self, now: Moment) -> bool {
+        self.in_flight.front().is_some_and(|oldest| self.pace.is_doubtful(oldest.since, now))
+    }
+
     /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.
-    pub(super) fn watch(
-        &mut self,
-        timeout: Duration,
-        environment: &dyn Environment,
-        cx: &mut Context<'_>,
-    ) -> Poll<Duration> {
-        if self.in_flight.is_empty() {
-            return Poll::Pending;
-        }
-        let alarm = self.alarm.get_or_insert_with(|| environment.sleep(timeout / 2));
+    pub(super) fn watch(&mut self, timeout: Duration, cx: &mut Context<'_>) -> Poll<Duration> {
+        let Some(oldest) = self.in_flight.front() else { return Poll::Pending };
+        let next_look = || self.environment.sleep(self.pace.next_look(oldest.since, timeout));
+        let alarm = self.alarm.get_or_insert_with(next_look);
         if alarm.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
         self.alarm = None;
-        let owed = self.owes_for(environment.now());
+        let owed = self.owes_for(self.environment.now());
         self.silent = owed >= timeout;
         Poll::Ready(owed)
     }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cli")]
 pub mod admin;
+mod attempt;
 mod backlog;
 mod common;
 mod connection;
@@ -10,6 +11,7 @@ mod health;
 mod introduce;
 mod known;
 mod line;
+mod pace;
 #[cfg(test)]
 mod properties;
 mod reply;

@@ -23,6 +23,7 @@ mod reentry;
 mod register;
 mod replies;
 mod restarts;
+mod silence;
 mod waiting;
 mod workers;
 

@@ -6,6 +6,7 @@ use rustix::process::Signal;
 
 use crate::sandbox::{Sandbox, finish, signal, within};
 use crate::support::Cluster;
+use crate::support::proxy::Proxy;
 
 /// The shortest of several runs, as the machine has other work.
 fn shortest(sandbox: &Sandbox, args: &[&str], code: i32) -> Duration {
@@ -35,6 +36,29 @@ fn a_stopped_node_does_not_delay_the_end_of_a_run() {
     within("the releases there", || sandbox.lock_keys("job") == 0);
     sandbox.touch("end");
     assert_eq!(finish(holder).code, Some(0));
+}
+
+/// Something between forgets all connections, without a word, while the command runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_on_forgotten_connections_reaches_all_nodes_before_the_end_of_a_run() {
+    let sandbox = Sandbox::around(Cluster::quiet(5));
+    let mut proxies = Vec::new();
+    for port in sandbox.cluster.ports() {
+        proxies.push(Proxy::start(port).await);
+    }
+    let urls: Vec<String> = proxies.iter().map(Proxy::url).collect();
+    for forgotten in [2, 5] {
+        let hold = format!("echo > $DIR/held{forgotten}; until [ -e $DIR/end{forgotten} ]; do sleep 0.01; done");
+        let mut command = sandbox.quorlock(&["run", "--lease", "1h", "job", "--", "sh", "-c", &hold]);
+        let run = command.env("QUORLOCK_NODES", urls.join(",")).spawn().expect("the quorlock command");
+        sandbox.wait_for(&format!("held{forgotten}"));
+        within("a lock on all nodes", || sandbox.lock_keys("job") == 5);
+        std::thread::sleep(Duration::from_millis(1500)); // So long all is quiet.
+        proxies[..forgotten].iter().for_each(Proxy::hold_requests);
+        sandbox.touch(&format!("end{forgotten}"));
+        assert_eq!(finish(run).code, Some(0));
+        assert_eq!(sandbox.lock_keys("job"), 0, "{forgotten} forgotten");
+    }
 }
 
 /// What two of five nodes had granted would otherwise lie there for the lease of an hour.

@@ -82,6 +82,23 @@ async fn full_nodes_say_who_has_the_lock_and_let_it_go() {
     second.lock("x").try_acquire().await.expect("it is free").release().await.expect("a release");
 }
 
+/// A node that takes no writes now does not forget a lease that it was to let go.
+#[tokio::test]
+async fn a_release_that_nodes_cannot_do_now_is_sent_again_until_they_do() {
+    let cluster = Cluster::start(3);
+    let locks = cluster.client(60 * SECOND).await;
+    let guard = locks.lock("x").acquire().await.expect("a free lock");
+    locks.flush().await;
+    let replicas = |least: &str| {
+        cluster.each::<()>(redis::cmd("CONFIG").arg("SET").arg("min-replicas-to-write").arg(least));
+    };
+    replicas("1"); // From now on writes are answered NOREPLICAS.
+    guard.release().await.expect_err("no node can do it");
+    assert_eq!(cluster.count_keys(&Cluster::lock_key("x")), 3);
+    replicas("0");
+    eventually(20 * SECOND, "it was sent again", || cluster.count_keys(&Cluster::lock_key("x")) == 0).await;
+}
+
 /// All connections of a client share a task; a bug in what one of them does must stay there.
 #[tokio::test]
 async fn a_connection_that_panics_takes_no_other_with_it() {

@@ -236,7 +236,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/node/connection.rs",
+        file: "src/node/connection/answers.rs",
         old: "            Standing::Unchanged => {}\n",
         new: "            Standing::Unchanged => {}
             Standing::Young(_) if crate::broken(\"a yes of a young node counts\") => {
@@ -246,7 +246,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/node/connection.rs",
+        file: "src/node/connection/answers.rs",
         old: "            line.silent = false;\n            settled += 1;\n",
         new: "            let mut sent = sent;
             if let Some(next) = line.in_flight.front_mut()

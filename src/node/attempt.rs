@@ -1,0 +1,71 @@
+//! One attempt to connect.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+
+use super::Common;
+use super::introduce::introduce;
+use super::known::Known;
+use super::wire::Wire;
+use crate::config::NodeAddress;
+use crate::environment::{Environment, within};
+use crate::error::NodeError;
+
+/// At least this long may an attempt take: some eight round trips of half a second, for stream, TLS and introduction.
+const LEAST_LIMIT: Duration = Duration::from_secs(4);
+
+/// A connection that has introduced itself.
+pub(super) struct Made {
+    pub(super) wire: Wire,
+    pub(super) known: Known,
+    /// How long that took.
+    pub(super) took: Duration,
+}
+
+/// An attempt under way. Dropping it gives it up.
+pub(super) struct Attempt(Pin<Box<dyn Future<Output = Result<Made, NodeError>> + Send>>);
+
+impl Attempt {
+    pub(super) fn begin(
+        index: usize,
+        name: &Arc<str>,
+        address: &NodeAddress,
+        environment: &Arc<dyn Environment>,
+        common: &Arc<Common>,
+    ) -> Self {
+        let (name, address) = (Arc::clone(name), address.clone());
+        let (environment, common) = (Arc::clone(environment), Arc::clone(common));
+        let limit = LEAST_LIMIT.max(2 * common.timeout);
+        Self(Box::pin(async move {
+            let began = environment.now();
+            let introduced = introduce(environment.as_ref(), &address, &common, index, &name);
+            match within(environment.as_ref(), limit, AssertUnwindSafe(introduced).catch_unwind()).await {
+                Some(Ok(made)) => made.map(|(wire, known)| Made { wire, known, took: environment.now().since(began) }),
+                Some(Err(panic)) => Err(NodeError::Connect(panicked(panic.as_ref()))),
+                None => Err(NodeError::NoAnswer(limit)),
+            }
+        }))
+    }
+}
+
+impl Future for Attempt {
+    type Output = Result<Made, NodeError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+/// How a panic is told.
+pub(super) fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic in the client: {}", text.unwrap_or("without words"))
+}

@@ -1,0 +1,130 @@
+//! What a node's answers do.
+
+use std::task::Context;
+
+use redis::{ErrorKind, ServerErrorKind, Value};
+
+use super::Connection;
+use crate::error::NodeError;
+use crate::node::Asker;
+use crate::node::introduce::{is_passing, is_replica, is_unable, node_error, said};
+use crate::node::known::{Standing, standing};
+use crate::node::line::{Line, Sent};
+
+/// So many answers are taken from a node before the others have their turn.
+const MOST_ANSWERS: usize = 256;
+
+/// The same for calls of waiters: nothing else bounds what a node sends unasked.
+const MOST_CALLS: usize = 64;
+
+impl Connection {
+    /// Delivers what has been answered, oldest first. Says how many that were, or why the connection is broken.
+    pub(super) fn settle(&mut self, line: &mut Line, cx: &mut Context<'_>) -> Result<usize, NodeError> {
+        let (mut heard, mut called, mut settled, mut since) = (0, 0, 0, None);
+        while heard < MOST_ANSWERS
+            && called < MOST_CALLS
+            && let Some(value) = line.poll_read(cx)?
+        {
+            heard += 1;
+            if let Value::Push { kind, data } = &value {
+                if self.common.tickets.heard(self.index, kind, data) {
+                    called += 1;
+                    continue;
+                }
+                return Err(NodeError::Nonsense(format!("a message of the kind {kind:?} that was not asked for")));
+            }
+            let result = said(value);
+            if let Err(error) = &result
+                && (is_replica(error) || (is_passing(error) && line.awaits_release()))
+            {
+                // Another process must be asked, or the same one later. A release is sent again on the next connection.
+                return Err(node_error(error));
+            }
+            let Some(sent) = line.settle() else {
+                return Err(NodeError::Nonsense(
+                    format!("an answer to nothing: {result:?}").chars().take(200).collect(),
+                ));
+            };
+            line.silent = false;
+            settled += 1;
+            since.get_or_insert(sent.since);
+            match result {
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    self.repeat(line, sent, &error)?;
+                }
+                Err(error) if is_unable(&error) && matches!(sent.request.asker, Asker::Release(_)) => {
+                    line.postpone(sent.request, node_error(&error), cx);
+                }
+                result => self.deliver(line, sent, result.map_err(|error| node_error(&error)))?,
+            }
+        }
+        if let Some(since) = since {
+            line.heard(since, self.environment.now());
+            self.common.waits_for(self.index, line.last_wait());
+            self.attempt = None;
+        }
+        if called >= MOST_CALLS {
+            line.rest(cx);
+        } else if heard == MOST_ANSWERS {
+            cx.waker().wake_by_ref();
+        }
+        Ok(settled)
+    }
+
+    /// The node had lost its scripts.
+    fn repeat(&mut self, line: &mut Line, sent: Sent, error: &redis::RedisError) -> Result<(), NodeError> {
+        let now = self.environment.now();
+        let refused = line.refused_scripts(now).cloned();
+        match (&sent.request.asker, refused) {
+            // Its release may have overtaken it, and taken its ticket out.
+            (Asker::Hold(round), _) if round.is_moot() => sent.request.asker.answer(self.index, Err(node_error(error))),
+            // A release is sent again on the next connection.
+            (Asker::Release(_), Some(reason)) => {
+                line.in_flight.push_front(sent);
+                return Err(reason);
+            }
+            (_, Some(reason)) => sent.request.asker.answer(self.index, Err(reason)),
+            _ if sent.again => {
+                line.in_flight.push_front(sent);
+                return Err(node_error(error));
+            }
+            _ => line.reload(sent.request, now, &self.common, &self.wait),
+        }
+        Ok(())
+    }
+
+    /// Hands an answer to what was waiting for it, and takes note of what it says of the node itself.
+    fn deliver(&mut self, line: &mut Line, sent: Sent, result: Result<Value, NodeError>) -> Result<(), NodeError> {
+        if let (Asker::Loading, Err(error)) = (&sent.request.asker, &result) {
+            line.refuses_scripts(error.clone(), self.environment.now());
+        }
+        let (Asker::Hold(_), Ok(value)) = (&sent.request.asker, &result) else {
+            if result.is_ok() && matches!(sent.request.asker, Asker::Release(_)) {
+                line.has_done();
+            }
+            sent.request.asker.answer(self.index, result);
+            return Ok(());
+        };
+        match standing(value) {
+            Standing::Unchanged => {}
+            Standing::Record(text) => {
+                if !line.known.learn(text) {
+                    return Err(NodeError::Nonsense("a node record that cannot be read".to_owned()));
+                }
+                self.common.learn_lease(line.known.longest());
+            }
+            Standing::Young(left) => {
+                line.known.begin_wait(&mut self.wait, self.environment.now());
+                sent.request.asker.answer(self.index, Err(NodeError::Quarantined { left }));
+                return Ok(());
+            }
+            Standing::Forgot => {
+                sent.request.asker.answer(self.index, Err(NodeError::Forgot));
+                return Err(NodeError::Forgot);
+            }
+        }
+        line.has_done();
+        sent.request.asker.answer(self.index, result);
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! How fast a node usually answers, and when its silence is worth a doubt.
+
+use std::time::Duration;
+
+use crate::environment::Moment;
+
+/// A connection on which nothing was heard for so long may have been forgotten by what lies between.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// At least so long a connection may owe an answer before it is doubted: one that was quiet, and one that was in use.
+const LEAST_QUIET: Duration = Duration::from_millis(20);
+const LEAST_IN_USE: Duration = Duration::from_millis(250);
+
+/// And so many of its usual round trips.
+const ROUND_TRIPS: u32 = 4;
+
+/// What timers and other tasks may cost.
+const SLACK: Duration = Duration::from_millis(5);
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// When the node last answered.
+    heard: Moment,
+    /// How long its answers take.
+    usual: Duration,
+    /// It was doubted since the last answer.
+    doubted: bool,
+}
+
+impl Pace {
+    /// Of a connection that is made, and took so long for that: two round trips, at least.
+    pub(super) fn new(made: Moment, took: Duration) -> Self {
+        Self { heard: made, usual: took / 2, doubted: false }
+    }
+
+    /// An answer came now to what was sent then.
+    pub(super) fn heard(&mut self, sent: Moment, now: Moment) {
+        let took = now.since(sent);
+        // Up at once, and down slowly.
+        self.usual = took.max(self.usual.saturating_sub(self.usual.saturating_sub(took) / 8));
+        (self.heard, self.doubted) = (now, false);
+    }
+
+    /// When to look again, after the oldest request that is not answered was sent.
+    pub(super) fn next_look(&self, oldest: Moment, timeout: Duration) -> Duration {
+        let usual = timeout / 2;
+        if self.doubted { usual } else { self.doubt_after(oldest).min(usual) }
+    }
+
+    fn doubt_after(&self, oldest: Moment) -> Duration {
+        let least = if oldest.since(self.heard) >= QUIET { LEAST_QUIET } else { LEAST_IN_USE };
+        least.max(ROUND_TRIPS * self.usual)
+    }
+
+    /// Is another connection to be tried, as the oldest answer is still owed? True once until the next answer.
+    pub(super) fn is_doubtful(&mut self, oldest: Moment, now: Moment) -> bool {
+        let is_doubtful = !self.doubted && now.since(oldest) >= self.doubt_after(oldest);
+        self.doubted |= is_doubtful;
+        is_doubtful
+    }
+
+    /// How long it takes at most until a node has heard what is sent to it now, if it only does not hear this connection,
+    /// which was quiet.
+    pub(super) fn last_wait(&self) -> Duration {
+        LEAST_QUIET + SLACK + 2 * ROUND_TRIPS * self.usual
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn at(millis: u64) -> Moment {
+        Moment::new(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_quiet_connection_is_doubted_after_a_few_round_trips_and_once() {
+        let mut pace = Pace::new(at(0), 2 * MS);
+        assert_eq!(pace.next_look(at(2000), 500 * MS), LEAST_QUIET);
+        assert!(!pace.is_doubtful(at(2000), at(2019)));
+        assert!(pace.is_doubtful(at(2000), at(2020)));
+        assert!(!pace.is_doubtful(at(2000), at(2100)), "once");
+        assert_eq!(pace.next_look(at(2000), 500 * MS), 250 * MS);
+        pace.heard(at(2000), at(2101));
+        assert!(!pace.is_doubtful(at(4000), at(4403)), "it is slow: 101 ms are usual");
+        assert!(pace.is_doubtful(at(4000), at(4404)));
+    }
+
+    #[test]
+    fn a_connection_in_use_is_doubted_later() {
+        let mut pace = Pace::new(at(0), 2 * MS);
+        assert!(!pace.is_doubtful(at(999), at(1248)));
+        assert!(pace.is_doubtful(at(999), at(1249)));
+    }
+
+    #[test]
+    fn what_is_usual_rises_at_once_and_falls_slowly() {
+        let mut pace = Pace::new(at(0), Duration::ZERO);
+        pace.heard(at(0), at(80));
+        assert_eq!(pace.usual, 80 * MS);
+        pace.heard(at(80), at(80));
+        assert_eq!(pace.usual, 70 * MS);
+        (0..100).for_each(|_| pace.heard(at(80), at(81)));
+        assert!(pace.usual < 2 * MS, "{:?}", pace.usual);
+    }
+}

@@ -1,0 +1,98 @@
+//! Row 40: connections that something between client and nodes has forgotten, without a word to either.
+
+use std::time::{Duration, Instant};
+
+use quorlock::Quorlock;
+
+use crate::support::Cluster;
+use crate::support::proxy::Proxy;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// So long a connection is idle before it is forgotten.
+const IDLE: Duration = Duration::from_secs(3);
+/// What a first try on such connections may cost.
+const MORE: Duration = Duration::from_millis(200);
+
+struct Forgetful {
+    cluster: Cluster,
+    proxies: Vec<Proxy>,
+    locks: Quorlock,
+}
+
+impl Forgetful {
+    async fn start() -> Self {
+        let cluster = Cluster::quiet(5);
+        let mut proxies = Vec::new();
+        for port in cluster.ports() {
+            proxies.push(Proxy::start(port).await);
+        }
+        let builder = Quorlock::builder().nodes(proxies.iter().map(Proxy::url)).lease(30 * SECOND);
+        let locks = builder.connect().await.expect("settings that work");
+        locks.flush().await;
+        Self { cluster, proxies, locks }
+    }
+
+    /// Lets the connections be idle. Then nothing that is sent on those to the first nodes arrives any more.
+    async fn forget(&self, nodes: usize) {
+        tokio::time::sleep(IDLE).await;
+        self.proxies[..nodes].iter().for_each(Proxy::hold_requests);
+    }
+
+    fn keys(&self, name: &str) -> usize {
+        self.cluster.count_keys(&Cluster::lock_key(name))
+    }
+}
+
+#[tokio::test]
+async fn acc_40_a_first_try_on_forgotten_connections_is_hardly_later() {
+    let net = Forgetful::start().await;
+    let cycle = async |name: &str| {
+        let start = Instant::now();
+        let guard = net.locks.lock(name).try_acquire().await.expect("the nodes are well");
+        let took = start.elapsed();
+        guard.release().await.expect("a release");
+        took
+    };
+    let mut usual = cycle("usual").await;
+    for _ in 0..20 {
+        usual = usual.max(cycle("usual").await);
+    }
+    for nodes in [5, 3] {
+        net.forget(nodes).await;
+        let first = cycle("first").await;
+        assert!(first <= usual + MORE, "{nodes} forgotten: {first:?}, and usually {usual:?}");
+    }
+}
+
+#[tokio::test]
+async fn acc_40_a_release_on_forgotten_connections_reaches_the_nodes_before_the_process_ends() {
+    let net = Forgetful::start().await;
+    for nodes in [5, 2] {
+        let guard = net.locks.lock("x").acquire().await.expect("a free lock");
+        net.locks.flush().await;
+        assert_eq!(net.keys("x"), 5);
+        net.forget(nodes).await;
+        guard.release().await.expect("a release");
+        // As the command does at its end.
+        net.locks.flush_majority().await;
+        assert_eq!(net.keys("x"), 0, "{nodes} forgotten");
+    }
+}
+
+/// A node that is only slow is asked on the same connection, and answers there.
+#[tokio::test]
+async fn acc_40_a_slow_node_keeps_its_connection() {
+    let mut net = Forgetful::start().await;
+    let guard = net.locks.lock("x").acquire().await.expect("a free lock");
+    net.locks.flush().await;
+    net.forget(0).await;
+    let made = net.proxies[0].connections();
+    net.cluster.pause(0);
+    let released = tokio::spawn(guard.release());
+    tokio::time::sleep(Duration::from_millis(300)).await; // So long the node stands still.
+    net.cluster.resume(0);
+    released.await.expect("no panic").expect("a release");
+    net.locks.flush().await;
+    assert_eq!(net.keys("x"), 0);
+    assert!(net.proxies[0].connections() <= made + 1, "one other at most was tried");
+}
