@@ -22,9 +22,9 @@ use redis::ConnectionAddr;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Id, is_rt_shutdown_err};
 
+use crate::dial::tcp;
 pub use crate::protocol::Moment;
 
 /// A byte stream to a node.
@@ -137,12 +137,13 @@ impl Environment for System {
     fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a> {
         Box::pin(async move {
             match address {
-                ConnectionAddr::Tcp(host, port) => Ok(Box::new(tcp(host, *port).await?) as Box<dyn Stream>),
+                ConnectionAddr::Tcp(host, port) => Ok(Box::new(Socket(tcp(host, *port).await?)) as Box<dyn Stream>),
                 #[cfg(unix)]
                 ConnectionAddr::Unix(path) => Ok(Box::new(Socket(tokio::net::UnixStream::connect(path).await?)) as _),
                 #[cfg(feature = "tls")]
                 ConnectionAddr::TcpTls { host, port, insecure, .. } => {
-                    Ok(Box::new(crate::node::tls::handshake(tcp(host, *port).await?, host, *insecure).await?) as _)
+                    let tls = crate::node::tls::Tls::new(*insecure).await?;
+                    Ok(Box::new(tls.handshake(Socket(tcp(host, *port).await?), host).await?) as _)
                 }
                 _ => Err(io::Error::new(io::ErrorKind::Unsupported, "this kind of address is not supported")),
             }
@@ -172,12 +173,6 @@ impl Environment for System {
     fn runtime_has_ended(&self) {
         self.0.has_ended.store(true, Ordering::SeqCst);
     }
-}
-
-async fn tcp(host: &str, port: u16) -> io::Result<Socket<TcpStream>> {
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    Ok(Socket(stream))
 }
 
 /// A socket that takes bytes also when the runtime whose driver watches it has ended.

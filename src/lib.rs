@@ -54,8 +54,10 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic)]
 
+mod beside;
 mod client;
 mod config;
+mod dial;
 mod error;
 mod export;
 mod guard;

@@ -59,7 +59,9 @@ fn usage() {
         (&["run", "--nodes", "localhost:6379", "job", "--", "true"], "write it as a URL"),
         (&["run", "--nodes", &twice, "job", "--", "true"], "the same server"),
         (&["run", "--prefix", "", "quorlock:ballot:x", "--", "true"], "choose another NAME"),
+        (&["run", "--lease", "1s", "--node-timeout", "2s", "job", "--", "true"], "the node timeout of 2s"),
         (&["inspect"], "<NAME>"),
+        (&["inspect", "--node-timeout", "2h", "job"], "2h"),
         (&["inspect", "--nodes", "nonsense", "job"], "write it as a URL"),
     ];
     for (args, said) in cases {

@@ -5,6 +5,7 @@
 mod support;
 
 mod clocks;
+mod distance;
 mod endings;
 mod nodes;
 mod owners;

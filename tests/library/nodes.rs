@@ -3,17 +3,19 @@
 #[cfg(feature = "tls")]
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use quorlock::environment::{Connecting, Environment, Moment};
 use quorlock::{Answer, NodeError, Quorlock};
+use redis::ConnectionAddr;
 
 use crate::clocks::Ahead;
 #[cfg(feature = "tls")]
 use crate::support::worker::Worker;
 use crate::support::worker::report;
-use crate::support::{Cluster, Setup, eventually};
+use crate::support::{Cluster, Setup, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -109,6 +111,47 @@ async fn a_connection_that_panics_takes_no_other_with_it() {
     let guard = locks.lock("x").acquire().await.expect("two of three are there");
     assert_eq!(guard.margin(), 0);
     guard.release().await.expect("a release");
+}
+
+/// Cannot connect at first: it panics, as tokio does where no thread can be started for a lookup.
+#[derive(Debug, Default)]
+struct Clumsy {
+    machine: Ahead,
+    attempts: AtomicUsize,
+}
+
+impl Environment for Clumsy {
+    fn now(&self) -> Moment {
+        self.machine.now()
+    }
+
+    fn wall(&self) -> Duration {
+        self.machine.wall()
+    }
+
+    fn fill(&self, bytes: &mut [u8]) {
+        self.machine.fill(bytes);
+    }
+
+    fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a> {
+        assert!(self.attempts.fetch_add(1, Ordering::Relaxed) >= 9, "on purpose");
+        self.machine.connect(address)
+    }
+}
+
+#[tokio::test]
+async fn no_panic_loses_a_node_for_ever() {
+    let cluster = Cluster::start(3);
+    let builder = cluster.builder().environment(Arc::new(Clumsy::default()));
+    let locks = builder.connect().await.expect("settings that work");
+    let error = locks.lock("x").try_acquire().await.expect_err("no connection yet");
+    assert!(error.to_string().contains("on purpose"), "{error}");
+    within(20 * SECOND, "every node is back", async || {
+        let nodes = locks.inspect("x").await.expect("a name").nodes;
+        nodes.iter().all(|node| node.state.is_ok())
+    })
+    .await;
+    locks.lock("x").acquire().await.expect("they are there").release().await.expect("a release");
 }
 
 #[tokio::test]
@@ -301,4 +344,23 @@ async fn tls_with_a_trusted_certificate_and_with_any() {
     assert_eq!(ask("/etc/ssl/certs/ca-certificates.crt", &format!("{url}/#insecure")), ["margin 0"]);
     let refused = ask(&file("nothing"), &url);
     assert!(refused[0].starts_with("no quorum") && refused[0].contains("certificate"), "{refused:?}");
+}
+
+/// The file with the trusted certificates is on a disk that hangs. It is read beside all that matters, and the other nodes
+/// serve.
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn certificates_that_cannot_be_read_cost_their_node_alone() {
+    let cluster = Setup::new(2).listed(3).start();
+    let pipe = cluster.dir().join("certificates");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let port = listener.local_addr().expect("its address").port();
+    let trusted = format!("SSL_CERT_FILE={}", pipe.to_str().expect("a plain path"));
+    let urls = [cluster.urls(), vec![format!("rediss://localhost:{port}")]].concat();
+    let job: Vec<&str> = urls.iter().map(String::as_str).collect();
+    // Nothing writes to the pipe, so to open it takes for ever.
+    let worker = Worker::spawn_in(&["timeout", "20", "env", &trusted], &job);
+    assert_eq!(worker.finish(), ["margin 0"]);
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use quorlock::{Holder, Inspection, NodeState, NodeView, Verdict};
+use quorlock::{DEFAULT_LEASE, Holder, Inspection, NodeState, NodeView, Verdict};
 use serde_json::{Value, json};
 
 use crate::exit::{Exit, Failure, MEND, is_configuration};
@@ -17,7 +17,12 @@ const SHORT_ID: usize = 8;
 
 pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
     options.place.announce(options.verbosity);
-    let locks = options.place.builder().connect().await?;
+    let mut builder = options.place.builder();
+    if let Some(timeout) = options.node_timeout {
+        // Nothing is held, so the lease is only to be long enough.
+        builder = builder.lease(DEFAULT_LEASE.max(timeout.saturating_mul(2))).node_timeout(timeout);
+    }
+    let locks = builder.connect().await?;
     let seen = locks.inspect(options.name.as_bytes()).await?;
     let text = if options.json { format!("{:#}\n", as_json(&seen)) } else { as_table(&seen) };
     let _ = io::stdout().lock().write_all(text.as_bytes()); // A closed pipe (`| head`) is no failure.

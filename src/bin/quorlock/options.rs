@@ -79,6 +79,11 @@ struct RunFlags {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     longest_lease: Option<Duration>,
 
+    /// How long to wait for nodes when no majority has answered. For distant nodes, some round trips [default: a quarter of
+    /// the lease, at most 500ms].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    node_timeout: Option<Duration>,
+
     /// How long to wait while another owner holds the lock [default: for ever].
     #[arg(long, short, value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "try")]
     wait: Option<Duration>,
@@ -123,6 +128,10 @@ struct InspectFlags {
     #[command(flatten)]
     place: PlaceFlags,
 
+    /// How long to wait for nodes. For distant nodes, some round trips [default: 500ms].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    node_timeout: Option<Duration>,
+
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -147,6 +156,7 @@ pub struct RunOptions {
     pub place: Place,
     pub lease: Duration,
     pub longest_lease: Option<Duration>,
+    pub node_timeout: Option<Duration>,
     pub patience: Patience,
     pub conflict_exit_code: u8,
     pub grace: Option<Duration>,
@@ -166,6 +176,7 @@ pub enum Patience {
 pub struct InspectOptions {
     pub name: OsString,
     pub place: Place,
+    pub node_timeout: Option<Duration>,
     pub json: bool,
     pub verbosity: Verbosity,
 }
@@ -219,6 +230,7 @@ impl RunFlags {
             place,
             lease: self.lease,
             longest_lease: self.longest_lease,
+            node_timeout: self.node_timeout,
             patience,
             conflict_exit_code: self.conflict_exit_code,
             grace: self.grace,
@@ -233,7 +245,8 @@ impl InspectFlags {
     fn check(self) -> Result<InspectOptions, Failure> {
         check_name(&self.name)?;
         let verbosity = if self.quiet { Verbosity::Quiet } else { Verbosity::Normal };
-        Ok(InspectOptions { name: self.name, place: self.place.check()?, json: self.json, verbosity })
+        let (place, node_timeout) = (self.place.check()?, self.node_timeout);
+        Ok(InspectOptions { name: self.name, place, node_timeout, json: self.json, verbosity })
     }
 }
 

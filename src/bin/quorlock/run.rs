@@ -46,6 +46,9 @@ async fn connect(options: &RunOptions) -> Result<Quorlock, ConfigError> {
     if let Some(longest) = options.longest_lease {
         builder = builder.longest_lease(longest);
     }
+    if let Some(timeout) = options.node_timeout {
+        builder = builder.node_timeout(timeout);
+    }
     builder.connect().await
 }
 
