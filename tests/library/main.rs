@@ -7,6 +7,7 @@ mod support;
 mod clocks;
 mod distance;
 mod endings;
+mod kills;
 mod nodes;
 mod owners;
 mod refusals;
