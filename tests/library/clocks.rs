@@ -5,10 +5,10 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use quorlock::Quorlock;
 use quorlock::environment::{Connecting, Environment, Moment, Stream};
+use quorlock::{AcquireError, Holder, Quorlock};
 use redis::ConnectionAddr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -222,6 +222,25 @@ async fn a_clock_that_is_set_hours_ahead_under_a_connection_moves_no_ballot_out_
     cycle(&locks).await;
     // Its ballots are still such as others can exceed.
     cycle(&other).await;
+}
+
+/// Where a node and its asker are a day apart, the node may have forgotten a lease with a leap of its clock.
+#[tokio::test]
+async fn a_client_that_is_a_day_behind_waits_for_the_longest_lease_once_for_each_name() {
+    let cluster = Setup::new(3).longest(SECOND).start();
+    let environment = Arc::new(Ahead { wall: AtomicI64::new(-2 * 24 * 3600), ..Ahead::default() });
+    let builder = cluster.builder().lease(SECOND).environment(environment);
+    let behind = builder.connect().await.expect("settings that work");
+    for name in ["x", "y"] {
+        let start = Instant::now();
+        let error = behind.lock(name).try_acquire().await.expect_err("it has not waited");
+        assert!(matches!(error, AcquireError::Held { by: Holder::Forgotten, .. }), "{error}");
+        let guard = behind.lock(name).wait(30 * SECOND).acquire().await.expect("it has waited");
+        assert!(start.elapsed() >= SECOND, "after {:?}", start.elapsed());
+        guard.release().await.expect("a release");
+        // Its ballot is remembered there now.
+        behind.lock(name).try_acquire().await.expect("free").release().await.expect("a release");
+    }
 }
 
 /// A process that was stopped past the end of its lease goes on before any timer has fired.
