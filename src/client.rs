@@ -29,6 +29,9 @@ const TRUSTED_LEAD: Duration = Duration::from_secs(60);
 /// How long a flush waits at least for nodes that are slower than a majority.
 const LAST_LOOK: Duration = Duration::from_millis(5);
 
+/// A runtime that does nothing for a shorter time may just be busy.
+const STALLED: Duration = Duration::from_millis(100);
+
 /// Replaces a number, and gives the old one.
 fn raise(line: &AtomicU64, next: impl Fn(u64) -> u64) -> u64 {
     line.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).unwrap_or_else(|last| last)
@@ -107,7 +110,7 @@ impl Core {
     pub(crate) fn no_answer(&self, limit: Duration, polls: u64) -> NodeError {
         match self.check() {
             Err(why) => why.into(),
-            Ok(()) if polls == self.driver.polls() => ClientError::RuntimeStalled(limit).into(),
+            Ok(()) if limit >= STALLED && polls == self.driver.polls() => ClientError::RuntimeStalled(limit).into(),
             Ok(()) => NodeError::NoAnswer(limit),
         }
     }
