@@ -1,5 +1,6 @@
 //! Names that are locked once and never again: what each leaves on a node, and for how long.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
                 ours.release(hold).await.then_some(())
             }
         });
-        let done = cycles.buffer_unordered(AT_ONCE).filter_map(async |done| done).count().await;
+        let done = cycles.buffer_unordered(AT_ONCE).filter_map(ready).count().await;
         (*ours).clone().settle().await;
         NAMES - done
     });
