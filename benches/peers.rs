@@ -4,7 +4,7 @@
 //! does: one `LockManager`, whose multiplexed connections are warm, with its defaults, which are three tries with a pause
 //! of up to 200 ms between. It has no call for several locks, so it takes them one after the other.
 
-#[allow(dead_code, reason = "the quorlock command uses the rest")]
+#[allow(dead_code, unused_imports, reason = "the quorlock command uses the rest, and runs its unit tests")]
 #[path = "../src/bin/quorlock/exit.rs"]
 mod exit;
 #[allow(unused_imports, reason = "its unit tests are run with the quorlock command")]
@@ -13,9 +13,6 @@ mod lab_bench;
 #[allow(dead_code, reason = "the quorlock command uses the rest")]
 #[path = "../src/bin/quorlock/messages.rs"]
 mod messages;
-#[allow(dead_code, reason = "the quorlock command uses the rest")]
-#[path = "../src/bin/quorlock/redact.rs"]
-mod redact;
 #[path = "../src/bin/quorlock/lab/server.rs"]
 mod server;
 

@@ -8,9 +8,10 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
 
-use crate::config::{Builder, NodeAddress, Settings};
+use crate::address::NodeAddress;
+use crate::config::{Builder, Settings};
 use crate::environment::{Environment, Moment, random_time, within};
-use crate::error::{AcquireError, ClientError, ConfigError, ExportError, NodeError};
+use crate::error::{AcquireError, Answer, ClientError, ConfigError, ExportError, NodeError, NodeReport, Reports};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
 use crate::keeper::Keeper;
@@ -18,8 +19,9 @@ use crate::lock::LockRequest;
 use crate::node::{self, Asker, Common, Driver, Node, Request, parse_sighting};
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Room};
-use crate::resource::{LIST, Resource, readable};
+use crate::resource::{LIST, Resource};
 use crate::table::Table;
+use crate::text::readable;
 use crate::ticket::Ticket;
 use crate::turn::Turns;
 
@@ -175,6 +177,27 @@ impl Core {
         Ballot::from_wire(proposed).unwrap_or(floor)
     }
 
+    /// What each node said; of one that has said nothing to the point, what is known of it.
+    pub(crate) fn reports(&self, said: impl Fn(usize) -> Option<Answer>) -> Reports {
+        let now = self.now();
+        let report = |(index, node): (usize, &Node)| {
+            let known = || node.trouble(now).map_or(Answer::Up, Answer::Failed);
+            NodeReport { node: node.name.to_string(), answer: said(index).unwrap_or_else(known) }
+        };
+        Reports(self.nodes.iter().enumerate().map(report).collect())
+    }
+
+    /// Why a node has not answered for so long. `polls` is how often the connections had been looked after before.
+    pub(crate) fn unanswered(&self, node: usize, waited: Duration, polls: u64) -> NodeError {
+        match self.no_answer(waited, polls) {
+            late @ NodeError::Client(_) => late,
+            late => match self.nodes[node].trouble(self.now()) {
+                None | Some(NodeError::Quarantined { .. }) => late,
+                Some(trouble) => trouble,
+            },
+        }
+    }
+
     pub(crate) fn resource(&self, name: &[u8]) -> Result<Resource, ConfigError> {
         Resource::new(&self.settings.prefix, name).ok_or_else(|| ConfigError::ReservedName(readable(name)))
     }
@@ -280,7 +303,13 @@ impl Quorlock {
     pub async fn inspect(&self, name: impl AsRef<[u8]>) -> Result<Inspection, ConfigError> {
         let resource = self.0.0.resource(name.as_ref())?;
         let sightings = self.ask_all(node::inspect(&resource), parse_sighting).await;
-        Ok(Inspection::new(resource.name(), sightings))
+        let mut seen = Inspection::new(resource.name(), sightings);
+        for (view, known) in seen.nodes.iter_mut().zip(self.known().0) {
+            if let (Ok(state), Answer::Failed(NodeError::Quarantined { left })) = (&mut view.state, known.answer) {
+                state.quarantine = Some(left);
+            }
+        }
+        Ok(seen)
     }
 
     /// Waits until every node has answered all that was sent to it before, releases of dropped guards too, for at most
@@ -340,18 +369,24 @@ impl Quorlock {
         let limit = core.settings.node_timeout(core.settings.lease);
         let command = node::pack(&command);
         let (parse, polls) = (&parse, core.driver.polls());
-        let asked = core.nodes.iter().map(|node| {
+        let asked = core.nodes.iter().enumerate().map(|(index, node)| {
             let (asker, answer) = oneshot::channel();
             node.send(Request { command: Arc::clone(&command), asker: Asker::Look(asker) });
             async move {
                 let answer = match core.within(limit, answer).await {
                     Some(Ok(answer)) => answer.and_then(|value| parse(&value)),
-                    Some(Err(_)) | None => Err(core.no_answer(limit, polls)),
+                    Some(Err(_)) | None => Err(core.unanswered(index, limit, polls)),
                 };
                 (node.name.to_string(), answer)
             }
         });
         futures::future::join_all(asked.collect::<Vec<_>>()).await
+    }
+
+    /// What is known of each node now: up, or why it cannot be counted on. Asks nothing.
+    #[must_use]
+    pub fn known(&self) -> Reports {
+        self.0.0.reports(|_| None)
     }
 
     /// The nodes, without users and passwords, in the order given.

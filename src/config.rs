@@ -1,15 +1,15 @@
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{ConnectionAddr, ConnectionInfo};
 use tokio::runtime::Handle;
 
+use crate::address::NodeAddress;
 use crate::client::Quorlock;
 use crate::environment::{Environment, System};
 use crate::error::ConfigError;
 use crate::protocol::{Schedule, Validity, quorum};
+use crate::secrets::hidden;
 
 /// The default of [`Builder::lease`].
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ struct NodeUrl(String);
 
 impl fmt::Debug for NodeUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&without_credentials(&self.0))
+        f.write_str(&NodeAddress::parse(&self.0).map_or_else(|_| hidden(&self.0), |node| node.name))
     }
 }
 
@@ -233,7 +233,7 @@ impl Builder {
         for (i, NodeUrl(url)) in self.nodes.iter().enumerate() {
             let node = NodeAddress::parse(url).map_err(|reason| ConfigError::NodeUrl {
                 position: i + 1,
-                address: without_credentials(url),
+                address: hidden(url),
                 reason,
             })?;
             if let Some(first) = nodes.iter().position(|other| other.server == node.server) {
@@ -284,69 +284,6 @@ impl Settings {
     }
 }
 
-/// Where a node is and how to introduce oneself.
-#[derive(Clone)]
-pub(crate) struct NodeAddress {
-    /// For people: no user, no password.
-    pub(crate) name: String,
-    /// The server without the database: two of these are one failure.
-    server: String,
-    pub(crate) info: ConnectionInfo,
-}
-
-impl fmt::Debug for NodeAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
-}
-
-impl NodeAddress {
-    fn parse(url: &str) -> Result<Self, String> {
-        if !url.contains("://") {
-            return Err(format!("write it as a URL: redis://{}", without_credentials(url)));
-        }
-        if cfg!(not(feature = "tls")) && (url.starts_with("rediss:") || url.starts_with("valkeys:")) {
-            return Err("TLS needs quorlock built with its feature `tls`".to_owned());
-        }
-        let info = ConnectionInfo::from_str(url).map_err(|error| {
-            // The crate's words never quote the URL. Where it has none of its own, it could not take the URL apart.
-            match error.to_string().split(" - ").next() {
-                None | Some("Redis URL did not parse") => {
-                    "write it as redis://[user:password@]host[:port][/database], the port a number up to 65535"
-                        .to_owned()
-                }
-                Some(reason) => reason.to_lowercase(),
-            }
-        })?;
-        let server = match info.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } if host.contains(':') => {
-                format!("[{host}]:{port}")
-            }
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                format!("{}:{port}", host.to_ascii_lowercase())
-            }
-            ConnectionAddr::Unix(path) => path.display().to_string(),
-            other => return Err(format!("{other:?} is not supported")),
-        };
-        let name = match info.redis_settings().db() {
-            0 => server.clone(),
-            db => format!("{server}/{db}"),
-        };
-        Ok(Self { name, server, info })
-    }
-}
-
-/// The URL as it may be shown: what stands before the last `@`, and the query, may be secret.
-fn without_credentials(url: &str) -> String {
-    let (scheme, rest) = match url.split_once("://") {
-        Some((scheme, rest)) => (format!("{scheme}://"), rest),
-        None => (String::new(), url),
-    };
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let rest = rest.rsplit_once('@').map_or(rest, |(_, after)| after);
-    format!("{scheme}{rest}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -381,6 +318,13 @@ mod tests {
             "redis+unix:relative?pass=hunter2",
             "redis://host:99999?password=hunter2",
             "redis://me:hunter2@@host:x",
+            "redis://me:hunter2#x@host",
+            "redis://me:hunter2",
+            "redis://me:1234?hunter2@host",
+            "redis://me:1234/hunter2@host",
+            "me:x#hunter2@host",
+            "hunter2",
+            "redis://hunter2@host",
         ] {
             let builder = Builder::new().nodes([url]);
             let error = refused(&builder);
@@ -391,11 +335,15 @@ mod tests {
     }
 
     #[test]
-    fn names_show_server_and_database() {
-        let name = |url: &str| NodeAddress::parse(url).map(|node| node.name);
-        assert_eq!(name("redis://u:p@Host:7000/2").as_deref(), Ok("host:7000/2"));
-        assert_eq!(name("redis://[::1]:7000").as_deref(), Ok("[::1]:7000"));
-        assert_eq!(name("redis+unix:///run/redis.sock?db=1").as_deref(), Ok("/run/redis.sock/1"));
+    fn a_password_with_special_characters_is_explained() {
+        for url in ["redis://me:a#b@host", "redis://me:1?b@host", "redis://me:1/b@host", "redis://me:a@b/c@host"] {
+            let error = refused(&Builder::new().nodes([url])).to_string();
+            assert!(error.starts_with("node 1 (redis://…)") && error.contains("%23 for #"), "{error}");
+        }
+        let comma = refused(&Builder::new().nodes("redis://me:a,b@host".split(','))).to_string();
+        assert!(comma.contains("%2C for a comma"), "{comma}");
+        let fine = "redis://me:a%23%3F%2F%40%2C%25@host";
+        assert_eq!(NodeAddress::parse(fine).map(|node| node.name).as_deref(), Ok("host:6379"));
     }
 
     #[test]

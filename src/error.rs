@@ -1,13 +1,20 @@
 //! What can go wrong, one type per operation, each naming the nodes and what every one of them said.
 
+mod acquire;
+mod kind;
+mod node;
 mod nodes;
 
 use std::time::Duration;
 
 use humantime::format_duration;
 
-pub use nodes::{Answer, Holder, NodeError, NodeReport, Reports};
-use nodes::{for_another, millis};
+pub use acquire::AcquireError;
+pub use kind::ErrorKind;
+pub use node::NodeError;
+pub use nodes::{Answer, Holder, NodeReport, OwnHold, Reports};
+
+use crate::text::{Printable, Rounded};
 
 /// Why a client cannot be built, or a request cannot work with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,19 +32,20 @@ pub enum ConfigError {
     #[error("{0} nodes were given; at most 63 are supported, and more than 7 are seldom of use")]
     TooManyNodes(usize),
     /// A node's URL cannot be used. The text shows no password.
-    #[error("node {position} ({address}) cannot be used: {reason}")]
+    #[error("node {position} ({}) cannot be used: {}", Printable(address), Printable(reason))]
     NodeUrl {
         /// Its place in the list, from 1.
         position: usize,
-        /// The address without user and password.
+        /// Its scheme. What stands behind that may be a password, so no more is shown of a URL that cannot be taken apart.
         address: String,
         /// What is wrong with it.
         reason: String,
     },
     /// The same server was named twice, so that one failure would take two votes.
     #[error(
-        "node {second} is the same server as node {first} ({address}); every vote needs a server of its own, \
-         and another database of the same server is no other server"
+        "node {second} is the same server as node {first} ({}); every vote needs a server of its own, \
+         and another database of the same server is no other server",
+        Printable(address)
     )]
     DuplicateNode {
         /// The place of the first, from 1.
@@ -106,8 +114,8 @@ pub enum ConfigError {
     },
     /// The name's key would lie where quorlock keeps other things.
     #[error(
-        "the name {0:?} cannot be locked under this key prefix: quorlock:node, and keys that begin with quorlock:ballot: or \
-         quorlock:list:, are quorlock's own"
+        "the name {} cannot be locked under this key prefix: quorlock:node, and keys that begin with quorlock:ballot: or \
+         quorlock:list:, are quorlock's own", Printable(.0)
     )]
     ReservedName(String),
     /// No name was given to lock.
@@ -128,7 +136,7 @@ pub enum ClientError {
     /// The tokio runtime in which the client connected has not run its connections for so long.
     #[error(
         "the tokio runtime in which this client connected did nothing for {}: no thread runs it, or a task blocks it",
-        format_duration(Duration::from_millis(millis(*.0)))
+        Rounded(*.0)
     )]
     RuntimeStalled(Duration),
     /// This process is a copy of the one that connected (`fork`). It has no part in the connections of that one.
@@ -144,131 +152,71 @@ pub enum ClientError {
 #[error("this is not an exported lease: pass on exactly what export() returned, or the value of QUORLOCK_LEASE")]
 pub struct ExportError;
 
-fn contention(nodes: &Reports) -> String {
-    if nodes.0.is_empty() {
-        return "another task of this process is asking for it".to_owned();
+impl ConfigError {
+    /// [`ErrorKind::Usage`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
     }
-    format!("nobody got a majority ({nodes})")
+
+    /// Never.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        false
+    }
 }
 
-/// Why a lock was not acquired.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AcquireError {
-    /// Another owner has it.
-    #[error("{resource} is held by {by}{}", for_another(*free_in))]
-    Held {
-        /// What is held, as readable text.
-        resource: String,
-        /// By whom.
-        by: Holder,
-        /// When it is free if nobody renews it; `None` when that is never.
-        free_in: Option<Duration>,
-        /// Every node's answer; empty when no node was asked because this process holds it.
-        nodes: Reports,
-    },
-    /// Others asked at the same moment and nobody got a majority; trying again may help.
-    #[error("{resource} is contended: {}", contention(nodes))]
-    Contended {
-        /// What is contended, as readable text.
-        resource: String,
-        /// Every node's answer; empty when no node was asked because another task of this process was asking.
-        nodes: Reports,
-    },
-    /// So many nodes cannot be heard that no majority is left.
-    #[error("no quorum: {needed} of {} nodes are needed ({nodes})", nodes.0.len())]
-    NoQuorum {
-        /// How many nodes must agree.
-        needed: usize,
-        /// Every node's answer.
-        nodes: Reports,
-    },
-    /// A majority agreed, but took so long that nothing is left of the lease. It was released.
-    #[error("a majority agreed only after {}, when the lease of {} was spent ({nodes})",
-        format_duration(*took), format_duration(*lease))]
-    TooLate {
-        /// From the first send to the decision.
-        took: Duration,
-        /// The lease that was asked for.
-        lease: Duration,
-        /// Every node's answer.
-        nodes: Reports,
-    },
-    /// The time to wait is over.
-    #[error("not acquired within {}: {last}", format_duration(Duration::from_millis(millis(*waited))))]
-    TimedOut {
-        /// How long was waited.
-        waited: Duration,
-        /// What the last try met.
-        last: Box<AcquireError>,
-    },
-    /// A re-entry, or a join, met a lease that is lost. It never becomes a new acquisition.
-    #[error("the lease on {resource} is lost, so it cannot be entered again")]
-    Lost {
-        /// What was lost, as readable text.
-        resource: String,
-    },
-    /// The request cannot work with this client's settings.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// What was to be joined is not an exported lease, or not one of this client's key prefix.
-    #[error(transparent)]
-    Export(#[from] ExportError),
-    /// The client cannot be used any more.
-    #[error(transparent)]
-    Client(#[from] ClientError),
+impl ClientError {
+    /// [`ErrorKind::Usage`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
+    }
+
+    /// A runtime that stalls may go on; otherwise connect anew.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::RuntimeStalled(_))
+    }
 }
 
-impl AcquireError {
-    /// Somebody else has it, or the time ran out while somebody had it.
+impl ExportError {
+    /// [`ErrorKind::Usage`].
     #[must_use]
-    pub fn is_held(&self) -> bool {
-        match self {
-            Self::Held { .. } | Self::Contended { .. } => true,
-            Self::TimedOut { last, .. } => last.is_held(),
-            _ => false,
-        }
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
     }
 
-    /// The time to wait is over.
+    /// Never.
     #[must_use]
-    pub fn is_timed_out(&self) -> bool {
-        matches!(self, Self::TimedOut { .. })
-    }
-
-    /// No majority of the nodes can be heard.
-    #[must_use]
-    pub fn is_no_quorum(&self) -> bool {
-        matches!(self, Self::NoQuorum { .. })
-    }
-
-    /// The lease that was to be entered again is lost.
-    #[must_use]
-    pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost { .. })
-    }
-
-    /// Every node's answer, where nodes were asked.
-    #[must_use]
-    pub fn nodes(&self) -> &[NodeReport] {
-        match self {
-            Self::Held { nodes, .. }
-            | Self::Contended { nodes, .. }
-            | Self::NoQuorum { nodes, .. }
-            | Self::TooLate { nodes, .. } => &nodes.0,
-            Self::TimedOut { last, .. } => last.nodes(),
-            Self::Lost { .. } | Self::Config(_) | Self::Export(_) | Self::Client(_) => &[],
-        }
+    pub fn is_retryable(&self) -> bool {
+        false
     }
 }
 
 /// The lease is over although it was not released.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the lease on {resource} is lost")]
+#[error("the lease on {} is lost{}", Printable(resource), nodes::behind(nodes))]
 #[non_exhaustive]
 pub struct LostError {
     /// What was lost, as readable text.
     pub resource: String,
+    /// Every node's answer to the last message about the lease, or what is known of the node.
+    pub nodes: Reports,
+}
+
+impl LostError {
+    /// [`ErrorKind::Lost`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Lost
+    }
+
+    /// Never: what is lost never comes back.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        false
+    }
 }
 
 /// Why work did not run under a lock from its beginning to its end.
@@ -284,6 +232,25 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// What kind of error it is: all of one kind are handled in one way.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Acquire(error) => error.kind(),
+            Self::Lost(error) => error.kind(),
+        }
+    }
+
+    /// May the same call succeed later, without a change of the program or of the deployment? Work that has begun is not to be
+    /// repeated unseen.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Acquire(error) => error.is_retryable(),
+            Self::Lost(error) => error.is_retryable(),
+        }
+    }
+
     /// The lock was lost before the end of the work.
     #[must_use]
     pub fn is_lost(&self) -> bool {
@@ -299,7 +266,7 @@ pub enum ExtendError {
     #[error(transparent)]
     Lost(#[from] LostError),
     /// No majority agreed in time; the lease runs on towards its end, and extension goes on trying.
-    #[error("no majority agreed to extend; {} of validity are left ({nodes})", format_duration(Duration::from_millis(millis(*remaining))))]
+    #[error("no majority agreed to extend; {} of validity are left ({nodes})", Rounded(*remaining))]
     NoQuorum {
         /// What is left.
         remaining: Duration,
@@ -320,6 +287,26 @@ pub enum ExtendError {
 }
 
 impl ExtendError {
+    /// What kind of error it is: all of one kind are handled in one way.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Lost(error) => error.kind(),
+            Self::NoQuorum { nodes, .. } => nodes.kind(nodes.quorum()),
+            Self::TooLong { .. } => ErrorKind::Usage,
+            Self::Client(error) => error.kind(),
+        }
+    }
+
+    /// May the same call succeed later? The lease runs on meanwhile.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NoQuorum { nodes, .. } => nodes.may_recover(nodes.quorum()),
+            error => error.kind().is_retryable(),
+        }
+    }
+
     /// The lease is over.
     #[must_use]
     pub fn is_lost(&self) -> bool {
@@ -331,11 +318,17 @@ impl ExtendError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReleaseError {
-    /// It was not held any more: the lease had been lost before. Nothing of anybody else's was touched.
-    #[error("not held: the lease on {resource} had been lost before it was released")]
+    /// It was not held any more: the lease had been lost before. Nothing of another owner's was touched.
+    #[error(
+        "not held: the lease on {} had been lost before it was released{}",
+        Printable(resource),
+        nodes::behind(nodes)
+    )]
     NotHeld {
         /// What had been lost, as readable text.
         resource: String,
+        /// Every node's answer to the last message about the lease.
+        nodes: Reports,
     },
     /// No majority has confirmed it yet. Nodes that come back are still told; what they keep ends with the lease.
     #[error("the release is not confirmed by a majority yet ({nodes})")]
@@ -350,6 +343,22 @@ pub enum ReleaseError {
 }
 
 impl ReleaseError {
+    /// What kind of error it is: all of one kind are handled in one way.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotHeld { .. } => ErrorKind::Lost,
+            Self::Unconfirmed { .. } => ErrorKind::Unconfirmed,
+            Self::Client(error) => error.kind(),
+        }
+    }
+
+    /// Never: the guard is gone, and the client goes on sending the release by itself.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        false
+    }
+
     /// The lease had been lost before the release.
     #[must_use]
     pub fn is_lost(&self) -> bool {

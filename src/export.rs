@@ -4,6 +4,7 @@ use std::str::FromStr;
 use crate::error::ExportError;
 use crate::protocol::{Ballot, Token};
 use crate::resource::Resource;
+use crate::text::LONGEST_LABEL;
 
 const VERSION: &str = "quorlock1";
 
@@ -65,8 +66,10 @@ fn parse(text: &str) -> Option<Export> {
     }
     let owner = u128::from_str_radix(fields.next().filter(|id| id.len() == 32)?, 16).ok()?;
     let label = String::from_utf8(decode(fields.next()?)?).ok()?;
-    if label.is_empty() || label == "|" || !label.bytes().all(|b| b.is_ascii_graphic()) {
-        return None; // It goes into lock keys and ballot keys, between spaces.
+    // It goes into lock keys and ballot keys, between spaces.
+    let is_word = !label.is_empty() && label != "|" && label.bytes().all(|b| b.is_ascii_graphic());
+    if !is_word || label.len() > LONGEST_LABEL {
+        return None;
     }
     let (mut leases, mut inherited) = (Vec::new(), None);
     while let Some(key) = fields.next() {
@@ -140,6 +143,7 @@ mod tests {
             format!("quorlock1;{owner};label"),
             format!("quorlock1;{owner};;key;1;2"),
             format!("quorlock1;{owner};a%20b;key;1;2"),
+            format!("quorlock1;{owner};{};key;1;2", "a".repeat(LONGEST_LABEL + 1)),
             format!("quorlock1;{owner};label;key;1"),
             format!("quorlock1;{owner};label;key;0;2"),
             format!("quorlock1;{owner};label;key;1;9007199254740992"),

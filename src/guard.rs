@@ -182,7 +182,19 @@ impl Guard {
 
     fn lost_error(&self) -> LostError {
         let lost = self.leases.iter().find(|lease| lease.phase() == Phase::Lost);
-        LostError { resource: lost.map_or(&self.first, |lease| &lease.resource).to_string() }
+        let resource = lost.map_or(&self.first, |lease| &lease.resource).to_string();
+        LostError { resource, nodes: self.reports() }
+    }
+
+    /// What each node said to the latest message about the lease, or what is known of it: why the lease is
+    /// [endangered](Self::endangered) or [lost](Self::lost).
+    #[must_use]
+    pub fn reports(&self) -> Reports {
+        let core = self.core();
+        let now = core.now();
+        let weakest = self.leases.iter().min_by_key(|lease| lease.state().lease.remaining(now));
+        let weakest = weakest.unwrap_or(&self.leases[0]);
+        weakest.reports(&weakest.state())
     }
 
     /// Makes sure of at least this much validity: extends when less is left.
@@ -304,13 +316,14 @@ impl Guard {
         let lowered = join_all(parting.lower.into_iter().map(|round| decided(Some(round))));
         let (released, lowered) = join(decided(parting.release), lowered).await;
         if let Some(resource) = parting.lost {
-            return Err(ReleaseError::NotHeld { resource });
+            return Err(ReleaseError::NotHeld { resource, nodes: parting.said });
         }
         if let Some((round, Verdict::Lost)) = &released {
-            return Err(ReleaseError::NotHeld { resource: round.first_over() });
+            return Err(ReleaseError::NotHeld { resource: round.first_over(), nodes: round.reports(None) });
         }
         if let Some(lease) = parting.lowered.iter().find(|lease| lease.phase() == Phase::Lost) {
-            return Err(ReleaseError::NotHeld { resource: lease.resource.to_string() });
+            let (resource, nodes) = (lease.resource.to_string(), lease.reports(&lease.state()));
+            return Err(ReleaseError::NotHeld { resource, nodes });
         }
         let mut pending = Vec::new();
         for (round, verdict) in [released].into_iter().chain(lowered).flatten() {
@@ -332,15 +345,22 @@ impl Guard {
         let now = core.now();
         let mut states = lock_states(&leases);
         let lease = shortest(states.iter().map(|state| state.lease.length));
-        let mut parting =
-            Parting { release: None, lower: Vec::new(), lowered: Vec::new(), lost: None, lease, holds: 0 };
+        let mut parting = Parting {
+            release: None,
+            lower: Vec::new(),
+            lowered: Vec::new(),
+            lost: None,
+            said: Reports(Vec::new()),
+            lease,
+            holds: 0,
+        };
         let mut release = (Vec::new(), Vec::new());
         let mut turns = Vec::new();
         for (lease, state) in leases.iter().zip(&mut states) {
             let phase = state.lease.phase(now);
             state.lease.holds -= 1;
-            if phase == Phase::Lost {
-                parting.lost.get_or_insert_with(|| lease.resource.to_string());
+            if phase == Phase::Lost && parting.lost.is_none() {
+                (parting.lost, parting.said) = (Some(lease.resource.to_string()), lease.reports(state));
             }
             if lease.resource == self.first {
                 parting.holds = state.lease.holds;
@@ -396,6 +416,8 @@ struct Parting {
     lowered: Vec<Arc<Lease>>,
     /// A resource whose lease had been lost before.
     lost: Option<String>,
+    /// What the nodes said of it.
+    said: Reports,
     lease: Duration,
     holds: u32,
 }

@@ -56,6 +56,8 @@ pub struct NodeState {
     pub ttl: Option<Duration>,
     /// The highest ballot honoured there, if it remembers one.
     pub ballot: Option<u64>,
+    /// For how long the node has no vote yet, as far as this client knows.
+    pub quarantine: Option<Duration>,
 }
 
 impl Inspection {
@@ -89,7 +91,7 @@ impl Inspection {
         let view = |(node, sighting): (String, Result<Sighting, NodeError>)| {
             let state = sighting.map(|Sighting { held, ttl, ballot, .. }| {
                 let (holder, holds) = held.unzip();
-                NodeState { holder, holds: holds.unwrap_or(0), ttl, ballot }
+                NodeState { holder, holds: holds.unwrap_or(0), ttl, ballot, quarantine: None }
             });
             NodeView { node, state }
         };

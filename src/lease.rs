@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use redis::Cmd;
@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::client::Core;
 use crate::environment::Moment;
+use crate::error::Reports;
 use crate::node::{self, Entry, LastEnd, Share, Words};
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Due, Phase, Schedule};
@@ -30,6 +31,7 @@ pub(crate) struct Lease {
     pub(crate) resource: Resource,
     pub(crate) owner: Owner,
     state: Mutex<State>,
+    said: Mutex<Said>,
     /// The phase changed.
     changed: Notify,
     /// One bit for each node that was ever sent something that may have left a key.
@@ -55,6 +57,34 @@ pub(crate) struct State {
     /// Lets the next one in this process ask for the resource when the lease is over.
     pub(crate) turn: Option<Turn>,
     began: Moment,
+    /// The latest message that was to keep it, as long as answers are awaited.
+    latest: Weak<Round>,
+}
+
+/// What the nodes said when a message got no majority, or when the lease was lost.
+#[derive(Default)]
+struct Said {
+    ballot: Ballot,
+    reports: Option<Reports>,
+    is_over: bool,
+}
+
+impl Said {
+    fn is_failed(&mut self, ballot: Ballot, reports: Reports) {
+        if !self.is_over && ballot >= self.ballot {
+            (self.ballot, self.reports) = (ballot, Some(reports));
+        }
+    }
+
+    fn is_confirmed(&mut self, ballot: Ballot) {
+        if !self.is_over && ballot >= self.ballot {
+            (self.ballot, self.reports) = (ballot, None);
+        }
+    }
+
+    fn is_over(&mut self, reports: Reports) {
+        (self.reports, self.is_over) = (Some(reports), true);
+    }
 }
 
 impl State {
@@ -94,7 +124,9 @@ impl Lease {
                 scheduled: None,
                 turn: None,
                 began: core.now(),
+                latest: Weak::new(),
             }),
+            said: Mutex::default(),
             changed: Notify::new(),
             touched: AtomicU64::new(0),
             ticket,
@@ -193,6 +225,7 @@ impl Lease {
         let after = state.lease.confirmed(now, round.started, round.ballot, length);
         self.core.common.use_lease(length);
         state.fresh &= after == Phase::Pending;
+        locked(&self.said).is_confirmed(round.ballot);
         self.reschedule(&mut state);
         drop(state);
         if before != after {
@@ -200,12 +233,26 @@ impl Lease {
         }
     }
 
+    /// What each node said to the latest message about the lease, or what is known of it.
+    pub(crate) fn reports(&self, state: &State) -> Reports {
+        let said = locked(&self.said).reports.clone();
+        let of_latest = || state.latest.upgrade().map(|round| round.reports(None));
+        said.or_else(of_latest).unwrap_or_else(|| self.core.reports(|_| None))
+    }
+
+    /// A message that was to keep the lease got no majority, and nothing more will be heard of it. Whoever sent it may have the
+    /// state.
+    pub(crate) fn failed(&self, round: &Round) {
+        locked(&self.said).is_failed(round.ballot, round.reports(None));
+    }
+
     /// A majority refuses: the lease is over.
-    pub(crate) fn refused(self: &Arc<Self>) {
+    pub(crate) fn refused(self: &Arc<Self>, round: &Round) {
         let mut state = self.state();
         let waiting = state.fresh || state.lease.phase(self.core.now()) == Phase::Pending;
         // A lease that is being asked for is not lost by a refusal; its acquisition deals with that.
         if !waiting && state.lease.refused() {
+            self.failed(round);
             self.over(state);
         }
     }
@@ -257,6 +304,8 @@ impl Lease {
 
     /// The lease was lost just now: everybody hears of it, and what may be left of it on the nodes is taken away.
     fn over(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let reports = self.reports(&state);
+        locked(&self.said).is_over(reports);
         send_release(&self.core, &[Arc::clone(self)], &mut [&mut state]);
         self.reschedule(&mut state);
         let turn = state.turn.take();
@@ -299,6 +348,9 @@ pub(crate) fn send_hold(
     bid: &Bid,
 ) -> Arc<Round> {
     let (round, command) = hold_round(core, leases, states, length, bid);
+    for state in states.iter_mut() {
+        state.latest = Arc::downgrade(&round);
+    }
     round.send(&command);
     round
 }

@@ -54,6 +54,7 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic)]
 
+mod address;
 mod beside;
 mod client;
 mod config;
@@ -72,8 +73,12 @@ mod protocol;
 mod resource;
 mod round;
 mod run;
+#[doc(hidden)]
+pub mod secrets;
 mod sync;
 mod table;
+#[doc(hidden)]
+pub mod text;
 mod ticket;
 mod turn;
 mod waiter;
@@ -96,8 +101,8 @@ mod design {}
 pub use client::Quorlock;
 pub use config::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use error::{
-    AcquireError, Answer, ClientError, ConfigError, ExportError, ExtendError, Holder, LostError, NodeError, NodeReport,
-    ReleaseError, Reports, RunError,
+    AcquireError, Answer, ClientError, ConfigError, ErrorKind, ExportError, ExtendError, Holder, LostError, NodeError,
+    NodeReport, OwnHold, ReleaseError, Reports, RunError,
 };
 pub use guard::{Guard, Released};
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};

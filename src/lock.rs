@@ -7,12 +7,12 @@ use futures::poll;
 
 use crate::client::{Core, Handle};
 use crate::environment::Moment;
-use crate::error::{AcquireError, Answer, ConfigError, Holder, Reports};
+use crate::error::{AcquireError, ConfigError, Holder, OwnHold, Reports};
 use crate::export::ExportedLease;
 use crate::guard::Guard;
 use crate::lease::{Bid, Lease, lock_states, send_hold};
 use crate::node::{LastEnd, Refusal};
-use crate::owner::Owner;
+use crate::owner::{Owner, is_of_this_process};
 use crate::protocol::{self, Ballot, Phase, Verdict, floor_for_a_quorum};
 use crate::resource::Resource;
 use crate::round::Round;
@@ -261,14 +261,27 @@ impl Attempt {
         begun.unwrap_or(Ok(None))
     }
 
+    /// Does the caller have it itself?
+    fn own_hold(&self, by: &Holder) -> Option<OwnHold> {
+        match by {
+            Holder::Owner { id, .. } if **id == *self.owner.fingerprint() => Some(OwnHold::Owner),
+            Holder::Owner { label, .. } if is_of_this_process(label) => Some(OwnHold::Process),
+            _ => None,
+        }
+    }
+
     /// Another request of this process has the lock, or is asking for it.
     fn not_our_turn(&self, core: &Core) -> AcquireError {
         let (resource, nodes) = (self.first.to_string(), Reports(Vec::new()));
         let Some(lease) = core.turns.lease(&self.first) else { return AcquireError::Contended { resource, nodes } };
         let state = lease.state();
-        let by =
-            Holder::Owner { label: lease.owner.label().to_owned(), id: lease.owner.id(), token: state.lease.token };
-        AcquireError::Held { resource, by, free_in: Some(state.lease.remaining(core.now())), nodes }
+        let by = Holder::Owner {
+            label: lease.owner.label().to_owned(),
+            id: lease.owner.fingerprint().into(),
+            token: state.lease.token,
+        };
+        let own = Some(OwnHold::Process);
+        AcquireError::Held { resource, by, free_in: Some(state.lease.remaining(core.now())), own, nodes }
     }
 
     /// Sends the round. `None` when a lease that was to be entered was released meanwhile: reserve again.
@@ -297,11 +310,11 @@ impl Attempt {
         for (lease, state) in entered.iter().zip(&states) {
             // A later lease of the same owner is not the one that was handed over, which is over.
             if self.inherited(&lease.resource).is_some_and(|theirs| theirs.token != state.lease.token) {
-                return Err(lost(&lease.resource));
+                return Err(lost(&lease.resource, lease.reports(state)));
             }
             match state.lease.phase(now) {
                 Phase::Held | Phase::Endangered => above = above.max(state.sent),
-                Phase::Lost => return Err(lost(&lease.resource)),
+                Phase::Lost => return Err(lost(&lease.resource, lease.reports(state))),
                 Phase::Pending | Phase::Released => return Ok(None),
             }
         }
@@ -344,7 +357,7 @@ impl Attempt {
             !is_new && (lease.phase() == Phase::Lost || refused >= quorum)
         };
         if let Some((_, lease)) = guard.leases().iter().enumerate().find(over) {
-            return lost(&lease.resource);
+            return lost(&lease.resource, nodes);
         }
         if verdict == Verdict::Won {
             let took = core.now().since(round.started);
@@ -375,7 +388,7 @@ impl Attempt {
             return (AcquireError::Contended { resource, nodes }, Again::Above(floor));
         }
         let kept = refusals.iter().filter_map(|no| if let Refusal::Kept { left } = no { Some(*left) } else { None });
-        match (most_frequent_holder(&nodes), kept.max()) {
+        match (nodes.most_frequent_holder(), kept.max()) {
             // Somebody else has been called and is about to take it.
             (holder, Some(left)) if holder.as_ref().is_none_or(|(_, _, votes)| *votes < quorum) => {
                 (AcquireError::Contended { resource, nodes }, Again::WhenFree { free_in: Some(left), calls: true })
@@ -386,7 +399,8 @@ impl Attempt {
             }
             (Some((by, free_in, _)), _) => {
                 let again = Again::WhenFree { free_in, calls: by != Holder::Foreign };
-                (AcquireError::Held { resource, by, free_in, nodes }, again)
+                let own = self.own_hold(&by);
+                (AcquireError::Held { resource, by, free_in, own, nodes }, again)
             }
             // Some are stale, and no ballot suits a majority of those that answered: perhaps others will.
             (None, _) if is_stale => {
@@ -397,26 +411,6 @@ impl Attempt {
     }
 }
 
-fn lost(resource: &Resource) -> Failed {
-    (AcquireError::Lost { resource: resource.to_string() }, Again::Never)
-}
-
-fn most_frequent_holder(nodes: &Reports) -> Option<(Holder, Option<Duration>, usize)> {
-    let mut holders: Vec<(Holder, Option<Duration>, usize)> = Vec::new();
-    for report in &nodes.0 {
-        let (by, free_in) = match &report.answer {
-            Answer::Held { by, free_in } => (by, free_in),
-            Answer::Unexpired { by, left } => (by, &Some(*left)),
-            _ => continue,
-        };
-        match holders.iter_mut().find(|(holder, _, _)| holder == by) {
-            Some((_, longest, votes)) => {
-                // No end at all is longer than any.
-                *longest = longest.zip(*free_in).map(|(a, b)| a.max(b));
-                *votes += 1;
-            }
-            None => holders.push((by.clone(), *free_in, 1)),
-        }
-    }
-    holders.into_iter().max_by_key(|(_, _, votes)| *votes)
+fn lost(resource: &Resource, nodes: Reports) -> Failed {
+    (AcquireError::Lost { resource: resource.to_string(), nodes }, Again::Never)
 }

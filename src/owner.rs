@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use crate::environment::{Environment, System};
 use crate::error::ExportError;
 use crate::export::Export;
+use crate::text::{LONGEST_LABEL, word};
 
 tokio::task_local! {
     static SCOPED: Owner;
@@ -82,10 +83,18 @@ impl Owner {
         SCOPED.try_with(Self::clone).ok()
     }
 
-    /// The 128 random bits in hexadecimal: what `quorlock inspect` shows.
+    /// The 128 random bits in hexadecimal. Who knows them and may ask the nodes can enter what the owner holds: errors and
+    /// `quorlock inspect` show the [fingerprint](Self::fingerprint) instead.
     #[must_use]
     pub fn id(&self) -> String {
         format!("{:032x}", self.0.id)
+    }
+
+    /// Tells this owner from others, as [`Holder::Owner`](crate::Holder::Owner) and `quorlock inspect` show it. It opens
+    /// nothing.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.id())
     }
 
     /// The label for people.
@@ -123,8 +132,19 @@ impl Eq for Owner {}
 
 impl fmt::Debug for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Owner({} {})", self.label(), self.id())
+        write!(f, "Owner({} {})", self.label(), self.fingerprint())
     }
+}
+
+/// A hash of an owner's id as it stands in a lock key: 32 hexadecimal digits. The id is random and long, so it cannot be found
+/// by trying.
+pub(crate) fn fingerprint(id: &str) -> String {
+    sha1_smol::Sha1::from(id).digest().to_string()[..32].to_owned() // It has 40 digits.
+}
+
+/// Does this label name this process? Another machine may have the same name, and a process with the same number.
+pub(crate) fn is_of_this_process(other: &str) -> bool {
+    other.strip_prefix(&label("")).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
 }
 
 /// `host:pid` or `host:pid:name`, safe to stand in a lock key between spaces.
@@ -132,16 +152,13 @@ fn label(name: &str) -> String {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
     let host = if host.is_empty() { "unknown" } else { &host };
-    let mut label = format!("{}:{}", clean(host, 40), std::process::id());
+    let mut label = format!("{}:{}", word(host, 40), std::process::id());
     if !name.is_empty() {
         label.push(':');
-        label.push_str(&clean(name, 60));
+        label.push_str(&word(name, 60));
     }
+    debug_assert!(label.len() <= LONGEST_LABEL);
     label
-}
-
-fn clean(text: &str, limit: usize) -> String {
-    text.chars().take(limit).map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect()
 }
 
 #[cfg(test)]
@@ -154,6 +171,7 @@ mod tests {
         assert_eq!(owner, owner.clone());
         assert_ne!(owner, Owner::new());
         assert_eq!(owner.id().len(), 32);
+        assert_eq!(owner.fingerprint().len(), 32);
     }
 
     #[test]
@@ -162,6 +180,13 @@ mod tests {
         assert!(owner.label().ends_with(":night_batch__"), "{}", owner.label());
         assert!(owner.label().contains(&format!(":{}:", std::process::id())));
         assert!(Owner::labelled(&"x".repeat(500)).label().len() < 130);
+    }
+
+    #[test]
+    fn nothing_that_is_shown_of_an_owner_is_its_id() {
+        let owner = Owner::new();
+        assert_ne!(owner.id(), owner.fingerprint());
+        assert!(!format!("{owner:?}").contains(&owner.id()));
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::text::readable;
+
 /// Lock keys may not begin like this, or one resource's lock key could be another's ballot key. Only an empty or odd prefix
 /// can bring that about.
 const BALLOT: &[u8] = b"quorlock:ballot:";
@@ -49,20 +51,6 @@ impl fmt::Display for Resource {
     }
 }
 
-/// A name as people can read it on one line: escaped, and cut when it is long.
-pub(crate) fn readable(name: &[u8]) -> String {
-    const LONGEST: usize = 80;
-    let mut text = match std::str::from_utf8(name) {
-        Ok(name) => name.escape_debug().collect::<String>(),
-        Err(_) => name.escape_ascii().to_string(),
-    };
-    if let Some((cut, _)) = text.char_indices().nth(LONGEST) {
-        text.truncate(cut);
-        text.push('…');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,12 +72,5 @@ mod tests {
         assert_eq!(Resource::new(b"", b"quorlock:list:x"), None);
         assert!(Resource::new(b"quorlock:", b"node2").is_some());
         assert!(Resource::new(b"quorlock:lock:", b"quorlock:ballot:x").is_some());
-    }
-
-    #[test]
-    fn names_are_printed_on_one_short_line() {
-        assert_eq!(readable(b"a\nb\xc3\xa9"), "a\\nb\u{e9}");
-        assert_eq!(readable(b"\xff\x00"), "\\xff\\x00");
-        assert_eq!(readable("é".repeat(500).as_bytes()).chars().count(), 81);
     }
 }

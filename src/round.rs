@@ -10,12 +10,13 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 
 use crate::client::Core;
-use crate::error::{Answer, ClientError, NodeError, NodeReport, Reports};
+use crate::error::{Answer, ClientError, NodeError, Reports};
 use crate::lease::Lease;
 use crate::node::{Asker, LastEnd, Refusal, Request, Vote, pack_open, parse_hold, parse_release};
 use crate::protocol::{Ballot, Moment, Phase, Room, Tally, Verdict};
 use crate::sync::locked;
 use crate::ticket::Ticket;
+use crate::waiting::ROUND_TRIP;
 
 /// What a round is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,7 +292,11 @@ impl Round {
                     }
                 }
             } else if let Some(lease) = over {
-                self.leases[lease].refused();
+                self.leases[lease].refused(self);
+            } else if tally.is_complete() {
+                for lease in &self.leases {
+                    lease.failed(self);
+                }
             }
         }
         if let Some(waker) = waker {
@@ -411,16 +416,17 @@ impl Round {
             .collect()
     }
 
-    /// What each node said; `silent_for` is how long those that said nothing were waited for, when that is over.
-    pub(crate) fn reports(&self, silent_for: Option<Duration>) -> Reports {
-        let count = locked(&self.count);
-        let answer = |vote: &Option<Vote>| match (vote, silent_for) {
-            (Some(vote), _) => Answer::from(vote),
-            (None, Some(limit)) => Answer::Failed(self.core.no_answer(limit, self.polls)),
-            (None, None) => Answer::Awaited,
-        };
-        let nodes = self.core.nodes.iter().zip(&count.votes);
-        Reports(nodes.map(|(node, vote)| NodeReport { node: node.name.to_string(), answer: answer(vote) }).collect())
+    /// What each node said; of one that said nothing, what is known of it. `waited` is how long all were waited for, when that
+    /// is over: in less than a slow round trip no answer means nothing.
+    pub(crate) fn reports(&self, waited: Option<Duration>) -> Reports {
+        let votes = locked(&self.count).votes.clone();
+        let waited =
+            waited.filter(|waited| *waited >= self.core.settings.node_timeout(self.length()).min(ROUND_TRIP.1));
+        self.core.reports(|node| match (&votes[node], waited) {
+            (Some(vote), _) => Some(Answer::from(vote)),
+            (None, Some(waited)) => Some(Answer::Failed(self.core.unanswered(node, waited, self.polls))),
+            (None, _) => None,
+        })
     }
 }
 

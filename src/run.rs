@@ -76,7 +76,7 @@ impl LockRequest {
         let released = guard.release().await;
         let output = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
         match released {
-            Err(ReleaseError::NotHeld { resource }) => Err(LostError { resource }.into()),
+            Err(ReleaseError::NotHeld { resource, nodes }) => Err(LostError { resource, nodes }.into()),
             _ => Ok(output),
         }
     }

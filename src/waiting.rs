@@ -18,7 +18,7 @@ const LOOK_AT_FOREIGN_EVERY: Range<Duration> = Duration::from_millis(100)..Durat
 /// Between two tries to hear a majority.
 const LISTEN_EVERY: Range<Duration> = Duration::from_millis(20)..Duration::from_millis(100);
 /// A round trip is taken to be no shorter and no longer than this when a pause is measured in round trips.
-const ROUND_TRIP: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(50));
+pub(crate) const ROUND_TRIP: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(50));
 /// A pause after a lost race is at most this many round trips, times two for each race lost before.
 const RACE_ROUND_TRIPS: u32 = 4;
 /// So often is a new ballot tried at once before it counts as a lost race.

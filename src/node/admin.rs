@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -12,10 +13,11 @@ use redis::{Cmd, Value};
 use tokio::time::timeout;
 
 use super::health::{self, Health};
-use super::introduce::{MOST_WRITES, greet, node_error, said, write};
+use super::introduce::{MOST_WRITES, greet, node_error, not_in_time, said, write};
 use super::scan::Most;
 use super::wire::Wire;
-use crate::config::{Builder, NodeAddress};
+use crate::address::NodeAddress;
+use crate::config::Builder;
 use crate::environment::Environment;
 use crate::error::{ConfigError, NodeError};
 use crate::protocol::{Newcomer, Record};
@@ -90,7 +92,11 @@ impl Node {
         list_key: Vec<u8>,
         environment: Arc<dyn Environment>,
     ) -> Result<Self, NodeError> {
-        let (mut wire, answers) = bounded(greet(environment.as_ref(), &address, health::questions(&list_key))).await?;
+        let is_open = AtomicBool::new(false);
+        let greeted = greet(environment.as_ref(), &address, health::questions(&list_key), &is_open);
+        let greeted = timeout(ANSWER_LIMIT, greeted).await;
+        let late = |_| Err(not_in_time(&address, ANSWER_LIMIT, is_open.load(Ordering::Relaxed)));
+        let (mut wire, answers) = greeted.unwrap_or_else(late)?;
         wire.allow(Most::OF_REDIS);
         let health = health::judge(answers, address.info.redis_settings().db())?;
         Ok(Self { name: address.name, wire, broken: None, health, list_key, environment })

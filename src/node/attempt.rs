@@ -14,8 +14,8 @@ use super::Common;
 use super::introduce::introduce;
 use super::known::Known;
 use super::wire::Wire;
-use crate::config::NodeAddress;
-use crate::environment::{Environment, within};
+use crate::address::NodeAddress;
+use crate::environment::Environment;
 use crate::error::NodeError;
 
 /// At least this long may an attempt take: some eight round trips of half a second, for stream, TLS and introduction.
@@ -45,11 +45,10 @@ impl Attempt {
         let limit = LEAST_LIMIT.max(2 * common.timeout);
         Self(Box::pin(async move {
             let began = environment.now();
-            let introduced = introduce(environment.as_ref(), &address, &common, index, &name);
-            match within(environment.as_ref(), limit, AssertUnwindSafe(introduced).catch_unwind()).await {
-                Some(Ok(made)) => made.map(|(wire, known)| Made { wire, known, took: environment.now().since(began) }),
-                Some(Err(panic)) => Err(NodeError::Connect(panicked(panic.as_ref()))),
-                None => Err(NodeError::NoAnswer(limit)),
+            let introduced = introduce(environment.as_ref(), &address, &common, index, &name, limit);
+            match AssertUnwindSafe(introduced).catch_unwind().await {
+                Ok(made) => made.map(|(wire, known)| Made { wire, known, took: environment.now().since(began) }),
+                Err(panic) => Err(NodeError::Connect(panicked(panic.as_ref()))),
             }
         }))
     }

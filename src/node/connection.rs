@@ -21,10 +21,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::attempt::{Attempt, Made, panicked};
 use super::backlog::Backlog;
+use super::condition::Condition;
 use super::known::Wait;
 use super::line::{Line, MOST_IN_FLIGHT};
-use super::{Asker, Common, Message, Request};
-use crate::config::NodeAddress;
+use super::{Asker, Common, Message, Request, pause};
+use crate::address::NodeAddress;
 use crate::environment::{Environment, random_time};
 use crate::error::{ClientError, NodeError};
 
@@ -36,12 +37,6 @@ const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
 
 /// At least this long may a connection be silent before it is given up.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
-
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-
-/// A connection that lasted so many times as long as the pause before the next one was worth making.
-const WORTH: u32 = 4;
 
 /// How the use of a connection ends.
 enum End {
@@ -61,6 +56,8 @@ pub(super) struct Connection {
     /// For the end of the node's quarantine.
     wait: Wait,
     requests: UnboundedReceiver<Message>,
+    /// What the client knows of the node.
+    condition: Arc<Condition>,
     /// What came before the first connection was made or refused.
     early: Backlog,
     /// Releases that the node has not acknowledged, in order; and what else was under way on a connection that broke, until
@@ -83,6 +80,7 @@ impl Connection {
         environment: Arc<dyn Environment>,
         common: Arc<Common>,
         requests: UnboundedReceiver<Message>,
+        condition: Arc<Condition>,
     ) -> Self {
         Self {
             index,
@@ -92,6 +90,7 @@ impl Connection {
             wait: Wait::default(),
             common,
             requests,
+            condition,
             early: Backlog::new(index),
             owed: VecDeque::new(),
             attempt: None,
@@ -114,11 +113,16 @@ impl Connection {
         }
         self.requests.close();
         while let Ok(Message::Request(request)) = self.requests.try_recv() {
-            self.early.push(request, still_trying);
+            self.early.push(request, || NodeError::Connecting);
         }
         for request in self.early.take().into_iter().chain(mem::take(&mut self.owed)) {
             request.asker.answer(self.index, Err(ClientError::RuntimeEnded.into()));
         }
+    }
+
+    fn is_down(&mut self, why: NodeError) {
+        self.condition.is_down(why.clone());
+        self.down = Some(why);
     }
 
     fn patience(&self) -> Duration {
@@ -145,11 +149,11 @@ impl Connection {
                 self.common.unclaim(self.index);
             }
             self.common.waits_for(self.index, Duration::ZERO);
-            self.down = Some(refused);
+            self.is_down(refused);
             for request in mem::take(&mut self.owed).into_iter().chain(self.early.take()) {
                 self.turn_away(request);
             }
-            self.pause = self.longer_pause();
+            self.pause = pause::longer(self.pause);
         }
     }
 
@@ -171,20 +175,6 @@ impl Connection {
         }
     }
 
-    fn longer_pause(&self) -> Duration {
-        (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE)
-    }
-
-    /// A connection has broken. The next one is made at once if this one was of use, or ended without having been asked and was
-    /// not short. A node that works only until it is asked, or does not keep to the protocol, is left alone longer and longer.
-    fn pause_after(&mut self, line: &Line, broken: &NodeError) {
-        let longer = self.longer_pause();
-        let lasted = self.environment.now().since(line.made);
-        let was_good = line.is_useful || (line.in_flight.is_empty() && lasted >= WORTH * longer);
-        let is_hostile = matches!(broken, NodeError::Nonsense(_) | NodeError::TooLarge { .. });
-        self.pause = if was_good && !is_hostile { Duration::ZERO } else { longer };
-    }
-
     fn while_away(&mut self, message: Option<Message>) {
         match message {
             // What is to be released may have been asked for just before.
@@ -192,7 +182,7 @@ impl Connection {
                 if self.down.is_none()
                     && (self.early.len() < MOST_IN_FLIGHT || matches!(request.asker, Asker::Release(_))) =>
             {
-                self.early.push(request, still_trying);
+                self.early.push(request, || NodeError::Connecting);
             }
             Some(Message::Request(request)) => self.turn_away(request),
             Some(Message::Then(next)) => next(),
@@ -206,7 +196,7 @@ impl Connection {
             Asker::Release(round) if round.has_touched(self.index) => self.owe(request),
             Asker::Release(round) => round.untouched(self.index),
             _ => {
-                let why = self.down.clone().unwrap_or_else(still_trying);
+                let why = self.down.clone().unwrap_or(NodeError::Connecting);
                 request.asker.answer(self.index, Err(why));
             }
         }
@@ -216,7 +206,7 @@ impl Connection {
         if self.owed.len() == MOST_OWED
             && let Some(oldest) = self.owed.pop_front()
         {
-            oldest.asker.answer(self.index, Err(self.down.clone().unwrap_or_else(still_trying)));
+            oldest.asker.answer(self.index, Err(self.down.clone().unwrap_or(NodeError::Connecting)));
         }
         self.owed.push_back(request);
     }
@@ -228,6 +218,8 @@ impl Connection {
         waiting.append(mem::take(&mut self.owed));
         waiting.append(self.early.take());
         self.down = None;
+        let now = self.environment.now();
+        self.condition.is_up(now, line.known.quarantine(now));
         self.common.waits_for(self.index, line.last_wait());
         // Should the code panic, this connection has ended, and no other.
         let used = AssertUnwindSafe(poll_fn(|cx| self.turn(&mut line, &mut waiting, cx))).catch_unwind().await;
@@ -236,7 +228,8 @@ impl Connection {
             End::Done => return end,
             End::Replaced(_) => {}
             End::Broken(broken) => {
-                self.pause_after(&line, broken);
+                self.pause = pause::after(self.pause, &line, broken, self.environment.now());
+                self.condition.is_down(broken.clone());
                 let is_passing = matches!(broken, NodeError::Disconnected(_) | NodeError::Forgot);
                 self.down = (!is_passing || !self.pause.is_zero()).then(|| broken.clone());
             }
@@ -245,7 +238,11 @@ impl Connection {
             self.take_back(request, &end);
         }
         for request in waiting.take() {
-            if self.down.is_some() { self.turn_away(request) } else { self.early.push(request, still_trying) }
+            if self.down.is_some() {
+                self.turn_away(request);
+            } else {
+                self.early.push(request, || NodeError::Connecting);
+            }
         }
         end
     }
@@ -362,6 +359,7 @@ impl Connection {
         let Poll::Ready(owed) = line.watch(self.common.timeout, cx) else {
             return Poll::Pending;
         };
+        self.condition.is_silent(line.silent_since());
         if owed >= self.patience() {
             return Poll::Ready(Some(End::Broken(NodeError::NoAnswer(owed))));
         }
@@ -413,8 +411,4 @@ impl Connection {
             Asker::Look(_) | Asker::Loading => line.push(request, now, &self.common, &self.wait),
         }
     }
-}
-
-fn still_trying() -> NodeError {
-    NodeError::Connect("still trying".to_owned())
 }

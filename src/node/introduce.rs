@@ -1,34 +1,51 @@
 //! How a connection begins: a stream, a few questions in one go, and what is due in the node's record.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use redis::{Cmd, RedisConnectionInfo, RedisError, Value};
+use redis::{Cmd, ConnectionAddr, RedisConnectionInfo, RedisError, Value};
 
 use super::health::{self, Health};
 use super::known::Known;
 use super::wire::Wire;
 use super::{Common, script};
-use crate::config::NodeAddress;
-use crate::environment::Environment;
+use crate::address::NodeAddress;
+use crate::environment::{Environment, within};
 use crate::error::NodeError;
 use crate::protocol::{Change, Record};
+use crate::secrets::quotes;
+use crate::text::{Rounded, excerpt};
 use crate::ticket::channel;
 
 /// So often what is due in a record is written, when other clients write there at the same time.
 pub(super) const MOST_WRITES: usize = 4;
 
-/// So many characters of a server's error are kept.
-const LONGEST_DETAIL: usize = 300;
-
-/// Connects, greets the server, and leaves its record and list as they are to be.
+/// Connects, greets the server, and leaves its record and list as they are to be, all within `patience`.
 pub(super) async fn introduce(
     environment: &dyn Environment,
     address: &NodeAddress,
     common: &Common,
     index: usize,
     name: &Arc<str>,
+    patience: Duration,
 ) -> Result<(Wire, Known), NodeError> {
-    let (mut wire, mut health) = establish(environment, address, common).await?;
+    let is_open = AtomicBool::new(false);
+    let attempt = settle(environment, address, common, index, name, &is_open);
+    let made = within(environment, patience, attempt).await;
+    made.unwrap_or_else(|| Err(not_in_time(address, patience, is_open.load(Ordering::Relaxed))))
+}
+
+/// `is_open` becomes true when there is a connection to speak on.
+async fn settle(
+    environment: &dyn Environment,
+    address: &NodeAddress,
+    common: &Common,
+    index: usize,
+    name: &Arc<str>,
+    is_open: &AtomicBool,
+) -> Result<(Wire, Known), NodeError> {
+    let (mut wire, mut health) = establish(environment, address, common, is_open).await?;
     for _ in 0..MOST_WRITES {
         if let Some((_, record)) = &health.record {
             common.learn_lease(record.longest);
@@ -49,17 +66,31 @@ pub(super) async fn introduce(
     Err(NodeError::Connect("other clients write the record of this node all the time".to_owned()))
 }
 
+/// What it means that a connection was not made in time.
+pub(super) fn not_in_time(address: &NodeAddress, patience: Duration, is_open: bool) -> NodeError {
+    match address.info.addr() {
+        _ if is_open => NodeError::NoAnswer(patience),
+        ConnectionAddr::TcpTls { .. } => {
+            let waited = Rounded(patience);
+            NodeError::Connect(format!("no TLS handshake within {waited} (a port without TLS needs the scheme redis)"))
+        }
+        _ => NodeError::Connect(format!("no connection within {}", Rounded(patience))),
+    }
+}
+
 /// Connects, introduces itself and asks how the server is.
 async fn establish(
     environment: &dyn Environment,
     address: &NodeAddress,
     common: &Common,
+    is_open: &AtomicBool,
 ) -> Result<(Wire, Health), NodeError> {
     // What is to be known of the server, and the channel on which it calls.
     let mut subscribe = redis::cmd("SUBSCRIBE");
     subscribe.arg(channel(common.client));
     let [info, stored, time] = health::questions(&common.list_key);
-    let (wire, [info, stored, time, subscribed]) = greet(environment, address, [info, stored, time, subscribe]).await?;
+    let questions = [info, stored, time, subscribe];
+    let (wire, [info, stored, time, subscribed]) = greet(environment, address, questions, is_open).await?;
     // A server that forbids it calls no waiting request: it looks again by its timer.
     drop(subscribed);
     Ok((wire, health::judge([info, stored, time], address.info.redis_settings().db())?))
@@ -71,21 +102,29 @@ pub(super) async fn greet<const N: usize>(
     environment: &dyn Environment,
     address: &NodeAddress,
     questions: [Cmd; N],
+    is_open: &AtomicBool,
 ) -> Result<(Wire, [Value; N]), NodeError> {
     let connect = |error: std::io::Error| NodeError::Connect(error.to_string());
     let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
+    is_open.store(true, Ordering::Relaxed);
     let mut wire = Wire::new(stream);
     let greeting = greeting(address.info.redis_settings());
     let greetings = greeting.len();
     let commands: Vec<Cmd> = greeting.into_iter().chain(questions).collect();
-    let mut answers = wire.ask(&commands).await?;
+    let password = address.info.redis_settings().password();
+    let mut answers = wire.ask(&commands).await.map_err(|error| match error {
+        NodeError::Disconnected(why) if matches!(address.info.addr(), ConnectionAddr::Tcp(..)) => {
+            NodeError::Disconnected(format!("{why} (a port for TLS does that: it needs the scheme rediss)"))
+        }
+        error => without_quotes(error, password),
+    })?;
     let rest = answers.split_off(greetings);
     let mut greeted = answers.into_iter().map(said);
     if let Some(Err(error)) = greeted.next() {
-        return Err(refused(&error, address.info.redis_settings()));
+        return Err(without_quotes(refused(&error), password));
     }
     for answer in greeted {
-        answer.map_err(|error| node_error(&error))?;
+        answer.map_err(|error| without_quotes(node_error(&error), password))?;
     }
     let answers = <[Value; N]>::try_from(willing(rest)?)
         .map_err(|answers| NodeError::Nonsense(format!("{} answers to {N} questions", answers.len())))?;
@@ -154,14 +193,23 @@ fn greeting(settings: &RedisConnectionInfo) -> Vec<Cmd> {
     commands
 }
 
-/// What it means that the greeting is refused. Words that quote the password are not passed on.
-fn refused(error: &RedisError, settings: &RedisConnectionInfo) -> NodeError {
-    let detail = error.detail().unwrap_or_default();
-    let is_secret = settings.password().is_some_and(|password| detail.contains(password));
-    match error.code() {
-        Some("ERR") if detail.starts_with("unknown command") => NodeError::TooOld,
-        Some(code) if is_secret => NodeError::Redis { code: code.to_owned(), detail: String::new() },
-        _ => node_error(error),
+/// What it means that the greeting is refused.
+fn refused(error: &RedisError) -> NodeError {
+    let is_unknown = error.detail().is_some_and(|detail| detail.starts_with("unknown command"));
+    if is_unknown && error.code() == Some("ERR") { NodeError::TooOld } else { node_error(error) }
+}
+
+/// Words that quote the greeting may quote the password, so they are not passed on.
+fn without_quotes(error: NodeError, password: Option<&str>) -> NodeError {
+    match error {
+        NodeError::Redis { code, detail } if quotes(&detail, password) || quotes(&code, password) => {
+            NodeError::Redis { code: "ERR".to_owned(), detail: "(its words quote the password)".to_owned() }
+        }
+        // A part of the password may be all that was read.
+        NodeError::Nonsense(_) if password.is_some() => {
+            NodeError::Nonsense("what it answers to a greeting is not Redis' protocol".to_owned())
+        }
+        error => error,
     }
 }
 
@@ -177,17 +225,25 @@ pub(super) fn node_error(error: &RedisError) -> NodeError {
     if is_replica(error) {
         return NodeError::Replica;
     }
-    // A node decides how long its errors are.
-    let short = |text: &str| text.chars().take(LONGEST_DETAIL).collect::<String>();
-    match error.code() {
-        Some(code) => NodeError::Redis { code: short(code), detail: short(error.detail().unwrap_or_default()) },
-        None => NodeError::Connect(short(&error.to_string())),
+    let detail = error.detail().unwrap_or_default();
+    match (error.code(), wrapped(detail)) {
+        (Some("ERR"), Some((code, detail))) => NodeError::Redis { code: code.to_owned(), detail: excerpt(detail) },
+        (Some(code), _) => NodeError::Redis { code: excerpt(code), detail: excerpt(detail) },
+        (None, _) => NodeError::Connect(excerpt(&error.to_string())),
     }
+}
+
+/// The code of an error that a script has met, and the words behind it. Servers before 7 say it within an `ERR` of their own.
+fn wrapped(detail: &str) -> Option<(&str, &str)> {
+    let met = detail.starts_with("Error running script").then(|| detail.split_once(": -"))??.1;
+    let (code, rest) = met.split_once(' ')?;
+    code.bytes().all(|byte| byte.is_ascii_uppercase()).then_some((code, rest))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::LONGEST_EXCERPT;
 
     #[test]
     fn what_cannot_be_said_just_now_is_asked_again_and_what_is_forbidden_is_not() {
@@ -199,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_became_a_replica_says_so_in_two_ways() {
+    fn older_servers_say_within_the_error_of_a_script_what_it_met() {
         let error = |line: &str| said(redis::parse_redis_value(line.as_bytes()).unwrap()).unwrap_err();
         for line in [
             "-READONLY You can't write against a read only replica. script: f00, on @user_script:7.\r\n",
@@ -208,6 +264,12 @@ mod tests {
             assert_eq!(node_error(&error(line)), NodeError::Replica, "{line}");
         }
         assert!(!is_replica(&error("-OOM command not allowed\r\n")));
+        let full =
+            "-ERR Error running script (call to f_00): @user_script:5: @user_script: 5: -OOM command not allowed\r\n";
+        let expected = NodeError::Redis { code: "OOM".to_owned(), detail: "command not allowed".to_owned() };
+        for line in [full, "-OOM command not allowed\r\n"] {
+            assert_eq!(node_error(&error(line)), expected, "{line}");
+        }
     }
 
     #[test]
@@ -215,6 +277,6 @@ mod tests {
         let line = format!("-{} {}\r\n", "A".repeat(5000), "é".repeat(5000));
         let error = said(redis::parse_redis_value(line.as_bytes()).unwrap()).unwrap_err();
         let NodeError::Redis { code, detail } = node_error(&error) else { panic!("{error}") };
-        assert_eq!((code.chars().count(), detail.chars().count()), (LONGEST_DETAIL, LONGEST_DETAIL));
+        assert_eq!((code.chars().count(), detail.chars().count()), (LONGEST_EXCERPT + 1, LONGEST_EXCERPT + 1));
     }
 }

@@ -37,6 +37,12 @@ impl Known {
         self.record.longest
     }
 
+    /// How long the node's quarantine lasts by its own clock.
+    pub(super) fn quarantine(&self, now: Moment) -> Duration {
+        let clock = now.micros().saturating_add_signed(self.clock_ahead) / 1000;
+        Duration::from_millis(self.record.ends.0.saturating_sub(clock)).min(self.record.longest)
+    }
+
     /// The node has granted something by this record: its quarantine is over.
     pub(super) fn learn(&mut self, text: &[u8]) -> bool {
         let Some(record) = std::str::from_utf8(text).ok().and_then(Record::parse) else { return false };

@@ -159,6 +159,11 @@ impl Line {
         self.wire.poll_write(cx)
     }
 
+    /// When the oldest request was sent whose answer is overdue.
+    pub(super) fn silent_since(&self) -> Option<Moment> {
+        self.in_flight.front().filter(|_| self.silent).map(|oldest| oldest.since)
+    }
+
     /// How its silence is told.
     pub(super) fn overdue(&self, now: Moment) -> NodeError {
         NodeError::Silent(self.owes_for(now))

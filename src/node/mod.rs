@@ -5,6 +5,7 @@ pub mod admin;
 mod attempt;
 mod backlog;
 mod common;
+mod condition;
 mod connection;
 mod driver;
 mod health;
@@ -12,6 +13,7 @@ mod introduce;
 mod known;
 mod line;
 mod pace;
+mod pause;
 #[cfg(test)]
 mod properties;
 mod reply;
@@ -28,12 +30,13 @@ use redis::{Cmd, Value};
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::NodeAddress;
-use crate::environment::Environment;
+use crate::address::NodeAddress;
+use crate::environment::{Environment, Moment};
 use crate::error::{ClientError, NodeError};
 use crate::round::Round;
 
 pub(crate) use common::Common;
+use condition::Condition;
 pub(crate) use driver::Driver;
 pub(crate) use reply::{Refusal, Sighting, Vote, parse_hold, parse_release, parse_sighting};
 pub(crate) use script::{Entry, LastEnd, Round as Words, Share, hold, inspect, leave, millis, release};
@@ -93,6 +96,7 @@ pub(crate) struct Node {
     index: usize,
     pub(crate) name: Arc<str>,
     queue: mpsc::UnboundedSender<Message>,
+    condition: Arc<Condition>,
 }
 
 impl fmt::Debug for Node {
@@ -111,8 +115,22 @@ impl Node {
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, requests) = mpsc::unbounded_channel();
         let name: Arc<str> = address.name.as_str().into();
-        let connection = connection::Connection::new(index, Arc::clone(&name), address, environment, common, requests);
-        (Self { index, name, queue }, connection.run())
+        let condition = Arc::new(Condition::new());
+        let connection = connection::Connection::new(
+            index,
+            Arc::clone(&name),
+            address,
+            environment,
+            common,
+            requests,
+            Arc::clone(&condition),
+        );
+        (Self { index, name, queue, condition }, connection.run())
+    }
+
+    /// What keeps it from being counted, as far as is known without asking it; `None` when it is up.
+    pub(crate) fn trouble(&self, now: Moment) -> Option<NodeError> {
+        self.condition.trouble(now)
     }
 
     /// Never waits. When the connection has ended, it did so with the runtime.

@@ -6,7 +6,9 @@ use redis::Value;
 
 use super::script::{LastEnd, LastOf};
 use crate::error::{Answer, Holder, NodeError};
+use crate::owner::fingerprint;
 use crate::protocol::{Ballot, Token};
+use crate::text::{LONGEST_LABEL, excerpt, word};
 
 /// A node's part in a round.
 #[derive(Clone, Debug)]
@@ -82,7 +84,7 @@ impl From<&Vote> for Answer {
 }
 
 fn nonsense(value: &Value) -> NodeError {
-    NodeError::Nonsense(format!("{value:?}").chars().take(200).collect())
+    NodeError::Nonsense(excerpt(&format!("{value:?}")))
 }
 
 pub(crate) fn parse_hold(value: &Value) -> Vote {
@@ -222,7 +224,12 @@ impl<'a> LockValue<'a> {
     }
 
     fn into_holder(self) -> Holder {
-        Holder::Owner { id: self.owner.to_owned(), label: self.label.to_owned(), token: Token::from(self.token) }
+        // Any client can write any key.
+        Holder::Owner {
+            id: fingerprint(self.owner).into(),
+            label: word(self.label, LONGEST_LABEL),
+            token: Token::from(self.token),
+        }
     }
 }
 
@@ -247,7 +254,7 @@ mod tests {
         let Vote::No(Refusal::Held { resource: 1, by: Holder::Owner { id, label, token }, free_in }) = held else {
             panic!("{held:?}")
         };
-        assert_eq!((id.as_str(), label.as_str(), token.get()), ("ab", "host:1", 7));
+        assert_eq!((&*id, label.as_str(), token.get()), (&*fingerprint("ab"), "host:1", 7));
         assert_eq!(free_in, Some(Duration::from_millis(1500)));
         let foreign = parse_hold(&array(vec![int(2), int(99), int(1), int(-1), text("")]));
         assert!(matches!(foreign, Vote::No(Refusal::Held { resource: 0, by: Holder::Foreign, free_in: None })));

@@ -5,7 +5,7 @@
 use std::mem;
 
 use crate::error::NodeError;
-use crate::resource::readable;
+use crate::text::readable;
 
 /// What an answer may be at most.
 #[derive(Clone, Copy, Debug)]

@@ -19,3 +19,4 @@ mod secrets;
 mod signals;
 mod terminal;
 mod waiting;
+mod words;

@@ -67,15 +67,11 @@ fn a_wait_that_is_interrupted_leaves_nothing() {
         let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
         let mut second = sandbox.quorlock(&["run", "-v", "job", "other", "--", "touch", "/nowhere"]);
         let second = second.stderr(err).spawn().expect("quorlock");
-        within("its waiting", || sandbox.text("err").contains("waiting: other is Free now"));
+        within("its waiting", || sandbox.text("err").contains("waiting: other is free"));
         signal(&second, Signal::WINCH); // Ends no process.
         signal(&second, sent);
         assert_eq!(finish(second).signal, Some(sent.as_raw()));
-        assert!(
-            !sandbox.text("err").contains("no majority grants it"),
-            "one of the two is held: {}",
-            sandbox.text("err")
-        );
+        assert!(!sandbox.text("err").contains("too few nodes"), "one of the two is held: {}", sandbox.text("err"));
         assert_eq!(sandbox.lock_keys("other"), 0);
     }
     sandbox.touch("end");
@@ -92,8 +88,9 @@ fn a_wait_for_nodes_that_have_just_started_is_explained() {
     let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
     let mut run = sandbox.quorlock(&["run", "--lease", "5m", "job", "--", "true"]);
     let run = run.stderr(err).spawn().expect("quorlock");
-    within("word of the nodes", || sandbox.text("err").contains("the lock is free, but no majority grants it"));
-    assert!(sandbox.text("err").contains("longest lease (5m)"), "{}", sandbox.text("err"));
+    within("word of the nodes", || sandbox.text("err").contains("too few nodes can grant the lock now"));
+    assert_eq!(sandbox.text("err").matches("quarantined for ").count(), 2, "{}", sandbox.text("err"));
+    assert!(sandbox.text("err").contains(": up"), "{}", sandbox.text("err"));
     signal(&run, Signal::TERM);
     assert_eq!(finish(run).signal, Some(Signal::TERM.as_raw()));
 }

@@ -17,6 +17,7 @@ mod sets;
 mod threads;
 mod turns;
 mod wire;
+mod words;
 
 /// Not a test: what worker processes run.
 #[tokio::test]

@@ -4,20 +4,21 @@ use std::os::unix::ffi::OsStrExt;
 use std::pin::pin;
 use std::time::Duration;
 
-use humantime::format_duration;
-use quorlock::{AcquireError, Guard, Owner, Quorlock, Verdict};
+use quorlock::{AcquireError, Answer, Guard, Owner, Quorlock, Reports};
 use rustix::process::Signal;
 use tokio::select;
 use tokio::time::sleep;
 
 use crate::child;
 use crate::exit::{Exit, Failure};
+use crate::inspect::summary;
+use crate::messages::shown;
 use crate::options::{Patience, RunOptions};
 use crate::signals::{self, Signals, Whom, is_fatal};
 
 /// A shorter wait is not worth a message.
 const LONG_WAIT: Duration = Duration::from_secs(1);
-/// Between two looks at a lock that is free, and yet is not granted.
+/// Between two looks at what is known of the nodes.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
 
 pub enum NotAcquired {
@@ -73,32 +74,23 @@ fn explained(options: &RunOptions, error: AcquireError) -> Failure {
 
 async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
     sleep(LONG_WAIT).await;
-    if look(options, locks).await {
-        // It might have been free for a moment.
-        sleep(SECOND_LOOK).await;
-        if look(options, locks).await {
-            options.verbosity.notice(format_args!(
-                "waiting: the lock is free, but no majority grants it. Probably too few nodes count: one that has just \
-                 started has no vote until the longest lease ({}) is over",
-                format_duration(options.longest_lease.unwrap_or(options.lease).max(options.lease))
-            ));
-        }
-    }
-}
-
-/// Says who holds which name. True when all are free.
-async fn look(options: &RunOptions, locks: &Quorlock) -> bool {
-    let mut is_free = true;
     for name in &options.names {
         // The name was checked when it was asked for.
         let Ok(seen) = locks.inspect(name.as_bytes()).await else { continue };
-        let name = name.to_string_lossy();
-        // Split: what this very request has got of nodes that count.
-        is_free &= matches!(seen.verdict, Verdict::Free | Verdict::Split);
-        match seen.holder {
-            Some(holder) => options.verbosity.detail(format_args!("waiting: {name} is held by {holder}")),
-            None => options.verbosity.detail(format_args!("waiting: {name} is {:?} now", seen.verdict)),
-        }
+        options.verbosity.detail(format_args!("waiting: {} is {}", shown(name), summary(&seen)));
     }
-    is_free
+    if too_few(locks).is_some() {
+        // One of them may have been about to be heard.
+        sleep(SECOND_LOOK).await;
+    }
+    if let Some(nodes) = too_few(locks) {
+        options.verbosity.notice(format_args!("waiting: too few nodes can grant the lock now ({nodes})"));
+    }
+}
+
+/// What is known of the nodes, when no majority of them is up.
+fn too_few(locks: &Quorlock) -> Option<Reports> {
+    let nodes = locks.known();
+    let up = nodes.0.iter().filter(|report| report.answer == Answer::Up).count();
+    (up <= nodes.0.len() / 2).then_some(nodes)
 }

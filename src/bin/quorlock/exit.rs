@@ -1,6 +1,6 @@
 //! The exit codes, and what leads to them.
 
-use quorlock::{AcquireError, Answer, ConfigError, NodeError, NodeReport};
+use quorlock::{AcquireError, ConfigError, ErrorKind};
 
 /// With what `quorlock` ends when it is not the command's own code, or 128 plus the signal that ended the command.
 /// Numbers of sysexits.h where it has one that fits, and of the shell.
@@ -34,6 +34,20 @@ impl Exit {
             Self::Lost => 79,
             Self::NotRunnable => 126,
             Self::NotFound => 127,
+        }
+    }
+}
+
+impl From<ErrorKind> for Exit {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Held => Self::Conflict,
+            ErrorKind::NoQuorum => Self::NoQuorum,
+            ErrorKind::Misconfigured => Self::Configuration,
+            ErrorKind::Lost => Self::Lost,
+            // The command ran under the lock to its end.
+            ErrorKind::Unconfirmed => Self::Success,
+            _ => Self::Usage,
         }
     }
 }
@@ -101,28 +115,24 @@ impl From<AcquireError> for Failure {
         if let AcquireError::Config(config) = error {
             return config.into();
         }
-        let (exit, hint) = reason(&error);
-        Self::new(exit, format!("{error}. {hint}"))
+        Self::new(error.kind().into(), format!("{error}. {}", hint(&error)))
     }
 }
 
-fn reason(error: &AcquireError) -> (Exit, &'static str) {
-    match error {
-        AcquireError::TimedOut { last, .. } => reason(last),
-        AcquireError::Held { .. } | AcquireError::Contended { .. } => {
-            (Exit::Conflict, "Try again later, or wait longer with --wait")
+/// What to do.
+fn hint(error: &AcquireError) -> &'static str {
+    match error.kind() {
+        ErrorKind::Held => "Try again later, or wait longer with --wait",
+        ErrorKind::Misconfigured => MEND,
+        ErrorKind::NoQuorum if !error.is_retryable() => MEND,
+        ErrorKind::NoQuorum if matches!(error, AcquireError::TooLate { .. }) => {
+            "Check the nodes and the network, or choose a longer --lease"
         }
-        AcquireError::NoQuorum { needed, nodes } if nodes.0.len() - misconfigured(&nodes.0) < *needed => {
-            (Exit::Configuration, MEND)
+        ErrorKind::NoQuorum => "Check that these nodes are up and that --nodes (or QUORLOCK_NODES) is right",
+        ErrorKind::Lost => {
+            "The enclosing `quorlock run` no longer holds it: end this work, and start it anew from there"
         }
-        AcquireError::NoQuorum { .. } => {
-            (Exit::NoQuorum, "Check that these nodes are up and that --nodes (or QUORLOCK_NODES) is right")
-        }
-        AcquireError::TooLate { .. } => (Exit::NoQuorum, "Check the nodes and the network, or choose a longer --lease"),
-        AcquireError::Lost { .. } => {
-            (Exit::Lost, "The enclosing `quorlock run` no longer holds it: end this work, and start it anew from there")
-        }
-        _ => (Exit::Usage, "Check the options; `quorlock run --help` explains them"),
+        _ => "Check the options; `quorlock run --help` explains them",
     }
 }
 
@@ -130,26 +140,40 @@ fn reason(error: &AcquireError) -> (Exit, &'static str) {
 pub const MEND: &str = "Waiting does not help: mend what is said of these nodes, or name the right nodes (--nodes, \
                         QUORLOCK_NODES)";
 
-fn misconfigured(nodes: &[NodeReport]) -> usize {
-    let is_misconfigured = |report: &&NodeReport| match &report.answer {
-        Answer::Failed(error) => is_configuration(error),
-        _ => false,
-    };
-    nodes.iter().filter(is_misconfigured).count()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Can the node have no vote until the deployment is changed?
-pub fn is_configuration(error: &NodeError) -> bool {
-    matches!(
-        error,
-        NodeError::OtherList { .. }
-            | NodeError::OtherCluster { .. }
-            | NodeError::ListChanging
-            | NodeError::SameServer(_)
-            | NodeError::ClusterMode
-            | NodeError::Replica
-            | NodeError::MayEvict { .. }
-            | NodeError::NotAllowed { .. }
-            | NodeError::TooOld
-    )
+    /// The rows of the table in docs/operations.md, and the last cell of each.
+    #[test]
+    fn the_table_of_errors_has_every_kind_with_its_exit_code() {
+        const KINDS: [ErrorKind; 6] = [
+            ErrorKind::Usage,
+            ErrorKind::Held,
+            ErrorKind::NoQuorum,
+            ErrorKind::Misconfigured,
+            ErrorKind::Lost,
+            ErrorKind::Unconfirmed,
+        ];
+        let text = include_str!("../../../docs/operations.md");
+        let table = text.lines().skip_while(|line| !line.starts_with("| `kind()`")).skip(2);
+        let rows = table.take_while(|line| line.starts_with('|')).map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            (cells[0].to_owned(), cells[3].starts_with("yes"), cells[5].to_owned())
+        });
+        let expected =
+            KINDS.map(|kind| (format!("`{kind:?}`"), kind.is_retryable(), Exit::from(kind).code().to_string()));
+        assert_eq!(rows.collect::<Vec<_>>(), expected);
+    }
+
+    /// README's table and the help text have the codes, too.
+    #[test]
+    fn every_table_names_every_code() {
+        let readme = include_str!("../../../README.md");
+        for exit in [Exit::Usage, Exit::NoQuorum, Exit::Conflict, Exit::Configuration, Exit::Lost] {
+            let code = exit.code();
+            assert!(readme.lines().any(|line| line.starts_with(&format!("| {code} |"))), "README: {code}");
+            assert!(TABLE.contains(&format!("\n  {code}  ")), "help: {code}");
+        }
+    }
 }

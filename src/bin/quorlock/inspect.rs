@@ -1,16 +1,17 @@
 //! `quorlock inspect`: what each node has for a name.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use quorlock::{DEFAULT_LEASE, Holder, Inspection, NodeState, NodeView, Verdict};
+use quorlock::secrets::name_without_credentials;
+use quorlock::text::{Printable, printable_json};
+use quorlock::{DEFAULT_LEASE, ErrorKind, Holder, Inspection, NodeError, NodeState, NodeView, Verdict};
 use serde_json::{Value, json};
 
-use crate::exit::{Exit, Failure, MEND, is_configuration};
+use crate::exit::{Exit, Failure, MEND};
+use crate::messages;
 use crate::options::InspectOptions;
-use crate::redact::without_credentials;
 
 /// So much of an owner's id tells it from others in a table.
 const SHORT_ID: usize = 8;
@@ -24,13 +25,12 @@ pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
     }
     let locks = builder.connect().await?;
     let seen = locks.inspect(options.name.as_bytes()).await?;
-    let text = if options.json { format!("{:#}\n", as_json(&seen)) } else { as_table(&seen) };
-    let _ = io::stdout().lock().write_all(text.as_bytes()); // A closed pipe (`| head`) is no failure.
+    messages::print(&if options.json { as_json_text(&seen) } else { as_table(&seen) });
     if seen.verdict != Verdict::Unknown {
         return Ok(Exit::Success.code());
     }
     let errors = seen.nodes.iter().filter_map(|view| view.state.as_ref().err());
-    let misconfigured = errors.filter(|error| is_configuration(error)).count();
+    let misconfigured = errors.filter(|error| error.kind() == ErrorKind::Misconfigured).count();
     if seen.nodes.len() - misconfigured < seen.nodes.len() / 2 + 1 {
         return Err(Failure::new(Exit::Configuration, format!("too few nodes can have a vote. {MEND}")));
     }
@@ -42,7 +42,7 @@ pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
 
 /// A URL that was meant for `--nodes` may stand in the place of the name.
 fn shown_name(seen: &Inspection) -> String {
-    without_credentials(&String::from_utf8_lossy(&seen.name))
+    name_without_credentials(&String::from_utf8_lossy(&seen.name))
 }
 
 fn verdict(seen: &Inspection) -> &'static str {
@@ -59,7 +59,7 @@ fn state(view: &NodeView) -> &'static str {
         Ok(NodeState { holder: None, .. }) => "free",
         Ok(NodeState { holder: Some(Holder::Foreign), .. }) => "foreign",
         Ok(_) => "held",
-        Err(_) => "unreachable",
+        Err(error) => error.state(),
     }
 }
 
@@ -68,6 +68,18 @@ fn parts(holder: Option<&Holder>) -> Option<(&str, &str, u64)> {
     match holder {
         Some(Holder::Owner { id, label, token, .. }) => Some((id, label, token.get())),
         _ => None,
+    }
+}
+
+fn as_json_text(seen: &Inspection) -> String {
+    printable_json(&format!("{:#}\n", as_json(seen)))
+}
+
+/// Why the node cannot be counted on.
+fn trouble(view: &NodeView) -> Option<NodeError> {
+    match &view.state {
+        Ok(state) => state.quarantine.map(|left| NodeError::Quarantined { left }),
+        Err(error) => Some(error.clone()),
     }
 }
 
@@ -98,7 +110,7 @@ fn node_as_json(view: &NodeView) -> Value {
         "holds": holds,
         "ttl_ms": ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
         "ballot": state_there.and_then(|state| state.ballot),
-        "error": view.state.as_ref().err().map(ToString::to_string),
+        "error": trouble(view).map(|error| error.to_string()),
     })
 }
 
@@ -108,23 +120,24 @@ fn as_table(seen: &Inspection) -> String {
     rows.extend(seen.nodes.iter().map(row));
     let widths: Vec<usize> =
         (0..HEAD.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
-    let mut text = format!("{}: {}\n", shown_name(seen), summary(seen));
-    let errors = seen.nodes.iter().map(|view| view.state.as_ref().err());
-    for (row, error) in rows.iter().zip(std::iter::once(None).chain(errors)) {
+    let mut text = format!("{}: {}\n", Printable(&shown_name(seen)), summary(seen));
+    let views = seen.nodes.iter().map(Some);
+    for (row, view) in rows.iter().zip(std::iter::once(None).chain(views)) {
         // An error is longer than any column, and takes the place of all that are not known.
-        let known = if error.is_some() { 2 } else { HEAD.len() };
+        let known = if view.is_some_and(|view| view.state.is_err()) { 2 } else { HEAD.len() };
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths).take(known) {
             let _ = write!(line, "{cell:width$}  "); // A String takes everything.
         }
-        line.extend(error.map(ToString::to_string));
+        line.extend(view.and_then(trouble).map(|error| error.to_string()));
         text.push_str(line.trim_end());
         text.push('\n');
     }
     text
 }
 
-fn summary(seen: &Inspection) -> String {
+/// What the nodes have, in words.
+pub fn summary(seen: &Inspection) -> String {
     let nodes = seen.nodes.len();
     match (seen.verdict, parts(seen.holder.as_ref())) {
         (Verdict::Free, _) => "free".to_owned(),

@@ -20,7 +20,6 @@ mod messages;
 mod nodes;
 mod options;
 mod place;
-mod redact;
 mod run;
 mod signals;
 mod terminal;

@@ -1,11 +1,13 @@
-//! What is said on stderr.
+//! What is said on stderr, and printed on stdout.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::thread;
 
-use crate::redact::redacted;
+use quorlock::secrets::redacted;
+use quorlock::text::{Printable, printable_lines};
 
 /// Says what must be known at any verbosity.
 pub fn error(message: impl Display) {
@@ -41,10 +43,20 @@ impl Verbosity {
     }
 }
 
+/// A name, an argument or a path of the user's, on one line.
+pub fn shown(text: &OsStr) -> String {
+    Printable(&text.to_string_lossy()).to_string()
+}
+
+/// Prints a result. A closed pipe (`| head`) is no failure.
+pub fn print(text: &str) {
+    let _ = io::stdout().lock().write_all(printable_lines(text).as_bytes());
+}
+
 /// One write for one line, without what may be a password. A message that cannot be written is no reason to end: the lock
 /// matters more.
 fn say(message: fmt::Arguments<'_>) {
-    let args = env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
-    let line = format!("quorlock: {}\n", redacted(&message.to_string(), args));
+    let args = env::args_os().skip(1).map(|arg| shown(&arg));
+    let line = format!("quorlock: {}\n", redacted(&printable_lines(&message.to_string()), args));
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }

@@ -5,15 +5,14 @@ mod keeps;
 mod keys;
 mod list;
 
-use std::io::{self, Write as _};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use quorlock::admin::{self, Node};
-use quorlock::{Builder, NodeError};
+use quorlock::{Builder, ErrorKind, NodeError};
 
-use crate::exit::{Exit, Failure, is_configuration};
-use crate::messages::Verbosity;
+use crate::exit::{Exit, Failure};
+use crate::messages::{self, Verbosity};
 use crate::place::{Place, PlaceFlags};
 
 /// Declare which nodes belong together
@@ -154,7 +153,7 @@ async fn reach(builder: &Builder) -> Result<Vec<Node>, Failure> {
     if missing.is_empty() {
         return Ok(nodes);
     }
-    let can_be_reached = missing.iter().all(|(_, error)| is_configuration(error));
+    let can_be_reached = missing.iter().all(|(_, error)| error.kind() == ErrorKind::Misconfigured);
     let exit = if can_be_reached { Exit::Configuration } else { Exit::NoQuorum };
     Err(Failure::new(exit, format!("{}. Nothing was changed: every node of the list is needed", each(&missing))))
 }
@@ -181,9 +180,5 @@ fn print_table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
-    print(&all.iter().map(line).collect::<String>());
-}
-
-fn print(text: &str) {
-    let _ = io::stdout().lock().write_all(text.as_bytes()); // A closed pipe (`| head`) is no failure.
+    messages::print(&all.iter().map(line).collect::<String>());
 }

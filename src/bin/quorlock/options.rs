@@ -1,15 +1,16 @@
 //! The command line: flags as clap parses them, and the options that come of them once they are checked.
 
+use std::env;
 use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use quorlock::secrets::without_bare_credentials;
 
 use crate::exit::{self, Exit, Failure};
-use crate::messages::Verbosity;
+use crate::messages::{Verbosity, shown};
 use crate::place::{Place, PlaceFlags};
-use crate::redact::without_bare_credentials;
 
 /// Run a command while holding a lock that a majority of independent Redis masters has granted.
 #[derive(Parser)]
@@ -189,7 +190,11 @@ pub fn parse() -> Result<Option<Task>, Failure> {
             let _ = error.print(); // A closed pipe (`| head`) is no failure.
             return Ok(None);
         }
-        Err(error) => return Err(usage(&error)),
+        Err(error) => {
+            // clap quotes arguments as they are: what it has to say of printable ones is the same.
+            let printable = env::args_os().map(|arg| shown(&arg));
+            return Err(usage(&Flags::try_parse_from(printable).err().unwrap_or(error)));
+        }
     };
     match flags.command {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),

@@ -12,7 +12,7 @@ use quorlock::{Builder, Quorlock};
 
 use crate::child::Variables;
 use crate::exit::{Exit, Failure};
-use crate::messages::Verbosity;
+use crate::messages::{Verbosity, shown};
 
 pub const NODES_VARIABLE: &str = "QUORLOCK_NODES";
 const FILE_VARIABLE: &str = "QUORLOCK_NODES_FILE";
@@ -116,7 +116,7 @@ fn split(nodes: &str) -> Vec<String> {
 
 fn listed(file: &Path) -> Result<(Vec<String>, Source), Failure> {
     let failure = |what: &dyn std::fmt::Display| {
-        Failure::new(Exit::Usage, format!("cannot take the nodes from the file {}: {what}", file.display()))
+        Failure::new(Exit::Usage, format!("cannot take the nodes from the file {}: {what}", shown(file.as_os_str())))
     };
     let nodes = lines(&fs::read_to_string(file).map_err(|error| failure(&error))?);
     if nodes.is_empty() {

@@ -11,7 +11,7 @@ use crate::child::{self, Child};
 use crate::descendants;
 use crate::end::{End, Status};
 use crate::exit::{Exit, Failure};
-use crate::messages;
+use crate::messages::{self, shown};
 use crate::options::RunOptions;
 use crate::signals::{Inherited, Signals};
 use crate::variables::{check_room, enclosing_owner, variables};
@@ -60,15 +60,14 @@ async fn hold(
     signals: &mut Signals,
     inherited: Inherited,
 ) -> Result<End, Failure> {
-    let names = options.names.join(" ".as_ref());
-    let shown = names.to_string_lossy();
+    let shown = shown(&options.names.join(" ".as_ref()));
     let tokens = tokens(options, &guard);
     options.verbosity.detail(format_args!("acquired {shown} with token {tokens}"));
     // Telling so may have taken its time: stderr can be a pipe that is not read.
     if guard.is_lost() {
         return Err(Failure::new(
             Exit::Lost,
-            format!("the lock on {shown} was lost before the command began; run it again"),
+            format!("the lock on {shown} was lost before the command began ({}); run it again", guard.reports()),
         ));
     }
     let mut child = match Child::spawn(&options.command, &variables(options, locks, &guard, &tokens), inherited) {
@@ -92,7 +91,7 @@ async fn hold(
 }
 
 fn say_how_it_was_stopped(shown: &str, ended: &Ended, stop: &Stop) {
-    let lost = format!("the lock on {shown} was lost or about to be, as the nodes did not renew it");
+    let lost = format!("the lock on {shown} was lost or about to be, as the nodes did not renew it ({})", stop.reports);
     if !ended.left.refusing.is_empty() {
         return messages::error(format_args!(
             "{lost}. The command goes on without it: it was not possible to kill {}. End it, and check its work, before \
@@ -114,10 +113,10 @@ fn say_how_it_was_stopped(shown: &str, ended: &Ended, stop: &Stop) {
 fn after_release(options: &RunOptions, shown: &str, status: Status, released: Result<Released, ReleaseError>) -> bool {
     match released {
         Ok(_) => options.verbosity.detail(format_args!("released {shown}")),
-        Err(ReleaseError::NotHeld { .. }) => {
+        Err(ReleaseError::NotHeld { nodes, .. }) => {
             messages::error(format_args!(
-                "the lock on {shown} was lost while the command ran, and the command ended by itself with code {}: \
-                 another owner may have had the lock meanwhile",
+                "the lock on {shown} was lost while the command ran ({nodes}), and the command ended by itself with code \
+                 {}: another owner may have had the lock meanwhile",
                 status.code()
             ));
             return false;
@@ -140,7 +139,7 @@ fn tokens(options: &RunOptions, guard: &Guard) -> String {
 }
 
 fn not_started(program: &OsString, error: &io::Error) -> Failure {
-    let program = program.to_string_lossy();
+    let program = shown(program);
     if child::is_not_found(error) {
         let message = format!("there is no command {program}; what runs in a shell only is run by: sh -c '...'");
         return Failure::new(Exit::NotFound, message);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorlock::Guard;
+use quorlock::{Guard, Reports};
 use tokio::select;
 use tokio::time::{Instant, sleep_until};
 
@@ -39,12 +39,14 @@ pub struct Stop {
     /// From then to SIGKILL, at most.
     grace: Duration,
     pub killed: bool,
+    /// What the nodes had said of the lock then.
+    pub reports: Reports,
 }
 
 impl Stop {
     fn begin(options: &RunOptions, guard: &Guard) -> Self {
         let grace = grace(options.grace, reliable(guard.remaining(), options.lease));
-        Self { began: Instant::now(), grace, killed: false }
+        Self { began: Instant::now(), grace, killed: false, reports: guard.reports() }
     }
 
     /// How long the group still has. An extension that succeeds after all does not make it more; a machine that slept

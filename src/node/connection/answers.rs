@@ -1,6 +1,7 @@
 //! What a node's answers do.
 
 use std::task::Context;
+use std::time::Duration;
 
 use redis::{ErrorKind, ServerErrorKind, Value};
 
@@ -10,6 +11,7 @@ use crate::node::Asker;
 use crate::node::introduce::{is_passing, is_replica, is_unable, node_error, said};
 use crate::node::known::{Standing, standing};
 use crate::node::line::{Line, Sent};
+use crate::text::excerpt;
 
 /// So many answers are taken from a node before the others have their turn.
 const MOST_ANSWERS: usize = 256;
@@ -31,7 +33,8 @@ impl Connection {
                     called += 1;
                     continue;
                 }
-                return Err(NodeError::Nonsense(format!("a message of the kind {kind:?} that was not asked for")));
+                let unasked = format!("a message of the kind {kind:?} that was not asked for");
+                return Err(NodeError::Nonsense(excerpt(&unasked)));
             }
             let result = said(value);
             if let Err(error) = &result
@@ -41,10 +44,11 @@ impl Connection {
                 return Err(node_error(error));
             }
             let Some(sent) = line.settle() else {
-                return Err(NodeError::Nonsense(
-                    format!("an answer to nothing: {result:?}").chars().take(200).collect(),
-                ));
+                return Err(NodeError::Nonsense(excerpt(&format!("an answer to nothing: {result:?}"))));
             };
+            if line.silent {
+                self.condition.is_silent(None);
+            }
             line.silent = false;
             settled += 1;
             since.get_or_insert(sent.since);
@@ -112,9 +116,11 @@ impl Connection {
                     return Err(NodeError::Nonsense("a node record that cannot be read".to_owned()));
                 }
                 self.common.learn_lease(line.known.longest());
+                self.condition.is_quarantined(self.environment.now(), Duration::ZERO);
             }
             Standing::Young(left) => {
                 line.known.begin_wait(&mut self.wait, self.environment.now());
+                self.condition.is_quarantined(self.environment.now(), left);
                 sent.request.asker.answer(self.index, Err(NodeError::Quarantined { left }));
                 return Ok(());
             }

@@ -13,8 +13,9 @@ use quorlock::admin::{Declared, Node, RECORD};
 
 use super::keeps::Keeps;
 use super::keys::{read, trace_of_use};
-use super::{DeclareOptions, each, print, print_table, reach, refused, unanswered};
+use super::{DeclareOptions, each, print_table, reach, refused, unanswered};
 use crate::exit::{Exit, Failure};
+use crate::messages::print;
 
 const SET_LIST: &str =
     "make this list the valid one with `quorlock nodes set-list`, or start the nodes with empty data folders";

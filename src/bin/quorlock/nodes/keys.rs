@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quorlock::NodeError;
 use quorlock::admin::{Node, RECORD};
+use quorlock::text::readable;
 
 const BALLOTS: &[u8] = b"quorlock:ballot:";
 const LISTS: &[u8] = b"quorlock:list:";
@@ -98,10 +99,6 @@ pub fn read<T: redis::FromRedisValue>(command: &str, value: redis::Value) -> Res
 fn escaped(text: &[u8]) -> Vec<u8> {
     let special = |byte: &u8| b"*?[]\\^-".contains(byte);
     text.iter().flat_map(|byte| special(byte).then_some(b'\\').into_iter().chain([*byte])).collect()
-}
-
-fn readable(key: &[u8]) -> String {
-    String::from_utf8_lossy(key).escape_debug().collect()
 }
 
 #[cfg(test)]

@@ -30,8 +30,9 @@ use redis::Value;
 
 use super::keeps::Keeps;
 use super::keys::{InForce, lease_in_force, read};
-use super::{ListOptions, each, print, print_table, reach, refused, unanswered};
+use super::{ListOptions, each, print_table, reach, refused, unanswered};
 use crate::exit::{Exit, Failure};
+use crate::messages::print;
 
 const BEGIN: &str = include_str!("begin.lua");
 const UNDO: &str = include_str!("undo.lua");

@@ -1,7 +1,23 @@
-//! No message shows a password: nothing that stands behind `://`, except in examples of quorlock's own.
+//! The one place that hides passwords: of a URL that cannot be taken apart, and of any URL in a message of the command, nothing is
+//! shown that stands behind `://`.
+
+/// A URL by its scheme alone, and a text without one not at all.
+pub(crate) fn hidden(url: &str) -> String {
+    match url.find("://") {
+        Some(end) if end > 0 && scheme_at(url, end) == 0 => format!("{}://…", &url[..end]),
+        _ => "…".to_owned(),
+    }
+}
+
+/// Does a text that a server sent quote the password, as it is or escaped?
+pub(crate) fn quotes(text: &str, password: Option<&str>) -> bool {
+    let is_in = |password: &str| !password.is_empty() && text.contains(password);
+    password.is_some_and(|password| is_in(password) || is_in(&password.escape_debug().to_string()))
+}
 
 /// What may stand behind `://`.
-const EXAMPLES: &[&str] = &["host:port", "[user:password@]host[:port][/database]", "127.0.0.1:6379"];
+const EXAMPLES: &[&str] =
+    &["host:port", "[user:password@]host[:port][/database]", "user:password@host", ":password@host", "127.0.0.1:6379"];
 
 /// The message as it may be shown. `args` are the arguments of this process: what looks like a URL in them is left out as
 /// a whole, also if it has spaces.
@@ -39,15 +55,21 @@ fn word(word: &str) -> String {
     format!("{before}{shown}{}{space}", &bare[end..])
 }
 
-/// The text without the user and the password of a URL in it.
-pub fn without_credentials(text: &str) -> String {
-    match (text.find("://"), text.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => format!("{}{}", &text[..scheme + 3], &text[at + 1..]),
-        _ => text.to_owned(),
+/// A name, which may be a URL. One of a node is hidden, of any other no user and no password is shown.
+#[must_use]
+pub fn name_without_credentials(name: &str) -> String {
+    const NODES: [&str; 6] = ["redis://", "rediss://", "valkey://", "valkeys://", "redis+unix://", "unix://"];
+    if let Some(scheme) = NODES.iter().find(|scheme| name.trim_start().starts_with(**scheme)) {
+        return format!("{scheme}…");
+    }
+    match (name.find("://"), name.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => format!("{}{}", &name[..scheme + 3], &name[at + 1..]),
+        _ => name.to_owned(),
     }
 }
 
 /// The text without what stands before the `@` of words like `user:password@host`.
+#[must_use]
 pub fn without_bare_credentials(text: &str) -> String {
     let shown = |word: &str| match (word.find(':'), word.rfind('@')) {
         (Some(colon), Some(at)) if colon < at => format!("…{}", &word[at..]),
@@ -59,6 +81,19 @@ pub fn without_bare_credentials(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_is_hidden_behind_its_scheme() {
+        for (url, shown) in [
+            ("redis://app:hun#ter2@host", "redis://…"),
+            ("me:hunter2@host:1", "…"),
+            ("me:hunter2@host://x", "…"),
+            ("://hunter2", "…"),
+            ("", "…"),
+        ] {
+            assert_eq!(hidden(url), shown);
+        }
+    }
 
     fn shown(message: &str, args: &[&str]) -> String {
         redacted(message, args.iter().map(|arg| (*arg).to_owned()))
@@ -95,8 +130,9 @@ mod tests {
 
     #[test]
     fn credentials_alone_can_be_left_out() {
-        assert_eq!(without_credentials("redis://me:p@ss@host:1"), "redis://host:1");
-        assert_eq!(without_credentials("https://example.com/feed"), "https://example.com/feed");
+        assert_eq!(name_without_credentials("redis://me:hun#ter2"), "redis://…");
+        assert_eq!(name_without_credentials("https://me:p@ss@example.com/feed"), "https://example.com/feed");
+        assert_eq!(name_without_credentials("https://example.com/feed"), "https://example.com/feed");
         assert_eq!(without_bare_credentials("value 'me:hunter2@host' for\n  x"), "value …@host' for\n  x");
     }
 }

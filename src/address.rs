@@ -1,0 +1,90 @@
+use std::fmt;
+use std::str::FromStr;
+
+use redis::{ConnectionAddr, ConnectionInfo};
+
+use crate::text::Printable;
+
+/// Where a node is and how to introduce oneself.
+#[derive(Clone)]
+pub(crate) struct NodeAddress {
+    /// For people: no user, no password.
+    pub(crate) name: String,
+    /// The server without the database: two of these are one failure.
+    pub(crate) server: String,
+    pub(crate) info: ConnectionInfo,
+}
+
+impl fmt::Debug for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl NodeAddress {
+    pub(crate) fn parse(url: &str) -> Result<Self, String> {
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err(
+                "it has no scheme: write it as a URL, redis://host:port (and %2C for a comma in a password)".to_owned()
+            );
+        };
+        let tail = rest.find(['/', '?', '#']).map_or("", |end| &rest[end..]);
+        if tail.contains('@') && !scheme.ends_with("unix") {
+            return Err(format!("an @ stands behind what is taken for the host: {ESCAPES}"));
+        }
+        if cfg!(not(feature = "tls")) && (url.starts_with("rediss:") || url.starts_with("valkeys:")) {
+            return Err("TLS needs quorlock built with its feature `tls`".to_owned());
+        }
+        let info = ConnectionInfo::from_str(url).map_err(|error| {
+            // The crate's words never quote the URL. Where it has none of its own, it could not take the URL apart.
+            match error.to_string().split(" - ").next() {
+                None | Some("Redis URL did not parse") => {
+                    format!(
+                        "write it as redis://[user:password@]host[:port][/database], the port a number up to 65535; {ESCAPES}"
+                    )
+                }
+                Some(reason) => reason.to_lowercase(),
+            }
+        })?;
+        let settings = info.redis_settings();
+        if settings.username().is_some_and(|user| !user.is_empty()) && settings.password().is_none() {
+            return Err(
+                "it has a user and no password: write redis://user:password@host, or redis://:password@host for \
+                        a password without a user"
+                    .to_owned(),
+            );
+        }
+        let server = match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } if host.contains(':') => {
+                format!("[{host}]:{port}")
+            }
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                format!("{}:{port}", host.to_ascii_lowercase())
+            }
+            ConnectionAddr::Unix(path) => path.display().to_string(),
+            other => return Err(format!("{other:?} is not supported")),
+        };
+        let server = Printable(&server).to_string();
+        let name = match settings.db() {
+            0 => server.clone(),
+            db => format!("{server}/{db}"),
+        };
+        Ok(Self { name, server, info })
+    }
+}
+
+/// How a password is written in a URL.
+const ESCAPES: &str = "in a password write %23 for #, %3F for ?, %2F for /, %40 for @, %2C for a comma and %25 for %";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_show_server_and_database() {
+        let name = |url: &str| NodeAddress::parse(url).map(|node| node.name);
+        assert_eq!(name("redis://u:p@Host:7000/2").as_deref(), Ok("host:7000/2"));
+        assert_eq!(name("redis://[::1]:7000").as_deref(), Ok("[::1]:7000"));
+        assert_eq!(name("redis+unix:///run/redis.sock?db=1").as_deref(), Ok("/run/redis.sock/1"));
+    }
+}

@@ -1,0 +1,259 @@
+//! Why a node cannot be counted on, and how that is said: in errors, by `inspect`, everywhere.
+
+use std::time::Duration;
+
+use super::{ClientError, ErrorKind};
+use crate::text::{Printable, Rounded};
+
+/// Why a node cannot be counted on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The first connection is still being made.
+    #[error("still connecting")]
+    Connecting,
+    /// There is no connection.
+    #[error("cannot connect: {}", Printable(.0))]
+    Connect(String),
+    /// The connection broke while the answer was under way: whether the node obeyed is unknown.
+    #[error("the connection broke before the answer: {}", Printable(.0))]
+    Disconnected(String),
+    /// Nothing came back in time: whether the node obeyed, or yet will, is unknown.
+    #[error("no answer within {}", Rounded(*.0))]
+    NoAnswer(Duration),
+    /// The node owes older answers, so nothing more is sent to it until it gives one.
+    #[error("silent: it has owed an answer for {}", Rounded(*.0))]
+    Silent(Duration),
+    /// The node answered with an error of its own.
+    #[error("{}", explained(code, detail))]
+    Redis {
+        /// The first word of the error, such as `READONLY`, `OOM` or `NOAUTH`.
+        code: String,
+        /// The rest of it.
+        detail: String,
+    },
+    /// The node may have forgotten leases that are in force: it restarted, or lost its data. It grants nothing new until every
+    /// such lease is over, and what it extends does not count.
+    #[error("quarantined for {}: it may have forgotten leases, and has no vote until they are over", Rounded(*left))]
+    Quarantined {
+        /// For how long it has no vote yet.
+        left: Duration,
+    },
+    /// The node has lost its data, or another server answers at its address. The client introduces itself to it anew.
+    #[error("its record has changed: it has lost its data, or is another server")]
+    Forgot,
+    /// The node does not let the client ask what it must know of it.
+    #[error(
+        "it does not allow {}, so nothing is known of it and it has no vote: allow it (README, \"The nodes\")",
+        Printable(command)
+    )]
+    NotAllowed {
+        /// The command.
+        command: String,
+    },
+    /// The server is part of a Redis Cluster.
+    #[error("it is part of a Redis Cluster: list independent servers (cluster-enabled no)")]
+    ClusterMode,
+    /// The node is part of a list of another length, so two clients could both have a majority.
+    #[error(
+        "{ours} nodes are listed here, and this node is one of {theirs}: list the same nodes everywhere \
+         (`quorlock nodes set-list` changes the list)"
+    )]
+    OtherList {
+        /// How many nodes this client's list has.
+        ours: usize,
+        /// How many the node's list has.
+        theirs: usize,
+    },
+    /// The list of nodes is being changed, or that was interrupted: no list is valid there.
+    #[error(
+        "its list of nodes is being changed: wait for `quorlock nodes set-list` to end, or run it again if it was interrupted"
+    )]
+    ListChanging,
+    /// The node is part of another cluster than the other nodes of the list.
+    #[error(
+        "it was declared to be part of another cluster than {}: list the nodes of one cluster \
+         (`quorlock nodes set-list` changes the list)",
+        Printable(other)
+    )]
+    OtherCluster {
+        /// A node of the list that is part of another cluster.
+        other: String,
+    },
+    /// The node was not asked, as another one shows that this client's list is not that of its nodes.
+    #[error("not asked, because of what {} says of the list", Printable(node))]
+    NotAsked {
+        /// The other node.
+        node: String,
+    },
+    /// The node does not know how many nodes there are, and too few others have been heard to tell it.
+    #[error("it does not know the list of nodes, and too few other nodes can be asked for it yet")]
+    Unlisted,
+    /// The node may throw keys away when its memory is full, and its votes with them.
+    #[error("it may evict keys ({}): set maxmemory-policy noeviction", Printable(policy))]
+    MayEvict {
+        /// Its `maxmemory-policy`.
+        policy: String,
+    },
+    /// The node is a replica, whose vote counts for nothing.
+    #[error("it is a replica: list masters only")]
+    Replica,
+    /// The node is the same server as another one of the list.
+    #[error("it is the same server as {}: every vote needs a server of its own", Printable(.0))]
+    SameServer(String),
+    /// The node does not know the third version of the protocol.
+    #[error("it does not know HELLO: quorlock needs Redis 6 or newer, or Valkey")]
+    TooOld,
+    /// The node was not asked, or its answer not read, because of the client itself.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The node answered with something that is no answer to what was asked.
+    #[error("an answer that makes no sense: {}", Printable(.0))]
+    Nonsense(String),
+    /// The node's answer is larger than anything that quorlock asks for, so it is not read to its end.
+    #[error(
+        "an answer too large for what was asked: more than {most_bytes} bytes, {most_values} values or {most_levels} levels"
+    )]
+    TooLarge {
+        /// The most bytes that an answer may have.
+        most_bytes: usize,
+        /// The most values within an answer.
+        most_values: usize,
+        /// How deep an answer may be nested.
+        most_levels: usize,
+    },
+}
+
+impl NodeError {
+    /// What it comes to when so many nodes are like this that there is no quorum: [`ErrorKind::Misconfigured`] for a node
+    /// that can have no vote until the deployment is changed, otherwise [`ErrorKind::NoQuorum`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OtherList { .. }
+            | Self::OtherCluster { .. }
+            | Self::ListChanging
+            | Self::SameServer(_)
+            | Self::ClusterMode
+            | Self::Replica
+            | Self::MayEvict { .. }
+            | Self::NotAllowed { .. }
+            | Self::TooOld => ErrorKind::Misconfigured,
+            Self::Client(error) => error.kind(),
+            _ => ErrorKind::NoQuorum,
+        }
+    }
+
+    /// May it pass by itself? A node that refuses the password, or can have no vote, stays like that until the settings
+    /// are changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        let is_refused =
+            matches!(self, Self::Redis { code, detail } if Refusal::new(code, detail).is_some_and(Refusal::lasts));
+        self.kind() == ErrorKind::NoQuorum && !is_refused
+    }
+
+    /// The state of the node in a word or two, for a table or a metric: `unreachable`, `refuses the password`.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Connect(_) | Self::Disconnected(_) => "unreachable",
+            Self::NoAnswer(_) | Self::Silent(_) => "silent",
+            Self::Redis { code, detail } => Refusal::new(code, detail).map_or("refuses", Refusal::state),
+            Self::Quarantined { .. } => "quarantined",
+            Self::Forgot => "forgot",
+            Self::NotAllowed { .. } => "refuses",
+            Self::ClusterMode => "cluster mode",
+            Self::OtherList { .. } | Self::ListChanging => "another list",
+            Self::Unlisted => "unlisted",
+            Self::OtherCluster { .. } => "another cluster",
+            Self::NotAsked { .. } | Self::Client(_) => "not asked",
+            Self::MayEvict { .. } => "evicts",
+            Self::Replica => "replica",
+            Self::SameServer(_) => "listed twice",
+            Self::TooOld => "too old",
+            Self::Nonsense(_) | Self::TooLarge { .. } => "no Redis",
+        }
+    }
+
+    /// Does the node say that this client's list is not the one that it knows?
+    pub(crate) fn is_about_list(&self) -> bool {
+        matches!(self, Self::OtherList { .. } | Self::OtherCluster { .. } | Self::ListChanging)
+    }
+}
+
+/// What a server's own error means, where that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    Password,
+    NoPassword,
+    NeedlessPassword,
+    Forbidden,
+    Full,
+    Loading,
+    Busy,
+    NoDisk,
+    NoReplicas,
+}
+
+impl Refusal {
+    fn new(code: &str, detail: &str) -> Option<Self> {
+        Some(match code {
+            "WRONGPASS" => Self::Password,
+            "NOAUTH" => Self::NoPassword,
+            "ERR" if detail.contains("without any password configured") => Self::NeedlessPassword,
+            "NOPERM" => Self::Forbidden,
+            "OOM" => Self::Full,
+            "LOADING" => Self::Loading,
+            "BUSY" => Self::Busy,
+            "MISCONF" => Self::NoDisk,
+            "NOREPLICAS" => Self::NoReplicas,
+            _ => return None,
+        })
+    }
+
+    fn lasts(self) -> bool {
+        matches!(self, Self::Password | Self::NoPassword | Self::NeedlessPassword | Self::Forbidden)
+    }
+
+    fn state(self) -> &'static str {
+        match self {
+            Self::Password => "refuses the password",
+            Self::NoPassword => "wants a password",
+            Self::NeedlessPassword => "wants no password",
+            Self::Forbidden => "forbids it",
+            Self::Full => "out of memory",
+            Self::Loading => "loading",
+            Self::Busy => "busy",
+            Self::NoDisk => "cannot save",
+            Self::NoReplicas => "waits for replicas",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Password => "it refuses the user or the password",
+            Self::NoPassword => "it wants a password, and the node's URL has none",
+            Self::NeedlessPassword => "its default user has no password, and the node's URL has one",
+            Self::Forbidden => "its user may not do what a lock needs (README, \"The nodes\")",
+            Self::Full => "its memory is full (maxmemory)",
+            Self::Loading => "it is still loading its data",
+            Self::Busy => "a script of another client keeps it busy",
+            Self::NoDisk => "it cannot write to its disk",
+            Self::NoReplicas => "it takes writes only with replicas (min-replicas-to-write)",
+        }
+    }
+}
+
+/// What it means, and the server's own words where they say more.
+fn explained(code: &str, detail: &str) -> String {
+    let (own, code) = (Printable(detail), Printable(code));
+    match Refusal::new(code.0, detail) {
+        Some(refusal @ (Refusal::Password | Refusal::NoPassword | Refusal::NeedlessPassword)) => {
+            format!("{} ({code})", refusal.words())
+        }
+        Some(refusal) => format!("{}: {code} {own}", refusal.words()),
+        None => format!("refused by Redis: {code} {own}"),
+    }
+}

@@ -1,0 +1,88 @@
+//! What a client knows of a node without asking it.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::environment::Moment;
+use crate::error::NodeError;
+use crate::sync::locked;
+
+/// What is known of one node. Its connection writes it when that changes; errors, `inspect` and waiting requests read it.
+#[derive(Debug)]
+pub(super) struct Condition(Mutex<State>);
+
+#[derive(Clone, Debug)]
+struct State {
+    /// Why there is no connection.
+    down: Option<NodeError>,
+    /// When the node's quarantine ends, as it said.
+    quarantined_until: Option<Moment>,
+    /// An answer is overdue, which was asked for then.
+    silent_since: Option<Moment>,
+}
+
+impl Condition {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(State { down: Some(NodeError::Connecting), quarantined_until: None, silent_since: None }))
+    }
+
+    /// What keeps the node from being counted now; `None` when it is up.
+    pub(super) fn trouble(&self, now: Moment) -> Option<NodeError> {
+        let state = locked(&self.0);
+        let left = |until: Moment| until.since(now);
+        let quarantine = state.quarantined_until.map(left).filter(|left| !left.is_zero());
+        if let Some(error) = &state.down {
+            return Some(error.clone());
+        }
+        let silent = state.silent_since.map(|since| NodeError::Silent(now.since(since)));
+        silent.or_else(|| quarantine.map(|left| NodeError::Quarantined { left }))
+    }
+
+    /// There is no connection, for this reason.
+    pub(super) fn is_down(&self, why: NodeError) {
+        let mut state = locked(&self.0);
+        (state.down, state.silent_since) = (Some(why), None);
+    }
+
+    /// A connection was made. The node's record says how long the quarantine lasts.
+    pub(super) fn is_up(&self, now: Moment, quarantine: Duration) {
+        let quarantined_until = (!quarantine.is_zero()).then(|| now + quarantine);
+        *locked(&self.0) = State { down: None, quarantined_until, silent_since: None };
+    }
+
+    /// The node has said that its quarantine lasts so long. Zero: it grants.
+    pub(super) fn is_quarantined(&self, now: Moment, left: Duration) {
+        locked(&self.0).quarantined_until = (!left.is_zero()).then(|| now + left);
+    }
+
+    /// An answer is overdue; `None` when the node answers again.
+    pub(super) fn is_silent(&self, since: Option<Moment>) {
+        locked(&self.0).silent_since = since;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_is_known_of_a_node_follows_what_it_said_last() {
+        let (condition, now) = (Condition::new(), Moment::new(100 * SECOND));
+        let trouble = |seconds: u32| condition.trouble(now + seconds * SECOND);
+        assert_eq!(trouble(0), Some(NodeError::Connecting));
+        condition.is_up(now, 7 * SECOND);
+        assert_eq!(trouble(2), Some(NodeError::Quarantined { left: 5 * SECOND }));
+        assert_eq!(trouble(7), None);
+        condition.is_silent(Some(now + 7 * SECOND));
+        assert_eq!(trouble(9), Some(NodeError::Silent(2 * SECOND)));
+        condition.is_silent(None);
+        assert_eq!(trouble(9), None);
+        condition.is_quarantined(now, 20 * SECOND);
+        condition.is_quarantined(now, Duration::ZERO);
+        assert_eq!(trouble(9), None);
+        condition.is_down(NodeError::Replica);
+        assert_eq!(trouble(9), Some(NodeError::Replica));
+    }
+}

@@ -1,0 +1,27 @@
+//! How long a node is left alone before the next connection to it.
+
+use std::time::Duration;
+
+use super::line::Line;
+use crate::environment::Moment;
+use crate::error::NodeError;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// A connection that lasted so many times as long as the pause before the next one was worth making.
+const WORTH: u32 = 4;
+
+/// The pause after one that was in vain.
+pub(super) fn longer(pause: Duration) -> Duration {
+    (2 * pause).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+}
+
+/// A connection has broken. The next one is made at once if this one was of use, or ended without having been asked and was
+/// not short. A node that works only until it is asked, or does not keep to the protocol, is left alone longer and longer.
+pub(super) fn after(pause: Duration, line: &Line, broken: &NodeError, now: Moment) -> Duration {
+    let longer = longer(pause);
+    let was_good = line.is_useful || (line.in_flight.is_empty() && now.since(line.made) >= WORTH * longer);
+    let is_hostile = matches!(broken, NodeError::Nonsense(_) | NodeError::TooLarge { .. });
+    if was_good && !is_hostile { Duration::ZERO } else { longer }
+}
