@@ -59,7 +59,7 @@ is_master() { # I: as is_answering
 
 # Sends the arguments as a command, or the lines of stdin as commands, to the node that look or is_answering has found.
 ask() { # [ARGUMENT...]
-  timeout 5 "$CLI" -h 127.0.0.1 -p "$PORT" "$@" 2>/dev/null
+  REDISCLI_AUTH=$PASSWORD timeout 5 "$CLI" -h 127.0.0.1 -p "$PORT" "$@" 2>/dev/null
 }
 
 info() { # FIELD [SECTION]: prints what INFO says of it
@@ -121,13 +121,15 @@ greet() { # I: sets RUN_ID
 launch() { # I PORT
   local i=$1 port=$2 node=$DIR/node-$1 pid end
   mkdir -p "$node/data"
-  rm -f -- "$node/pid" "$node/run_id"
+  rm -f -- "$node/pid" "$node/run_id" "$node/redis.conf"
   replace "$node/port" "$port"
   # Every write is on disk before it is answered: a node that forgets a vote in
   # a crash could give it a second time, and two holders would have a majority.
   cat >"$node/redis.conf" <<CONF
 bind 127.0.0.1
 port $port
+requirepass $PASSWORD
+masterauth $PASSWORD
 daemonize no
 dir ./data
 save ""

@@ -5,6 +5,7 @@
 # State folder ($DIR):
 #   size             number of nodes; its presence marks the folder as ours
 #   cluster          the word that all nodes of the cluster share
+#   password         of all nodes, as other users of the machine reach their ports, too
 #   node-I/          port, pid ("PID STARTTIME"), run_id, redis.conf, redis.log, data/
 #   node-I/declared  the node is not new any more, also when its data are gone
 #   clock.so         the library for wrong clocks; its presence marks a cluster of cluster/up --lab
@@ -113,7 +114,10 @@ is_cluster() { [[ -e $DIR/size ]]; }
 
 # Another user could name processes of ours, or files of ours behind links, in the files there.
 own_folder() {
+  local mode
   [[ -O $DIR ]] || die 69 "$DIR belongs to another user. Set QUORLOCK_CLUSTER_DIR to a folder of your own"
+  mode=$(stat -c %a -- "$DIR")
+  ((!(8#$mode & 022))) || die 69 "other users can write to $DIR. Take that right from them: chmod go-w $DIR"
 }
 
 need_cluster() { # sets SIZE
@@ -126,13 +130,23 @@ need_cluster() { # sets SIZE
   SIZE=$size
 }
 
+read_password() { # sets PASSWORD
+  PASSWORD=''
+  if [[ -f $DIR/password ]]; then { read -r PASSWORD <"$DIR/password"; } 2>/dev/null || true; fi
+  [[ $PASSWORD =~ ^[0-9a-f]{32}$ ]] ||
+    die 69 "$DIR/password is not what cluster/up has written there. To begin anew: cluster/down, then cluster/up"
+}
+
 # A cluster/up that was interrupted early leaves nothing but these; an empty folder is one, too.
 is_half_made() {
   local file
   if [[ -s $DIR/size ]]; then return 1; fi
   for file in "$DIR"/* "$DIR"/.[!.]*; do
     [[ -e $file || -L $file ]] || continue
-    case ${file##*/} in size | size.draft | cluster | cluster.draft | clock.so | clock.so.draft) ;; *) return 1 ;; esac
+    case ${file##*/} in
+      size | size.draft | cluster | cluster.draft | password | password.draft | clock.so | clock.so.draft) ;;
+      *) return 1 ;;
+    esac
   done
 }
 
@@ -144,6 +158,7 @@ lock_cluster() {
   { exec 9<"$DIR"; } 2>/dev/null || die 69 "cannot open $DIR; run this again"
   flock -w 60 9 || die 69 "another command has been at work on $DIR for 60 s; let it end, then run this again"
   [[ $DIR -ef /proc/self/fd/9 ]] || die 69 "the cluster was taken down meanwhile; run this again"
+  umask 077 # What is written from here on is for this user alone.
 }
 
 replace() { # FILE LINE: as a whole, so that no reader finds half of it
@@ -174,17 +189,19 @@ node_args() { # "$@" = I...: checks them all before anything is done; sets NODES
   # shellcheck disable=SC2034 # the verbs use it
   NODES=("$@")
   lock_cluster
+  read_password
 }
 
 print_nodes() { # call need_cluster before
   local i urls=
+  read_password
   for ((i = 1; i <= SIZE; i++)); do
     look "$i"
     [[ $PORT ]] || die 69 "node $i has never started (an interrupted cluster/up?). Run: cluster/up"
     if is_lab; then
       read_port "$DIR/node-$i/link-port" || die 69 "node $i has no link. Run: cluster/up --lab"
     fi
-    urls+=,redis://127.0.0.1:$PORT
+    urls+=,redis://:$PASSWORD@127.0.0.1:$PORT
   done
   printf '%s\n' "${urls#,}"
 }
