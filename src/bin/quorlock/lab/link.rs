@@ -73,8 +73,8 @@ impl Link {
         Ok(Self { port, state, task })
     }
 
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn change(&self, change: impl FnOnce(&mut State)) {

@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each user needs its own part of it")]
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +17,11 @@ const PROGRAM_VARIABLE: &str = "QUORLOCK_TEST_SERVER";
 
 /// So often another port is tried when somebody else takes the one that was free just now.
 const PORTS_TRIED: usize = 20;
+
+/// Random, for the servers of one run.
+pub fn new_password() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -69,6 +75,7 @@ pub struct Server {
     dir: PathBuf,
     options: Vec<String>,
     environment: Vec<(String, String)>,
+    password: Option<String>,
     process: Option<Child>,
     paused: bool,
 }
@@ -76,10 +83,29 @@ pub struct Server {
 impl Server {
     /// Starts one with these options on its command line and these variables in its environment.
     pub fn start(dir: PathBuf, options: &[&str], environment: &[(String, String)]) -> io::Result<Self> {
+        Self::start_as(dir, options, environment, None)
+    }
+
+    /// The same with a password, as other users of the machine reach the port, too.
+    pub fn start_with_password(
+        dir: PathBuf,
+        options: &[&str],
+        environment: &[(String, String)],
+        password: &str,
+    ) -> io::Result<Self> {
+        Self::start_as(dir, options, environment, Some(password.to_owned()))
+    }
+
+    fn start_as(
+        dir: PathBuf,
+        options: &[&str],
+        environment: &[(String, String)],
+        password: Option<String>,
+    ) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut server =
-            Self { port: 0, dir, options, environment: environment.to_vec(), process: None, paused: false };
+        let environment = environment.to_vec();
+        let mut server = Self { port: 0, dir, options, environment, password, process: None, paused: false };
         for _ in 0..PORTS_TRIED {
             server.port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
             if server.try_launch(&[])? {
@@ -97,7 +123,15 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        self.url_at(self.port)
+    }
+
+    /// The same for what passes on all bytes from another port.
+    pub fn url_at(&self, port: u16) -> String {
+        match &self.password {
+            Some(password) => format!("redis://:{password}@127.0.0.1:{port}"),
+            None => format!("redis://127.0.0.1:{port}"),
+        }
     }
 
     /// `None` while it is killed.
@@ -218,6 +252,7 @@ impl Server {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut child = Command::new(&program)
             .current_dir(&self.dir)
+            .args(self.password_file()?)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir", "./"])
             .args(&self.options)
             .args(once)
@@ -243,6 +278,21 @@ impl Server {
         }
         drop((child.kill(), child.wait()));
         Ok(false)
+    }
+
+    /// Writes a configuration with the password, which every user of the machine would see on the command line. Gives its
+    /// name.
+    fn password_file(&self) -> io::Result<Option<&'static str>> {
+        const NAME: &str = "./password.conf";
+        let Some(password) = &self.password else { return Ok(None) };
+        let path = self.dir.join(NAME);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        write!(file, "requirepass {password}\nmasterauth {password}\n")?;
+        Ok(Some(NAME))
     }
 
     /// The process that answers, once it has read its files.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use redis::Client;
 
-use super::super::server::{Declaration, Server};
+use super::super::server::{Declaration, Server, new_password};
 use crate::exit::{Exit, Failure};
 
 /// What only a client can send. The server counts a script's inner commands under their own names, which are not these.
@@ -53,9 +53,9 @@ impl Fleet {
         let dir = tempfile::Builder::new().prefix("quorlock-bench.").tempdir()?;
         let path = dir.path().to_owned();
         self.dir = Some(dir);
-        let new = Declaration::new(count);
+        let (new, password) = (Declaration::new(count), new_password());
         for i in 0..count {
-            self.servers.push(Server::start(path.join(format!("node-{i}")), &[], &[])?);
+            self.servers.push(Server::start_with_password(path.join(format!("node-{i}")), &[], &[], &password)?);
             self.servers[i].declare_new(new)?;
             self.urls.push(self.servers[i].url());
         }

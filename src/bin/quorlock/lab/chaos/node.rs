@@ -34,6 +34,8 @@ pub struct Node {
     pub clock: Option<Mutex<Clock>>,
     /// One for each worker.
     pub links: Vec<Link>,
+    /// As each worker reaches it, through its link.
+    pub urls: Vec<String>,
     pub commands: Mutex<Commands>,
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::super::clock::Clock;
 use super::super::link::{Flow, Link, State};
-use super::super::server::{Declaration, Server};
+use super::super::server::{Declaration, Server, new_password};
 use super::effect::Proof;
 use super::fault::{Fault, Kind};
 use super::node::{Act, Node, SERVER_LIMIT, lock};
@@ -32,22 +32,25 @@ impl Nodes {
     /// lease is in ms.
     pub async fn start(dir: &Path, durable: &[bool], workers: usize, longest: u64, clocks: bool) -> io::Result<Self> {
         let new = Declaration::new(durable.len()).longest(longest);
-        let mut nodes = Vec::new();
+        let (mut nodes, password) = (Vec::new(), new_password());
         for (i, durable) in durable.iter().copied().enumerate() {
             let clock = clocks.then(|| Clock::new(dir.join(format!("clock-{}", i + 1)))).transpose()?;
             let environment = clock.as_ref().map_or_else(Vec::new, Clock::environment);
             let options = if durable { [&DURABLE[..], &REPLICATION[..]].concat() } else { REPLICATION.to_vec() };
-            let server = Server::start(dir.join(format!("node-{}", i + 1)), &options, &environment)?;
+            let dir = dir.join(format!("node-{}", i + 1));
+            let server = Server::start_with_password(dir, &options, &environment, &password)?;
             server.declare_new(new)?;
             let to = SocketAddr::from(([127, 0, 0, 1], server.port()));
             let mut links = Vec::new();
             for _ in 0..workers {
                 links.push(Link::start(to).await?);
             }
+            let urls = links.iter().map(|link| server.url_at(link.port())).collect();
             nodes.push(Arc::new(Node {
                 durable,
                 port: server.port(),
                 url: server.url(),
+                urls,
                 word: Mutex::default(),
                 server: Mutex::new(Some(server)),
                 clock: clock.map(Mutex::new),
@@ -59,7 +62,7 @@ impl Nodes {
     }
 
     pub fn urls(&self, worker: usize) -> Vec<String> {
-        self.all.iter().map(|node| node.links[worker].url()).collect()
+        self.all.iter().map(|node| node.urls[worker].clone()).collect()
     }
 
     /// Does a node that this happens to come back without its votes?

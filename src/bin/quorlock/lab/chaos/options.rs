@@ -175,6 +175,14 @@ impl Options {
     }
 }
 
+/// A file of this run, in the place of an earlier run's. What a link there names is left alone.
+pub fn new_file(path: &Path) -> io::Result<fs::File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::File::create_new(path),
+    }
+}
+
 /// Makes the folder for what a run leaves. Nothing that is not a run's own is ever written over.
 fn folder(wanted: Option<PathBuf>, seed: u64) -> Result<PathBuf, Failure> {
     let cannot = |path: &Path, error: &io::Error| {
@@ -216,5 +224,18 @@ mod tests {
         assert!(at("new").is_err(), "it holds something");
         fs::write(dir.path().join("new").join(MARK), "{}").expect("a file");
         assert!(at("new").is_ok());
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_what_it_names_is_not_written() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (own, link) = (dir.path().join("own"), dir.path().join("history.jsonl"));
+        fs::write(&own, "mine").expect("a file");
+        std::os::unix::fs::symlink(&own, &link).expect("a link");
+        for _ in 0..2 {
+            new_file(&link).expect("a new file");
+        }
+        assert_eq!(fs::read_to_string(own).expect("a file"), "mine");
+        assert!(link.symlink_metadata().expect("a file").is_file());
     }
 }

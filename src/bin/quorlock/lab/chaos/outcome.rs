@@ -1,7 +1,6 @@
 //! What came of a run: figures, verdicts, and the files that say so.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -11,7 +10,7 @@ use super::code;
 use super::fault::{Kind, Scale};
 use super::history::{Refusal, Setting};
 use super::ledger::Audit;
-use super::options::Options;
+use super::options::{Options, new_file};
 use super::progress::named;
 use super::report;
 use super::run::{Raw, left_out};
@@ -257,8 +256,8 @@ fn refused(model: &Model) -> BTreeMap<&'static str, u64> {
 /// Writes the files, and says what is in them.
 pub fn write(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<()> {
     let results = serde_json::to_string_pretty(&outcome.results)? + "\n";
-    fs::write(options.out.join("report.html"), report::html(options, raw, outcome)?)?;
-    fs::write(options.out.join("results.json"), &results)?;
+    new_file(&options.out.join("report.html"))?.write_all(report::html(options, raw, outcome)?.as_bytes())?;
+    new_file(&options.out.join("results.json"))?.write_all(results.as_bytes())?;
     if options.json {
         // A closed pipe is no failure.
         drop(io::stdout().lock().write_all(results.as_bytes()));

@@ -17,7 +17,7 @@ use super::fault::Fault;
 use super::history::{Event, What, watch_runtime_for_stalls};
 use super::ledger::{Audit, Desk, Entry, Place};
 use super::nodes::Nodes;
-use super::options::Options;
+use super::options::{Options, new_file};
 use super::outcome::{self, Outcome};
 use super::plan::{Plan, Settings};
 use super::progress::{Progress, named};
@@ -202,7 +202,7 @@ impl<'a> Run<'a> {
         let crew = Crew::new(jobs, place.clone(), sender.clone());
         let own = sender.clone();
         tokio::spawn(watch_runtime_for_stalls(0, move |stall| own.send(Said::Event(stall)).is_ok()));
-        let history = BufWriter::new(fs::File::create(options.out.join("history.jsonl"))?);
+        let history = BufWriter::new(new_file(&options.out.join("history.jsonl"))?);
         let run = Self {
             options,
             progress,
