@@ -148,9 +148,11 @@ impl NodeError {
     /// are changed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        let is_refused =
-            matches!(self, Self::Redis { code, detail } if Refusal::new(code, detail).is_some_and(Refusal::lasts));
-        self.kind() == ErrorKind::NoQuorum && !is_refused
+        match self {
+            Self::Client(error) => error.is_retryable(),
+            Self::Redis { code, detail } => !Refusal::new(code, detail).is_some_and(Refusal::lasts),
+            error => error.kind() == ErrorKind::NoQuorum,
+        }
     }
 
     /// The state of the node in a word or two, for a table or a metric: `unreachable`, `refuses the password`.
