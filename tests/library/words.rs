@@ -92,6 +92,12 @@ async fn a_loss_says_what_the_nodes_answered() {
     guard.lost().await;
     let lost = guard.protect(std::future::pending::<()>()).await.expect_err("it is lost");
     assert_eq!((lost.kind(), lost.is_retryable()), (ErrorKind::Lost, false));
+    assert_eq!(trouble(&locks.known().0[1].answer).map(NodeError::state), Some("silent"));
+    // What the nodes say later does not change the reasons.
+    cluster.resume(1);
+    cluster.restart(0, false);
+    let state = |node: usize| trouble(&locks.known().0[node].answer).map(NodeError::state);
+    eventually(10 * SECOND, "all nodes are back", || state(0) != Some("unreachable") && state(1).is_none()).await;
     let ExtendError::Lost(extended) = guard.ensure(SECOND / 2).await.expect_err("it is lost") else { panic!() };
     assert_eq!(extended, lost);
     let again = locks.lock("x").owner(guard.owner()).try_acquire().await.expect_err("it is lost");
@@ -103,7 +109,24 @@ async fn a_loss_says_what_the_nodes_answered() {
         assert_eq!(states, ["unreachable", "silent", ""], "{lost}");
     }
     assert!(released.to_string().contains(": cannot connect: "), "{released}");
-    cluster.resume(1);
+}
+
+/// The reasons are those of the loss, and not what is known later.
+#[tokio::test]
+async fn the_reasons_of_a_loss_stay() {
+    let mut cluster = Cluster::start(3);
+    let locks = cluster.client(SECOND).await;
+    let guard = locks.lock("x").acquire().await.expect("a free lock");
+    locks.flush().await;
+    (0..3).for_each(|node| cluster.pause(node));
+    guard.lost().await;
+    let lost = guard.protect(std::future::pending::<()>()).await.expect_err("it is lost");
+    assert!(lost.nodes.0.iter().all(|node| trouble(&node.answer).is_some()), "{lost}");
+    (0..3).for_each(|node| cluster.resume(node));
+    let is_up = || locks.known().0.iter().all(|node| node.answer == Answer::Up);
+    eventually(10 * SECOND, "all nodes are back", is_up).await;
+    locks.flush().await;
+    assert_eq!(guard.protect(std::future::pending::<()>()).await, Err(lost));
 }
 
 #[tokio::test]
