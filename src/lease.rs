@@ -16,6 +16,7 @@ use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Due, Phase, Schedule};
 use crate::resource::Resource;
 use crate::round::{Purpose, Round};
+use crate::said::Said;
 use crate::sync::locked;
 use crate::ticket::Ticket;
 use crate::turn::Turn;
@@ -59,32 +60,6 @@ pub(crate) struct State {
     began: Moment,
     /// The latest message that was to keep it, as long as answers are awaited.
     latest: Weak<Round>,
-}
-
-/// What the nodes said when a message got no majority, or when the lease was lost.
-#[derive(Default)]
-struct Said {
-    ballot: Ballot,
-    reports: Option<Reports>,
-    is_over: bool,
-}
-
-impl Said {
-    fn is_failed(&mut self, ballot: Ballot, reports: Reports) {
-        if !self.is_over && ballot >= self.ballot {
-            (self.ballot, self.reports) = (ballot, Some(reports));
-        }
-    }
-
-    fn is_confirmed(&mut self, ballot: Ballot) {
-        if !self.is_over && ballot >= self.ballot {
-            (self.ballot, self.reports) = (ballot, None);
-        }
-    }
-
-    fn is_over(&mut self, reports: Reports) {
-        (self.reports, self.is_over) = (Some(reports), true);
-    }
 }
 
 impl State {

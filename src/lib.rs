@@ -73,6 +73,7 @@ mod protocol;
 mod resource;
 mod round;
 mod run;
+mod said;
 #[doc(hidden)]
 pub mod secrets;
 mod sync;

@@ -1,0 +1,54 @@
+//! What is kept of the nodes' answers to the messages of a lease, to explain its loss.
+
+use crate::error::Reports;
+use crate::protocol::Ballot;
+
+/// What the nodes said when a message got no majority, or when the lease was lost.
+#[derive(Default)]
+pub(crate) struct Said {
+    ballot: Ballot,
+    pub(crate) reports: Option<Reports>,
+    is_over: bool,
+}
+
+impl Said {
+    /// A message with this ballot got no majority.
+    pub(crate) fn is_failed(&mut self, ballot: Ballot, reports: Reports) {
+        if !self.is_over && ballot >= self.ballot {
+            (self.ballot, self.reports) = (ballot, Some(reports));
+        }
+    }
+
+    /// A majority has agreed to this ballot.
+    pub(crate) fn is_confirmed(&mut self, ballot: Ballot) {
+        if !self.is_over && ballot >= self.ballot {
+            (self.ballot, self.reports) = (ballot, None);
+        }
+    }
+
+    /// The lease is lost: nothing changes the reasons any more.
+    pub(crate) fn is_over(&mut self, reports: Reports) {
+        (self.reports, self.is_over) = (Some(reports), true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_failure_is_kept_until_the_lease_goes_on_or_is_over() {
+        let ballot = |number| Ballot::from_wire(number).expect("a ballot");
+        let reports = || Some(Reports(Vec::new()));
+        let mut said = Said::default();
+        said.is_failed(ballot(5), Reports(Vec::new()));
+        said.is_confirmed(ballot(4));
+        assert_eq!(said.reports, reports(), "a late answer to an older message");
+        said.is_confirmed(ballot(6));
+        said.is_failed(ballot(5), Reports(Vec::new()));
+        assert_eq!(said.reports, None);
+        said.is_over(Reports(Vec::new()));
+        said.is_confirmed(ballot(7));
+        assert_eq!(said.reports, reports());
+    }
+}
