@@ -27,6 +27,10 @@ async fn far_away(cluster: &Cluster, round_trip: Duration) -> Vec<Link> {
     links
 }
 
+fn url(link: &Link) -> String {
+    format!("redis://127.0.0.1:{}", link.port())
+}
+
 async fn all_connect(locks: &Quorlock) {
     let connected = async || locks.inspect("x").await.expect("a name").nodes.iter().all(|node| node.state.is_ok());
     within(30 * SECOND, "all are connected", connected).await;
@@ -36,7 +40,7 @@ async fn all_connect(locks: &Quorlock) {
 async fn nodes_half_a_second_away_lock_with_a_longer_node_timeout() {
     let (cluster, round_trip) = (Cluster::start(3), SECOND / 2);
     let links = far_away(&cluster, round_trip).await;
-    let builder = Quorlock::builder().nodes(links.iter().map(Link::url)).node_timeout(2 * SECOND);
+    let builder = Quorlock::builder().nodes(links.iter().map(url)).node_timeout(2 * SECOND);
     let locks = builder.connect().await.expect("settings that work");
     all_connect(&locks).await;
     let start = Instant::now();
@@ -77,6 +81,6 @@ async fn nodes_that_are_not_declared_may_be_far_away() {
     let (cluster, round_trip) = (Cluster::undeclared(3, &[]), Duration::from_millis(420));
     let links = far_away(&cluster, round_trip).await;
     let environment = Arc::new(Distant(Ahead::default(), round_trip));
-    let builder = Quorlock::builder().nodes(links.iter().map(Link::url)).environment(environment);
+    let builder = Quorlock::builder().nodes(links.iter().map(url)).environment(environment);
     all_connect(&builder.connect().await.expect("settings that work")).await;
 }
