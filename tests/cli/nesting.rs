@@ -89,6 +89,21 @@ fn only_where_the_enclosing_lock_is() {
     assert!(ended.stderr.contains("QUORLOCK_LEASE") && ended.stderr.contains("unset it"), "{}", ended.stderr);
 }
 
+/// Without the lease (as under sudo), a nested run would wait for its own end.
+#[test]
+fn a_nested_run_without_the_lease_hears_that_it_waits_for_itself() {
+    let sandbox = Sandbox::new(3);
+    let script = r#"env -u QUORLOCK_LEASE "$QUORLOCK" run --wait 1300ms job -- true"#;
+    let ended = nest(&sandbox, &["job"], script);
+    assert_eq!(ended.code, Some(75), "{ended:?}");
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    let [waiting, refused] = lines.as_slice() else { panic!("{ended:?}") };
+    assert!(waiting.starts_with("quorlock: waiting: job is held by "), "{waiting}");
+    for line in [waiting, refused] {
+        assert!(line.contains("around this one") && line.contains("QUORLOCK_LEASE"), "{line}");
+    }
+}
+
 #[test]
 fn a_lease_that_is_over_is_not_entered() {
     let sandbox = Sandbox::new(3);

@@ -18,6 +18,7 @@ fn the_second_is_turned_away_or_waits() {
     let refused = sandbox.end(&["run", "--try", "job", "--", "touch", "/nowhere"]);
     assert_eq!(refused.code, Some(75), "{refused:?}");
     assert!(refused.stderr.contains("job is held by") && refused.stderr.contains(":nightly"), "{}", refused.stderr);
+    assert!(!refused.stderr.contains("around this one"), "{}", refused.stderr);
     assert_eq!(sandbox.end(&["run", "--wait", "0s", "job", "--", "true"]).code, Some(75));
     assert_eq!(sandbox.end(&["run", "--try", "-E", "9", "job", "--", "true"]).code, Some(9));
     assert_eq!(sandbox.end(&["run", "--try", "-E", "0", "job", "other", "--", "false"]).code, Some(0), "all or none");

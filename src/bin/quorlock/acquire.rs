@@ -10,6 +10,7 @@ use tokio::select;
 use tokio::time::sleep;
 
 use crate::child;
+use crate::enclosing;
 use crate::exit::{Exit, Failure};
 use crate::inspect::summary;
 use crate::messages::shown;
@@ -65,7 +66,11 @@ pub async fn acquire(
 }
 
 fn explained(options: &RunOptions, error: AcquireError) -> Failure {
+    let enclosing = enclosing::hint_of(&error);
     let mut failure = Failure::from(error);
+    if let Some(hint) = enclosing {
+        failure.message = format!("{}. {hint}", failure.message);
+    }
     if options.place.is_default() && failure.exit == Exit::NoQuorum {
         failure.message.push_str("; without either, quorlock looks for Redis on this machine");
     }
@@ -77,7 +82,11 @@ async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
     for name in &options.names {
         // The name was checked when it was asked for.
         let Ok(seen) = locks.inspect(name.as_bytes()).await else { continue };
-        options.verbosity.detail(format_args!("waiting: {} is {}", shown(name), summary(&seen)));
+        let told = format!("waiting: {} is {}", shown(name), summary(&seen));
+        match seen.holder.as_ref().and_then(enclosing::hint) {
+            Some(hint) => options.verbosity.notice(format_args!("{told}. {hint}")),
+            None => options.verbosity.detail(told),
+        }
     }
     if too_few(locks).is_some() {
         // One of them may have been about to be heard.

@@ -10,6 +10,7 @@ mod acquire;
 mod child;
 mod delivery;
 mod descendants;
+mod enclosing;
 mod end;
 mod exit;
 mod inspect;
