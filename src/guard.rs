@@ -124,8 +124,8 @@ impl Guard {
         self.leases.iter().any(|lease| is_endangered(lease.phase()))
     }
 
-    /// Resolves when the lease is lost: on time by this client's own clock even if every node hangs, or at once when a
-    /// majority refuses to renew it. What the lock protects must have stopped by then; see
+    /// Resolves when the lease is lost: on time by this client's own clock, also if every node hangs or the runtime of the
+    /// client has ended, or at once when a majority refuses to renew it. What the lock protects must have stopped by then; see
     /// [`endangered`](Self::endangered) for the warning before.
     ///
     /// # Cancel safety

@@ -179,7 +179,7 @@ impl Lease {
             if wanted(phase) {
                 return;
             }
-            // By a timer of its own: the keeper is as dead as the client's runtime.
+            // By its own timer: the keeper ends with the client's runtime.
             match left {
                 Some(left) => drop(self.core.within(left, changed).await),
                 None => changed.await,
