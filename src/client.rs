@@ -78,6 +78,7 @@ pub(crate) struct Core {
     label: Arc<str>,
     ids: AtomicU64,
     last_ballot: AtomicU64,
+    last_ticket: AtomicU64,
     /// How far this machine's wall clock is ahead of the nodes', in µs, when it is further than ballots may be.
     lead: AtomicU64,
 }
@@ -94,6 +95,11 @@ impl Core {
     /// Waits for `future`, for at most `limit`, by a timer of the caller.
     pub(crate) async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
         within(self.environment.as_ref(), limit, future).await
+    }
+
+    /// Waits until a request that no majority has answered is to ask again. Says whether a majority has been heard meanwhile.
+    pub(crate) async fn next_try(&self) -> bool {
+        self.common.hearing.next_try(self.environment.as_ref()).await
     }
 
     pub(crate) async fn sleep(&self, time: Duration) {
@@ -126,9 +132,12 @@ impl Core {
         Owner::anonymous(self.environment.as_ref(), &self.label)
     }
 
-    /// A place in the nodes' lines for a request of this owner that begins now.
-    pub(crate) fn ticket(&self, owner: &Owner) -> Arc<Ticket> {
-        let number = self.propose_above(owner, Ballot::ZERO);
+    /// A ticket for a request that begins now. Its number is taken from the nodes' clocks: a client whose own clock is behind
+    /// has not waited longer than others.
+    pub(crate) fn ticket(&self) -> Arc<Ticket> {
+        let now = self.common.clocks.median(self.now()).unwrap_or_else(|| self.wall());
+        let next = |last: u64| now.max(last + 1);
+        let number = next(raise(&self.last_ticket, next));
         self.common.tickets.issue(number, self.common.client, self.settings.quorum)
     }
 
@@ -244,6 +253,7 @@ impl Quorlock {
             label: Owner::labelled(label).label().into(),
             ids: AtomicU64::new(0),
             last_ballot: AtomicU64::new(0),
+            last_ticket: AtomicU64::new(0),
             lead: AtomicU64::new(0),
             environment,
         });

@@ -14,6 +14,9 @@ use crate::sync::locked;
 /// longer than this, and a lease that ended during a suspend is noticed this long after it at the latest.
 const LONGEST_NAP: Duration = Duration::from_millis(250);
 
+/// So many leases are looked at in one go.
+const MOST_AT_ONCE: u32 = 256;
+
 pub(crate) struct Keeper {
     calendar: Mutex<Calendar>,
     earlier: Notify,
@@ -61,8 +64,14 @@ impl Keeper {
     pub(crate) async fn run(&self, environment: &dyn Environment) {
         loop {
             let now = environment.now();
+            let mut ticks = 0;
             while let Some(lease) = self.pop(now) {
                 lease.tick();
+                ticks += 1;
+                if ticks % MOST_AT_ONCE == 0 {
+                    // What is due goes out before more is added to it.
+                    tokio::task::yield_now().await;
+                }
             }
             let nap = {
                 let mut calendar = locked(&self.calendar);

@@ -53,6 +53,8 @@ pub(crate) struct State {
     end: u64,
     /// Whoever asked for it has not seen it yet.
     awaited: bool,
+    /// The latest that was sent.
+    extension: Weak<Round>,
     /// Where the keeper has it.
     scheduled: Option<Moment>,
     /// Lets the next one in this process ask for the resource when the lease is over.
@@ -96,6 +98,7 @@ impl Lease {
                 lease,
                 fresh,
                 awaited: true,
+                extension: Weak::new(),
                 scheduled: None,
                 turn: None,
                 began: core.now(),
@@ -199,6 +202,7 @@ impl Lease {
         let before = state.lease.phase(now);
         let after = state.lease.confirmed(now, round.started, round.ballot, length);
         self.core.common.use_lease(length);
+        state.lease.extend_before(round.started + Schedule::extend_after(length).saturating_sub(self.spread(length)));
         state.fresh &= after == Phase::Pending;
         locked(&self.said).is_confirmed(round.ballot);
         self.reschedule(&mut state);
@@ -219,6 +223,13 @@ impl Lease {
     /// state.
     pub(crate) fn failed(&self, round: &Round) {
         locked(&self.said).is_failed(round.ballot, round.reports(None));
+    }
+
+    /// So much earlier than others is this lease extended: many that were granted at once are not all extended at once.
+    fn spread(&self, length: Duration) -> Duration {
+        // The golden ratio spreads numbers that follow each other.
+        let share = (self.id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;
+        length / 12 * share / 256
     }
 
     /// A majority refuses: the lease is over.
@@ -266,9 +277,11 @@ impl Lease {
             Due::Danger { extend } => extend,
             Due::Nothing => false,
         };
-        if extend && !state.is_left(now) {
+        let is_under_way = state.extension.upgrade().is_some_and(|round| round.is_under_way(now));
+        if extend && !is_under_way && !state.is_left(now) {
             let length = state.lease.length;
-            send_hold(&self.core, &[Arc::clone(self)], &mut [&mut state], length, &Bid::default());
+            let round = send_hold(&self.core, &[Arc::clone(self)], &mut [&mut state], length, &Bid::default());
+            state.extension = Arc::downgrade(&round);
         }
         self.reschedule(&mut state);
         drop(state);
@@ -379,7 +392,7 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
     round
 }
 
-/// Takes the ticket of a request that has stopped waiting from the nodes' wait queues. Where it may stand is known when the
+/// Takes the ticket of a request that has stopped waiting for these resources from the nodes' wait queues. Where it may stand is known when the
 /// message's turn comes at each of them, behind what may leave it there.
 pub(crate) fn send_leave(core: &Arc<Core>, resources: &[Resource], ticket: &Arc<Ticket>) {
     let command = node::leave(resources, ticket);

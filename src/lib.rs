@@ -62,6 +62,7 @@ mod dial;
 mod error;
 mod export;
 mod guard;
+mod hearing;
 mod inspect;
 mod keeper;
 mod lease;

@@ -11,15 +11,17 @@ use crate::error::{AcquireError, ConfigError, Holder, OwnHold, Reports};
 use crate::export::ExportedLease;
 use crate::guard::Guard;
 use crate::lease::{Bid, Lease, lock_states, send_hold};
-use crate::node::{LastEnd, Refusal};
+use crate::node::LastEnd;
 use crate::owner::{Owner, is_of_this_process};
-use crate::protocol::{self, Ballot, Phase, Verdict, floor_for_a_quorum};
+use crate::protocol::{self, Ballot, Phase, Verdict};
 use crate::resource::Resource;
 use crate::round::Round;
 use crate::table::{Reservation, Reserved};
 use crate::ticket::Ticket;
 use crate::waiter::Waiter;
 use crate::waiting::{Again, Patience};
+
+mod explain;
 
 const MOST_NAMES: usize = 500;
 /// So many ends of leases are named to the nodes, the latest ones.
@@ -69,7 +71,7 @@ impl LockRequest {
     pub(crate) async fn try_until_granted(self, mut patience: Patience) -> Result<Guard, AcquireError> {
         let core = &self.handle.0;
         let attempt = self.prepare()?;
-        let mut waiter = Waiter::new(core, &attempt.owner, &attempt.resources, !patience.is_over_at_once());
+        let mut waiter = Waiter::new(core, &attempt.resources, !patience.is_over_at_once());
         let mut offer = Offer::default();
         loop {
             core.check()?;
@@ -79,7 +81,8 @@ impl LockRequest {
             };
             offer.above = if let Again::Above(floor) = again { floor } else { Ballot::ZERO };
             waiter.failed(again);
-            patience.wait_after(core, attempt.lease, error, again, waiter.ticket()).await?;
+            let heard = patience.wait_after(core, attempt.lease, error, again, waiter.ticket()).await?;
+            waiter.takes_turns(heard);
         }
     }
 
@@ -190,12 +193,16 @@ impl Attempt {
             return Err((AcquireError::Contended { resource, nodes: round.reports(None) }, Again::Above(Ballot::ZERO)));
         }
         if verdict == Verdict::Won && !guard.remaining().is_zero() {
+            core.common.hearing.heard();
             waiter.granted(guard.leases());
             begun.reservation.fulfil(begun.guard.leases().iter());
             return Ok(begun.guard);
         }
         let waits = offer.learn(core.now(), round.last_ends());
         let (error, again) = self.explain(core, guard, round, verdict, limit);
+        if !matches!(again, Again::WhenHeard) {
+            core.common.hearing.heard();
+        }
         Err((error, again.within(waits)))
     }
 
@@ -294,13 +301,14 @@ impl Attempt {
     ) -> Result<Option<Begun>, Failed> {
         let core = &handle.0;
         let now = core.now();
-        let free: Vec<&Resource> = self
+        let mut free: Vec<&Resource> = self
             .resources
             .iter()
             .zip(&held)
             .filter(|(_, lease)| lease.is_none())
             .map(|(resource, _)| resource)
             .collect();
+        free.sort_by_key(|resource| !ticket.is_some_and(|ticket| ticket.asks_first_for(resource)));
         let mut entered: Vec<Arc<Lease>> = held.into_iter().flatten().collect();
         entered.sort_unstable_by_key(|lease| lease.id);
 
@@ -341,73 +349,6 @@ impl Attempt {
         let bid = Bid { ballot: Some(ballot), waited_for: offer.waited_for(now) };
         let round = send_hold(core, guard.leases(), &mut borrowed, self.lease, &bid);
         Ok(Some(Begun { guard, round, reservation }))
-    }
-
-    /// Why the round did not give the lock.
-    fn explain(&self, core: &Core, guard: &Guard, round: &Round, verdict: Verdict, limit: Duration) -> Failed {
-        let quorum = core.settings.quorum;
-        let tally = round.tally();
-        let refusals = round.refusals();
-        let nodes = round.reports((verdict == Verdict::Pending).then_some(limit));
-        let resource = self.first.to_string();
-
-        let over = |(i, lease): &(usize, &Arc<Lease>)| {
-            let refused = refusals.iter().filter(|refusal| refusal.ends() == Some(*i)).count();
-            let is_new = lease.state().lease.token == round.ballot.into();
-            !is_new && (lease.phase() == Phase::Lost || refused >= quorum)
-        };
-        if let Some((_, lease)) = guard.leases().iter().enumerate().find(over) {
-            return lost(&lease.resource, nodes);
-        }
-        if verdict == Verdict::Won {
-            let took = core.now().since(round.started);
-            return (AcquireError::TooLate { took, lease: self.lease, nodes }, Again::AfterRace(took));
-        }
-        // When the round was decided early, who has not answered yet is not unheard: an answer "held" counts as one even
-        // if the nodes that are away made it the last that was needed.
-        let unheard = match verdict {
-            Verdict::Pending => core.nodes.len() - tally.votes() - refusals.len(),
-            Verdict::Won | Verdict::Lost => tally.unheard_votes(),
-        };
-        if unheard > core.nodes.len() - quorum {
-            return (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard);
-        }
-        let ahead = refusals.iter().filter(|refusal| matches!(refusal, Refusal::Ahead { .. })).count();
-        if ahead >= quorum {
-            // From now on ballots go by the nodes' clocks.
-            return (AcquireError::Contended { resource, nodes }, Again::Above(Ballot::ZERO));
-        }
-        let is_stale = refusals.iter().any(|refusal| matches!(refusal, Refusal::Stale { .. }));
-        // Whoever has not answered a round that was decided early may yet agree to another ballot.
-        let unanswered = match verdict {
-            Verdict::Lost => core.nodes.len() - tally.votes() - refusals.len() - tally.unheard_votes(),
-            Verdict::Pending | Verdict::Won => 0,
-        };
-        let floor = floor_for_a_quorum(&round.rooms(), unanswered, core.room(), round.ballot, quorum);
-        if let Some(floor) = floor.filter(|_| is_stale) {
-            return (AcquireError::Contended { resource, nodes }, Again::Above(floor));
-        }
-        let kept = refusals.iter().filter_map(|no| if let Refusal::Kept { left } = no { Some(*left) } else { None });
-        match (nodes.most_frequent_holder(), kept.max()) {
-            // Somebody else has been called and is about to take it.
-            (holder, Some(left)) if holder.as_ref().is_none_or(|(_, _, votes)| *votes < quorum) => {
-                (AcquireError::Contended { resource, nodes }, Again::WhenFree { free_in: Some(left), calls: true })
-            }
-            // Nobody has a majority, but some are claimed: a race that nobody won, or somebody's eroded lease.
-            (Some((_, _, votes)), _) if votes < quorum && tally.votes() > 0 => {
-                (AcquireError::Contended { resource, nodes }, Again::AfterRace(core.now().since(round.started)))
-            }
-            (Some((by, free_in, _)), _) => {
-                let again = Again::WhenFree { free_in, calls: by != Holder::Foreign };
-                let own = self.own_hold(&by);
-                (AcquireError::Held { resource, by, free_in, own, nodes }, again)
-            }
-            // Some are stale, and no ballot suits a majority of those that answered: perhaps others will.
-            (None, _) if is_stale => {
-                (AcquireError::Contended { resource, nodes }, Again::AfterRace(core.now().since(round.started)))
-            }
-            (None, _) => (AcquireError::NoQuorum { needed: quorum, nodes }, Again::WhenHeard),
-        }
     }
 }
 

@@ -10,13 +10,15 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 
 use crate::client::Core;
-use crate::error::{Answer, ClientError, NodeError, Reports};
-use crate::lease::Lease;
-use crate::node::{Asker, LastEnd, Refusal, Request, Vote, pack_open, parse_hold, parse_release};
-use crate::protocol::{Ballot, Moment, Phase, Room, Tally, Verdict};
+use crate::error::{ClientError, Holder, NodeError};
+use crate::lease::{Lease, send_leave};
+use crate::node::{Asker, Refusal, Request, Vote, pack_open, parse_hold, parse_release};
+use crate::protocol::{Ballot, Moment, Phase, Tally, Verdict};
+use crate::resource::Resource;
 use crate::sync::locked;
 use crate::ticket::Ticket;
-use crate::waiting::ROUND_TRIP;
+
+mod said;
 
 /// What a round is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub(crate) struct Round {
     ticket: Option<Arc<Ticket>>,
     /// How often the connections had been polled before.
     polls: u64,
+    /// One bit for each node that it has been sent to, or that has a part in the count.
+    reached: AtomicU64,
     count: Mutex<Count>,
 }
 
@@ -92,6 +96,7 @@ impl Round {
             repeated: AtomicU64::new(0),
             ticket,
             polls: core.driver.polls(),
+            reached: AtomicU64::new(0),
             count: Mutex::new(Count {
                 votes: vec![None; nodes],
                 tally: Tally::new(nodes),
@@ -136,6 +141,7 @@ impl Round {
 
     /// This node is about to be sent the round, which may leave something there.
     pub(crate) fn touch(&self, node: usize) {
+        self.reached.fetch_or(1 << node, Ordering::Relaxed);
         if let Purpose::Hold { .. } = self.purpose {
             for lease in &self.leases {
                 lease.touch(node);
@@ -145,7 +151,7 @@ impl Round {
             ticket.leave_on(node);
         }
         if let (Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
-            ticket.wait_on(node);
+            ticket.free_on(node);
         }
     }
 
@@ -163,6 +169,18 @@ impl Round {
     /// Is the outcome certain, whatever else is answered?
     pub(crate) fn is_decided(&self) -> bool {
         self.verdict(&locked(&self.count)) != Verdict::Pending
+    }
+
+    /// Would the same round, sent again, only be queued behind it? While it waits in this client's own queues, where no majority
+    /// can have answered it, or at nodes that still have time to answer.
+    pub(crate) fn is_under_way(&self, now: Moment) -> bool {
+        let is_queued = (self.reached.load(Ordering::Relaxed).count_ones() as usize) < self.core.settings.quorum;
+        is_queued || (now.since(self.started) < self.core.common.timeout && !self.is_decided())
+    }
+
+    /// Has it waited so long in this client's own queues that it is of no use any more?
+    pub(crate) fn is_late(&self, now: Moment) -> bool {
+        now.since(self.started) >= self.core.common.timeout && self.is_moot()
     }
 
     /// Is everything over that it was for?
@@ -192,6 +210,7 @@ impl Round {
     }
 
     pub(crate) fn answered(&self, node: usize, answer: Result<Value, NodeError>) {
+        self.reached.fetch_or(1 << node, Ordering::Relaxed);
         let vote = match (answer, self.purpose) {
             (Ok(value), Purpose::Hold { .. }) => parse_hold(&value),
             (Ok(value), Purpose::Release | Purpose::Leave) => parse_release(&value),
@@ -211,6 +230,9 @@ impl Round {
             (&vote, &self.ticket)
         {
             ticket.wait_on(node);
+        }
+        if let Vote::No(Refusal::Held { resource, by, .. }) = &vote {
+            self.pass_calls_on(*resource, by);
         }
         if let Vote::No(Refusal::Stale { clock, .. }) = &vote {
             self.core.has_met(*clock);
@@ -304,6 +326,20 @@ impl Round {
         }
     }
 
+    /// A node refused the request because of one resource. The nodes may keep others for the request, which has been called
+    /// there: the next request may have them, unless the one that is in the way is likely to be free soon.
+    fn pass_calls_on(&self, refused: usize, by: &Holder) {
+        let (Some(ticket), Some(in_the_way), 2..) = (&self.ticket, self.leases.get(refused), self.leases.len()) else {
+            return;
+        };
+        let token = if let Holder::Owner { token, .. } = by { Some(*token) } else { None };
+        if ticket.meets(&in_the_way.resource, token) {
+            let others = self.leases.iter().filter(|lease| !Arc::ptr_eq(lease, in_the_way));
+            let others: Vec<Resource> = others.map(|lease| lease.resource.clone()).collect();
+            send_leave(&self.core, &others, ticket);
+        }
+    }
+
     /// When a majority takes no ballot of this machine's clock, ballots go by theirs.
     fn look_for_clocks_behind(&self, count: &Count) {
         let clock = |vote: &Vote| if let Vote::No(Refusal::Ahead { clock }) = vote { Some(*clock) } else { None };
@@ -364,69 +400,6 @@ impl Round {
 
     pub(crate) fn tally(&self) -> Tally {
         locked(&self.count).tally
-    }
-
-    /// The resource of which a node first said that it was over there.
-    pub(crate) fn first_over(&self) -> String {
-        let count = locked(&self.count);
-        let over = match self.purpose {
-            Purpose::Release => count.each.iter().position(|tally| released(tally) == Verdict::Lost),
-            _ => count.votes().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None }),
-        };
-        over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
-    }
-
-    /// What the nodes that answered would take. One that granted goes by ballots alone, so its clock is taken to be right.
-    pub(crate) fn rooms(&self) -> Vec<Room> {
-        let like_us = self.core.room();
-        let room = |vote: &Vote| match vote {
-            Vote::Yes => Some(like_us),
-            Vote::No(Refusal::Ahead { clock }) => Some(Room { clock: *clock, ..like_us }),
-            Vote::No(Refusal::Stale { floor, clock }) => Some(Room { floor: *floor, clock: *clock, ..like_us }),
-            _ => None,
-        };
-        locked(&self.count).votes().filter_map(room).collect()
-    }
-
-    /// What nodes said of leases that were not released, and may be in force.
-    pub(crate) fn last_ends(&self) -> Vec<(LastEnd, Duration)> {
-        let end = |vote: &Vote| match vote {
-            Vote::No(Refusal::Early { last, left, .. }) => Some((*last, *left)),
-            _ => None,
-        };
-        locked(&self.count).votes().filter_map(end).collect()
-    }
-
-    /// Every refusal so far.
-    pub(crate) fn refusals(&self) -> Vec<Refusal> {
-        let count = locked(&self.count);
-        count.votes().filter_map(|vote| if let Vote::No(no) = vote { Some(no.clone()) } else { None }).collect()
-    }
-
-    /// Nodes that have not answered, or of which nothing is known.
-    pub(crate) fn pending(&self) -> Vec<String> {
-        let count = locked(&self.count);
-        let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::Unheard(_)));
-        self.core
-            .nodes
-            .iter()
-            .zip(&count.votes)
-            .filter(|(_, vote)| open(vote))
-            .map(|(node, _)| node.name.to_string())
-            .collect()
-    }
-
-    /// What each node said; of one that said nothing, what is known of it. `waited` is how long all were waited for, when that
-    /// is over: in less than a slow round trip no answer means nothing.
-    pub(crate) fn reports(&self, waited: Option<Duration>) -> Reports {
-        let votes = locked(&self.count).votes.clone();
-        let waited =
-            waited.filter(|waited| *waited >= self.core.settings.node_timeout(self.length()).min(ROUND_TRIP.1));
-        self.core.reports(|node| match (&votes[node], waited) {
-            (Some(vote), _) => Some(Answer::from(vote)),
-            (None, Some(waited)) => Some(Answer::Failed(self.core.unanswered(node, waited, self.polls))),
-            (None, _) => None,
-        })
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, Weak};
 use redis::{PushKind, Value};
 use tokio::sync::Notify;
 
-use crate::protocol::Ballot;
+use crate::protocol::Token;
+use crate::resource::Resource;
 use crate::sync::locked;
 
 /// The tickets of one client, by number.
@@ -17,16 +18,18 @@ pub(crate) struct Tickets(Mutex<HashMap<u64, Weak<Ticket>>>);
 
 impl Tickets {
     /// A request that may have to wait takes its number when it begins, and keeps it over all its tries.
-    pub(crate) fn issue(self: &Arc<Self>, number: Ballot, session: u64, quorum: usize) -> Arc<Ticket> {
+    pub(crate) fn issue(self: &Arc<Self>, number: u64, session: u64, quorum: usize) -> Arc<Ticket> {
         let ticket = Arc::new(Ticket {
             issuer: Arc::clone(self),
-            number: number.get(),
+            number,
             session,
             quorum,
             left_on: AtomicU64::new(0),
             waits_on: AtomicU64::new(0),
             called_by: AtomicU64::new(0),
+            freed_on: AtomicU64::new(0),
             called: Notify::new(),
+            met: Mutex::default(),
         });
         locked(&self.0).insert(ticket.number, Arc::downgrade(&ticket));
         ticket
@@ -64,7 +67,23 @@ pub(crate) struct Ticket {
     waits_on: AtomicU64,
     /// One bit for each node that has called since the last try.
     called_by: AtomicU64,
+    /// One bit for each node where this client's own release has freed the resource since the last try began. Its call says
+    /// nothing new.
+    freed_on: AtomicU64,
     called: Notify,
+    met: Mutex<Met>,
+}
+
+/// Whose leases were in the way of a request for several resources.
+#[derive(Default)]
+struct Met {
+    /// In this try, and the latest in the tries before.
+    now: HashMap<Resource, Option<Token>>,
+    before: HashMap<Resource, Option<Token>>,
+    /// The request waits for what is in the way now, and for nothing else.
+    waits_for_these: bool,
+    /// What may be in the way for long.
+    first: Option<Resource>,
 }
 
 impl Ticket {
@@ -84,6 +103,12 @@ impl Ticket {
         self.wake_if_called();
     }
 
+    /// This node is about to be sent this client's own release, which leaves the ticket there.
+    pub(crate) fn free_on(&self, node: usize) {
+        self.freed_on.fetch_or(1 << node, Ordering::SeqCst);
+        self.wait_on(node);
+    }
+
     pub(crate) fn may_be_on(&self, node: usize) -> bool {
         self.left_on.load(Ordering::Relaxed) & (1 << node) != 0
     }
@@ -96,8 +121,9 @@ impl Ticket {
     /// After a change of either side, in whichever order the two make theirs.
     fn wake_if_called(&self) {
         let (called_by, waits_on) = (self.called_by.load(Ordering::SeqCst), self.waits_on.load(Ordering::SeqCst));
-        let has_all = waits_on != 0 && called_by & waits_on == waits_on;
-        if has_all || called_by.count_ones() as usize >= self.quorum {
+        let by_others = called_by & !self.freed_on.load(Ordering::SeqCst) != 0;
+        let by_all = called_by & waits_on == waits_on;
+        if by_others && ((waits_on != 0 && by_all) || called_by.count_ones() as usize >= self.quorum) {
             self.called.notify_one();
         }
     }
@@ -106,6 +132,36 @@ impl Ticket {
     pub(crate) fn begin_try(&self) {
         self.called_by.store(0, Ordering::SeqCst);
         self.waits_on.store(0, Ordering::SeqCst);
+        self.freed_on.store(0, Ordering::SeqCst);
+        let mut met = locked(&self.met);
+        let now = std::mem::take(&mut met.now);
+        met.before.extend(now);
+        met.waits_for_these = false;
+    }
+
+    /// This lease was in the way of a request for several resources. It may be for long, unless another one was in the way
+    /// before, so that the resource is known to change hands. Then the request is to leave the queues of the other resources,
+    /// whose calls it cannot use: says so once for each try.
+    pub(crate) fn meets(&self, resource: &Resource, holder: Option<Token>) -> bool {
+        let mut met = locked(&self.met);
+        met.now.insert(resource.clone(), holder);
+        let is_news = !met.waits_for_these && met.before.get(resource).is_none_or(|before| *before == holder);
+        if is_news {
+            (met.waits_for_these, met.first) = (true, Some(resource.clone()));
+        }
+        is_news
+    }
+
+    /// Was this resource in the way last? It is asked for first then: where it still is in the way, the request leaves the others
+    /// alone.
+    pub(crate) fn asks_first_for(&self, resource: &Resource) -> bool {
+        locked(&self.met).first.as_ref() == Some(resource)
+    }
+
+    /// Is the ticket to stand in the queues of this resource after a try that failed?
+    pub(crate) fn waits_for(&self, resource: &Resource) -> bool {
+        let met = locked(&self.met);
+        !met.waits_for_these || met.now.contains_key(resource)
     }
 
     /// Resolves when a quorum of nodes has called since the last try, or all that were busy then; perhaps once too often.
@@ -133,6 +189,7 @@ mod tests {
     use futures::poll;
 
     use super::*;
+    use crate::protocol::Ballot;
 
     impl Tickets {
         fn hear(&self, node: usize, number: &str) {
@@ -144,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn a_quorum_of_nodes_wakes_it_and_one_node_is_one() {
         let tickets = Arc::new(Tickets::default());
-        let ticket = tickets.issue(Ballot::ZERO.next(), 7, 2);
+        let ticket = tickets.issue(1, 7, 2);
         assert_eq!(ticket.text(), "1:0000000000000007");
         let mut called = pin!(ticket.called());
         for number in ["1", "1", "2", "", "nonsense"] {
@@ -158,7 +215,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_waits_for_calls_that_will_not_come() {
         let tickets = Arc::new(Tickets::default());
-        let ticket = tickets.issue(Ballot::ZERO.next(), 7, 3);
+        let ticket = tickets.issue(1, 7, 3);
         ticket.wait_on(1);
         ticket.wait_on(2);
         tickets.hear(1, "1");
@@ -168,19 +225,57 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn its_own_release_does_not_wake_it() {
+        let tickets = Arc::new(Tickets::default());
+        let ticket = tickets.issue(1, 7, 2);
+        for node in [0, 1] {
+            ticket.free_on(node);
+            tickets.hear(node, "1");
+        }
+        assert!(poll!(pin!(ticket.called())).is_pending());
+        ticket.wait_on(2);
+        tickets.hear(2, "1");
+        assert!(poll!(pin!(ticket.called())).is_ready(), "another one's release does");
+    }
+
+    #[tokio::test]
     async fn calls_before_a_try_do_not_count_after_it() {
         let tickets = Arc::new(Tickets::default());
-        let ticket = tickets.issue(Ballot::ZERO.next(), 7, 2);
+        let ticket = tickets.issue(1, 7, 2);
         tickets.hear(0, "1");
         ticket.begin_try();
         tickets.hear(1, "1");
         assert!(poll!(pin!(ticket.called())).is_pending());
     }
 
+    /// A set of `hot`, which goes from one to the next, and `slow`, which stays with the same owner.
+    #[test]
+    fn a_set_waits_in_one_queue_for_what_may_be_held_for_long() {
+        let tickets = Arc::new(Tickets::default());
+        let ticket = tickets.issue(1, 7, 1);
+        let [hot, slow] = ["hot", "slow"].map(|name| Resource::new(b"", name.as_bytes()).unwrap());
+        let token = |number| Token::from(Ballot::from_wire(number).unwrap());
+        let waits_for = || [ticket.waits_for(&hot), ticket.waits_for(&slow)];
+        assert_eq!(waits_for(), [true, true], "nothing is known yet");
+        assert!(ticket.meets(&hot, Some(token(1))) && !ticket.meets(&hot, Some(token(1))), "once for each try");
+        assert_eq!(waits_for(), [true, false]);
+        ticket.begin_try();
+        assert!(ticket.meets(&slow, Some(token(2))));
+        assert_eq!(waits_for(), [false, true]);
+        for _ in 0..2 {
+            ticket.begin_try();
+            assert!(ticket.asks_first_for(&slow) && !ticket.asks_first_for(&hot));
+            assert!(ticket.meets(&slow, Some(token(2))), "the same owner");
+        }
+        ticket.begin_try();
+        assert!(!ticket.meets(&hot, Some(token(3))), "it changes hands, so its call will come soon");
+        assert_eq!(waits_for(), [true, true]);
+    }
+
     #[test]
     fn a_ticket_that_is_gone_is_forgotten() {
         let tickets = Arc::new(Tickets::default());
-        let ticket = tickets.issue(Ballot::ZERO.next(), 7, 1);
+        let ticket = tickets.issue(1, 7, 1);
         ticket.leave_on(3);
         assert!(ticket.may_be_on(3) && !ticket.may_be_on(2));
         drop(ticket);

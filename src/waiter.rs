@@ -3,7 +3,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::client::Core;
 use crate::lease::{Lease, send_leave};
-use crate::owner::Owner;
 use crate::resource::Resource;
 use crate::ticket::Ticket;
 use crate::turn::Turn;
@@ -12,11 +11,10 @@ use crate::waiting::Again;
 /// The places of a request that waits: in the lines of the nodes, and its turn in this process. Dropping it gives both up.
 pub(crate) struct Waiter<'a> {
     core: &'a Arc<Core>,
-    owner: &'a Owner,
     resources: &'a Arc<[Resource]>,
     waits: bool,
-    /// Too few nodes could be heard: everybody may try for themselves, and be told so.
-    unheard: bool,
+    /// Not while too few nodes can be heard: each request then tries for itself, and is told so.
+    takes_turns: bool,
     stand: Option<Arc<Stand>>,
     /// Behind the place, so given up after it.
     turn: Option<Turn>,
@@ -41,8 +39,8 @@ impl Drop for Stand {
 }
 
 impl<'a> Waiter<'a> {
-    pub(crate) fn new(core: &'a Arc<Core>, owner: &'a Owner, resources: &'a Arc<[Resource]>, waits: bool) -> Self {
-        Self { core, owner, resources, waits, unheard: false, stand: None, turn: None }
+    pub(crate) fn new(core: &'a Arc<Core>, resources: &'a Arc<[Resource]>, waits: bool) -> Self {
+        Self { core, resources, waits, takes_turns: true, stand: None, turn: None }
     }
 
     pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
@@ -58,7 +56,7 @@ impl<'a> Waiter<'a> {
                 self.stand = Some(Arc::new(Stand {
                     core: Arc::clone(self.core),
                     resources: Arc::clone(self.resources),
-                    ticket: self.core.ticket(self.owner),
+                    ticket: self.core.ticket(),
                     is_granted: AtomicBool::new(false),
                 }));
             }
@@ -74,7 +72,7 @@ impl<'a> Waiter<'a> {
         start: impl FnOnce(Option<&Arc<Ticket>>) -> T + Send + 'static,
     ) -> Option<T> {
         let resource = match &**self.resources {
-            [resource] if self.waits && !self.unheard && self.turn.is_none() => resource,
+            [resource] if self.waits && self.takes_turns && self.turn.is_none() => resource,
             _ => return Some(start(self.ticket())),
         };
         let stand = self.stand.clone();
@@ -89,12 +87,16 @@ impl<'a> Waiter<'a> {
         Some(done)
     }
 
-    /// A try has failed.
+    /// A try has failed. Where no majority was heard, the next in this process may try, and be told so.
     pub(crate) fn failed(&mut self, again: Again) {
-        self.unheard = matches!(again, Again::WhenHeard);
-        if self.unheard {
+        if let Again::WhenHeard = again {
             self.turn = None;
         }
+    }
+
+    /// The next try waits for its turn, if it has none, or is made without one.
+    pub(crate) fn takes_turns(&mut self, takes_turns: bool) {
+        self.takes_turns = takes_turns;
     }
 
     /// Another task of the same owner is asking for the same: what it gets, this one will enter.

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::clocks::NodeClocks;
 use super::health::{CHANGING, Health};
 use crate::environment::Environment;
 use crate::error::NodeError;
+use crate::hearing::Hearing;
 use crate::life::Life;
 use crate::protocol::{Newcomer, Record, Wall, difference, quorum};
 use crate::sync::locked;
@@ -54,6 +56,8 @@ pub(crate) struct Common {
     pub(crate) tickets: Arc<Tickets>,
     /// By node, how long the end of a program may wait for it, in µs.
     last_waits: Vec<AtomicU64>,
+    pub(crate) hearing: Hearing,
+    pub(crate) clocks: NodeClocks,
 }
 
 impl Common {
@@ -84,6 +88,8 @@ impl Common {
             client,
             tickets: Arc::default(),
             last_waits: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
+            hearing: Hearing::new(nodes),
+            clocks: NodeClocks::new(nodes),
         }
     }
 
@@ -97,6 +103,13 @@ impl Common {
     pub(crate) fn wall(&self) -> u64 {
         let shown = wall_micros(self.environment.as_ref());
         locked(&self.wall).read(self.environment.now(), shown, self.longest_lease().max(self.usual_lease))
+    }
+
+    /// A node's clock shows this, in µs, if it shows anything.
+    pub(super) fn sees_clock(&self, node: usize, shown: Option<u64>) {
+        if let Some(micros) = shown {
+            self.clocks.saw(node, self.ahead_of_monotonic(micros));
+        }
     }
 
     /// How far a clock that shows this now is ahead of the monotonic one, in µs.

@@ -220,9 +220,11 @@ impl Connection {
         self.down = None;
         let now = self.environment.now();
         self.condition.is_up(now, line.known.quarantine(now));
+        self.common.hearing.connected(self.index);
         self.common.waits_for(self.index, line.last_wait());
         // Should the code panic, this connection has ended, and no other.
         let used = AssertUnwindSafe(poll_fn(|cx| self.turn(&mut line, &mut waiting, cx))).catch_unwind().await;
+        self.common.hearing.disconnected(self.index);
         let end = used.unwrap_or_else(|panic| End::Broken(NodeError::Disconnected(panicked(panic.as_ref()))));
         match &end {
             End::Done => return end,
@@ -390,7 +392,7 @@ impl Connection {
             Asker::Hold(_) | Asker::Look(_) if self.common.life.has_ended() => {
                 request.asker.answer(index, Err(ClientError::RuntimeEnded.into()));
             }
-            Asker::Hold(_) | Asker::Look(_) if line.silent => {
+            Asker::Hold(_) | Asker::Look(_) if line.silent || request.asker.is_late(now) => {
                 request.asker.answer(index, Err(line.overdue(now)));
             }
             Asker::Release(round) if !round.has_touched(index) => round.untouched(index),

@@ -46,6 +46,7 @@ async fn settle(
     is_open: &AtomicBool,
 ) -> Result<(Wire, Known), NodeError> {
     let (mut wire, mut health) = establish(environment, address, common, is_open).await?;
+    common.sees_clock(index, Some(health.clock));
     for _ in 0..MOST_WRITES {
         if let Some((_, record)) = &health.record {
             common.learn_lease(record.longest);

@@ -119,6 +119,17 @@ pub(super) fn standing(value: &Value) -> Standing<'_> {
     }
 }
 
+/// The node's clock in µs, as an answer shows it that is not the usual one.
+pub(super) fn shown_clock(value: &Value) -> Option<u64> {
+    match value {
+        Value::Array(fields) => match fields.as_slice() {
+            [Value::Int(2..), Value::Int(now), ..] => u64::try_from(*now).ok(),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// A word of a command, packed.
 fn argument(text: &[u8]) -> Vec<u8> {
     [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()

@@ -4,6 +4,7 @@
 pub mod admin;
 mod attempt;
 mod backlog;
+mod clocks;
 mod common;
 mod condition;
 mod connection;
@@ -74,6 +75,10 @@ pub(crate) enum Asker {
 }
 
 impl Asker {
+    fn is_late(&self, now: Moment) -> bool {
+        matches!(self, Self::Hold(round) if round.is_late(now))
+    }
+
     fn answer(self, index: usize, result: Result<Value, NodeError>) {
         match self {
             Self::Hold(round) | Self::Release(round) => round.answered(index, result),

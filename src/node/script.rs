@@ -153,7 +153,8 @@ pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
     let (token, share) =
         entries.first().map_or((0, Share { client: 0, lease: 0 }), |entry| (entry.lease.token.get(), entry.share));
     // What was not granted is asked for again: the request keeps its place until it gives up.
-    let keeps_place = |entry: &Entry<'_>| entry.fresh && entry.ticket.is_some();
+    let keeps_place =
+        |entry: &Entry<'_>| entry.fresh && entry.ticket.is_some_and(|ticket| ticket.waits_for(entry.resource));
     // No ballot key has this end, so no node takes it for the usual case.
     let end = if entries.iter().any(keeps_place) { 0 } else { round.end };
     command.arg(Round { end, ..*round }.marked(token, share));

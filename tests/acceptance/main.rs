@@ -19,6 +19,7 @@ mod late;
 mod leaps;
 mod lease;
 mod lists;
+mod load;
 mod reentry;
 mod register;
 mod replies;

@@ -58,16 +58,6 @@ async fn acc_18_a_limit_is_kept_and_a_try_is_quick() {
     guard.release().await.expect("a release");
 }
 
-/// How many scripts each node has run so far.
-fn scripts_run(cluster: &Cluster) -> Vec<u64> {
-    let calls = |stats: String| {
-        let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default().to_owned();
-        let calls = line.split(['=', ',']).nth(1).unwrap_or("0").to_owned();
-        calls.parse().expect("a number of calls")
-    };
-    cluster.each::<String>(redis::cmd("INFO").arg("commandstats")).into_iter().map(calls).collect()
-}
-
 #[tokio::test]
 async fn acc_28_fifty_waiters_cost_two_commands_a_second_each() {
     const WAITERS: u32 = 50;
@@ -78,7 +68,7 @@ async fn acc_28_fifty_waiters_cost_two_commands_a_second_each() {
         clients.push(cluster.client(10 * SECOND).await);
     }
     let guard = holder.lock("busy").acquire().await.expect("the lock");
-    let before = scripts_run(&cluster);
+    let before = cluster.scripts_run();
     let start = Instant::now();
     let take_turn = |locks: &Quorlock| {
         let request = locks.lock("busy").acquire();
@@ -86,7 +76,7 @@ async fn acc_28_fifty_waiters_cost_two_commands_a_second_each() {
     };
     let waiting: Vec<_> = clients.iter().map(take_turn).collect();
     tokio::time::sleep(4 * SECOND).await; // How long they wait, not a wait for something.
-    let (waited, after) = (start.elapsed(), scripts_run(&cluster));
+    let (waited, after) = (start.elapsed(), cluster.scripts_run());
     assert!(waiting.iter().all(|waiter| !waiter.is_finished()));
     for (before, after) in before.iter().zip(after) {
         let each = (after - before) as f64 / f64::from(WAITERS) / waited.as_secs_f64();
@@ -104,10 +94,10 @@ async fn acc_28_waiters_of_one_process_cost_one_of_them() {
     let holder = cluster.client(10 * SECOND).await;
     let locks = cluster.client(10 * SECOND).await;
     let guard = holder.lock("busy").acquire().await.expect("the lock");
-    let before = scripts_run(&cluster);
+    let before = cluster.scripts_run();
     let waiting: Vec<_> = (0..50).map(|_| tokio::spawn(locks.lock("busy").acquire())).collect();
     tokio::time::sleep(2 * SECOND).await; // How long they wait, not a wait for something.
-    for (before, after) in before.iter().zip(scripts_run(&cluster)) {
+    for (before, after) in before.iter().zip(cluster.scripts_run()) {
         assert!(after - before <= 8, "{} commands for one place in the line", after - before);
     }
     waiting.iter().for_each(tokio::task::JoinHandle::abort);

@@ -18,6 +18,7 @@ pub async fn run(job: &[String]) {
         ["hold", urls, name, lease_ms] => hold(urls, name, lease_ms.parse().unwrap()).await,
         ["hammer", urls, name, lease_ms] => hammer(urls, name, lease_ms.parse().unwrap()).await,
         ["take-turns", urls, name, millis] => take_turns(urls, name, millis.parse().unwrap()).await,
+        ["wait-for-each", urls, name, count] => wait_for_each(urls, name, count.parse().unwrap()).await,
         ["grants", urls, name] => grants(urls, name).await,
         ["stale-writer", urls, name, lease_ms] => stale_writer(urls, name, lease_ms.parse().unwrap()).await,
         ["try", urls, name] => {
@@ -108,6 +109,18 @@ async fn take_turns(urls: &str, name: &str, millis: u64) {
         tokio::time::sleep(Duration::from_millis(millis)).await;
         guard.release().await.expect("a release");
     }
+}
+
+/// Waits for so many locks at once, and reports when it has had one.
+async fn wait_for_each(urls: &str, name: &str, count: u32) {
+    let locks = client(urls, 10_000).await;
+    let wait = async |i: u32| {
+        let request = locks.lock(format!("{name} {i}")).wait(Duration::from_secs(60));
+        let guard = request.acquire().await.expect("the lock, in time");
+        report(format!("served {i}"));
+        guard.release().await.expect("a release");
+    };
+    futures::future::join_all((0..count).map(wait)).await;
 }
 
 async fn grants(urls: &str, name: &str) {

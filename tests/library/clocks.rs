@@ -261,3 +261,35 @@ async fn work_is_not_polled_again_when_the_lease_is_over() {
     assert!(futures::poll!(&mut lost).is_ready());
     assert_eq!(polls.load(Ordering::Relaxed), 1);
 }
+
+/// Turns go by how long a request has waited, not by the number that its client's clock shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_whose_clocks_are_behind_get_their_share_of_turns_and_no_more() {
+    const TURNS: usize = 300;
+    let cluster = Cluster::start(3);
+    let taken = Arc::new(AtomicUsize::new(0));
+    let mut clients = Vec::new();
+    for seconds in [-1, -1, 0] {
+        let environment = Arc::new(Ahead::default());
+        environment.wall.store(seconds, Ordering::Relaxed);
+        let locks = cluster.builder().environment(environment).connect().await.expect("settings that work");
+        locks.flush().await;
+        let taken = Arc::clone(&taken);
+        clients.push(tokio::spawn(async move {
+            let mut own = 0_usize;
+            while taken.fetch_add(1, Ordering::Relaxed) < TURNS {
+                let guard = locks.lock("turns").acquire().await.expect("its turn");
+                tokio::time::sleep(Duration::from_millis(3)).await; // How long it keeps the lock.
+                guard.release().await.expect("a release");
+                own += 1;
+            }
+            own
+        }));
+    }
+    let mut shares = Vec::new();
+    for client in clients {
+        shares.push(client.await.expect("a task"));
+    }
+    let most = TURNS / 3 * 6 / 5;
+    assert!(shares.iter().all(|share| *share <= most), "the shares are {shares:?}");
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::poll;
 use quorlock::{Guard, Owner};
@@ -167,4 +167,34 @@ async fn a_release_is_not_overtaken_by_the_next_of_its_owner() {
     for user in users.collect::<Vec<_>>() {
         user.await.expect("a task");
     }
+}
+
+/// Calls that are published by hand bring about tries, but not as many as there are calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn false_calls_bring_about_few_tries() {
+    const FOR: Duration = Duration::from_secs(1);
+    let cluster = Cluster::start(3);
+    let (holder, locks) = (cluster.client(60 * SECOND).await, cluster.client(60 * SECOND).await);
+    let guard = holder.lock("called").acquire().await.expect("the lock");
+    let waiting = tokio::spawn(locks.lock("called").acquire());
+    eventually(5 * SECOND, "it waits", || cluster.count_lines("called") == 3).await;
+    let line = cluster.lines("called").swap_remove(0);
+    let (number, client) = line.rsplit_once(' ').and_then(|(_, ticket)| ticket.split_once(':')).expect("a ticket");
+    let mut nodes: Vec<redis::Connection> = (0..3).map(|node| cluster.redis(node)).collect();
+    let (before, began, mut calls) = (cluster.scripts_run(), Instant::now(), 0);
+    while began.elapsed() < FOR {
+        for node in &mut nodes {
+            let mut publish = redis::cmd("PUBLISH");
+            publish.arg(format!("quorlock:call:{client}")).arg(number).exec(node).expect("a server that is up");
+        }
+        calls += 1;
+        tokio::time::sleep(Duration::from_millis(1)).await; // Between calls.
+    }
+    let after = cluster.scripts_run();
+    let most = 20.0 * began.elapsed().as_secs_f64() + 20.0;
+    for (before, after) in before.into_iter().zip(after) {
+        assert!(((after - before) as f64) < most, "{} tries after {calls} calls", after - before);
+    }
+    guard.release().await.expect("a release");
+    in_time(waiting).await.expect("a task").expect("its turn").release().await.expect("a release");
 }

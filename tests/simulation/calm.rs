@@ -8,6 +8,7 @@ use crate::asking::{Dropped, How};
 use crate::figures::Fault;
 use crate::invariant::Invariant;
 use crate::machine::Turns;
+use crate::outage;
 use crate::plan::ClientPlan;
 use crate::run::Stage;
 use crate::servers::Memory;
@@ -15,7 +16,7 @@ use crate::time::{EPOCH_US, micros};
 use crate::world::lock;
 
 /// Resources that only this phase uses, beside those of the plan.
-pub const EXTRA_RESOURCES: usize = 6;
+pub const EXTRA_RESOURCES: usize = 7;
 
 /// Leases of this phase are long, so that nothing is freed by the mere end of a lease before a limit.
 pub const LEASE: Duration = Duration::from_secs(8);
@@ -47,6 +48,8 @@ pub async fn judge(stage: &mut Stage) {
     everybody_acquires(stage, round_trip).await;
     minority_fails(stage, round_trip).await;
     requests_are_dropped(stage, round_trip).await;
+    let resources = [plan.resources + 1, plan.resources + 6];
+    outage::majority_is_away(stage, resources, LEASE, round_trip).await;
     holder_is_cut_off(stage, round_trip).await;
     holder_crashes(stage, round_trip).await;
     nothing_is_left(stage).await;
@@ -243,8 +246,7 @@ async fn holder_crashes(stage: &mut Stage, round_trip: Duration) {
         actors: 0,
         ppm: 0,
         bounded: false,
-        // Its first number is that of its ticket; the next one is its proposal.
-        skew_us: token.cast_signed() - 1 - (EPOCH_US + moment).cast_signed(),
+        skew_us: token.cast_signed() - (EPOCH_US + moment).cast_signed(),
         ..stage.clients[0].plan.clone()
     };
     stage.start_client(0, plan).await;

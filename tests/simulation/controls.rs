@@ -79,7 +79,7 @@ const RULES: Rules = Rules {
     forgets_ballots: false,
 };
 
-pub const ALL: [Control; 42] = [
+pub const ALL: [Control; 43] = [
     // Votes and numbers.
     client("quorum too small", &[MutualExclusion, Linearizable]),
     node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
@@ -119,6 +119,7 @@ pub const ALL: [Control; 42] = [
     rare(world("wall clock in the client", Broken { clock_is_set_back: true, ..NONE }, &[MutualExclusion])),
     // Nodes that are away or forget.
     client("waiting for every node", &[MinorityFaultLive]),
+    client("requests that no majority answers ask again at once", &[NoStorm]),
     Control {
         broken: Broken { forgets_at_once: true, ..NONE },
         ..rare(node("empty restart declared to be new", RULES, &[MutualExclusion]))

@@ -100,7 +100,7 @@ fn grant(ledger: &mut Ledger, at: u64, client: usize, owner: &str, puppet: &Pupp
 type History = fn(&mut Ledger);
 
 /// Each with the invariant that it breaks.
-const ILLEGAL: [(Invariant, &str, History); 27] = [
+const ILLEGAL: [(Invariant, &str, History); 29] = [
     (MutualExclusion, "two owners at once", |ledger| {
         grant(ledger, 1, 0, "a", &Puppet::new(7));
         grant(ledger, 2, 1, "b", &Puppet::new(8));
@@ -222,6 +222,12 @@ const ILLEGAL: [(Invariant, &str, History); 27] = [
     }),
     (MinorityFaultLive, "a minority that is waited for", |ledger| {
         ledger.waited(1, MinorityFaultLive, Some(SECOND + 1), SECOND, String::new);
+    }),
+    (NoStorm, "requests that ask 21 times a second", |ledger| {
+        ledger.waited_out(1, 21 * 6 * 10, 6, 10 * SECOND);
+    }),
+    (NoStorm, "a request that nobody serves after an outage", |ledger| {
+        ledger.waited(1, NoStorm, None, SECOND, String::new);
     }),
     (CancelSafe, "a dropped request that stands in the way", |ledger| {
         ledger.waited(1, CancelSafe, Some(SECOND + 1), SECOND, String::new);

@@ -53,6 +53,8 @@ invariants! {
     QuarantineHolds,
     /// No vote comes from a node whose record is another one than the message says.
     RecordHolds,
+    /// Requests that wait for a majority ask the other nodes seldom, and are served soon when it is back.
+    NoStorm,
     /// A request that is dropped, at whichever await, leaves nothing that stands in anybody's way.
     CancelSafe,
     /// The same seed does the same.

@@ -11,6 +11,9 @@ const TICK_US: u64 = 3_000 + LOOK_EVERY_US;
 /// So often must [`Ledger::observe`] be called.
 pub const LOOK_EVERY_US: u64 = 20_000;
 
+/// Commands for each waiting request, living node and second.
+const MOST_IN_OUTAGE: u64 = 20;
+
 impl Ledger {
     /// A write to a store that refuses a token smaller than the largest it has seen.
     pub fn write(&mut self, at: u64, id: u64) {
@@ -133,6 +136,16 @@ impl Ledger {
             Some(took) => format!("{}: {took} µs, and not {limit}", who()),
             None => who(),
         });
+    }
+
+    /// During an outage the nodes that live got so many commands. `requests` is how many requests waited, times the number of
+    /// these nodes.
+    pub fn waited_out(&mut self, at: u64, commands: u64, requests: u64, duration: u64) {
+        let most = MOST_IN_OUTAGE * requests * duration / 1_000_000;
+        let what = || format!("{commands} commands in {} ms, from {requests} requests times nodes", duration / 1000);
+        if requests > 0 {
+            self.findings.judge(Invariant::NoStorm, at, commands <= most, what);
+        }
     }
 
     /// A lock that stands on a node although everybody has given back everything.

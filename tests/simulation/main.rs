@@ -26,6 +26,7 @@ mod machine;
 mod mutexes;
 mod node;
 mod oracle;
+mod outage;
 mod plan;
 mod queue;
 mod reference;

@@ -213,6 +213,16 @@ impl Cluster {
         self.lines(name).iter().filter(|line| !line.is_empty()).count()
     }
 
+    /// How many scripts each node that is up has run so far.
+    pub fn scripts_run(&self) -> Vec<u64> {
+        let calls = |stats: String| {
+            let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default().to_owned();
+            let calls = line.split(['=', ',']).nth(1).unwrap_or("0").to_owned();
+            calls.parse().expect("a number of calls")
+        };
+        self.each::<String>(redis::cmd("INFO").arg("commandstats")).into_iter().map(calls).collect()
+    }
+
     /// On how many live nodes there is a key of this name.
     pub fn count_keys(&self, key: &str) -> usize {
         self.each::<usize>(redis::cmd("EXISTS").arg(key)).into_iter().sum()

@@ -9,7 +9,7 @@ use super::Connection;
 use crate::error::NodeError;
 use crate::node::Asker;
 use crate::node::introduce::{is_passing, is_replica, is_unable, node_error, said};
-use crate::node::known::{Standing, standing};
+use crate::node::known::{Standing, shown_clock, standing};
 use crate::node::line::{Line, Sent};
 use crate::text::excerpt;
 
@@ -109,6 +109,7 @@ impl Connection {
             sent.request.asker.answer(self.index, result);
             return Ok(());
         };
+        self.common.sees_clock(self.index, shown_clock(value));
         match standing(value) {
             Standing::Unchanged => {}
             Standing::Record(text) => {

@@ -1,0 +1,213 @@
+//! Whether a majority of the nodes can be heard, as the requests of one client find out for each other.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::select;
+use tokio::sync::{Mutex, Notify};
+
+use crate::environment::{Environment, random_time, within};
+use crate::protocol::quorum;
+
+/// A request that no majority has answered asks again no sooner than after such a pause.
+const LEAST_PAUSE: Range<Duration> = Duration::from_millis(20)..Duration::from_millis(100);
+/// The pause is doubled at most so often: 160 to 800 ms.
+const MOST_DOUBLINGS: u32 = 3;
+
+/// Of the requests that no majority has answered, one at a time asks again, after a pause that grows. The others wait until a
+/// majority has been heard by any request of the client.
+#[derive(Debug)]
+pub(crate) struct Hearing {
+    nodes: usize,
+    /// One bit for each node to which there is a connection.
+    connected: AtomicU64,
+    /// A majority is connected again.
+    reconnected: Notify,
+    /// So many requests wait.
+    waiting: AtomicU32,
+    /// The request that asks next holds this during its pause.
+    asks_next: Mutex<()>,
+    /// So many have asked since a majority was heard.
+    asked: AtomicU32,
+    heard: Notify,
+}
+
+impl Hearing {
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self {
+            nodes,
+            connected: AtomicU64::new(0),
+            reconnected: Notify::new(),
+            waiting: AtomicU32::new(0),
+            asks_next: Mutex::new(()),
+            asked: AtomicU32::new(0),
+            heard: Notify::new(),
+        }
+    }
+
+    /// A connection to this node is made. The one that makes a majority ends the pause of the request that asks next.
+    pub(crate) fn connected(&self, node: usize) {
+        let before = self.connected.fetch_or(1 << node, Ordering::SeqCst);
+        let after = before | 1 << node;
+        if after != before && after.count_ones() as usize == quorum(self.nodes) {
+            self.reconnected.notify_one();
+        }
+    }
+
+    pub(crate) fn disconnected(&self, node: usize) {
+        self.connected.fetch_and(!(1 << node), Ordering::SeqCst);
+    }
+
+    /// A majority has answered a request of this client.
+    pub(crate) fn heard(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.asked.store(0, Ordering::SeqCst);
+            self.heard.notify_waiters();
+        }
+    }
+
+    /// Returns when a request that no majority has answered is to ask again, and whether a majority has been heard meanwhile.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn next_try(&self, environment: &dyn Environment) -> bool {
+        let _waiting = Waiting::new(&self.waiting);
+        // It hears from here on, also while it is not polled.
+        let heard = self.heard.notified();
+        environment.sleep(random_time(environment, LEAST_PAUSE)).await;
+        let asks = async {
+            let _next = self.asks_next.lock().await;
+            let doublings = self.asked.fetch_add(1, Ordering::SeqCst).min(MOST_DOUBLINGS);
+            let pause = random_time(environment, LEAST_PAUSE) * (2_u32.pow(doublings) - 1);
+            let _ = within(environment, pause, self.reconnected.notified()).await;
+        };
+        select! {
+            biased;
+            () = heard => true,
+            () = asks => false,
+        }
+    }
+}
+
+/// Counts a request for as long as it waits.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::time::{Instant, sleep, timeout};
+
+    use super::*;
+    use crate::environment::{Connecting, Moment};
+
+    /// Tokio's paused clock, and random bytes that are all the same.
+    #[derive(Debug)]
+    struct Loaded(u8);
+
+    /// The longest pauses are the worst case for those who wait, the shortest ones for the nodes.
+    const LONGEST: Loaded = Loaded(255);
+    const SHORTEST: Loaded = Loaded(0);
+
+    impl Environment for Loaded {
+        fn now(&self) -> Moment {
+            Moment::new(Duration::ZERO)
+        }
+
+        fn wall(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn fill(&self, bytes: &mut [u8]) {
+            bytes.fill(self.0);
+        }
+
+        fn connect<'a>(&'a self, _: &'a redis::ConnectionAddr) -> Connecting<'a> {
+            unreachable!("nothing connects here")
+        }
+    }
+
+    async fn tries(hearing: Arc<Hearing>, until: Instant) -> u32 {
+        let mut tries = 0;
+        while timeout(until.saturating_duration_since(Instant::now()), hearing.next_try(&SHORTEST)).await.is_ok() {
+            tries += 1;
+        }
+        tries
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_of_one_client_ask_by_turns_and_less_and_less_often() {
+        for waiters in [1, 50, 500] {
+            let (hearing, began) = (Arc::new(Hearing::new(5)), Instant::now());
+            let until = began + Duration::from_secs(10);
+            let each: Vec<_> = (0..waiters).map(|_| tokio::spawn(tries(Arc::clone(&hearing), until))).collect();
+            let mut all = 0;
+            for each in each {
+                all += each.await.expect("no panic");
+            }
+            assert!((50..=80).contains(&all), "{waiters} waiters ask {all} times in 10 s with the shortest pauses");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_majority_that_is_heard_ends_all_pauses_but_the_first_part() {
+        let hearing = Arc::new(Hearing::new(5));
+        let waits = |hearing: &Arc<Hearing>| {
+            let hearing = Arc::clone(hearing);
+            tokio::spawn(async move { (hearing.next_try(&LONGEST).await, Instant::now()) })
+        };
+        assert!(!hearing.next_try(&LONGEST).await && !hearing.next_try(&LONGEST).await);
+        let (began, early) = (Instant::now(), [(); 20].map(|()| waits(&hearing)));
+        sleep(Duration::from_millis(150)).await;
+        let late = waits(&hearing);
+        sleep(Duration::from_millis(20)).await;
+        hearing.heard();
+        for waiting in early {
+            let (heard, at) = waiting.await.expect("no panic");
+            assert!(heard && at - began == Duration::from_millis(170), "{heard}, after {:?}", at - began);
+        }
+        let (heard, at) = late.await.expect("no panic");
+        assert!(heard && at - began == Duration::from_millis(250), "{heard}, after {:?}", at - began);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_request_asks_when_a_majority_is_connected_again() {
+        let hearing = Arc::new(Hearing::new(5));
+        for _ in 0..6 {
+            hearing.next_try(&LONGEST).await;
+        }
+        let waits = || {
+            let hearing = Arc::clone(&hearing);
+            tokio::spawn(async move { hearing.next_try(&LONGEST).await })
+        };
+        let (first, second) = (waits(), waits());
+        sleep(Duration::from_millis(150)).await;
+        for node in [0, 1, 1] {
+            hearing.connected(node);
+        }
+        tokio::task::yield_now().await;
+        assert!(!first.is_finished(), "two are no majority");
+        hearing.connected(4);
+        assert!(!first.await.expect("no panic"), "it asks without having heard a majority");
+        tokio::task::yield_now().await;
+        assert!(!second.is_finished(), "one is enough");
+        hearing.disconnected(4);
+        hearing.connected(3);
+        assert!(!second.await.expect("no panic"));
+    }
+}

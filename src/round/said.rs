@@ -1,0 +1,75 @@
+//! What the nodes have said to a round.
+
+use std::time::Duration;
+
+use super::{Purpose, Round, released};
+use crate::error::{Answer, Reports};
+use crate::node::{LastEnd, Refusal, Vote};
+use crate::protocol::{Room, Verdict};
+use crate::sync::locked;
+use crate::waiting::ROUND_TRIP;
+
+impl Round {
+    /// The resource of which a node first said that it was over there.
+    pub(crate) fn first_over(&self) -> String {
+        let count = locked(&self.count);
+        let over = match self.purpose {
+            Purpose::Release => count.each.iter().position(|tally| released(tally) == Verdict::Lost),
+            _ => count.votes().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None }),
+        };
+        over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
+    }
+
+    /// What the nodes that answered would take. One that granted goes by ballots alone, so its clock is taken to be right.
+    pub(crate) fn rooms(&self) -> Vec<Room> {
+        let like_us = self.core.room();
+        let room = |vote: &Vote| match vote {
+            Vote::Yes => Some(like_us),
+            Vote::No(Refusal::Ahead { clock }) => Some(Room { clock: *clock, ..like_us }),
+            Vote::No(Refusal::Stale { floor, clock }) => Some(Room { floor: *floor, clock: *clock, ..like_us }),
+            _ => None,
+        };
+        locked(&self.count).votes().filter_map(room).collect()
+    }
+
+    /// What nodes said of leases that were not released, and may be in force.
+    pub(crate) fn last_ends(&self) -> Vec<(LastEnd, Duration)> {
+        let end = |vote: &Vote| match vote {
+            Vote::No(Refusal::Early { last, left, .. }) => Some((*last, *left)),
+            _ => None,
+        };
+        locked(&self.count).votes().filter_map(end).collect()
+    }
+
+    /// Every refusal so far.
+    pub(crate) fn refusals(&self) -> Vec<Refusal> {
+        let count = locked(&self.count);
+        count.votes().filter_map(|vote| if let Vote::No(no) = vote { Some(no.clone()) } else { None }).collect()
+    }
+
+    /// Nodes that have not answered, or of which nothing is known.
+    pub(crate) fn pending(&self) -> Vec<String> {
+        let count = locked(&self.count);
+        let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::Unheard(_)));
+        self.core
+            .nodes
+            .iter()
+            .zip(&count.votes)
+            .filter(|(_, vote)| open(vote))
+            .map(|(node, _)| node.name.to_string())
+            .collect()
+    }
+
+    /// What each node said; of one that said nothing, what is known of it. `waited` is how long all were waited for, when that
+    /// is over: in less than a slow round trip no answer means nothing.
+    pub(crate) fn reports(&self, waited: Option<Duration>) -> Reports {
+        let votes = locked(&self.count).votes.clone();
+        let waited =
+            waited.filter(|waited| *waited >= self.core.settings.node_timeout(self.length()).min(ROUND_TRIP.1));
+        self.core.reports(|node| match (&votes[node], waited) {
+            (Some(vote), _) => Some(Answer::from(vote)),
+            (None, Some(waited)) => Some(Answer::Failed(self.core.unanswered(node, waited, self.polls))),
+            (None, _) => None,
+        })
+    }
+}

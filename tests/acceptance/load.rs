@@ -1,0 +1,125 @@
+//! Rows 38, 41 and 45: outages, sets of locks and crowds cost the nodes no more than they must.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use crate::support::worker::Worker;
+use crate::support::{Cluster, Setup, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+const KEEPS_EVERY_WRITE: [&str; 6] =
+    ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"];
+
+// Looking at the nodes and waiting for processes blocks a thread; the holder has another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acc_38_an_outage_is_no_storm_on_the_nodes_that_live() {
+    const PROCESSES: usize = 10;
+    const WAITERS_EACH: usize = 5;
+    const OUTAGE: Duration = Duration::from_secs(10);
+    let mut cluster = Setup::new(5).options(&KEEPS_EVERY_WRITE).quiet().start();
+    let holder = cluster.client(60 * SECOND).await;
+    let mut guards = Vec::new();
+    for i in 0..WAITERS_EACH {
+        guards.push(holder.lock(format!("outage {i}")).acquire().await.expect("a free lock"));
+    }
+    let (urls, each) = (cluster.urls().join(","), WAITERS_EACH.to_string());
+    let processes: Vec<Worker> =
+        (0..PROCESSES).map(|_| Worker::spawn(&["wait-for-each", &urls, "outage", &each])).collect();
+    let wait = |i| cluster.lines(&format!("outage {i}")).iter().all(|line| line.matches(':').count() == PROCESSES);
+    eventually(20 * SECOND, "all wait", || (0..WAITERS_EACH).all(wait)).await;
+
+    (2..5).for_each(|node| cluster.kill(node));
+    drop(guards);
+    let (began, before) = (Instant::now(), cluster.scripts_run());
+    tokio::time::sleep(OUTAGE).await; // How long the outage lasts, not a wait for something.
+    let waiters = (PROCESSES * WAITERS_EACH) as f64;
+    for (before, after) in before.iter().zip(cluster.scripts_run()) {
+        let rate = (after - before) as f64 / waiters / began.elapsed().as_secs_f64();
+        println!("{rate:.2} commands per waiter, second and living node");
+        assert!(rate <= 20.0, "{rate:.1} commands per waiter, second and living node");
+    }
+    (2..5).for_each(|node| cluster.restart(node, false));
+    let back = Instant::now();
+    for process in processes {
+        let served = process.finish();
+        assert_eq!(served.len(), WAITERS_EACH, "{served:?}");
+    }
+    println!("all are served {:?} after the nodes are back", back.elapsed());
+    assert!(back.elapsed() <= SECOND, "all are served {:?} after the nodes are back", back.elapsed());
+}
+
+/// Clients that want one lock all the time.
+struct Contenders {
+    turns: Arc<AtomicUsize>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Contenders {
+    async fn start(cluster: &Cluster, name: &'static str, clients: usize, keep: Duration) -> Self {
+        let (turns, mut tasks) = (Arc::new(AtomicUsize::new(0)), Vec::new());
+        for _ in 0..clients {
+            let (locks, turns) = (cluster.client(10 * SECOND).await, Arc::clone(&turns));
+            tasks.push(tokio::spawn(async move {
+                loop {
+                    let guard = locks.lock(name).acquire().await.expect("its turn");
+                    tokio::time::sleep(keep).await; // How long it keeps the lock.
+                    guard.release().await.expect("a release");
+                    turns.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+        Self { turns, tasks }
+    }
+
+    /// Turns a second in a short time.
+    async fn rate(&self) -> f64 {
+        let (before, began) = (self.turns.load(Ordering::Relaxed), Instant::now());
+        tokio::time::sleep(2 * SECOND).await; // How long is counted.
+        (self.turns.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64()
+    }
+}
+
+impl Drop for Contenders {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acc_41_sets_that_wait_stall_no_lock_and_get_their_turn() {
+    const SETS: usize = 16;
+    let cluster = Cluster::quiet(5);
+    let holder = cluster.client(10 * SECOND).await;
+    let mut held = Vec::new();
+    for i in 0..SETS {
+        held.push(holder.lock(format!("b{i}")).acquire().await.expect("a free lock"));
+    }
+    let contenders = Contenders::start(&cluster, "a", 4, Duration::from_millis(3)).await;
+    let locks = cluster.client(10 * SECOND).await;
+    let wait = |i| {
+        let set = locks.lock_all(["a", &format!("b{i}")]).acquire();
+        tokio::spawn(async move { set.await.expect("both locks").release().await.expect("a release") })
+    };
+    // By turns, so that what else the machine does disturbs both alike.
+    let (mut alone, mut beside, mut sets) = (0.0, 0.0, Vec::<JoinHandle<_>>::new());
+    for _ in 0..3 {
+        sets.iter().for_each(JoinHandle::abort);
+        locks.flush().await;
+        alone += contenders.rate().await / 3.0;
+        sets = (0..SETS).map(wait).collect();
+        beside += contenders.rate().await / 3.0;
+    }
+    println!("{alone:.0} turns a second alone, {beside:.0} beside {SETS} sets that wait");
+    assert!(beside >= 0.8 * alone, "{alone:.0} turns a second alone, {beside:.0} beside {SETS} sets that wait");
+
+    let released = Instant::now();
+    drop(held);
+    for set in sets {
+        tokio::time::timeout(20 * SECOND, set).await.expect("it is served").expect("a task");
+    }
+    println!("all sets had their turn within {:?}", released.elapsed());
+}
