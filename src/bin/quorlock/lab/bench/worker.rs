@@ -32,11 +32,14 @@ pub enum Kind {
     Turns,
     /// Holds many leases.
     Held,
+    /// Holds more of them than it can extend at ease.
+    Many,
     /// Locks and unlocks as fast as it can.
     Load,
 }
 
 pub const HELD: usize = 10_000;
+pub const MANY: usize = 45_000;
 /// How long they are held while the processor's time is counted: each is extended several times.
 const HELD_FOR: Duration = Duration::from_secs(15);
 /// So many are asked for at once.
@@ -165,7 +168,8 @@ pub fn work(kind: Kind, runtime: &Runtime, peers: &[Peer], flags: &Flags) -> Res
     let urls: Vec<String> = urls.split(',').map(str::to_owned).collect();
     match kind {
         Kind::Turns => turns(runtime, peers, &urls, &flags.locker, flags.stretch),
-        Kind::Held => runtime.block_on(held(&urls)),
+        Kind::Held => runtime.block_on(held(&urls, HELD)),
+        Kind::Many => runtime.block_on(held(&urls, MANY)),
         Kind::Load => runtime.block_on(load(&urls)),
     }
 }
@@ -199,24 +203,24 @@ fn turns(runtime: &Runtime, peers: &[Peer], urls: &[String], locker: &str, stret
     Ok(())
 }
 
-async fn held(urls: &[String]) -> Result<(), Failure> {
+async fn held(urls: &[String], count: usize) -> Result<(), Failure> {
     let Ours { locks } = Ours::connect(urls).await?;
     say("ready");
     is_told();
     let resident = || resident(std::process::id());
     let ask = |i: usize| locks.lock(format!("held:{i}")).acquire();
     // Buffers have their size when so many were under way once.
-    drop(stream::iter(HELD..HELD + ASKED_AT_ONCE).map(ask).buffer_unordered(ASKED_AT_ONCE).collect::<Vec<_>>().await);
+    drop(stream::iter(count..count + ASKED_AT_ONCE).map(ask).buffer_unordered(ASKED_AT_ONCE).collect::<Vec<_>>().await);
     locks.flush().await;
     let before = resident();
-    let asked = stream::iter(0..HELD).map(ask).buffer_unordered(ASKED_AT_ONCE);
+    let asked = stream::iter(0..count).map(ask).buffer_unordered(ASKED_AT_ONCE);
     let guards: Vec<_> = asked.filter_map(|guard| std::future::ready(guard.ok())).collect().await;
-    let refused = HELD - guards.len();
+    let refused = count - guards.len();
     let (since, cpu) = (Instant::now(), cpu_time());
     tokio::time::sleep(HELD_FOR).await;
     let cpu_share = cpu_time().saturating_sub(cpu).as_secs_f64() / since.elapsed().as_secs_f64();
     let bytes = resident().zip(before).map(|(after, before)| after.saturating_sub(before));
-    let bytes = bytes.map(|bytes| number(usize::try_from(bytes).unwrap_or(usize::MAX)) / number(HELD));
+    let bytes = bytes.map(|bytes| number(usize::try_from(bytes).unwrap_or(usize::MAX)) / number(count));
     let lost = guards.iter().filter(|guard| guard.is_lost()).count();
     let figures = json!({ "cpu_share": cpu_share, "refused": refused, "lost": lost, "bytes_per_lease": bytes });
     drop(guards);

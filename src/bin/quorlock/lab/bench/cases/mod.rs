@@ -1,6 +1,8 @@
 //! The cases, in the order in which they are measured.
 
+mod crowd;
 mod names;
+mod outage;
 mod paused;
 mod scale;
 mod scripts;
@@ -38,10 +40,16 @@ pub enum Case {
     Processes,
     /// what 50 waiters ask the nodes
     Waiters,
+    /// one lock that 20, 100 and 300 clients want
+    Crowd,
+    /// what waiters ask the nodes that live while a majority is away
+    Outage,
     /// a node that is silent for 30 s under full load
     Silent,
     /// 10,000 held leases
     Held,
+    /// 45,000 held leases while every core is busy
+    Many,
     /// 20,000 names, each locked once: what they leave on a node
     Names,
     /// what the scripts cost a node
@@ -65,8 +73,11 @@ impl Case {
             Self::HandOver => "hand-over",
             Self::Processes => "processes",
             Self::Waiters => "waiters",
+            Self::Crowd => "crowd",
+            Self::Outage => "outage",
             Self::Silent => "silent",
             Self::Held => "held",
+            Self::Many => "many",
             Self::Names => "names",
             Self::Scripts => "scripts",
         }
@@ -88,8 +99,11 @@ impl Case {
             Self::HandOver => turns::among_tasks(bench, report),
             Self::Processes => turns::among_processes(bench, report),
             Self::Waiters => scale::waiters(bench, report),
+            Self::Crowd => crowd::measure(bench, report),
+            Self::Outage => outage::measure(bench, report),
             Self::Silent => silent::measure(bench, report),
             Self::Held => scale::held(bench, report),
+            Self::Many => scale::many(bench, report),
             Self::Names => names::measure(bench, report),
             Self::Scripts => scripts::measure(bench, report),
         }

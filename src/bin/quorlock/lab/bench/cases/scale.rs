@@ -1,12 +1,14 @@
 //! Many at once: waiters for a held lock, and held leases.
 
+use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::super::Bench;
 use super::super::lockers::{LEASE, Ours};
 use super::super::measure::number;
 use super::super::report::{Entry, Report, Target};
-use super::super::worker::{HELD, Kind, Worker};
+use super::super::worker::{HELD, Kind, MANY, Worker};
 use super::{Case, TARGET_NODES};
 use crate::exit::Failure;
 
@@ -50,28 +52,60 @@ pub fn waiters(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
 }
 
 pub fn held(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
-    let nodes = bench.nodes();
-    // In a process of its own, whose memory nothing else has stretched.
-    let mut worker = Worker::start(bench, Kind::Held, "quorlock", nodes, bench.flags.stretch)?;
-    worker.go()?;
-    let figures = worker.figures()?;
-    let mut entry = Entry::new(Case::Held, nodes, "quorlock");
-    entry.add("leases", HELD);
-    let targeted = |target| (nodes == TARGET_NODES).then_some(target);
     let findings = [
         ("cpu_share", "CPU, share of one core", 100.0, " %", 25.0),
         ("refused", "not granted", 1.0, "", 0.0),
         ("lost", "lost", 1.0, "", 0.0),
         ("bytes_per_lease", "bytes each", 1.0, "", 2048.0),
     ];
+    hold(bench, report, Case::Held, (Kind::Held, HELD), &findings)
+}
+
+/// Beside programs that keep every core busy.
+pub fn many(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
+    let findings =
+        [("lost", "lost", 100.0 / number(MANY), " %", 1.0), ("bytes_per_lease", "bytes each", 1.0, "", 4096.0)];
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..=std::thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let held = hold(bench, report, Case::Many, (Kind::Many, MANY), &findings);
+        done.store(true, Ordering::Relaxed);
+        held
+    })
+}
+
+/// What is found: its field, its name, by what it is multiplied, its unit and its target.
+type Finding = (&'static str, &'static str, f64, &'static str, f64);
+
+fn hold(
+    bench: &mut Bench<'_>,
+    report: &mut Report,
+    case: Case,
+    (kind, leases): (Kind, usize),
+    findings: &[Finding],
+) -> Result<(), Failure> {
+    let nodes = bench.nodes();
+    // In a process of its own, whose memory nothing else has stretched.
+    let mut worker = Worker::start(bench, kind, "quorlock", nodes, bench.flags.stretch)?;
+    worker.go()?;
+    let figures = worker.figures()?;
+    let mut entry = Entry::new(case, nodes, "quorlock");
+    entry.add("leases", leases);
+    let targeted = |target| (nodes == TARGET_NODES).then_some(target);
     for (field, what, factor, unit, limit) in findings {
-        let Some(figure) = figures.get(field).and_then(serde_json::Value::as_f64) else {
+        let Some(figure) = figures.get(*field).and_then(serde_json::Value::as_f64) else {
             bench.skip(field, "this system does not tell");
             continue;
         };
         entry.add(field, figure);
-        let what = format!("{HELD} held leases of {LEASE:?}, {what}");
-        entry.find(what, figure * factor, unit, targeted(Target::AtMost(limit)));
+        let what = format!("{leases} held leases of {LEASE:?}, {what}");
+        entry.find(what, figure * factor, unit, targeted(Target::AtMost(*limit)));
     }
     report.add(entry);
     Ok(())

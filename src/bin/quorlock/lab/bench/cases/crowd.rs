@@ -1,0 +1,129 @@
+//! Many clients, a connection each, that want one lock all the time: how often it changes hands, what that costs the nodes, and
+//! what a client beside them notices that wants nothing of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use quorlock::Quorlock;
+use tokio::task::JoinHandle;
+
+use super::super::Bench;
+use super::super::lockers::Ours;
+use super::super::measure::{micros, number, quantile};
+use super::super::report::{Entry, Report, Target};
+use super::{Case, TARGET_NODES};
+use crate::exit::Failure;
+
+const CROWDS: [usize; 3] = [20, 100, 300];
+/// Until all of them wait, and how long they are counted.
+const SETTLE: Duration = Duration::from_secs(3);
+const COUNT: Duration = Duration::from_secs(8);
+/// What the client beside them holds, and how often it locks and unlocks something else.
+const BESIDE_HELD: usize = 20;
+const BESIDE_EVERY: Duration = Duration::from_millis(20);
+
+/// What one crowd did.
+struct Seen {
+    per_s: f64,
+    commands: f64,
+    node_us: f64,
+    beside_p50_us: f64,
+    beside_lost: usize,
+}
+
+pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
+    let nodes = bench.nodes();
+    let targeted = |target| (nodes == TARGET_NODES).then_some(target);
+    let mut smallest: Option<Seen> = None;
+    for clients in CROWDS {
+        let seen = crowd(bench, nodes, clients)?;
+        let mut entry = Entry::new(Case::Crowd, nodes, "quorlock");
+        entry.cycles_per_s = Some(seen.per_s);
+        entry.add("clients", clients);
+        entry.add("commands_per_node_and_hand_over", seen.commands);
+        entry.add("node_us_per_hand_over", seen.node_us);
+        entry.add("beside_p50_us", seen.beside_p50_us);
+        entry.add("beside_lost", seen.beside_lost);
+        let what = |what: &str| format!("{clients} clients, {what}");
+        entry.find(what("leases lost beside them"), number(seen.beside_lost), "", targeted(Target::AtMost(0.0)));
+        if let Some(smallest) = &smallest {
+            let ratio = seen.per_s / smallest.per_s;
+            let than = format!("{} clients", CROWDS[0]);
+            entry.find(what(&format!("hand-overs/s / {than}")), ratio, " ×", targeted(Target::AtLeast(0.5)));
+            let ratio = seen.beside_p50_us / smallest.beside_p50_us;
+            entry.find(
+                what(&format!("lock and unlock beside them / {than}")),
+                ratio,
+                " ×",
+                targeted(Target::AtMost(5.0)),
+            );
+        }
+        report.add(entry);
+        smallest = smallest.or(Some(seen));
+    }
+    Ok(())
+}
+
+fn crowd(bench: &Bench<'_>, nodes: usize, clients: usize) -> Result<Seen, Failure> {
+    const NAME: &str = "wanted by a crowd";
+    let urls = bench.fleet().urls(nodes);
+    let connect = |_| bench.runtime.block_on(Ours::connect(&urls));
+    let clients = (0..clients).map(connect).collect::<Result<Vec<Ours>, Failure>>()?;
+    let beside = bench.runtime.block_on(Ours::connect(&urls))?.locks;
+    let (done, turns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let want = |one: &Ours| {
+        let (locks, done, turns) = (one.locks.clone(), Arc::clone(&done), Arc::clone(&turns));
+        bench.runtime.spawn(async move {
+            while !done.load(Ordering::Relaxed) {
+                if let Ok(guard) = locks.lock(NAME).acquire().await {
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    drop(guard.release().await); // What it says shows in the count.
+                }
+            }
+        })
+    };
+    let wanting: Vec<_> = clients.iter().map(want).collect();
+    std::thread::sleep(SETTLE);
+    let beside = stand_beside(bench, beside, Arc::clone(&done));
+    let before = (turns.load(Ordering::Relaxed), bench.fleet().calls(nodes, "evalsha")?, Instant::now());
+    std::thread::sleep(COUNT);
+    let taken = number(turns.load(Ordering::Relaxed) - before.0);
+    let calls = bench.fleet().calls(nodes, "evalsha")?;
+    let took = before.2.elapsed();
+    done.store(true, Ordering::Relaxed);
+    let per_node = |count: u64| number(usize::try_from(count).unwrap_or(usize::MAX)) / number(nodes) / taken;
+    let (mut cycles, beside_lost) = bench.runtime.block_on(beside).unwrap_or((Vec::new(), BESIDE_HELD));
+    cycles.sort_unstable();
+    for task in wanting {
+        drop(bench.runtime.block_on(task)); // Nothing in it panics.
+    }
+    Ok(Seen {
+        per_s: taken / took.as_secs_f64(),
+        commands: per_node(calls.count - before.1.count),
+        node_us: per_node(calls.micros - before.1.micros),
+        beside_p50_us: micros(quantile(&cycles, 0.5)),
+        beside_lost,
+    })
+}
+
+/// How long it locked and unlocked, each time, and how many of the leases that it held meanwhile were lost.
+fn stand_beside(bench: &Bench<'_>, locks: Quorlock, done: Arc<AtomicBool>) -> JoinHandle<(Vec<Duration>, usize)> {
+    bench.runtime.spawn(async move {
+        let mut held = Vec::new();
+        for i in 0..BESIDE_HELD {
+            held.extend(locks.lock(format!("beside a crowd {i}")).acquire().await.ok());
+        }
+        let mut cycles = Vec::new();
+        while !done.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            if let Ok(guard) = locks.lock("beside a crowd").acquire().await {
+                drop(guard.release().await); // A loss would be one of those that are held, too.
+                cycles.push(began.elapsed());
+            }
+            tokio::time::sleep(BESIDE_EVERY).await;
+        }
+        let kept = held.iter().filter(|guard| !guard.is_lost()).count();
+        (cycles, BESIDE_HELD - kept)
+    })
+}
