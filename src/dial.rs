@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::pin::pin;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use crate::beside::Beside;
 
 /// When an address has not answered for so long, the next one is tried beside it (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// After so long all are tried, however many there are.
+/// After so long all are tried, however many there are. Then it begins again beside them: a host that comes back is not found by
+/// an attempt that its system repeats more and more rarely.
 const ALL_BEGUN: Duration = Duration::from_secs(1);
 
 /// An idle connection is probed after this time, so that nothing between forgets it, and a host that is gone is noticed.
@@ -74,31 +76,38 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 }
 
 /// Begins one attempt after the other, and gives the first that succeeds. The next one begins when one fails, or has taken
-/// too long.
+/// too long. Fails when all have failed.
 async fn race<T, F>(addresses: Vec<SocketAddr>, connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
 {
     let stagger = STAGGER.min(ALL_BEGUN / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX));
-    let mut first_error = None;
-    let mut left = addresses.into_iter();
+    let mut error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let mut under_way = FuturesUnordered::new();
-    loop {
-        under_way.extend(left.next().map(&connect));
-        let ended = select! {
-            biased;
-            ended = under_way.next() => ended,
-            () = sleep(stagger), if left.len() > 0 => continue,
-        };
-        match ended {
-            Some(Ok(connected)) => return Ok(connected),
-            Some(Err(error)) => drop(first_error.get_or_insert(error)),
-            None => {
-                let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                return Err(first_error.unwrap_or_else(none));
+    let mut begun = 0;
+    for address in addresses.iter().cycle() {
+        under_way.push(connect(*address));
+        begun += 1;
+        let is_last = begun >= addresses.len();
+        let mut next = pin!(sleep(if is_last { ALL_BEGUN } else { stagger }));
+        loop {
+            let ended = select! {
+                biased;
+                Some(ended) = under_way.next() => ended,
+                () = &mut next => break,
+            };
+            match ended {
+                Ok(connected) => return Ok(connected),
+                Err(why) => error = why,
+            }
+            match is_last {
+                false => break,
+                true if under_way.is_empty() => return Err(error),
+                true => {}
             }
         }
     }
+    Err(error)
 }
 
 #[cfg(test)]
@@ -143,7 +152,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_error_is_told_when_all_have_failed() {
+    async fn a_host_that_comes_back_is_found_soon() {
+        let start = Instant::now();
+        let answers = |_| async move {
+            let begun = start.elapsed();
+            if begun < Duration::from_millis(1500) { pending().await } else { Ok(begun) }
+        };
+        let won = race(vec![address("127.0.0.1:1")], answers).await.unwrap();
+        assert!((2000..2010).contains(&won.as_millis()), "{won:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_is_told_when_all_have_failed() {
         let (refused, _) = won(&[2, 2]).await;
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         assert_eq!(won(&[]).await.0.unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -277,7 +277,7 @@ impl Connection {
         let is_last = self.common.life.has_ended();
         if !is_last {
             line.begin(cx);
-            self.send_postponed(line, cx);
+            self.take_postponed(line, waiting, cx);
         }
         let mut taken = 0;
         loop {
@@ -331,13 +331,12 @@ impl Connection {
     }
 
     /// Sends once more what the node could not do before, unless that is over by itself.
-    fn send_postponed(&mut self, line: &mut Line, cx: &mut Context<'_>) {
+    fn take_postponed(&self, line: &mut Line, waiting: &mut Backlog, cx: &mut Context<'_>) {
+        let now = self.environment.now();
         for (release, why) in line.poll_postponed(cx) {
             match &release.asker {
-                Asker::Release(round) if round.is_expired(self.environment.now()) => {
-                    release.asker.answer(self.index, Err(why));
-                }
-                _ => self.accept(line, release),
+                Asker::Release(round) if round.is_expired(now) => release.asker.answer(self.index, Err(why)),
+                _ => waiting.push(release, || line.overdue(now)),
             }
         }
     }

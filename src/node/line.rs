@@ -31,6 +31,9 @@ const REST: Duration = Duration::from_millis(4);
 /// gathering takes the runtime would wake another thread.
 const FEW: usize = 2;
 
+/// So many releases are kept that a node cannot do now. Older ones are left to the end of their lease.
+const MOST_POSTPONED: usize = MOST_IN_FLIGHT;
+
 /// A release that a node cannot do now is sent again after so long, and then after twice as long.
 const FIRST_POSTPONEMENT: Duration = Duration::from_millis(250);
 const LONGEST_POSTPONEMENT: Duration = Duration::from_secs(8);
@@ -224,13 +227,20 @@ impl Line {
     }
 
     /// Keeps a release that the node cannot do now, and when that was the first, begins to wait.
-    pub(super) fn postpone(&mut self, release: Request, why: NodeError, cx: &mut Context<'_>) {
+    /// Gives the oldest back when there are too many.
+    pub(super) fn postpone(
+        &mut self,
+        release: Request,
+        why: NodeError,
+        cx: &mut Context<'_>,
+    ) -> Option<(Request, NodeError)> {
         self.postponed.push_back((release, why));
         if self.postponement.0.is_none() {
             self.postponement.0 = Some(self.environment.sleep(self.postponement.1));
             self.postponement.1 = (2 * self.postponement.1).min(LONGEST_POSTPONEMENT);
             cx.waker().wake_by_ref(); // To poll it.
         }
+        if self.postponed.len() > MOST_POSTPONED { self.postponed.pop_front() } else { None }
     }
 
     /// What is to be sent again now.

@@ -57,7 +57,9 @@ impl Connection {
                     self.repeat(line, sent, &error)?;
                 }
                 Err(error) if is_unable(&error) && matches!(sent.request.asker, Asker::Release(_)) => {
-                    line.postpone(sent.request, node_error(&error), cx);
+                    if let Some((release, why)) = line.postpone(sent.request, node_error(&error), cx) {
+                        release.asker.answer(self.index, Err(why));
+                    }
                 }
                 result => self.deliver(line, sent, result.map_err(|error| node_error(&error)))?,
             }
