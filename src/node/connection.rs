@@ -287,24 +287,7 @@ impl Connection {
             {
                 self.accept(line, request);
             }
-            while !self.closing {
-                if taken == MOST_TAKEN && !is_last {
-                    cx.waker().wake_by_ref();
-                    break;
-                }
-                taken += 1;
-                match self.requests.poll_recv(cx) {
-                    Poll::Ready(Some(Message::Request(request))) if is_last || line.has_room() => {
-                        self.accept(line, request);
-                    }
-                    Poll::Ready(Some(Message::Request(request))) => {
-                        waiting.push(request, || line.overdue(self.environment.now()));
-                    }
-                    Poll::Ready(Some(Message::Then(next))) => next(),
-                    Poll::Ready(Some(Message::Close) | None) => self.closing = true,
-                    Poll::Pending => break,
-                }
-            }
+            self.take_requests(line, waiting, &mut taken, cx);
             if is_last {
                 return self.send_last(line, cx).map(End::Broken);
             }
@@ -326,6 +309,29 @@ impl Connection {
                     Poll::Ready(Some(end)) => return Poll::Ready(end),
                     Poll::Ready(None) => {}
                 }
+            }
+        }
+    }
+
+    /// Takes what the client asks: a bounded number in one turn, but for the last one.
+    fn take_requests(&mut self, line: &mut Line, waiting: &mut Backlog, taken: &mut usize, cx: &mut Context<'_>) {
+        let is_last = self.common.life.has_ended();
+        while !self.closing {
+            if *taken == MOST_TAKEN && !is_last {
+                cx.waker().wake_by_ref();
+                break;
+            }
+            *taken += 1;
+            match self.requests.poll_recv(cx) {
+                Poll::Ready(Some(Message::Request(request))) if is_last || line.has_room() => {
+                    self.accept(line, request);
+                }
+                Poll::Ready(Some(Message::Request(request))) => {
+                    waiting.push(request, || line.overdue(self.environment.now()));
+                }
+                Poll::Ready(Some(Message::Then(next))) => next(),
+                Poll::Ready(Some(Message::Close) | None) => self.closing = true,
+                Poll::Pending => break,
             }
         }
     }

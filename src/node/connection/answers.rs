@@ -3,7 +3,7 @@
 use std::task::Context;
 use std::time::Duration;
 
-use redis::{ErrorKind, ServerErrorKind, Value};
+use redis::{ErrorKind, PushKind, ServerErrorKind, Value};
 
 use super::Connection;
 use crate::error::NodeError;
@@ -29,12 +29,9 @@ impl Connection {
         {
             heard += 1;
             if let Value::Push { kind, data } = &value {
-                if self.common.tickets.heard(self.index, kind, data) {
-                    called += 1;
-                    continue;
-                }
-                let unasked = format!("a message of the kind {kind:?} that was not asked for");
-                return Err(NodeError::Nonsense(excerpt(&unasked)));
+                self.called(kind, data)?;
+                called += 1;
+                continue;
             }
             let result = said(value);
             if let Err(error) = &result
@@ -57,9 +54,7 @@ impl Connection {
                     self.repeat(line, sent, &error)?;
                 }
                 Err(error) if is_unable(&error) && matches!(sent.request.asker, Asker::Release(_)) => {
-                    if let Some((release, why)) = line.postpone(sent.request, node_error(&error), cx) {
-                        release.asker.answer(self.index, Err(why));
-                    }
+                    self.postpone(line, sent, &error, cx);
                 }
                 result => self.deliver(line, sent, result.map_err(|error| node_error(&error)))?,
             }
@@ -75,6 +70,22 @@ impl Connection {
             cx.waker().wake_by_ref();
         }
         Ok(settled)
+    }
+
+    /// The node cannot do a release now.
+    fn postpone(&self, line: &mut Line, sent: Sent, error: &redis::RedisError, cx: &mut Context<'_>) {
+        if let Some((release, why)) = line.postpone(sent.request, node_error(error), cx) {
+            release.asker.answer(self.index, Err(why));
+        }
+    }
+
+    /// Takes what the node says unasked: a call of a waiter, or nothing that it may say.
+    fn called(&self, kind: &PushKind, data: &[Value]) -> Result<(), NodeError> {
+        if self.common.tickets.heard(self.index, kind, data) {
+            return Ok(());
+        }
+        let unasked = format!("a message of the kind {kind:?} that was not asked for");
+        Err(NodeError::Nonsense(excerpt(&unasked)))
     }
 
     /// The node had lost its scripts.
