@@ -50,13 +50,14 @@ where
         }
         let (sender, answer) = oneshot::channel();
         let (answer, key) = (answer.shared(), about.clone());
-        thread::Builder::new().name("quorlock".to_owned()).spawn(move || {
+        let started = thread::Builder::new().name("quorlock".to_owned()).spawn(move || {
             let done = catch_unwind(AssertUnwindSafe(work));
             locked(&self.0).remove(&key);
             if let Ok(done) = done {
                 drop(sender.send(done));
             }
-        })?;
+        });
+        started.map_err(|error| io::Error::new(error.kind(), format!("no thread can be started: {error}")))?;
         under_way.insert(about, answer.clone());
         Ok(answer)
     }

@@ -72,6 +72,9 @@ impl Builder {
     /// The Redis (or Valkey) masters, as URLs: `redis://`, `redis+unix://`, and with feature `tls` also `rediss://`,
     /// with user, password and database number as the crate `redis` takes them. Independent servers, an odd number.
     ///
+    /// The certificates that `rediss://` trusts are those of the operating system (`SSL_CERT_FILE` and `SSL_CERT_DIR` name
+    /// others). They are read once for the process.
+    ///
     /// Defaults to none, which is refused.
     pub fn nodes<I>(mut self, urls: I) -> Self
     where
