@@ -190,7 +190,11 @@ impl Core {
     pub(crate) fn reports(&self, said: impl Fn(usize) -> Option<Answer>) -> Reports {
         let now = self.now();
         let report = |(index, node): (usize, &Node)| {
-            let known = || node.trouble(now).map_or(Answer::Up, Answer::Failed);
+            let known = || match self.check() {
+                // No lock is taken in a fork.
+                Err(why @ ClientError::Forked { .. }) => Answer::Failed(why.into()),
+                _ => node.trouble(now).map_or(Answer::Up, Answer::Failed),
+            };
             NodeReport { node: node.name.to_string(), answer: said(index).unwrap_or_else(known) }
         };
         Reports(self.nodes.iter().enumerate().map(report).collect())

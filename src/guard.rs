@@ -15,6 +15,7 @@ use crate::export::{Export, ExportedLease};
 use crate::lease::{Bid, Lease, State, lock_states, send_hold, send_release};
 use crate::owner::Owner;
 use crate::protocol::{Phase, Token, Verdict};
+use crate::released::Released;
 use crate::resource::Resource;
 use crate::round::Round;
 
@@ -436,25 +437,5 @@ impl Drop for Guard {
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guard").field("leases", &self.leases).finish_non_exhaustive()
-    }
-}
-
-/// A hold was given back, and a majority has confirmed it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Released {
-    /// Nodes that have not confirmed: slower than the others, or away. They are still told; what they keep can stand in
-    /// nobody's way, and ends with the lease.
-    pub pending: Vec<String>,
-    /// How deep this owner is still nested on the (first) resource in this process. At 0 the resource is free, unless
-    /// another process has joined.
-    pub holds: u32,
-}
-
-impl Released {
-    /// Has every node that ever had a part in it confirmed?
-    #[must_use]
-    pub fn is_everywhere(&self) -> bool {
-        self.pending.is_empty()
     }
 }

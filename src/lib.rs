@@ -71,6 +71,7 @@ mod lock;
 mod node;
 mod owner;
 mod protocol;
+mod released;
 mod resource;
 mod round;
 mod run;
@@ -106,8 +107,9 @@ pub use error::{
     AcquireError, Answer, ClientError, ConfigError, ErrorKind, ExportError, ExtendError, Holder, LostError, NodeError,
     NodeReport, OwnHold, ReleaseError, Reports, RunError,
 };
-pub use guard::{Guard, Released};
+pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
 pub use lock::LockRequest;
 pub use owner::Owner;
 pub use protocol::Token;
+pub use released::Released;

@@ -67,10 +67,9 @@ pub async fn acquire(
 
 fn explained(options: &RunOptions, error: AcquireError) -> Failure {
     let enclosing = enclosing::hint_of(&error);
+    let named = enclosing.map(|hint| format!("{error}. {hint}"));
     let mut failure = Failure::from(error);
-    if let Some(hint) = enclosing {
-        failure.message = format!("{}. {hint}", failure.message);
-    }
+    failure.message = named.unwrap_or(failure.message);
     if options.place.is_default() && failure.exit == Exit::NoQuorum {
         failure.message.push_str("; without either, quorlock looks for Redis on this machine");
     }

@@ -1,0 +1,19 @@
+/// A hold was given back, and a majority has confirmed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Released {
+    /// Nodes that have not confirmed: slower than the others, or away. They are still told; what they keep can stand in
+    /// nobody's way, and ends with the lease.
+    pub pending: Vec<String>,
+    /// How deep this owner is still nested on the (first) resource in this process. At 0 the resource is free, unless
+    /// another process has joined.
+    pub holds: u32,
+}
+
+impl Released {
+    /// Has every node that ever had a part in it confirmed?
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        self.pending.is_empty()
+    }
+}
