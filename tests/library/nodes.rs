@@ -336,14 +336,26 @@ async fn tls_with_a_trusted_certificate_and_with_any() {
         "--tls-auth-clients",
         "no",
     ];
-    let _cluster = Cluster::with_options(1, &options);
+    let cluster = Cluster::with_options(1, &options);
     let url = format!("rediss://localhost:{port}");
     let ask =
         |trusted: &str, url: &str| Worker::spawn_in(&["env", &format!("SSL_CERT_FILE={trusted}")], &[url]).finish();
     assert_eq!(ask(&cert, &url), ["margin 0"]);
     assert_eq!(ask("/etc/ssl/certs/ca-certificates.crt", &format!("{url}/#insecure")), ["margin 0"]);
-    let refused = ask(&file("nothing"), &url);
-    assert!(refused[0].starts_with("no quorum") && refused[0].contains("certificate"), "{refused:?}");
+    for (trusted, url, hint) in [
+        (&file("nothing"), &url, &file("nothing")),
+        (&"/etc/ssl/certs/ca-certificates.crt".to_owned(), &url, &"SSL_CERT_FILE".to_owned()),
+        (&cert, &format!("rediss://127.0.0.1:{port}"), &"not for the name 127.0.0.1".to_owned()),
+        (&cert, &format!("redis://localhost:{port}"), &"needs the scheme rediss".to_owned()),
+    ] {
+        let refused = ask(trusted, url);
+        assert!(refused[0].starts_with("no quorum") && refused[0].contains(hint), "{refused:?}");
+    }
+    // A server without TLS waits for more, and says nothing.
+    let plain = format!("rediss://localhost:{}/#insecure", cluster.ports()[0]);
+    let locks = Quorlock::builder().nodes([plain]).connect().await.expect("a client");
+    let hint = || locks.known().to_string().contains("needs the scheme redis)");
+    eventually(30 * SECOND, "a hint", hint).await;
 }
 
 /// The file with the trusted certificates is on a disk that hangs. It is read beside all that matters, and the other nodes
