@@ -259,3 +259,71 @@ fn explained(code: &str, detail: &str) -> String {
         None => format!("refused by Redis: {code} {own}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redis(code: &str, detail: &str) -> NodeError {
+        NodeError::Redis { code: code.to_owned(), detail: detail.to_owned() }
+    }
+
+    #[test]
+    fn the_table_of_states_has_them_all() {
+        let text = String::new;
+        let table = include_str!("../../docs/operations.md");
+        let rows =
+            table.lines().skip_while(|line| !line.starts_with("| State |")).take_while(|line| line.starts_with('|'));
+        let states: Vec<&str> =
+            rows.flat_map(|row| row.split('|').nth(1).unwrap_or("").split(',')).map(str::trim).collect();
+        let codes = ["WRONGPASS", "NOAUTH", "NOPERM", "OOM", "LOADING", "BUSY", "MISCONF", "NOREPLICAS", "ERR"];
+        let errors = [
+            NodeError::Connecting,
+            NodeError::Connect(text()),
+            NodeError::Disconnected(text()),
+            NodeError::NoAnswer(Duration::ZERO),
+            NodeError::Silent(Duration::ZERO),
+            redis("ERR", "AUTH <password> called without any password configured for the default user."),
+            NodeError::Quarantined { left: Duration::ZERO },
+            NodeError::Forgot,
+            NodeError::NotAllowed { command: text() },
+            NodeError::ClusterMode,
+            NodeError::OtherList { ours: 3, theirs: 5 },
+            NodeError::ListChanging,
+            NodeError::OtherCluster { other: text() },
+            NodeError::NotAsked { node: text() },
+            NodeError::Unlisted,
+            NodeError::MayEvict { policy: text() },
+            NodeError::Replica,
+            NodeError::SameServer(text()),
+            NodeError::TooOld,
+            NodeError::Nonsense(text()),
+        ];
+        for error in errors.into_iter().chain(codes.map(|code| redis(code, ""))) {
+            assert!(states.contains(&error.state()), "{}: {error}", error.state());
+        }
+    }
+
+    #[test]
+    fn what_waiting_does_not_mend_is_not_retryable() {
+        for (error, kind, is_retryable) in [
+            (redis("WRONGPASS", "no"), ErrorKind::NoQuorum, false),
+            (redis("NOPERM", "no"), ErrorKind::NoQuorum, false),
+            (redis("OOM", "full"), ErrorKind::NoQuorum, true),
+            (NodeError::Quarantined { left: Duration::ZERO }, ErrorKind::NoQuorum, true),
+            (NodeError::Replica, ErrorKind::Misconfigured, false),
+            (ClientError::RuntimeEnded.into(), ErrorKind::Usage, false),
+        ] {
+            assert_eq!((error.kind(), error.is_retryable()), (kind, is_retryable), "{error}");
+        }
+    }
+
+    #[test]
+    fn words_of_a_server_are_escaped() {
+        for error in [redis("E\u{1b}", "\n\u{202e}"), NodeError::Nonsense("\u{9b}\r\n".to_owned())] {
+            assert!(!error.to_string().contains(|c: char| c.is_control() || c == '\u{202e}'), "{error:?}");
+        }
+        let refused = redis("WRONGPASS", "invalid username-password pair or user is disabled.");
+        assert_eq!(refused.to_string(), "it refuses the user or the password (WRONGPASS)");
+    }
+}
