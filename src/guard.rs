@@ -28,8 +28,8 @@ const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);
 ///
 /// While it lives, the lease behind it is extended in the background. Dropping it gives the hold back without waiting;
 /// [`release`](Self::release) does the same and tells how that went, and [`LockRequest::run`](crate::LockRequest::run) awaits it
-/// in any case. When the runtime of the client ends, releases that are queued are written to the sockets before those are
-/// closed. When the last hold of an owner on a resource in this process goes, so does this process's share in the lease.
+/// in any case. A drop writes the release to the sockets itself, as far as they take it at once, unless the client's task
+/// is at it. When the last hold of an owner on a resource in this process goes, so does this process's share in the lease.
 ///
 /// A guard over several resources answers for the weakest of them.
 #[must_use = "dropping the guard releases the lock"]
@@ -430,6 +430,7 @@ impl Drop for Guard {
         }
         if !self.leases.is_empty() {
             self.part();
+            self.core().driver.send_now();
         }
     }
 }

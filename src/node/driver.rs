@@ -1,26 +1,30 @@
-//! All connections of a client as one future. A task polls it while the client's runtime lives. After that each release does.
+//! All connections of a client as one future. A task polls it while the client's runtime lives, and so does each guard that is dropped.
 
 use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use futures::FutureExt as _;
 use futures::future::{join_all, poll_fn};
+use tokio::runtime::Handle;
 use tokio::task::unconstrained;
 
 use super::Common;
 use crate::sync::locked;
 
+type Connections = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 pub(crate) struct Driver {
-    /// `None` when all connections have ended.
-    connections: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
-    /// Something was sent since the runtime has ended.
+    /// `None` when all connections have ended; and what wakes the task.
+    driven: Mutex<(Option<Connections>, Waker)>,
+    /// A thread found them locked, so they are to be polled once more.
     is_due: AtomicBool,
-    /// How often they were polled.
+    /// How often the task polled them.
     polls: AtomicU64,
+    runtime: Handle,
     common: Arc<Common>,
 }
 
@@ -30,34 +34,18 @@ impl Driver {
         // code for one connection panic, the others go on. Each bounds by itself what it does at once: tokio's bound would
         // be for all of them, and the first in the list would use it up.
         let apart = connections.into_iter().map(|connection| AssertUnwindSafe(connection).catch_unwind());
-        let all = unconstrained(join_all(apart)).map(drop);
-        Self {
-            connections: Mutex::new(Some(Box::pin(all))),
-            is_due: AtomicBool::new(false),
-            polls: AtomicU64::new(0),
-            common,
-        }
+        let all: Connections = Box::pin(unconstrained(join_all(apart)).map(drop));
+        let driven = Mutex::new((Some(all), Waker::noop().clone()));
+        Self { driven, is_due: AtomicBool::new(false), polls: AtomicU64::new(0), runtime: Handle::current(), common }
     }
 
     /// What the task does: until the client is gone, or the runtime drops it.
     pub(crate) fn run(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
         let running = Running(Arc::clone(self));
-        poll_fn(move |cx| running.0.poll(cx))
-    }
-
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.common.life.is_copy() {
-            return Poll::Pending;
-        }
-        self.polls.fetch_add(1, Ordering::Relaxed);
-        let mut connections = locked(&self.connections);
-        if let Some(all) = connections.as_mut() {
-            ready!(all.as_mut().poll(cx));
-        }
-        let ended = connections.take();
-        drop(connections);
-        drop(ended);
-        Poll::Ready(())
+        poll_fn(move |cx| {
+            running.0.polls.fetch_add(1, Ordering::Relaxed);
+            running.0.poll(Some(cx.waker()))
+        })
     }
 
     /// Grows whenever the task runs: where it stays the same although something was sent, no thread runs the task.
@@ -65,26 +53,53 @@ impl Driver {
         self.polls.load(Ordering::Relaxed)
     }
 
-    /// Writes the releases that were sent since the runtime has ended, as far as the sockets take them at once. Never waits. Not to
-    /// be called with the state of a lease locked.
-    pub(crate) fn send_last(&self) {
-        if !self.common.life.has_ended() {
+    /// Does on this thread what the task would do next, unless it is at it: what was sent leaves at once, as far as the sockets take
+    /// it, whether or not the task ever runs again. Never waits. Not to be called with the state of a lease locked.
+    pub(crate) fn send_now(&self) {
+        // A thread that is ending has no place for a runtime to be in.
+        if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
             return;
         }
+        let _inside = self.runtime.enter(); // Connections that are made meanwhile belong there.
+        if self.poll(None).is_ready() {
+            locked(&self.driven).1.wake_by_ref();
+        }
+    }
+
+    /// The same where the runtime has ended, so that the task does not run again.
+    pub(crate) fn send_last(&self) {
+        if self.common.life.has_ended() {
+            self.send_now();
+        }
+    }
+
+    fn poll(&self, task: Option<&Waker>) -> Poll<()> {
+        if self.common.life.is_copy() {
+            return Poll::Pending;
+        }
         self.is_due.store(true, Ordering::SeqCst);
+        let mut ended = Poll::Pending;
         // Where another thread is about that already, or this one further up, that goes on with it.
         while self.is_due.load(Ordering::SeqCst) {
-            let mut connections = match self.connections.try_lock() {
-                Ok(connections) => connections,
+            let mut driven = match self.driven.try_lock() {
+                Ok(driven) => driven,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
+                Err(TryLockError::WouldBlock) => return Poll::Pending,
             };
             self.is_due.store(false, Ordering::SeqCst);
-            let all = connections.as_mut().map(|all| all.as_mut().poll(&mut Context::from_waker(Waker::noop())));
-            if all == Some(Poll::Ready(())) {
-                *connections = None;
+            let (connections, waker) = &mut *driven;
+            if let Some(task) = task {
+                waker.clone_from(task);
+            }
+            let polled = connections.as_mut().map(|all| all.as_mut().poll(&mut Context::from_waker(waker)));
+            if polled != Some(Poll::Pending) {
+                let over = connections.take();
+                drop(driven);
+                drop(over);
+                ended = Poll::Ready(());
             }
         }
+        ended
     }
 }
 
@@ -93,7 +108,7 @@ impl Drop for Driver {
         // The sockets are registered with the runtime of the process that connected: closing them here would take them from it.
         if self.common.life.is_copy() {
             // Not locked: another thread may have had the lock when the process was copied, and is not in the copy.
-            mem::forget(self.connections.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+            mem::forget(self.driven.get_mut().unwrap_or_else(PoisonError::into_inner).0.take());
         }
     }
 }

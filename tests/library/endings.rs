@@ -91,6 +91,20 @@ fn the_loss_is_told_while_no_thread_drives_the_runtime_of_the_client() {
 }
 
 #[test]
+fn a_guard_that_is_dropped_releases_while_no_thread_drives_the_runtime_of_the_client() {
+    let cluster = Cluster::start(3);
+    let home = single();
+    let (locks, guard) = home.block_on(held(&cluster, 60 * SECOND, "x"));
+    home.block_on(locks.flush());
+    thread::spawn(move || drop(guard)).join().expect("a thread");
+    let gone = || cluster.count_keys(&Cluster::lock_key("x")) == 0;
+    single().block_on(async { eventually(LIMIT, "it is released", gone).await });
+    // The runtime goes on as if its own task had done it.
+    let again = home.block_on(locks.lock("x").acquire()).expect("free");
+    drop(home.block_on(again.release()).expect("a release"));
+}
+
+#[test]
 fn errors_say_that_the_runtime_of_the_client_has_ended() {
     let cluster = Cluster::start(3);
     let (elsewhere, home) = (single(), runtime());
@@ -255,7 +269,7 @@ fn a_client_connects_in_a_runtime() {
 }
 
 /// How a process ends.
-const ENDS: [&str; 7] = ["error", "panic", "end", "single error", "single panic", "task", "request"];
+const ENDS: [&str; 8] = ["error", "panic", "end", "single error", "single panic", "single exit", "task", "request"];
 
 #[test]
 fn a_process_that_ends_releases_what_it_holds() {
@@ -277,6 +291,7 @@ pub fn end(job: &[String]) {
     let [_, way, name, urls] = job else { panic!("{job:?}") };
     let outcome = match way.as_str() {
         "single error" => thread::scope(|scope| scope.spawn(|| single_main("error", name, urls)).join().map(drop)),
+        "single exit" => thread::scope(|scope| scope.spawn(|| single_main("exit", name, urls)).join().map(drop)),
         "single panic" => thread::scope(|scope| scope.spawn(|| single_main("panic", name, urls)).join().map(drop)),
         way => thread::scope(|scope| scope.spawn(|| multi_main(way, name, urls)).join().map(drop)),
     };
@@ -306,6 +321,10 @@ async fn body(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn std::erro
     let guard = locks.lock(name).acquire().await?;
     match way {
         "error" => Err("on purpose")?,
+        "exit" => {
+            drop(guard);
+            std::process::exit(0);
+        }
         "panic" => std::panic::resume_unwind(Box::new("on purpose")),
         "task" => {
             tokio::spawn(async move {
