@@ -102,8 +102,12 @@ impl Scenario {
         args.push(lease.to_string().into());
         let raised =
             if message.raised > 0 && message.says_raised { format!(" +{}", message.raised) } else { String::new() };
-        args.push(format!("0{}{raised}", message.named).into());
-        for (_, lease) in of {
+        let waits = format!("0{}{raised}", message.named);
+        let is_usual = matches!(of, [(_, None)]);
+        if !is_usual || waits != "0" {
+            args.push(waits.into());
+        }
+        for (_, lease) in of.iter().filter(|_| !is_usual) {
             let (token, known) = lease.map_or(("0".to_owned(), 0), |(token, known)| (format!("{token:016}"), known));
             args.push(format!("{token} {known:016} 1 {}", message.share()).into());
         }

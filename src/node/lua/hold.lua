@@ -50,7 +50,7 @@ if #argv < 5 then
       now = time[1] * 1000000 + time[2]
       local window = string.match(stored[1], '^%x+ %d+ %d+ %d+ (%d+)') * 1000
       local wall = string.sub(marked, 18, 30) - argv[2] - 1
-      if next > now - window and next <= now + window and wall > now / 1000 - DAY then highest = 0 end
+      if next > now - window and next <= now + window and math.abs(now / 1000 - wall) <= DAY then highest = 0 end
     end
     if highest and next > highest then
       -- pcall: a node that takes no writes still says who has the lock.
