@@ -160,6 +160,10 @@ impl Round {
         self.repeated.fetch_or(1 << node, Ordering::Relaxed);
     }
 
+    fn is_repeated_on(&self, node: usize) -> bool {
+        self.repeated.load(Ordering::Relaxed) & (1 << node) != 0
+    }
+
     /// May there be something on this node for the round to take away?
     pub(crate) fn has_touched(&self, node: usize) -> bool {
         let left_ticket = self.purpose == Purpose::Leave && self.ticket.as_ref().is_some_and(|t| t.may_be_on(node));
@@ -213,15 +217,18 @@ impl Round {
         self.reached.fetch_or(1 << node, Ordering::Relaxed);
         let vote = match (answer, self.purpose) {
             (Ok(value), Purpose::Hold { .. }) => parse_hold(&value),
-            (Ok(value), Purpose::Release | Purpose::Leave) => parse_release(&value),
+            (Ok(value), Purpose::Release | Purpose::Leave) => match parse_release(&value) {
+                // This client's clock says that the lease was held, and what is not there may have been taken away the first time.
+                Vote::No(_) | Vote::Partly(_) if self.is_repeated_on(node) => Vote::Yes,
+                vote => vote,
+            },
             (Err(error), _) => Vote::Unheard(error),
         };
         self.vote(node, vote);
     }
 
     fn vote(&self, node: usize, vote: Vote) {
-        let is_first = self.repeated.load(Ordering::Relaxed) & (1 << node) == 0;
-        if let (Purpose::Hold { .. }, Vote::No(_), true) = (self.purpose, &vote, is_first) {
+        if let (Purpose::Hold { .. }, Vote::No(_), false) = (self.purpose, &vote, self.is_repeated_on(node)) {
             for lease in &self.leases {
                 lease.left_nothing_on(node);
             }

@@ -260,7 +260,7 @@ impl Connection {
             Asker::Loading => false,
         };
         if is_wanted {
-            if let Asker::Hold(round) = &request.asker {
+            if let Asker::Hold(round) | Asker::Release(round) = &request.asker {
                 round.repeat_on(self.index);
             }
             return self.owe(request);

@@ -1,8 +1,11 @@
-//! Connections that are killed all the time.
+//! Connections that are killed.
 
 use std::time::{Duration, Instant};
 
-use crate::support::Cluster;
+use quorlock::Quorlock;
+
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::{Cluster, eventually};
 
 const LEASE: Duration = Duration::from_secs(5);
 const BETWEEN_KILLS: Duration = Duration::from_millis(100);
@@ -21,7 +24,7 @@ async fn a_lease_outlasts_connections_that_are_killed_in_turn() {
         tokio::spawn(async move {
             loop {
                 let guard = locks.lock(format!("busy:{task}")).acquire().await.expect("a majority is up");
-                drop(guard.release().await); // The nodes may not say any more whether it was in time.
+                guard.release().await.expect("it was held");
             }
         })
     };
@@ -44,4 +47,29 @@ async fn a_lease_outlasts_connections_that_are_killed_in_turn() {
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     assert!(killed > 10, "{killed} connections killed");
     guard.release().await.expect("a release");
+}
+
+/// The nodes release, and the next client has the lock, before the release is sent again on another connection.
+#[tokio::test]
+async fn a_release_that_was_done_and_not_answered_is_no_loss() {
+    let cluster = Cluster::quiet(3);
+    let mut proxies = Vec::new();
+    for port in cluster.ports() {
+        proxies.push(Proxy::start(port).await);
+    }
+    let builder = Quorlock::builder().nodes(proxies.iter().map(Proxy::url)).lease(4 * LEASE);
+    let locks = builder.connect().await.expect("settings that work");
+    let other = cluster.client(4 * LEASE).await;
+    for of_two in [false, true] {
+        let names = if of_two { vec!["x", "y"] } else { vec!["x"] };
+        let guard = locks.lock_all(&names).acquire().await.expect("a free lock");
+        locks.flush().await;
+        proxies.iter().for_each(|proxy| proxy.set(Mode::LoseAnswers));
+        let release = tokio::spawn(guard.release());
+        eventually(LEASE, "it is released", || cluster.count_keys(&Cluster::lock_key("x")) == 0).await;
+        let next = other.lock("x").acquire().await.expect("it is free");
+        proxies.iter().for_each(|proxy| proxy.set(Mode::Pass));
+        release.await.expect("no panic").expect("it was held until then");
+        next.release().await.expect("nothing took it away");
+    }
 }
