@@ -23,7 +23,7 @@ use super::attempt::{Attempt, Made, panicked};
 use super::backlog::Backlog;
 use super::condition::Condition;
 use super::known::Wait;
-use super::line::{Line, MOST_IN_FLIGHT};
+use super::line::{Line, MOST_IN_FLIGHT, MOST_OWED};
 use super::{Asker, Common, Message, Request, pause};
 use crate::address::NodeAddress;
 use crate::environment::{Environment, random_time};
@@ -31,9 +31,6 @@ use crate::error::{ClientError, NodeError};
 
 /// How many requests are taken in one go: whoever keeps one node busy must not starve the others.
 const MOST_TAKEN: usize = 256;
-
-/// How many unacknowledged releases are kept for a node that is away. Older ones are left to the end of their lease.
-const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
 
 /// At least this long may a connection be silent before it is given up.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
@@ -112,8 +109,12 @@ impl Connection {
             }
         }
         self.requests.close();
-        while let Ok(Message::Request(request)) = self.requests.try_recv() {
-            self.early.push(request, || NodeError::Connecting);
+        while let Ok(message) = self.requests.try_recv() {
+            match message {
+                Message::Request(request) => self.early.push(request, || NodeError::Connecting),
+                Message::Then(next) => next(),
+                Message::Close => {}
+            }
         }
         for request in self.early.take().into_iter().chain(mem::take(&mut self.owed)) {
             request.asker.answer(self.index, Err(ClientError::RuntimeEnded.into()));

@@ -21,7 +21,11 @@ use crate::error::NodeError;
 /// decided it or when this one falls silent.
 pub(super) const MOST_IN_FLIGHT: usize = 1024;
 
-/// The same for the bytes that a node does not take.
+/// How many unacknowledged releases are kept for a node that is away, or can do none now. Older ones are left to the end of
+/// their lease.
+pub(super) const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
+
+/// The same as [`MOST_IN_FLIGHT`] for the bytes that a node does not take.
 const MOST_UNSENT: usize = 1 << 22;
 
 /// How long a node is not read that sends more than can have been asked for.
@@ -30,9 +34,6 @@ const REST: Duration = Duration::from_millis(4);
 /// So many unanswered requests may well be those of one task, which has nothing to add to the next: for the other poll that
 /// gathering takes the runtime would wake another thread.
 const FEW: usize = 2;
-
-/// So many releases are kept that a node cannot do now. Older ones are left to the end of their lease.
-const MOST_POSTPONED: usize = MOST_IN_FLIGHT;
 
 /// A release that a node cannot do now is sent again after so long, and then after twice as long.
 const FIRST_POSTPONEMENT: Duration = Duration::from_millis(250);
@@ -240,7 +241,7 @@ impl Line {
             self.postponement.1 = (2 * self.postponement.1).min(LONGEST_POSTPONEMENT);
             cx.waker().wake_by_ref(); // To poll it.
         }
-        if self.postponed.len() > MOST_POSTPONED { self.postponed.pop_front() } else { None }
+        if self.postponed.len() > MOST_OWED { self.postponed.pop_front() } else { None }
     }
 
     /// What is to be sent again now.

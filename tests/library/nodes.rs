@@ -101,6 +101,37 @@ async fn a_release_that_nodes_cannot_do_now_is_sent_again_until_they_do() {
     eventually(20 * SECOND, "it was sent again", || cluster.count_keys(&Cluster::lock_key("x")) == 0).await;
 }
 
+/// Nor does a client keep everything that it can do nothing about: each lease would cost memory for as long as it may be.
+#[tokio::test]
+async fn a_node_that_can_do_nothing_for_long_is_sent_the_latest_releases_again() {
+    const CYCLES: usize = 9000;
+    let cluster = Cluster::quiet(3);
+    let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
+    let locks = builder.connect().await.expect("settings that work");
+    locks.flush().await;
+    let mut unable = cluster.redis(0);
+    let mut replicas = |least: usize| {
+        let set = redis::cmd("CONFIG").arg("SET").arg("min-replicas-to-write").arg(least).to_owned();
+        set.exec(&mut unable).expect("a setting");
+    };
+    replicas(1);
+    let one = async |i: usize| locks.lock(format!("{i}")).acquire().await?.release().await.map_err(Into::into);
+    let cycles = futures::stream::iter(0..CYCLES).map(one).buffer_unordered(100);
+    let failed = cycles.filter_map(|cycle: Result<_, Box<dyn std::error::Error>>| futures::future::ready(cycle.err()));
+    let failed: Vec<_> = failed.collect().await;
+    assert!(failed.is_empty(), "{failed:?}");
+    let ballots = |cluster: &Cluster| {
+        let keys = redis::cmd("KEYS").arg("quorlock:ballot:*").to_owned();
+        keys.query::<Vec<String>>(&mut cluster.redis(0)).expect("names").len()
+    };
+    locks.flush().await;
+    replicas(0);
+    // A release leaves its ballot.
+    eventually(20 * SECOND, "they were sent again", || ballots(&cluster) >= 1024).await;
+    locks.flush().await;
+    assert!(ballots(&cluster) <= 4096, "{} releases", ballots(&cluster));
+}
+
 /// All connections of a client share a task; a bug in what one of them does must stay there.
 #[tokio::test]
 async fn a_connection_that_panics_takes_no_other_with_it() {

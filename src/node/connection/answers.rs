@@ -127,7 +127,9 @@ impl Connection {
             Standing::Unchanged => {}
             Standing::Record(text) => {
                 if !line.known.learn(text) {
-                    return Err(NodeError::Nonsense("a node record that cannot be read".to_owned()));
+                    let nonsense = NodeError::Nonsense("a node record that cannot be read".to_owned());
+                    sent.request.asker.answer(self.index, Err(nonsense.clone()));
+                    return Err(nonsense);
                 }
                 self.common.learn_lease(line.known.longest());
                 self.condition.is_quarantined(self.environment.now(), Duration::ZERO);
