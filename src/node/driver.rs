@@ -5,21 +5,22 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use futures::FutureExt as _;
 use futures::future::{join_all, poll_fn};
+use futures::task::AtomicWaker;
 use tokio::runtime::Handle;
 use tokio::task::unconstrained;
 
 use super::Common;
-use crate::sync::locked;
 
 type Connections = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) struct Driver {
-    /// `None` when all connections have ended; and what wakes the task.
-    driven: Mutex<(Option<Connections>, Waker)>,
+    /// `None` when all connections have ended.
+    connections: Mutex<Option<Connections>>,
+    task: Arc<Task>,
     /// A thread found them locked, so they are to be polled once more.
     is_due: AtomicBool,
     /// How often the task polled them.
@@ -35,8 +36,14 @@ impl Driver {
         // be for all of them, and the first in the list would use it up.
         let apart = connections.into_iter().map(|connection| AssertUnwindSafe(connection).catch_unwind());
         let all: Connections = Box::pin(unconstrained(join_all(apart)).map(drop));
-        let driven = Mutex::new((Some(all), Waker::noop().clone()));
-        Self { driven, is_due: AtomicBool::new(false), polls: AtomicU64::new(0), runtime: Handle::current(), common }
+        Self {
+            connections: Mutex::new(Some(all)),
+            task: Arc::default(),
+            is_due: AtomicBool::new(false),
+            polls: AtomicU64::new(0),
+            runtime: Handle::current(),
+            common,
+        }
     }
 
     /// What the task does: until the client is gone, or the runtime drops it.
@@ -44,7 +51,9 @@ impl Driver {
         let running = Running(Arc::clone(self));
         poll_fn(move |cx| {
             running.0.polls.fetch_add(1, Ordering::Relaxed);
-            running.0.poll(Some(cx.waker()))
+            // Before anything else: where another thread is at it, that one's polls are to wake this task.
+            running.0.task.0.register(cx.waker());
+            running.0.poll()
         })
     }
 
@@ -61,8 +70,8 @@ impl Driver {
             return;
         }
         let _inside = self.runtime.enter(); // Connections that are made meanwhile belong there.
-        if self.poll(None).is_ready() {
-            locked(&self.driven).1.wake_by_ref();
+        if self.poll().is_ready() {
+            self.task.0.wake();
         }
     }
 
@@ -73,7 +82,7 @@ impl Driver {
         }
     }
 
-    fn poll(&self, task: Option<&Waker>) -> Poll<()> {
+    fn poll(&self) -> Poll<()> {
         if self.common.life.is_copy() {
             return Poll::Pending;
         }
@@ -81,20 +90,17 @@ impl Driver {
         let mut ended = Poll::Pending;
         // Where another thread is about that already, or this one further up, that goes on with it.
         while self.is_due.load(Ordering::SeqCst) {
-            let mut driven = match self.driven.try_lock() {
-                Ok(driven) => driven,
+            let mut connections = match self.connections.try_lock() {
+                Ok(connections) => connections,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return Poll::Pending,
             };
             self.is_due.store(false, Ordering::SeqCst);
-            let (connections, waker) = &mut *driven;
-            if let Some(task) = task {
-                waker.clone_from(task);
-            }
-            let polled = connections.as_mut().map(|all| all.as_mut().poll(&mut Context::from_waker(waker)));
+            let waker = Waker::from(Arc::clone(&self.task));
+            let polled = connections.as_mut().map(|all| all.as_mut().poll(&mut Context::from_waker(&waker)));
             if polled != Some(Poll::Pending) {
                 let over = connections.take();
-                drop(driven);
+                drop(connections);
                 drop(over);
                 ended = Poll::Ready(());
             }
@@ -108,8 +114,22 @@ impl Drop for Driver {
         // The sockets are registered with the runtime of the process that connected: closing them here would take them from it.
         if self.common.life.is_copy() {
             // Not locked: another thread may have had the lock when the process was copied, and is not in the copy.
-            mem::forget(self.driven.get_mut().unwrap_or_else(PoisonError::into_inner).0.take());
+            mem::forget(self.connections.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         }
+    }
+}
+
+/// What wakes the task, whichever thread has polled the connections.
+#[derive(Default)]
+struct Task(AtomicWaker);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.0.wake();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.wake();
     }
 }
 

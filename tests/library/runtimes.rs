@@ -95,3 +95,23 @@ async fn a_grant_is_told_when_it_is_in_force() {
         task.await.expect("a task");
     }
 }
+
+/// Each of them polls the connections where it is dropped, also while their task begins.
+#[test]
+fn a_client_works_whose_first_requests_were_dropped_at_once() {
+    let cluster = Cluster::start(1);
+    for client in 0..400 {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let works = async {
+            let locks = cluster.builder().connect().await.expect("settings that work");
+            for _ in 0..client % 40 {
+                let mut request = Box::pin(locks.lock("given up").acquire());
+                drop(futures::poll!(&mut request));
+            }
+            locks.lock("x").acquire().await.map(drop)
+        };
+        let runtime = runtime.expect("a runtime");
+        runtime.block_on(works).unwrap_or_else(|error| panic!("client {client}: {error}"));
+        runtime.shutdown_background(); // Its threads are in the way of the next ones.
+    }
+}
