@@ -27,6 +27,8 @@ pub(super) struct Made {
     pub(super) known: Known,
     /// How long that took.
     pub(super) took: Duration,
+    /// It takes the place of one that is silent.
+    pub(super) replaces: bool,
 }
 
 /// An attempt under way. Dropping it gives it up.
@@ -47,7 +49,12 @@ impl Attempt {
             let began = environment.now();
             let introduced = introduce(environment.as_ref(), &address, &common, index, &name, limit);
             match AssertUnwindSafe(introduced).catch_unwind().await {
-                Ok(made) => made.map(|(wire, known)| Made { wire, known, took: environment.now().since(began) }),
+                Ok(made) => made.map(|(wire, known)| Made {
+                    wire,
+                    known,
+                    took: environment.now().since(began),
+                    replaces: false,
+                }),
                 Err(panic) => Err(NodeError::Connect(panicked(panic.as_ref()))),
             }
         }))

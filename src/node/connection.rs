@@ -358,7 +358,7 @@ impl Connection {
                 Poll::Ready(made) => {
                     self.attempt = None;
                     if let Ok(made) = made {
-                        return Poll::Ready(Some(End::Replaced(Box::new(made))));
+                        return Poll::Ready(Some(End::Replaced(Box::new(Made { replaces: true, ..made }))));
                     }
                 }
                 Poll::Pending => {}

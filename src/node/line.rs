@@ -85,7 +85,11 @@ pub(super) struct Sent {
 }
 
 impl Line {
-    pub(super) fn new(Made { wire, known, took }: Made, environment: Arc<dyn Environment>, conflicts: u64) -> Self {
+    pub(super) fn new(
+        Made { wire, known, took, replaces }: Made,
+        environment: Arc<dyn Environment>,
+        conflicts: u64,
+    ) -> Self {
         let made = environment.now();
         Self {
             environment,
@@ -101,7 +105,7 @@ impl Line {
             refused: None,
             gathers: false,
             alarm: None,
-            pace: Pace::new(made, took),
+            pace: Pace::new(made, took, replaces),
             budget: MOST_READ,
             rest: None,
             postponed: VecDeque::new(),

@@ -14,6 +14,9 @@ const LEAST_IN_USE: Duration = Duration::from_millis(250);
 /// And so many of its usual round trips.
 const ROUND_TRIPS: u32 = 4;
 
+/// What takes longer is not usual: a process that was stopped would doubt no connection for long.
+const LONGEST_USUAL: Duration = Duration::from_secs(1);
+
 /// What timers and other tasks may cost.
 const SLACK: Duration = Duration::from_millis(5);
 
@@ -29,13 +32,15 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Of a connection that is made, and took so long for that: two round trips, at least.
-    pub(super) fn new(made: Moment, took: Duration) -> Self {
-        Self { heard: made, usual: took / 2, doubted: false }
+    /// One that replaces a doubted one is not doubted itself before the node has answered on it: a node that only introduces
+    /// itself would be connected to again and again.
+    pub(super) fn new(made: Moment, took: Duration, replaces: bool) -> Self {
+        Self { heard: made, usual: LONGEST_USUAL.min(took / 2), doubted: replaces }
     }
 
     /// An answer came now to what was sent then.
     pub(super) fn heard(&mut self, sent: Moment, now: Moment) {
-        let took = now.since(sent);
+        let took = LONGEST_USUAL.min(now.since(sent));
         // Up at once, and down slowly.
         self.usual = took.max(self.usual.saturating_sub(self.usual.saturating_sub(took) / 8));
         (self.heard, self.doubted) = (now, false);
@@ -78,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_quiet_connection_is_doubted_after_a_few_round_trips_and_once() {
-        let mut pace = Pace::new(at(0), 2 * MS);
+        let mut pace = Pace::new(at(0), 2 * MS, false);
         assert_eq!(pace.next_look(at(2000), 500 * MS), LEAST_QUIET);
         assert!(!pace.is_doubtful(at(2000), at(2019)));
         assert!(pace.is_doubtful(at(2000), at(2020)));
@@ -91,14 +96,22 @@ mod tests {
 
     #[test]
     fn a_connection_in_use_is_doubted_later() {
-        let mut pace = Pace::new(at(0), 2 * MS);
+        let mut pace = Pace::new(at(0), 2 * MS, false);
         assert!(!pace.is_doubtful(at(999), at(1248)));
         assert!(pace.is_doubtful(at(999), at(1249)));
     }
 
     #[test]
+    fn a_replacement_is_doubted_only_after_an_answer() {
+        let mut pace = Pace::new(at(0), 2 * MS, true);
+        assert!(!pace.is_doubtful(at(2000), at(9000)));
+        pace.heard(at(2000), at(9000));
+        assert!(pace.is_doubtful(at(20_000), at(24_000)), "four of the longest usual round trips");
+    }
+
+    #[test]
     fn what_is_usual_rises_at_once_and_falls_slowly() {
-        let mut pace = Pace::new(at(0), Duration::ZERO);
+        let mut pace = Pace::new(at(0), Duration::ZERO, false);
         pace.heard(at(0), at(80));
         assert_eq!(pace.usual, 80 * MS);
         pace.heard(at(80), at(80));

@@ -69,12 +69,14 @@ local function mark_at(key, text, now)
     end
     if #rest > FULL then return end -- The request looks again by its timer.
     changed = true
-    local number, older = tonumber(string.match(me, '%d+')), ''
-    for ticket, theirs in string.gmatch(rest, '( (%d+)%S+)') do
-      if tonumber(theirs) > number then break end
-      older = older .. ticket
+    local number, place = tonumber(string.match(me, '%d+')), #rest + 1
+    for at, theirs in string.gmatch(rest, '() (%d+)%S+') do
+      if tonumber(theirs) > number then
+        place = at
+        break
+      end
     end
-    rest = older .. ' ' .. me .. string.sub(rest, #older + 1)
+    rest = string.sub(rest, 1, place - 1) .. ' ' .. me .. string.sub(rest, place)
   end
 
   function mark.leave(me)
