@@ -26,7 +26,7 @@ use super::known::Wait;
 use super::line::{Line, MOST_IN_FLIGHT, MOST_OWED};
 use super::{Asker, Common, Message, Request, pause};
 use crate::address::NodeAddress;
-use crate::environment::{Environment, random_time};
+use crate::environment::{Environment, random_time, within};
 use crate::error::{ClientError, NodeError};
 
 /// How many requests are taken in one go: whoever keeps one node busy must not starve the others.
@@ -126,6 +126,14 @@ impl Connection {
         self.down = Some(why);
     }
 
+    /// The same, and what waits for a connection does so no longer.
+    fn is_away(&mut self, why: NodeError) {
+        self.is_down(why);
+        for request in mem::take(&mut self.owed).into_iter().chain(self.early.take()) {
+            self.turn_away(request);
+        }
+    }
+
     fn patience(&self) -> Duration {
         LEAST_PATIENCE.max(2 * self.common.timeout)
     }
@@ -141,8 +149,19 @@ impl Connection {
                 let pause = random_time(self.environment.as_ref(), self.pause / 2..self.pause);
                 self.meanwhile(self.environment.sleep(pause)).await?;
             }
-            let attempt = self.attempt.take().unwrap_or_else(|| self.begin());
-            let refused = match self.meanwhile(attempt).await? {
+            let mut attempt = self.attempt.take().unwrap_or_else(|| self.begin());
+            let environment = Arc::clone(&self.environment);
+            let soon = within(environment.as_ref(), self.patience(), &mut attempt);
+            let made = if let Some(made) = self.meanwhile(soon).await? {
+                made
+            } else {
+                // Nodes that are far away may need longer. No request waits for that.
+                if self.down.is_none() {
+                    self.is_away(NodeError::Connecting);
+                }
+                self.meanwhile(attempt).await?
+            };
+            let refused = match made {
                 Ok(made) => return Some(made),
                 Err(error) => error,
             };
@@ -150,10 +169,7 @@ impl Connection {
                 self.common.unclaim(self.index);
             }
             self.common.waits_for(self.index, Duration::ZERO);
-            self.is_down(refused);
-            for request in mem::take(&mut self.owed).into_iter().chain(self.early.take()) {
-                self.turn_away(request);
-            }
+            self.is_away(refused);
             self.pause = pause::longer(self.pause);
         }
     }
