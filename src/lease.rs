@@ -219,8 +219,8 @@ impl Lease {
         said.or_else(of_latest).unwrap_or_else(|| self.core.reports(|_| None))
     }
 
-    /// A message that was to keep the lease got no majority, and nothing more will be heard of it. Whoever sent it may have the
-    /// state.
+    /// A message that was to keep the lease got no majority, and nothing more will be heard of it. The sender may have the state
+    /// locked.
     pub(crate) fn failed(&self, round: &Round) {
         locked(&self.said).is_failed(round.ballot, round.reports(None));
     }

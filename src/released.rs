@@ -2,8 +2,8 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Released {
-    /// Nodes that have not confirmed: slower than the others, or away. They are still told; what they keep can stand in
-    /// nobody's way, and ends with the lease.
+    /// Nodes that have not confirmed: slower than the others, or away. They are still told. What they keep is in the way of no
+    /// other owner, and ends with the lease.
     pub pending: Vec<String>,
     /// How deep this owner is still nested on the (first) resource in this process. At 0 the resource is free, unless
     /// another process has joined.

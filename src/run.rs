@@ -13,7 +13,7 @@ use crate::lock::LockRequest;
 use crate::waiting::Patience;
 
 impl LockRequest {
-    /// Acquires, waiting while somebody else holds the lock.
+    /// Acquires, waiting while another owner holds the lock.
     ///
     /// # Errors
     ///
@@ -31,7 +31,7 @@ impl LockRequest {
         self.compete(patience).await
     }
 
-    /// Acquires if nobody else holds the lock, without waiting for it: one round (a second one when a node has seen a
+    /// Acquires if no other owner holds the lock, without waiting for it: one round (a second one when a node has seen a
     /// newer ballot).
     ///
     /// # Errors

@@ -62,11 +62,11 @@ impl Attempt {
         let raced = || Again::AfterRace(core.now().since(round.started));
         let kept = refusals.iter().filter_map(|no| if let Refusal::Kept { left } = no { Some(*left) } else { None });
         match (nodes.most_frequent_holder(), kept.max()) {
-            // Somebody else has been called and is about to take it.
+            // Another request has been called and is about to take it.
             (holder, Some(left)) if holder.as_ref().is_none_or(|(_, _, votes)| *votes < quorum) => {
                 (AcquireError::Contended { resource, nodes }, Again::WhenCalled(left))
             }
-            // Nobody has a majority, but some are claimed: a race that nobody won, or somebody's eroded lease.
+            // No owner has a majority, but some nodes are claimed: a race without a winner, or an eroded lease.
             (Some((_, _, votes)), _) if votes < quorum && round.tally().votes() > 0 => {
                 (AcquireError::Contended { resource, nodes }, raced())
             }
@@ -93,7 +93,7 @@ fn other_ballot(core: &Core, round: &Round, verdict: Verdict, refusals: &[Refusa
     if !refusals.iter().any(is_stale) {
         return None;
     }
-    // Whoever has not answered a round that was decided early may yet agree to another ballot.
+    // A node that has not answered a round that was decided early may yet agree to another ballot.
     let unanswered = match verdict {
         Verdict::Lost => core.nodes.len() - tally.votes() - refusals.len() - tally.unheard_votes(),
         Verdict::Pending | Verdict::Won => 0,

@@ -1,4 +1,4 @@
-//! The time that all clients of the same nodes share, whatever their own clocks show.
+//! The time that all clients of the same nodes share. It does not depend on their own clocks.
 
 use std::sync::Mutex;
 

@@ -29,7 +29,7 @@ use crate::address::NodeAddress;
 use crate::environment::{Environment, random_time, within};
 use crate::error::{ClientError, NodeError};
 
-/// How many requests are taken in one go: whoever keeps one node busy must not starve the others.
+/// How many requests are taken in one go: callers that keep one node busy must not starve the others.
 const MOST_TAKEN: usize = 256;
 
 /// At least this long may a connection be silent before it is given up.

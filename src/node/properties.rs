@@ -1,4 +1,4 @@
-//! What a node sends, whatever it is and however it is cut into pieces: no panic, bounded memory, and no byte looked at twice.
+//! Any bytes that a node sends, cut into any pieces: no panic, bounded memory, and no byte looked at twice.
 
 use std::collections::VecDeque;
 use std::io;

@@ -172,7 +172,7 @@ async fn who_holds_a_lock_that_is_the_callers_own_hears_how_to_enter_it() {
     assert!(error.to_string().starts_with("y is held by elsewhere:1 (token 7), for 10s more"), "{error}");
 }
 
-/// Whoever reads a message, or what `inspect` shows, cannot make an export of it.
+/// A message, or what `inspect` shows, is not enough to make an export.
 #[tokio::test]
 async fn nothing_that_is_shown_of_a_holder_lets_the_reader_in() {
     let cluster = Cluster::start(3);

@@ -226,7 +226,7 @@ const ILLEGAL: [(Invariant, &str, History); 29] = [
     (NoStorm, "requests that ask 21 times a second", |ledger| {
         ledger.waited_out(1, 21 * 6 * 10, 6, 10 * SECOND);
     }),
-    (NoStorm, "a request that nobody serves after an outage", |ledger| {
+    (NoStorm, "a request that is not served after an outage", |ledger| {
         ledger.waited(1, NoStorm, None, SECOND, String::new);
     }),
     (CancelSafe, "a dropped request that stands in the way", |ledger| {
