@@ -210,7 +210,7 @@ pub(crate) fn broken(variant: &str) -> bool {
         file: "src/hearing.rs",
         old: "        let _waiting = Waiting::new(&self.waiting);\n",
         new: "        if crate::broken(\"requests that no majority answers ask again at once\") {
-            sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
             return false;
         }
         let _waiting = Waiting::new(&self.waiting);
