@@ -249,6 +249,10 @@ impl World {
         if !self.servers[node].up || self.servers[node].node.is_replica {
             return;
         }
+        // Of two that are replicas of each other none has a master, and each would get back its own data.
+        if matches!(how, Forgets::Replica { of, .. } if self.servers[of].node.is_replica) {
+            return;
+        }
         self.note(format_args!("n{node} forgets: {how:?}"));
         let run_id = run_id(&mut self.rng, node);
         let server = &mut self.servers[node].node;
