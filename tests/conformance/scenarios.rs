@@ -4,7 +4,7 @@
 use crate::node::{Data, Node, SCRIPTS, Script};
 use crate::pair::{FIRST_RECORD, LIST, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, masked};
 use crate::resp::Reply;
-use crate::rules::Rules;
+use crate::rules::{AHEAD, EARLY, GONE, Rules, STALE, YOUNG};
 use crate::support::Cluster;
 use crate::words::RECORD;
 
@@ -17,11 +17,6 @@ const DAY: u64 = 86_400_000;
 const ASKED: &str = "00000000000000af 120000";
 
 const YES: i64 = 1;
-const STALE: i64 = 3;
-const AHEAD: i64 = 4;
-const GONE: i64 = 5;
-const EARLY: i64 = 7;
-const YOUNG: i64 = 9;
 
 /// A hold message.
 #[derive(Clone)]

@@ -25,6 +25,15 @@ pub struct Ahead {
     slept: AtomicU64,
     /// How often something was written to any node.
     pub writes: Arc<AtomicUsize>,
+    /// How long it takes to open a stream.
+    connects_after: Duration,
+}
+
+impl Ahead {
+    /// A machine with a right clock, far away from its nodes.
+    pub fn that_connects_after(connects_after: Duration) -> Self {
+        Self { connects_after, ..Self::default() }
+    }
 }
 
 /// A stream that counts what is written to it.
@@ -69,6 +78,7 @@ impl Environment for Ahead {
 
     fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a> {
         Box::pin(async move {
+            tokio::time::sleep(self.connects_after).await; // As the network does.
             let ConnectionAddr::Tcp(host, port) = address else { panic!("{address:?}") };
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             Ok(Box::new(Counted(stream, Arc::clone(&self.writes))) as Box<dyn Stream>)

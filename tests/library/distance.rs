@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorlock::Quorlock;
-use quorlock::environment::{Connecting, Environment, Moment};
-use redis::ConnectionAddr;
 
 use crate::clocks::Ahead;
 use crate::support::{Cluster, within};
 use link::Link;
 
 const SECOND: Duration = Duration::from_secs(1);
+
 async fn far_away(cluster: &Cluster, round_trip: Duration) -> Vec<Link> {
     let mut links = Vec::new();
     for port in cluster.ports() {
@@ -49,38 +48,14 @@ async fn nodes_half_a_second_away_lock_with_a_longer_node_timeout() {
     guard.release().await.expect("a release");
 }
 
-/// A machine for which streams take two round trips: for TCP, and for TLS.
-#[derive(Debug)]
-struct Distant(Ahead, Duration);
-
-impl Environment for Distant {
-    fn now(&self) -> Moment {
-        self.0.now()
-    }
-
-    fn wall(&self) -> Duration {
-        self.0.wall()
-    }
-
-    fn fill(&self, bytes: &mut [u8]) {
-        self.0.fill(bytes);
-    }
-
-    fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a> {
-        Box::pin(async move {
-            tokio::time::sleep(2 * self.1).await; // As the network does.
-            self.0.connect(address).await
-        })
-    }
-}
-
 /// An introduction to a node that is not declared writes its record and its list: more round trips, each of which is within the
 /// node timeout.
 #[tokio::test]
 async fn nodes_that_are_not_declared_may_be_far_away() {
     let (cluster, round_trip) = (Cluster::undeclared(3, &[]), Duration::from_millis(420));
     let links = far_away(&cluster, round_trip).await;
-    let environment = Arc::new(Distant(Ahead::default(), round_trip));
+    // A stream takes two round trips: for TCP, and for TLS.
+    let environment = Arc::new(Ahead::that_connects_after(2 * round_trip));
     let builder = Quorlock::builder().nodes(links.iter().map(url)).environment(environment);
     all_connect(&builder.connect().await.expect("settings that work")).await;
 }

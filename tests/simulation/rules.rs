@@ -51,13 +51,13 @@ pub struct Rules {
 
 const GRANTED: i64 = 1;
 const HELD: i64 = 2;
-const STALE: i64 = 3;
-const AHEAD: i64 = 4;
-const GONE: i64 = 5;
+pub const STALE: i64 = 3;
+pub const AHEAD: i64 = 4;
+pub const GONE: i64 = 5;
 const KEPT: i64 = 6;
-const EARLY: i64 = 7;
+pub const EARLY: i64 = 7;
 const FAR: i64 = 8;
-const YOUNG: i64 = 9;
+pub const YOUNG: i64 = 9;
 const FORGOT: i64 = 10;
 
 fn int(number: f64) -> Reply {
