@@ -105,8 +105,8 @@ impl Guard {
         self.leases.iter().map(|lease| lease.state().lease.remaining(now)).min().unwrap_or_default()
     }
 
-    /// How many nodes may yet fail without costing the lease: votes in the latest round beyond the quorum. It grows for a
-    /// moment after an acquisition, as the slower nodes answer.
+    /// How many nodes may yet fail without costing the lease: votes beyond the quorum. It grows for a moment after an
+    /// acquisition, as the slower nodes answer. While answers to an extension are awaited, it is that of the round before.
     #[must_use]
     pub fn margin(&self) -> usize {
         let votes = self.leases.iter().map(|lease| lease.state().lease.votes()).min().unwrap_or_default();

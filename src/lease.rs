@@ -190,9 +190,9 @@ impl Lease {
         }
     }
 
-    /// Some more node honours the round of this ballot.
-    pub(crate) fn voted(&self, ballot: Ballot, votes: usize) {
-        self.state().lease.voted(ballot, votes);
+    /// So many nodes honour the round of this ballot by now; `complete` when every node has answered or failed.
+    pub(crate) fn voted(&self, ballot: Ballot, votes: usize, complete: bool) {
+        self.state().lease.voted(ballot, votes, complete);
     }
 
     /// A majority honours `round`.

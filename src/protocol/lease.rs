@@ -48,8 +48,16 @@ pub(crate) struct Lease {
     schedule: Schedule,
     valid_until: Moment,
     extend_at: Moment,
-    /// The latest round that any node honoured, and how many did.
-    voted: (Ballot, usize),
+    voted: Voted,
+}
+
+/// How many nodes honour the lease, by the latest round that a majority honoured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Voted {
+    ballot: Ballot,
+    votes: usize,
+    /// The votes of the round before, while answers to this one are awaited: a node that has not answered yet honours that one.
+    before: usize,
 }
 
 impl Lease {
@@ -63,7 +71,7 @@ impl Lease {
             schedule,
             valid_until: now,
             extend_at: now,
-            voted: (Ballot::ZERO, 0),
+            voted: Voted::default(),
         }
     }
 
@@ -135,15 +143,17 @@ impl Lease {
         self.extend_at = self.extend_at.min(at);
     }
 
-    /// So many nodes honour the round of this ballot by now.
-    pub(crate) fn voted(&mut self, ballot: Ballot, votes: usize) {
-        if ballot >= self.voted.0 {
-            self.voted = (ballot, votes);
+    /// So many nodes honour the round of this ballot by now; `complete` when every node has answered or failed.
+    pub(crate) fn voted(&mut self, ballot: Ballot, votes: usize, complete: bool) {
+        if ballot < self.voted.ballot {
+            return;
         }
+        let before = if ballot == self.voted.ballot { self.voted.before } else { self.votes() };
+        self.voted = Voted { ballot, votes, before: if complete { 0 } else { before } };
     }
 
     pub(crate) fn votes(&self) -> usize {
-        self.voted.1
+        self.voted.votes.max(self.voted.before)
     }
 
     /// What is due at `now`; saying so counts as having done it.
@@ -338,13 +348,17 @@ mod tests {
     }
 
     #[test]
-    fn votes_belong_to_the_latest_round() {
+    fn votes_belong_to_the_latest_round_that_every_node_has_answered() {
         let mut lease = held(true);
-        lease.voted(NEXT.next(), 3);
-        lease.voted(NEXT.next(), 5);
+        let (first, second) = (NEXT.next(), NEXT.next().next());
+        lease.voted(first, 3, false);
+        assert_eq!(lease.votes(), 3);
+        lease.voted(first, 5, true);
         assert_eq!(lease.votes(), 5);
-        lease.voted(NEXT.next().next(), 4);
-        lease.voted(NEXT.next(), 5);
-        assert_eq!(lease.votes(), 4);
+        lease.voted(second, 3, false);
+        assert_eq!(lease.votes(), 5, "two nodes have not answered the extension yet");
+        lease.voted(first, 5, true);
+        lease.voted(second, 4, true);
+        assert_eq!(lease.votes(), 4, "one of the two did not honour it");
     }
 }
