@@ -31,6 +31,10 @@ const TRUSTED_LEAD: Duration = Duration::from_secs(60);
 /// How long a flush waits at least for nodes that are slower than a majority.
 const LAST_LOOK: Duration = Duration::from_millis(5);
 
+/// How many `PING`s a flush sends to each node at most. A node that has lost its scripts refuses a request, which then leaves again
+/// behind the first `PING`, with the scripts.
+const MOST_PINGS: usize = 2;
+
 /// A runtime that does nothing for a shorter time may just be busy.
 const STALLED: Duration = Duration::from_millis(100);
 
@@ -334,7 +338,13 @@ impl Quorlock {
     ///
     /// Cancel safe.
     pub async fn flush(&self) {
-        self.ask_all(redis::cmd("PING"), |_| Ok(())).await;
+        for _ in 0..MOST_PINGS {
+            let resent = self.0.0.common.resent();
+            self.ask_all(redis::cmd("PING"), |_| Ok(())).await;
+            if resent == self.0.0.common.resent() {
+                return;
+            }
+        }
     }
 
     /// As [`flush`](Self::flush), but waits for a node that is slower than a majority only as long again as that took, and a
@@ -345,6 +355,16 @@ impl Quorlock {
     /// Cancel safe.
     #[doc(hidden)]
     pub async fn flush_majority(&self) {
+        for _ in 0..MOST_PINGS {
+            let resent = self.0.0.common.resent();
+            self.ping_majority().await;
+            if resent == self.0.0.common.resent() {
+                return;
+            }
+        }
+    }
+
+    async fn ping_majority(&self) {
         let core = &self.0.0;
         if core.check().is_err() {
             return;

@@ -1,31 +1,19 @@
 //! What the nodes of one client must know of each other and of the client.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::claims::{Claims, Listing};
 use super::clocks::NodeClocks;
-use super::health::{CHANGING, Health};
+use super::health::Health;
 use crate::environment::Environment;
 use crate::error::NodeError;
 use crate::hearing::Hearing;
 use crate::life::Life;
-use crate::protocol::{Newcomer, Record, Wall, difference, quorum};
+use crate::protocol::{Newcomer, Record, Wall, difference};
 use crate::sync::locked;
 use crate::ticket::Tickets;
-
-/// What is known of the server at one place of the node list.
-#[derive(Clone, Debug)]
-struct Claim {
-    name: Arc<str>,
-    run_id: String,
-    /// Of its record.
-    word: Option<u64>,
-    cluster: Option<u64>,
-    /// Why it cannot be part of this list.
-    conflict: Option<NodeError>,
-}
 
 #[derive(Debug)]
 pub(crate) struct Common {
@@ -44,10 +32,10 @@ pub(crate) struct Common {
     learnt_lease: AtomicU64,
     /// The shortest that any of them has told of as its longest.
     least_learnt: AtomicU64,
-    claims: Mutex<Vec<Option<Claim>>>,
+    claims: Mutex<Claims>,
     has_conflict: AtomicBool,
-    /// How many conflicts were found so far.
-    conflicts: AtomicU64,
+    /// How many requests were sent again behind the scripts that their node had lost.
+    resent: AtomicU64,
     /// The key that says how many nodes the list of this client's prefix has.
     pub(crate) list_key: Vec<u8>,
     /// Random: names this client in its shares, and the channel on which nodes call it.
@@ -81,9 +69,9 @@ impl Common {
             used_lease: AtomicU64::new(0),
             learnt_lease: AtomicU64::new(0),
             least_learnt: AtomicU64::new(u64::MAX),
-            claims: Mutex::new(vec![None; nodes]),
+            claims: Mutex::new(Claims::new(nodes)),
             has_conflict: AtomicBool::new(false),
-            conflicts: AtomicU64::new(0),
+            resent: AtomicU64::new(0),
             list_key,
             client,
             tickets: Arc::default(),
@@ -161,90 +149,57 @@ impl Common {
             proven: self.longest_lease(),
             window: self.window,
             wall: self.wall() / 1000,
-            cluster: self.cluster_of_others(index),
+            cluster: locked(&self.claims).cluster_of_others(index),
         }
     }
 
-    /// The cluster that a majority of the list is part of, this node left out.
-    fn cluster_of_others(&self, index: usize) -> Option<u64> {
-        let claims = locked(&self.claims);
-        let mut counts: HashMap<u64, usize> = HashMap::new();
-        let others = claims.iter().enumerate().filter(|(i, _)| *i != index);
-        for cluster in others.filter_map(|(_, claim)| claim.as_ref()?.cluster) {
-            *counts.entry(cluster).or_default() += 1;
-        }
-        counts.into_iter().find(|(_, count)| *count >= quorum(claims.len())).map(|(cluster, _)| cluster)
+    /// Changes or reads what is known of the servers at all places.
+    fn claims<T>(&self, with: impl FnOnce(&mut Claims) -> T) -> T {
+        let mut claims = locked(&self.claims);
+        let result = with(&mut claims);
+        self.has_conflict.store(claims.has_conflict(), Ordering::SeqCst);
+        result
     }
 
-    /// Records the server at `index`. Gives the number of nodes that is to be written there as the list's, if it is.
+    /// Records the server that an attempt has reached.
     ///
     /// # Errors
     ///
     /// Why it cannot be part of this list, or has no vote yet.
-    pub(super) fn claim(&self, index: usize, name: &Arc<str>, health: &Health) -> Result<Option<usize>, NodeError> {
-        let mut claims = locked(&self.claims);
-        let before = claims[index].take().and_then(|claim| claim.conflict);
-        let cluster = health.record.as_ref().and_then(|(_, record)| record.cluster);
-        let conflict = {
-            let others = || claims.iter().flatten();
-            let same = others().find(|claim| claim.run_id == health.run_id);
-            let apart = others().find(|claim| claim.cluster.zip(cluster).is_some_and(|(a, b)| a != b));
-            match (same, health.listed, apart) {
-                (Some(same), _, _) => Some(NodeError::SameServer(same.name.to_string())),
-                (_, Some(CHANGING..), _) => Some(NodeError::ListChanging),
-                (_, Some(theirs), _) if theirs != claims.len() => {
-                    Some(NodeError::OtherList { ours: claims.len(), theirs })
-                }
-                (_, _, Some(other)) => Some(NodeError::OtherCluster { other: other.name.to_string() }),
-                _ => None,
-            }
-        };
-        let run_id = health.run_id.clone();
-        let is_deployment = matches!(
-            conflict,
-            Some(NodeError::OtherList { .. } | NodeError::OtherCluster { .. } | NodeError::ListChanging)
-        );
-        if conflict.is_none() || is_deployment {
-            let word = health.record.as_ref().map(|(_, record)| record.word);
-            claims[index] = Some(Claim { name: Arc::clone(name), run_id, word, cluster, conflict: conflict.clone() });
-        }
-        if is_deployment && conflict != before {
-            self.conflicts.fetch_add(1, Ordering::SeqCst);
-        }
-        self.look_for_conflicts(&claims);
-        match conflict {
-            Some(conflict) => Err(conflict),
-            None if health.listed.is_some() => Ok(None),
-            // The others may know of another list. A majority of them would, and then this client's is written nowhere.
-            None if agreeing(&claims) >= quorum(claims.len()) => Ok(Some(claims.len())),
-            None => Err(NodeError::Unlisted),
-        }
+    pub(super) fn claim(&self, index: usize, name: &Arc<str>, health: &Health) -> Result<Listing, NodeError> {
+        self.claims(|claims| claims.attempt(index, name, health))
     }
 
-    /// Another node has the same record: this one was its replica, and has its data.
+    /// Does another node have this record? Then this one was its replica, and has its data.
     pub(super) fn is_copy(&self, index: usize, record: &Record) -> bool {
-        let claims = locked(&self.claims);
-        let mut others = claims.iter().enumerate().filter(|(i, _)| *i != index);
-        others.any(|(_, claim)| claim.as_ref().is_some_and(|claim| claim.word == Some(record.word)))
+        locked(&self.claims).is_copy(index, record)
     }
 
-    /// The server at `index` cannot be reached: what was in the way of the list may have been mended by taking it away.
-    pub(super) fn unclaim(&self, index: usize) {
-        let mut claims = locked(&self.claims);
-        if claims[index].as_ref().is_some_and(|claim| claim.conflict.is_some()) {
-            claims[index] = None;
-            self.look_for_conflicts(&claims);
-        }
+    /// The connection of the latest attempt is used from now on.
+    pub(super) fn connected(&self, index: usize) {
+        self.claims(|claims| claims.connected(index));
+        self.hearing.connected(index);
     }
 
-    fn look_for_conflicts(&self, claims: &[Option<Claim>]) {
-        let has_conflict = claims.iter().flatten().any(|claim| claim.conflict.is_some());
-        self.has_conflict.store(has_conflict, Ordering::SeqCst);
+    /// The connection in use has ended.
+    pub(super) fn disconnected(&self, index: usize) {
+        self.claims(|claims| claims.disconnected(index));
+        self.hearing.disconnected(index);
+    }
+
+    /// The latest attempt is over, and its connection, if any, is not used.
+    pub(super) fn abandoned(&self, index: usize) {
+        self.claims(|claims| claims.abandoned(index));
+    }
+
+    /// No server can be reached at this place.
+    pub(super) fn unreachable(&self, index: usize) {
+        self.claims(|claims| claims.unreachable(index));
     }
 
     /// Grows with each conflict that is found. What an older connection knows of its node may be what is wrong.
     pub(super) fn conflicts(&self) -> u64 {
-        self.conflicts.load(Ordering::SeqCst)
+        locked(&self.claims).conflicts
     }
 
     /// Why this client acquires nothing at all: its list is not that of its nodes.
@@ -252,16 +207,18 @@ impl Common {
         if !self.has_conflict.load(Ordering::SeqCst) {
             return None;
         }
-        let claims = locked(&self.claims);
-        let own = claims[index].as_ref().and_then(|claim| claim.conflict.clone());
-        let other = || claims.iter().flatten().find(|claim| claim.conflict.is_some());
-        own.or_else(|| other().map(|claim| NodeError::NotAsked { node: claim.name.to_string() }))
+        locked(&self.claims).conflict(index)
     }
-}
 
-/// How many nodes are known to have nothing against this client's list.
-fn agreeing(claims: &[Option<Claim>]) -> usize {
-    claims.iter().flatten().filter(|claim| claim.conflict.is_none()).count()
+    /// A node had lost its scripts: the request leaves again, behind what was sent after it.
+    pub(super) fn resend(&self) {
+        self.resent.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Grows with each request that is sent again for want of scripts.
+    pub(crate) fn resent(&self) -> u64 {
+        self.resent.load(Ordering::SeqCst)
+    }
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -142,6 +142,13 @@ impl Connection {
         Attempt::begin(self.index, &self.name, &self.address, &self.environment, &self.common)
     }
 
+    /// Drops the attempt beside the connection in use.
+    fn abandon(&mut self) {
+        if self.attempt.take().is_some() {
+            self.common.abandoned(self.index);
+        }
+    }
+
     /// Tries until there is a connection; `None` when the client is gone and nothing is left to send.
     async fn connect(&mut self) -> Option<Made> {
         loop {
@@ -166,7 +173,7 @@ impl Connection {
                 Err(error) => error,
             };
             if !refused.is_about_list() {
-                self.common.unclaim(self.index);
+                self.common.unreachable(self.index);
             }
             self.common.waits_for(self.index, Duration::ZERO);
             self.is_away(refused);
@@ -230,6 +237,7 @@ impl Connection {
 
     /// Sends and delivers until the connection ends.
     async fn serve(&mut self, made: Made) -> End {
+        self.common.connected(self.index);
         let mut line = Line::new(made, Arc::clone(&self.environment), self.common.conflicts());
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.owed));
@@ -237,11 +245,10 @@ impl Connection {
         self.down = None;
         let now = self.environment.now();
         self.condition.is_up(now, line.known.quarantine(now));
-        self.common.hearing.connected(self.index);
         self.common.waits_for(self.index, line.last_wait());
         // Should the code panic, this connection has ended, and no other.
         let used = AssertUnwindSafe(poll_fn(|cx| self.turn(&mut line, &mut waiting, cx))).catch_unwind().await;
-        self.common.hearing.disconnected(self.index);
+        self.common.disconnected(self.index);
         let end = used.unwrap_or_else(|panic| End::Broken(NodeError::Disconnected(panicked(panic.as_ref()))));
         match &end {
             End::Done => return end,
@@ -372,10 +379,11 @@ impl Connection {
         if let Some(attempt) = &mut self.attempt {
             match Pin::new(attempt).poll(cx) {
                 Poll::Ready(made) => {
-                    self.attempt = None;
                     if let Ok(made) = made {
+                        self.attempt = None;
                         return Poll::Ready(Some(End::Replaced(Box::new(Made { replaces: true, ..made }))));
                     }
+                    self.abandon();
                 }
                 Poll::Pending => {}
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use redis::{Cmd, ConnectionAddr, RedisConnectionInfo, RedisError, Value};
 
+use super::claims::Listing;
 use super::health::{self, Health};
 use super::known::Known;
 use super::wire::Wire;
@@ -51,7 +52,10 @@ async fn settle(
         if let Some((_, record)) = &health.record {
             common.learn_lease(record.longest);
         }
-        let nodes = common.claim(index, name, &health)?;
+        let nodes = match common.claim(index, name, &health)? {
+            Listing::Known => None,
+            Listing::Write(nodes) => Some(nodes),
+        };
         let seen = health.record.as_ref();
         // A record that came with another node's data says nothing of this one.
         let own = seen.map(|(_, record)| record).filter(|record| !common.is_copy(index, record));

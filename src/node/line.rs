@@ -203,6 +203,7 @@ impl Line {
     /// by its ballot, or only says again how often a share holds what it still holds. A late release takes away its own share
     /// and no other.
     pub(super) fn reload(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait) {
+        common.resend();
         // Behind what is loaded already for another request.
         if self.loading == 0 {
             for command in script::load() {

@@ -4,6 +4,7 @@
 pub mod admin;
 mod attempt;
 mod backlog;
+mod claims;
 mod clocks;
 mod common;
 mod condition;

@@ -191,3 +191,22 @@ async fn acc_33_a_lost_script_cache_is_not_noticed() {
     locks.flush().await;
     assert_eq!(cluster.count_keys(&Cluster::lock_key("scripted")), 0);
 }
+
+#[tokio::test]
+async fn acc_33_a_flush_waits_for_what_is_sent_again_with_the_scripts() {
+    let mut cluster = Cluster::start(3);
+    let locks = cluster.client(10 * SECOND).await;
+    locks.lock("scripted").acquire().await.expect("the lock").release().await.expect("a release");
+    locks.flush().await;
+    cluster.each::<()>(redis::cmd("SCRIPT").arg("FLUSH"));
+    cluster.pause(0);
+    let guard = locks.lock("scripted").acquire().await.expect("two of three nodes answer");
+    assert_eq!(guard.margin(), 0);
+    // The request and the PING stand in the queue of the paused node.
+    let mut flush = std::pin::pin!(locks.flush());
+    assert!(futures::poll!(&mut flush).is_pending());
+    tokio::task::yield_now().await;
+    cluster.resume(0);
+    flush.await;
+    assert_eq!(guard.margin(), 1, "the third node has answered the request that was sent again");
+}

@@ -62,7 +62,7 @@ impl Connection {
         if let Some(since) = since {
             line.heard(since, self.environment.now());
             self.common.waits_for(self.index, line.last_wait());
-            self.attempt = None;
+            self.abandon();
         }
         if called >= MOST_CALLS {
             line.rest(cx);
