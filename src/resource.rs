@@ -6,6 +6,8 @@ use crate::text::readable;
 /// Lock keys may not begin like this, or one resource's lock key could be another's ballot key. Only an empty or odd prefix
 /// can bring that about.
 const BALLOT: &[u8] = b"quorlock:ballot:";
+/// The key of the requests that wait for a lock is this and the lock key. Only scripts use it.
+const QUEUE: &[u8] = b"quorlock:queue:";
 /// The key that says how many nodes the list of a prefix has begins like this.
 pub(crate) const LIST: &[u8] = b"quorlock:list:";
 /// The node record.
@@ -28,7 +30,7 @@ impl Resource {
         let ballot = [BALLOT, prefix, name].concat().into();
         let resource = Self(Arc::new(Keys { ballot, name_at: BALLOT.len() + prefix.len() }));
         let key = resource.lock_key();
-        let is_reserved = key == NODE || [BALLOT, LIST].iter().any(|kind| key.starts_with(kind));
+        let is_reserved = key == NODE || [BALLOT, LIST, QUEUE].iter().any(|kind| key.starts_with(kind));
         (!is_reserved).then_some(resource)
     }
 
@@ -70,6 +72,7 @@ mod tests {
         assert_eq!(Resource::new(b"quorlock:", b"ballot:x"), None);
         assert_eq!(Resource::new(b"quorlock:", b"node"), None);
         assert_eq!(Resource::new(b"", b"quorlock:list:x"), None);
+        assert_eq!(Resource::new(b"quorlock:", b"queue:x"), None);
         assert!(Resource::new(b"quorlock:", b"node2").is_some());
         assert!(Resource::new(b"quorlock:lock:", b"quorlock:ballot:x").is_some());
     }

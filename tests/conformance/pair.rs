@@ -80,6 +80,14 @@ impl Pair {
         redis::cmd("DEL").arg(key).exec(&mut self.real).expect("DEL");
         match data {
             Data::Text(text) => redis::cmd("SET").arg(key).arg(text).exec(&mut self.real).expect("SET"),
+            Data::Queue(members) => {
+                let mut add = redis::cmd("ZADD");
+                add.arg(key);
+                for (score, member) in members {
+                    add.arg(score).arg(member);
+                }
+                add.exec(&mut self.real).expect("ZADD");
+            }
             Data::Other("list") => redis::cmd("RPUSH").arg(key).arg("item").exec(&mut self.real).expect("RPUSH"),
             Data::Other(_) => redis::cmd("HSET").arg(key).arg("a").arg("b").exec(&mut self.real).expect("HSET"),
         }
@@ -119,12 +127,18 @@ impl Pair {
     pub fn compare_keys(&mut self) -> Result<(), String> {
         self.compare_records()?;
         for name in NAMES {
-            for key in [lock_key(name), ballot_key(name)] {
+            for key in [lock_key(name), ballot_key(name), queue_key(name)] {
                 let kind: String = redis::cmd("TYPE").arg(&key).query(&mut self.real).expect("TYPE");
                 let pttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut self.real).expect("PTTL");
                 let real = match kind.as_str() {
                     "none" => None,
                     "string" => Some(Data::Text(redis::cmd("GET").arg(&key).query(&mut self.real).expect("GET"))),
+                    "zset" => {
+                        let mut range = redis::cmd("ZRANGE");
+                        range.arg(&key).arg(0).arg(-1).arg("WITHSCORES");
+                        let members: Vec<(Vec<u8>, u64)> = range.query(&mut self.real).expect("ZRANGE");
+                        Some(Data::Queue(members.into_iter().map(|(member, score)| (score, member)).collect()))
+                    }
                     "list" => Some(Data::Other("list")),
                     _ => Some(Data::Other("hash")),
                 };
@@ -134,9 +148,9 @@ impl Pair {
                 let same_end = (pttl < 0 || left < 0) && pttl == left || (pttl - left).abs() <= TTL_TOLERANCE_MS;
                 if let (Some(Data::Text(text)), Some(Data::Text(other))) = (&real, &mine)
                     && text != other
-                    && without_written(text) == without_written(other)
+                    && without_until(text) == without_until(other)
                 {
-                    // A grant does not say when it was written. The node takes the server's time.
+                    // The node takes the server's time.
                     self.node.store.keep(&key, text.clone());
                     continue;
                 }
@@ -175,8 +189,8 @@ fn without_end(record: &str) -> String {
     words.join(" ")
 }
 
-/// A ballot key without the time at which its queue was written.
-fn without_written(text: &[u8]) -> Vec<u8> {
+/// A ballot key without the time until which it is reserved.
+fn without_until(text: &[u8]) -> Vec<u8> {
     let Some(bar) = text.windows(3).position(|window| window == b" | ") else { return text.to_vec() };
     let digits = text[bar + 3..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     [&text[..bar + 3], &text[bar + 3 + digits..]].concat()
@@ -205,6 +219,10 @@ pub fn lock_key(name: &str) -> Vec<u8> {
 
 pub fn ballot_key(name: &str) -> Vec<u8> {
     [b"quorlock:ballot:".as_slice(), &lock_key(name)].concat()
+}
+
+pub fn queue_key(name: &str) -> Vec<u8> {
+    [b"quorlock:queue:".as_slice(), &lock_key(name)].concat()
 }
 
 pub fn reply(value: redis::Value) -> Reply {
@@ -269,7 +287,7 @@ pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
             mask(&mut items, 0);
             mask(&mut items, 3);
             if let Reply::Bulk(ballot) = &items[4] {
-                items[4] = Reply::Bulk(without_written(ballot));
+                items[4] = Reply::Bulk(without_until(ballot));
             }
         }
     }

@@ -2,7 +2,7 @@
 //! is part of a message, so only the node's clock is real.
 
 use crate::node::{Data, Node, SCRIPTS, Script};
-use crate::pair::{FIRST_RECORD, LIST, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, masked};
+use crate::pair::{FIRST_RECORD, LIST, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, masked, queue_key};
 use crate::resp::Reply;
 use crate::rules::{AHEAD, EARLY, GONE, Rules, STALE, YOUNG};
 use crate::support::Cluster;
@@ -248,8 +248,9 @@ fn a_clock_that_is_behind_ends_no_quarantine_too_early_for_others() {
 #[test]
 fn a_queue_without_a_ballot_is_no_ballot() {
     let mut node = Scenario::start(FIRST_RECORD);
-    let queue = format!("0 | {} 0=- 1003:{}", node.us, SESSIONS[0]);
-    node.put(&ballot_key("x"), &queue);
+    let tickets = [(1003, format!("1003:{}", SESSIONS[0]).into_bytes())];
+    node.put(&ballot_key("x"), "0 | 0=-");
+    node.pair.put(&queue_key("x"), &Data::Queue(tickets.into()), Some(5_000));
     let asker = node.message(0);
     let old = Message { next: node.us - WINDOW_US - 60_000_000, ..asker.clone() };
     says(&node.hold(&old, &[("x", None)]), STALE);

@@ -1,7 +1,9 @@
 //! Random commands, many of which fit what is there.
 
 use crate::node::{Data, Script, Store};
-use crate::pair::{FIRST_RECORD, LIST, NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, shown};
+use crate::pair::{
+    FIRST_RECORD, LIST, NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, queue_key, shown,
+};
 use crate::rng::Rng;
 use crate::words::RECORD;
 
@@ -226,12 +228,25 @@ impl Source {
         args.extend([format!("300000 {cluster} 0 0123456789abcdef"), nodes.to_owned()]);
     }
 
-    /// Somebody else's data, or an end that comes by itself.
+    /// Tickets, and members that are none.
+    fn queue(&mut self) -> Data {
+        let members = (0..self.rng.between(1..4)).map(|_| match self.rng.between(0..8) {
+            0 => (self.rng.between(0..2000), b"no ticket".to_vec()),
+            number => {
+                let ticket = format!("{}:{}", 1000 + number, self.rng.pick(&SESSIONS));
+                (1000 + number, ticket.into_bytes())
+            }
+        });
+        Data::Queue(members.collect())
+    }
+
+    /// Data of another client, or an end that comes by itself.
     pub fn intrusion(&mut self, pair: &mut Pair) -> String {
         let name = self.rng.pick(&NAMES);
         let key = match self.rng.between(0..10) {
             0..6 => lock_key(name),
-            _ => ballot_key(name),
+            6..9 => ballot_key(name),
+            _ => queue_key(name),
         };
         let what = format!("{} := ", String::from_utf8_lossy(&key));
         if self.rng.chance(0.5) {
@@ -258,17 +273,16 @@ impl Source {
             8 => format!("ql1 {token} {owner} label {session}/1:1 {session}/2:2"),
             9 => format!("ql1 {token} {owner} la\tbel {session}/1:1"),
             10 => format!("ql1 {token} {owner} label x{session}/1:7 {session}/2:3 other"),
-            11 => format!("{} | {} 0=- 1003:{session} 1005:{session}", self.ballot, pair.now()),
-            12 => format!("0 | {} {}=1001:{session}", pair.now(), pair.now() + 60_000),
-            13 => format!("{} | {} 0=- 1003:{session}", self.ballot, pair.now() - 10_000_000),
+            11 | 13 => format!("{} | 0=-", self.ballot),
+            12 => format!("0 | {}=1001:{session}", pair.now() + 60_000),
             14 => format!("{} | 0=", self.ballot),
-            15 => format!("{} | {} 0=- {session}", self.ballot, pair.now()),
-            16 => format!("{} | {} 0=- 1003:{session} x", self.ballot, pair.now()),
+            15 => format!("{} | 0=- {session}", self.ballot),
+            16 => format!("{} | {} 0=-", self.ballot, pair.now()),
             19 => format!("{} {} ql1 {token} {owner} label {session}/1:1", self.ballot, pair.now() / 1000 + 20_000),
             20 => format!("{} x ql1 {token} {owner} label {session}/1:1", self.ballot),
             21 => {
                 let head = format!("{} {} ql1 {token} {owner} label", self.ballot, pair.now() / 1000);
-                format!("{head} {session}/1:1 {session}/2:1 | {} 0=- 1003:{session}", pair.now())
+                format!("{head} {session}/1:1 {session}/2:1 | 0=-")
             }
             22..25 => (pair.now() + 2 * WINDOW_US).to_string(),
             17 => "nan".to_owned(),
@@ -276,6 +290,7 @@ impl Source {
             _ => format!("ql1 {token} {owner} label {session}/1:4"),
         };
         let data = match self.rng.between(0..6) {
+            1.. if key == queue_key(name) => self.queue(),
             0 => Data::Other("list"),
             1 => Data::Other("hash"),
             _ => Data::Text(text.into_bytes()),

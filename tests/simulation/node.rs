@@ -1,6 +1,6 @@
 //! A Redis master in memory: keys that expire by its own clock, and the few commands that the lock sends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use super::resp::Reply;
@@ -41,6 +41,8 @@ impl Script {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Data {
     Text(Vec<u8>),
+    /// A sorted set: each member behind its score.
+    Queue(BTreeSet<(u64, Vec<u8>)>),
     /// A key of another type, by its name.
     #[allow(dead_code, reason = "only the conformance test makes such keys")]
     Other(&'static str),
@@ -67,6 +69,17 @@ impl Store {
 
     pub fn data(&mut self, key: &[u8], now: u64) -> Option<&Data> {
         self.entry(key, now).map(|entry| &entry.data)
+    }
+
+    pub fn data_mut(&mut self, key: &[u8], now: u64) -> Option<&mut Data> {
+        self.entry(key, now).map(|entry| &mut entry.data)
+    }
+
+    /// A set without members is not there.
+    pub fn remove_empty(&mut self, key: &[u8]) {
+        if matches!(self.0.get(key), Some(Entry { data: Data::Queue(members), .. }) if members.is_empty()) {
+            self.0.remove(key);
+        }
     }
 
     /// As MGET sees it: a key of another type is missing.
@@ -125,7 +138,7 @@ impl Store {
         self.0.iter().filter(move |(key, entry)| key.starts_with(prefix) && live(entry)).filter_map(|(key, entry)| {
             match &entry.data {
                 Data::Text(text) => Some((key.as_slice(), text.as_slice())),
-                Data::Other(_) => None,
+                Data::Queue(_) | Data::Other(_) => None,
             }
         })
     }

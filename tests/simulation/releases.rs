@@ -32,7 +32,7 @@ pub fn release(
     for (i, (pair, one)) in keys.chunks_exact(2).zip(&asked.resources).enumerate() {
         let lock = pair[0];
         let (value, text) = (stored[2 * i].as_deref(), stored[2 * i + 1].as_deref());
-        let mut mark = Mark::at(pair[1], text, now);
+        let mut mark = Mark::at(pair[1], text);
         let head = [b"ql1 ", one.token, b" ", asked.owner, b" "].concat();
         let is_last =
             mark.as_ref().and_then(|mark| mark.last.as_ref()).is_some_and(|(_, last)| last.starts_with(&head));
@@ -87,12 +87,12 @@ pub fn release(
             mark.raise(number(asked.sent).min(most));
         }
         if one.keeps_place {
-            mark.enter(one.ticket, now);
+            mark.enter(store, one.ticket, now);
         } else {
-            mark.leave(one.ticket);
+            mark.leave(store, one.ticket, now);
         }
         if is_free[i] && mark.reserved_from(b"-", now) == 0 {
-            mark.call(now, publish);
+            mark.call(store, now, publish);
         }
         mark.write(store, memory, None, now);
     }
@@ -104,6 +104,7 @@ pub fn inspect(store: &mut Store, keys: &[&[u8]], now: u64) -> Reply {
     let kind = match store.data(lock, now) {
         None => "none",
         Some(Data::Text(_)) => "string",
+        Some(Data::Queue(_)) => "zset",
         Some(Data::Other(kind)) => kind,
     };
     let text = |store: &mut Store, key| Reply::bulk(store.text(key, now).unwrap_or_default());

@@ -131,7 +131,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         Err(Refused { reply, busy_at }) => {
             let longest = renewed.longest as u64;
             if let Some(mut mark) = busy_at.filter(|_| asked.ticket() != b"0") {
-                mark.enter(asked.ticket(), now);
+                mark.enter(store, asked.ticket(), now);
                 mark.write(store, 2 * renewed.window as u64, Some(longest), now);
             }
             if matches!(&reply, Reply::Array(fields) if fields[0] == Reply::Int(YOUNG)) && renewed_text != stored_record
@@ -241,7 +241,7 @@ impl<'k> Deed<'_, '_, 'k> {
         let (now, rules, asked) = (self.now, self.rules, self.asked);
         let (clock, window, next) = (now as f64, self.record.window * 1000.0, number(asked.next));
         let memory = 2 * self.record.window as u64;
-        let mark = Mark::at(ballot, text, now);
+        let mark = Mark::at(ballot, text);
         let place = Reply::Int(i as i64 + 1);
         let highest = mark.as_ref().map_or(0.0, |mark| mark.highest);
         let fresh = one.token == b"0";
@@ -334,7 +334,7 @@ impl<'k> Deed<'_, '_, 'k> {
                 mark.raise(next);
                 mark.set_last(Some((ends, new)));
                 if fresh {
-                    mark.leave(asked.ticket());
+                    mark.leave(self.store, asked.ticket(), now);
                 }
                 marks.push(mark);
             }

@@ -1,30 +1,31 @@
 //! What `mark.lua` does, once more and in Rust: the highest ballot of a resource, the last lease until it is released, and the
 //! queue of the requests that wait.
 
-use super::node::Store;
+use super::node::{Data, Store};
 use super::words::lua_number;
 
 const RESERVED_US: u64 = 100_000;
-const LIVES_US: u64 = 5_000_000;
-const FRESH_US: u64 = 1_000_000;
-const FULL: usize = 12_000;
+const LIVES_MS: u64 = 5_000;
+const FRESH_MS: u64 = 1_000;
+const FULL: usize = 10_000;
+const PASSED_OVER: usize = 1_000;
 pub const DAY_MS: u64 = 86_400_000;
 
-/// `BALLOT` or `BALLOT END VALUE`, and ` | WRITTEN UNTIL=CALLED TICKET TICKET …`
+/// `BALLOT` or `BALLOT END VALUE`, and ` | UNTIL=CALLED`; the tickets stand in a key of their own.
 #[derive(Clone, Debug)]
 pub struct Mark {
     key: Vec<u8>,
+    queue: Vec<u8>,
     existed: bool,
     changed: bool,
     renewed: bool,
     pub highest: f64,
     /// The end of the last lease, and a copy of its lock value.
     pub last: Option<(f64, Vec<u8>)>,
-    /// When the queue was written.
-    written: u64,
+    /// Tickets may wait, or one has been called.
+    queued: bool,
     until: u64,
     called: Vec<u8>,
-    tickets: Vec<Vec<u8>>,
 }
 
 const NONE: &[u8] = b"-";
@@ -34,11 +35,12 @@ fn number(ticket: &[u8]) -> u64 {
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }
 
-fn is_ticket(text: &[u8]) -> bool {
-    let Some(colon) = text.iter().position(|byte| *byte == b':') else { return false };
+/// The number of a ticket, and its channel.
+fn ticket(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = text.iter().position(|byte| *byte == b':')?;
     let (number, channel) = (&text[..colon], &text[colon + 1..]);
     let are = |text: &[u8], kind: fn(&u8) -> bool| !text.is_empty() && text.iter().all(kind);
-    are(number, u8::is_ascii_digit) && are(channel, u8::is_ascii_hexdigit)
+    (are(number, u8::is_ascii_digit) && are(channel, u8::is_ascii_hexdigit)).then_some((number, channel))
 }
 
 fn digits(text: &[u8]) -> Option<u64> {
@@ -75,18 +77,18 @@ pub fn lock_words(value: &[u8]) -> Option<([&[u8]; 3], &[u8])> {
 
 impl Mark {
     /// `None` for a key that is not ours.
-    pub fn at(key: &[u8], value: Option<&[u8]>, now: u64) -> Option<Self> {
+    pub fn at(key: &[u8], value: Option<&[u8]>) -> Option<Self> {
         let mut mark = Self {
             key: key.to_vec(),
+            queue: [b"quorlock:queue:", key.get(16..).unwrap_or_default()].concat(),
             existed: value.is_some(),
             changed: false,
             renewed: false,
             highest: 0.0,
             last: None,
-            written: 0,
+            queued: false,
             until: 0,
             called: NONE.to_vec(),
-            tickets: Vec::new(),
         };
         let Some(value) = value else { return Some(mark) };
         if let Some(highest) = lua_number(value).filter(|number| *number < f64::INFINITY) {
@@ -94,6 +96,15 @@ impl Mark {
             return Some(mark);
         }
         let (head, queue) = parted(value);
+        if let Some(queue) = queue {
+            let equals = queue.iter().position(|byte| *byte == b'=')?;
+            mark.queued = true;
+            mark.until = digits(&queue[..equals])?;
+            mark.called = queue[equals + 1..].to_vec();
+            if mark.called.is_empty() || mark.called.iter().any(|byte| matches!(byte, b' ' | b'\t'..=b'\r')) {
+                return None;
+            }
+        }
         match digits(head) {
             Some(highest) => mark.highest = highest as f64,
             None => {
@@ -103,21 +114,6 @@ impl Mark {
                 let last = words.next()?;
                 lock_words(last)?;
                 mark.last = Some((end, last.to_vec()));
-            }
-        }
-        if let Some(queue) = queue {
-            let mut words = queue.split(|byte| *byte == b' ');
-            mark.written = digits(words.next()?)?;
-            let head = words.next()?;
-            let equals = head.iter().position(|byte| *byte == b'=')?;
-            mark.until = digits(&head[..equals])?;
-            mark.called = head[equals + 1..].to_vec();
-            mark.tickets = words.map(<[u8]>::to_vec).collect();
-            if mark.called.is_empty() || !mark.tickets.iter().all(|ticket| is_ticket(ticket)) {
-                return None;
-            }
-            if now.abs_diff(mark.written) > LIVES_US {
-                (mark.until, mark.called, mark.tickets) = (0, NONE.to_vec(), Vec::new());
             }
         }
         Some(mark)
@@ -140,39 +136,47 @@ impl Mark {
         if is_reserved { left.div_ceil(1000) } else { 0 }
     }
 
-    pub fn enter(&mut self, me: &[u8], now: u64) {
-        let is_full = self.tickets.iter().map(|ticket| ticket.len() + 1).sum::<usize>() > FULL;
-        if self.tickets.iter().any(|ticket| ticket == me) {
-            self.changed |= now.abs_diff(self.written) > FRESH_US;
-        } else if !is_full {
-            self.changed = true;
-            let at = self.tickets.iter().position(|ticket| number(ticket) > number(me));
-            self.tickets.insert(at.unwrap_or(self.tickets.len()), me.to_vec());
+    pub fn enter(&mut self, store: &mut Store, me: &[u8], now: u64) {
+        match store.data_mut(&self.queue, now) {
+            Some(Data::Queue(tickets)) if tickets.len() >= FULL => {}
+            Some(Data::Queue(tickets)) => _ = tickets.insert((number(me), me.to_vec())),
+            Some(_) => return,
+            None => store.put(&self.queue, Data::Queue([(number(me), me.to_vec())].into()), None, now),
         }
+        if store.pttl(&self.queue, now) < (LIVES_MS - FRESH_MS).cast_signed() {
+            store.expire(&self.queue, LIVES_MS, now);
+        }
+        self.changed |= !self.queued;
+        self.queued = true;
     }
 
-    pub fn leave(&mut self, me: &[u8]) {
+    pub fn leave(&mut self, store: &mut Store, me: &[u8], now: u64) {
         if self.called == me {
             (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
         }
-        if let Some(at) = self.tickets.iter().position(|ticket| ticket == me) {
-            self.tickets.remove(at);
-            self.changed = true;
+        if self.queued
+            && let Some(Data::Queue(tickets)) = store.data_mut(&self.queue, now)
+        {
+            self.changed |= tickets.remove(&(number(me), me.to_vec()));
+            store.remove_empty(&self.queue);
         }
     }
 
     /// `publish` says how many heard the number on the channel.
-    pub fn call(&mut self, now: u64, publish: &mut dyn FnMut(&[u8], &[u8]) -> usize) {
-        if self.called == NONE && self.tickets.is_empty() {
+    pub fn call(&mut self, store: &mut Store, now: u64, publish: &mut dyn FnMut(&[u8], &[u8]) -> usize) {
+        if !self.queued {
             return;
         }
         (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
-        while self.called == NONE && !self.tickets.is_empty() {
-            let ticket = self.tickets.remove(0);
-            let colon = ticket.iter().position(|byte| *byte == b':').unwrap_or(ticket.len() - 1);
-            let channel = [b"quorlock:call:", &ticket[colon + 1..]].concat();
-            if publish(&channel, &ticket[..colon]) > 0 {
-                (self.until, self.called) = (now + RESERVED_US, ticket);
+        for _ in 0..PASSED_OVER {
+            let Some(Data::Queue(tickets)) = store.data_mut(&self.queue, now) else { return };
+            let first = tickets.pop_first();
+            store.remove_empty(&self.queue);
+            let Some((_, first)) = first else { return };
+            let Some((number, channel)) = ticket(&first) else { continue };
+            if publish(&[b"quorlock:call:", channel].concat(), number) > 0 {
+                (self.until, self.called) = (now + RESERVED_US, first);
+                return;
             }
         }
     }
@@ -186,8 +190,7 @@ impl Mark {
     }
 
     pub fn write(self, store: &mut Store, memory: u64, longest: Option<u64>, now: u64) {
-        // SET … NX: a key of another type is left alone.
-        if !self.changed || (!self.existed && store.data(&self.key, now).is_some()) {
+        if !self.changed {
             return;
         }
         let life = match (&self.last, longest) {
@@ -199,14 +202,18 @@ impl Mark {
         if let Some((end, value)) = &self.last {
             words.extend([format!("{end:.0}").into_bytes(), value.clone()]);
         }
-        if self.called != NONE || !self.tickets.is_empty() {
-            words.push(format!("| {now}").into_bytes());
-            words.push([self.until.to_string().as_bytes(), b"=", &self.called].concat());
-            words.extend(self.tickets);
+        if self.called != NONE || (self.queued && store.data(&self.queue, now).is_some()) {
+            words.push([b"| ", self.until.to_string().as_bytes(), b"=", &self.called].concat());
         }
         let text = words.join(&b' ');
         match life {
-            _ if self.existed && text == b"0" => store.remove(&self.key),
+            _ if text == b"0" => {
+                if self.existed {
+                    store.remove(&self.key);
+                }
+            }
+            // SET … NX: a key of another type is left alone.
+            _ if !self.existed && store.data(&self.key, now).is_some() => {}
             Some(life) if self.renewed || !self.existed => store.set(&self.key, text, life, now),
             _ => store.keep(&self.key, text),
         }

@@ -200,12 +200,16 @@ impl Cluster {
         live.map(|node| command.query(&mut self.redis(node)).expect("an answer")).collect()
     }
 
-    /// Which requests wait for a name: what each node keeps of that behind the ballot, and nothing where none waits.
+    /// Which requests wait for a name: what each node keeps of that behind the ballot, and the tickets in its queue; nothing where
+    /// none waits.
     pub fn lines(&self, name: &str) -> Vec<String> {
-        let mark = format!("quorlock:ballot:{}", Self::lock_key(name));
-        let marks: Vec<Option<String>> = self.each(redis::cmd("GET").arg(mark));
-        let line = |mark: &String| mark.split_once(" | ").map(|(_, line)| line.to_owned());
-        marks.iter().map(|mark| mark.as_ref().and_then(line).unwrap_or_default()).collect()
+        let lock = Self::lock_key(name);
+        let marks: Vec<Option<String>> = self.each(redis::cmd("GET").arg(format!("quorlock:ballot:{lock}")));
+        let queues: Vec<Vec<String>> =
+            self.each(redis::cmd("ZRANGE").arg(format!("quorlock:queue:{lock}")).arg(0).arg(-1));
+        let called = |mark: Option<String>| Some(mark?.split_once(" | ")?.1.to_owned());
+        let words = |(mark, queue): (Option<String>, Vec<String>)| called(mark).into_iter().chain(queue);
+        marks.into_iter().zip(queues).map(|pair| words(pair).collect::<Vec<_>>().join(" ")).collect()
     }
 
     /// On how many nodes a request waits for a name.

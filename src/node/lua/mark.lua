@@ -1,40 +1,42 @@
--- What a node keeps of a resource beside the lock, in the ballot key: the highest ballot honoured, the last lease honoured
--- until that is released here, and the queue of waiting requests. Stands before hold.lua and release.lua.
+-- What a node keeps of a resource beside the lock. In the ballot key: the highest ballot honoured, and the last lease honoured
+-- until that is released here. In the queue key: the tickets of waiting requests. Stands before hold.lua and release.lua.
 --
--- 'BALLOT', or 'BALLOT END VALUE' while a lease may be in force, either with ' | WRITTEN UNTIL=CALLED TICKET TICKET ...'
--- behind it while requests wait.
+-- The ballot key is 'BALLOT', or 'BALLOT END VALUE' while a lease may be in force, either with ' | UNTIL=CALLED' behind it while
+-- requests wait or one of them has been called.
 --
 -- END is the end of that lease in ms of its sender's wall clock. VALUE is a copy of the lock key: it says who held the lock
 -- when the lock key has expired by a clock that leapt, or was deleted by hand.
 --
--- Tickets are NUMBER:CHANNEL, oldest first. CALLED is the ticket for which the resource is reserved until UNTIL, in us of this
--- node's clock; '-' for none. A queue that was not written for LIVES is forgotten: a waiting request looks again more often, and a look writes the queue
--- again when it is not FRESH.
+-- CALLED is the ticket for which the resource is reserved until UNTIL, in us of this node's clock; '-' for none.
+--
+-- The queue key is a sorted set of tickets NUMBER:CHANNEL, each with its NUMBER as score. It expires LIVES after the last look that
+-- renewed it: a waiting request looks more often.
 -- The order of the queue prevents herds and split votes. No grant depends on it.
 --
 -- The function stands for itself: a local that it took from outside would cost the usual cases more than to make the function.
 local function mark_at(key, text, now)
   local DAY = 86400000 -- ms: a leap of this node's clock by less does not make it forget a lease that was not released
-  local RESERVED, LIVES, FRESH, FULL = 100000, 5000000, 1000000, 12000 -- us, us, us, bytes
+  local RESERVED, LIVES, FRESH = 100000, 5000, 1000 -- us, ms, ms
+  local FULL, PASSED_OVER = 10000, 1000 -- tickets in a queue; tickets without a listener that one call takes from it
+  local queue_key = 'quorlock:queue:' .. string.sub(key, 17) -- the ballot key is quorlock:ballot:LOCK-KEY
 
-  local written, till, called, rest = 0, 0, '-', ''
+  local queued, till, called = false, 0, '-'
   local last_end, last
   local highest = tonumber(text or 0)
   if not (highest and highest < math.huge) then
-    local head, queue = text, nil
+    local head = text
     local bar = string.find(text, ' | ', 1, true)
-    if bar then head, queue = string.sub(text, 1, bar - 1), string.sub(text, bar + 3) end
+    if bar then
+      queued, head = true, string.sub(text, 1, bar - 1)
+      till, called = string.match(text, '^(%d+)=(%S+)$', bar + 3)
+      if not till then return nil end
+      till = tonumber(till)
+    end
     highest = string.match(head, '^%d+$')
     if not highest then
       highest, last_end, last = string.match(head, '^(%d+) (%d+) (ql1 %d+ %x+ %S+ %S.*)$')
       if not highest then return nil end -- Not ours: left alone.
       last_end = tonumber(last_end)
-    end
-    if queue then
-      written, till, called, rest = string.match(queue, '^(%d+) (%d+)=(%S+)(.*)$')
-      if not written or string.gsub(rest, ' %d+:%x+', '') ~= '' then return nil end
-      till = tonumber(till)
-      if math.abs(now - written) > LIVES then till, called, rest = 0, '-', '' end
     end
     highest = tonumber(highest)
   end
@@ -61,39 +63,33 @@ local function mark_at(key, text, now)
     return called ~= '-' and called ~= me and left > 0 and left <= RESERVED and math.ceil(left / 1000) or 0
   end
 
+  -- pcall, here and below: a node that is out of memory, or where a user's key stands, keeps no queue, and answers all the same.
   function mark.enter(me)
-    if string.find(rest .. ' ', ' ' .. me .. ' ', 1, true) then
-      -- The more requests wait, the longer is what would be written for each look.
-      if math.abs(now - written) > FRESH then changed = true end
-      return
-    end
-    if #rest > FULL then return end -- The request looks again by its timer.
-    changed = true
-    local number, place = tonumber(string.match(me, '%d+')), #rest + 1
-    for at, theirs in string.gmatch(rest, '() (%d+)%S+') do
-      if tonumber(theirs) > number then
-        place = at
-        break
-      end
-    end
-    rest = string.sub(rest, 1, place - 1) .. ' ' .. me .. string.sub(rest, place)
+    local size = redis.pcall('ZCARD', queue_key)
+    if type(size) ~= 'number' then return end
+    if size < FULL then redis.pcall('ZADD', queue_key, 'NX', string.match(me, '%d+'), me) end
+    if redis.pcall('PTTL', queue_key) < LIVES - FRESH then redis.pcall('PEXPIRE', queue_key, LIVES) end
+    if not queued then queued, changed = true, true end
   end
 
   function mark.leave(me)
     if called == me then till, called, changed = 0, '-', true end
-    local at, past = string.find(rest .. ' ', ' ' .. me .. ' ', 1, true)
-    if at then rest, changed = string.sub(rest, 1, at - 1) .. string.sub(rest, past), true end
+    if queued and me ~= '0' and redis.pcall('ZREM', queue_key, me) == 1 then changed = true end
   end
 
   -- Tells the oldest ticket that still has a listener that the resource is free, and reserves it for that ticket.
   function mark.call()
-    if called == '-' and rest == '' then return end
+    if not queued then return end
     till, called, changed = 0, '-', true
-    while called == '-' and rest ~= '' do
-      local ticket, number, channel, younger = string.match(rest, '^ ((%d+):(%S+))(.*)$')
-      rest = younger
-      local heard = redis.pcall('PUBLISH', 'quorlock:call:' .. channel, number)
-      if type(heard) == 'number' and heard > 0 then till, called = now + RESERVED, ticket end
+    for _ = 1, PASSED_OVER do
+      local ticket = redis.pcall('ZPOPMIN', queue_key)[1]
+      if not ticket then return end
+      local number, channel = string.match(ticket, '^(%d+):(%x+)$')
+      local heard = number and redis.pcall('PUBLISH', 'quorlock:call:' .. channel, number)
+      if type(heard) == 'number' and heard > 0 then
+        till, called = now + RESERVED, ticket
+        return
+      end
     end
   end
 
@@ -112,11 +108,13 @@ local function mark_at(key, text, now)
     if mark.last then life = longest and math.max(longest, DAY) + DAY end
     local value = string.format('%.0f', mark.highest)
     if mark.last then value = string.format('%s %.0f %s', value, mark.last_end, mark.last) end
-    if called ~= '-' or rest ~= '' then value = string.format('%s | %.0f %.0f=%s%s', value, now, till, called, rest) end
-    if not text then
+    if called ~= '-' or queued and redis.call('EXISTS', queue_key) == 1 then
+      value = string.format('%s | %.0f=%s', value, till, called)
+    end
+    if value == '0' then
+      if text then set('DEL', key) end -- There were only tickets.
+    elseif not text then
       set('SET', key, value, 'NX', 'PX', life) -- NX: a user's key of another type is left alone.
-    elseif value == '0' then
-      set('DEL', key) -- Only tickets stood here.
     elseif renewed and life then
       set('SET', key, value, 'PX', life)
     else
