@@ -104,20 +104,24 @@ pub(crate) struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// The ballot key after this round, while this share holds the resource once, and no other does: `BALLOT END VALUE`, with a
-    /// copy of the lock key for VALUE.
-    fn marked(&self, token: u64, share: Share) -> String {
+    /// The ballot key after this round, while this share holds the resource so often, and no other does: `BALLOT END VALUE`, with
+    /// a copy of the lock key for VALUE.
+    fn marked(&self, token: u64, share: Share, holds: u32) -> String {
         let Self { owner, ballot, end, .. } = self;
         let (id, label) = (owner.number(), owner.label());
-        format!("{:016} {end:013} ql1 {token:016} {id:032x} {label} {share}:1", ballot.get())
+        format!("{:016} {end:013} ql1 {token:016} {id:032x} {label} {share}:{holds}", ballot.get())
     }
 }
 
 /// "Make it so that these shares have these holds." The record of the node is left to each connection.
 pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, waited_for: &[LastEnd]) -> Cmd {
     let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
-    let first = entries.first().map_or(Share { client: 0, lease: 0 }, |entry| entry.share);
-    command.arg(round.marked(round.ballot.get(), first)).arg(millis(lease));
+    let no_share = Share { client: 0, lease: 0 };
+    let marked = match entries.first() {
+        Some(Entry { fresh: false, share, lease, .. }) => round.marked(lease.token.get(), *share, lease.holds),
+        first => round.marked(round.ballot.get(), first.map_or(no_share, |entry| entry.share), 1),
+    };
+    command.arg(marked).arg(millis(lease));
     let ticket = entries.iter().filter(|entry| entry.fresh).find_map(|entry| entry.ticket);
     let mut waits = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
     for LastEnd { end, of } in waited_for {
@@ -157,7 +161,7 @@ pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
         |entry: &Entry<'_>| entry.fresh && entry.ticket.is_some_and(|ticket| ticket.waits_for(entry.resource));
     // No ballot key has this end, so no node takes it for the usual case.
     let end = if entries.iter().any(keeps_place) { 0 } else { round.end };
-    command.arg(Round { end, ..*round }.marked(token, share));
+    command.arg(Round { end, ..*round }.marked(token, share, 1));
     if let [Entry { lease, fresh: false, ticket, .. }] = entries
         && lease.known == round.ballot
     {

@@ -143,6 +143,9 @@ impl Source {
     fn hold(&mut self, names: &[&str], now: u64, store: &mut Store, args: &mut Vec<String>) {
         let (next, owner) = (self.next(now), self.rng.pick(&OWNERS));
         let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000]);
+        if self.rng.chance(0.2) && self.extension(names, lease, now, store, args) {
+            return;
+        }
         let end = self.wall(now) + 1 + lease;
         args.push(format!("{next:016} {end:013} ql1 {next:016} {owner} {LABEL} {}:1", self.share()));
         args.push(lease.to_string());
@@ -174,6 +177,24 @@ impl Source {
         if next < now + WINDOW_US {
             self.tokens.push(next);
         }
+    }
+
+    /// As a holder extends what stands at the first of these names, if it is held.
+    fn extension(&mut self, names: &[&str], lease: u64, now: u64, store: &mut Store, args: &mut Vec<String>) -> bool {
+        let Some(value) = store.text(&lock_key(names[0]), now) else { return false };
+        let value = String::from_utf8_lossy(value).into_owned();
+        let Some((ballot, Some((end, _)))) = Self::marked(store, names[0], now) else { return false };
+        let words: Vec<&str> = value.split(' ').collect();
+        let (&["ql1", token, _, _, entry], Ok(end)) = (words.as_slice(), end.parse::<u64>()) else { return false };
+        let Some((share, holds)) = entry.split_once(':') else { return false };
+        let next = ballot + self.rng.between(0..4);
+        let end = end + self.rng.between(0..4);
+        args.push(format!("{next:016} {end:013} {value}"));
+        args.extend([lease.to_string(), "0".to_owned()]);
+        let holds = if self.rng.chance(0.8) { holds } else { "2" };
+        args.extend(names.iter().map(|_| format!("{token} {ballot:016} {holds} {share}")));
+        args.push(self.said_of_record(now, store));
+        true
     }
 
     fn release(

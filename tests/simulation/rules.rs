@@ -97,9 +97,30 @@ fn usual(store: &mut Store, rules: &Rules, keys: &[&[u8]], asked: &Hold<'_>, now
     Some(Reply::Int(1))
 }
 
+/// The same for an extension.
+fn usual_extension(store: &mut Store, rules: &Rules, keys: &[&[u8]], asked: &Hold<'_>, now: u64) -> Option<Reply> {
+    let (&[lock, ballot], false, b"0") = (keys, asked.usual, asked.waits) else { return None };
+    if store.text(RECORD, now)? != asked.record || *rules != (Rules { one_clock: rules.one_clock, ..Rules::default() })
+    {
+        return None;
+    }
+    let is_ours = store.text(lock, now)? == asked.value;
+    let [highest, last_end, last]: [&[u8]; 3] =
+        store.text(ballot, now)?.splitn(3, |byte| *byte == b' ').collect::<Vec<_>>().try_into().ok()?;
+    let are_digits = [highest, last_end].iter().all(|text| !text.is_empty() && text.iter().all(u8::is_ascii_digit));
+    let is_last = are_digits && highest.len() + last_end.len() == 29 && last == asked.value;
+    if !is_ours || !is_last || number(asked.next) <= number(highest) || number(asked.end) <= number(last_end) {
+        return None;
+    }
+    store.set(ballot, asked.marked.to_vec(), 2 * DAY_MS, now);
+    store.expire(lock, millis(asked.lease), now);
+    Some(Reply::Int(1))
+}
+
 pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], now: u64) -> Reply {
     let Some(asked) = Hold::parse(argv) else { return Reply::Error("ERR too few arguments".to_owned()) };
-    if let Some(granted) = usual(store, rules, keys, &asked, now) {
+    let granted = usual(store, rules, keys, &asked, now);
+    if let Some(granted) = granted.or_else(|| usual_extension(store, rules, keys, &asked, now)) {
         return granted;
     }
     let stored_record = store.text(RECORD, now).unwrap_or_default().to_vec();

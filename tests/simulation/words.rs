@@ -168,7 +168,8 @@ impl<'b> Hold<'b> {
         let (waits, resources) = said.split_first().map_or((&b"0"[..], said), |(waits, resources)| (*waits, resources));
         let parts = words(value);
         let &[_, _, owner, label, entry] = parts.as_slice() else { return None };
-        let share = entry.strip_suffix(b":1")?;
+        let colon = entry.iter().position(|byte| *byte == b':')?;
+        let share = &entry[..colon];
         let one = |text: &&'b [u8]| match words(text).as_slice() {
             &[token, known, holds, share] => Some(HoldOne { token, known, holds, share }),
             _ => None,

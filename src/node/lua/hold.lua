@@ -1,11 +1,11 @@
 -- Acquire, re-enter, extend, repair: "make it so that this share has this many holds". All resources or none.
 --
 -- KEYS  lock, ballot                         for each resource; the node record is always quorlock:node
--- ARGV  'NEXT END VALUE'                     what the ballot key is to be when the first resource is newly acquired. NEXT is this
---                                            round's ballot, the token of what is newly acquired. END is the ms of the sender's
---                                            wall clock after which the lease is over for the sender: one more than the clock
---                                            shows, and the lease. They have 16 and 13 digits. VALUE is what the lock key is to
---                                            be: 'ql1 NEXT OWNER LABEL SHARE:1'
+-- ARGV  'NEXT END VALUE'                     what the ballot key of the first resource is to be when no other share holds it. NEXT
+--                                            is this round's ballot, the token of what is newly acquired. END is the ms of the
+--                                            sender's wall clock after which the lease is over for the sender: one more than the
+--                                            clock shows, and the lease. They have 16 and 13 digits. VALUE is what the lock key
+--                                            is to be then: 'ql1 TOKEN OWNER LABEL SHARE:HOLDS'
 --       lease      ms
 --       'TICKET END:TOKEN ...'               the ticket is left where another lease is in the way, '0' leaves none; behind it
 --                                            ends that the sender has waited for by its own clock, or TIME:WORD, see EARLY;
@@ -38,7 +38,7 @@ local DAY = 86400000 -- ms: as in mark.lua
 
 local argv, call, time, now = ARGV, redis.call, nil, nil
 
--- The usual case in a straight line: nothing stands in the way, and no request waits.
+-- The usual cases in a straight line. The first is an acquisition: nothing stands in the way, and no request waits.
 if #argv < 5 then
   local keys, marked = KEYS, argv[1]
   local stored = call('MGET', 'quorlock:node', keys[2])
@@ -66,6 +66,22 @@ if #argv < 5 then
       end
     end
   end
+elseif #argv == 5 and argv[3] == '0' and #KEYS == 2 then
+  -- The second is an extension: this share alone holds the lock, as often as before, and its last message was honoured here. As the
+  -- end by the sender's clock is later than before, no key ends before the sender's validity does.
+  local keys, marked = KEYS, argv[1]
+  local stored = call('MGET', 'quorlock:node', keys[2], keys[1])
+  local value = stored[3]
+  if stored[1] == argv[5] and value and value == string.sub(marked, 32) then
+    local highest, last_end, at = string.match(stored[2] or '', '^(%d+) (%d+) ()')
+    if at == 32 and string.sub(stored[2], 32) == value and string.sub(marked, 1, 16) + 0 > highest + 0
+      and string.sub(marked, 18, 30) + 0 > last_end + 0 then
+      -- First what a node refuses that is out of memory.
+      call('PSETEX', keys[2], '172800000', marked) -- 2 * DAY
+      call('PEXPIRE', keys[1], argv[2])
+      return 1
+    end
+  end
 end
 
 if not now then
@@ -79,7 +95,7 @@ local word, longest, till, till_wall, window, rest =
 local asked_word, asked_longest = string.match(asked, '^(%x+) (%d+)')
 if not word or word ~= asked_word then return {FORGOT, now} end
 
-local next_text, new_end, owner, label, first_share = string.match(argv[1], '^(%d+) (%d+) ql1 %d+ (%S+) (%S+) (%S+):1$')
+local next_text, new_end, owner, label, first_share = string.match(argv[1], '^(%d+) (%d+) ql1 %d+ (%S+) (%S+) (%S+):%d+$')
 local next, lease, waits = tonumber(next_text), tonumber(argv[2]), #argv > 3 and argv[3] or '0'
 new_end = tonumber(new_end)
 local wall = new_end - lease - 1 - (string.match(waits, ' %+(%d+)$') or 0) -- ms: the sender's wall clock
