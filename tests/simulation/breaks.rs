@@ -271,9 +271,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/node/script.rs",
-        old: "command.arg(round.marked(round.ballot.get(), first)).arg(millis(lease))",
+        old: "command.arg(marked).arg(millis(lease))",
         new: "let longer = if crate::broken(\"keys that outlive the lease\") { 3 } else { 1 };
-    command.arg(round.marked(round.ballot.get(), first)).arg(longer * millis(lease))",
+    command.arg(marked).arg(longer * millis(lease))",
     },
     Change {
         file: "src/environment.rs",
