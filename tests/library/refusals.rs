@@ -13,9 +13,9 @@ const SECOND: Duration = Duration::from_secs(1);
 async fn a_user_who_may_only_run_scripts_can_lock() {
     let cluster = Cluster::start(1);
     let mut redis = cluster.redis(0);
-    let readme = include_str!("../../README.md");
+    let operations = include_str!("../../docs/operations.md");
     // For 6.2 and newer, and for 6.0.
-    let mut rules = readme.lines().filter_map(|line| line.strip_prefix("ACL SETUSER quorlock "));
+    let mut rules = operations.lines().filter_map(|line| line.strip_prefix("ACL SETUSER quorlock "));
     let info: String = redis::cmd("INFO").arg("server").query(&mut redis).expect("what it is");
     let rule = rules.nth(usize::from(info.contains("redis_version:6.0."))).expect("the rule");
     redis::cmd("ACL")

@@ -166,13 +166,13 @@ mod tests {
         assert_eq!(rows.collect::<Vec<_>>(), expected);
     }
 
-    /// README's table and the help text have the codes, too.
+    /// The table of exit codes and the help text have the codes, too.
     #[test]
     fn every_table_names_every_code() {
-        let readme = include_str!("../../../README.md");
+        let text = include_str!("../../../docs/operations.md");
         for exit in [Exit::Usage, Exit::NoQuorum, Exit::Conflict, Exit::Configuration, Exit::Lost] {
             let code = exit.code();
-            assert!(readme.lines().any(|line| line.starts_with(&format!("| {code} |"))), "README: {code}");
+            assert!(text.lines().any(|line| line.starts_with(&format!("| {code} |"))), "operations: {code}");
             assert!(TABLE.contains(&format!("\n  {code}  ")), "help: {code}");
         }
     }
