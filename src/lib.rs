@@ -100,6 +100,9 @@ mod readme {}
 #[cfg(doctest)]
 #[doc = include_str!("../DESIGN.md")]
 mod design {}
+#[cfg(doctest)]
+#[doc = include_str!("../docs/cookbook.md")]
+mod cookbook {}
 
 pub use client::Quorlock;
 pub use config::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
