@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use quorlock::Quorlock;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinHandle;
 
 use super::super::Bench;
@@ -15,7 +16,7 @@ use super::super::report::{Entry, Report, Target};
 use super::{Case, TARGET_NODES};
 use crate::exit::Failure;
 
-const CROWDS: [usize; 3] = [20, 100, 300];
+const CROWDS: [usize; 4] = [20, 100, 300, 1000];
 /// Until all of them wait, and how long they are counted.
 const SETTLE: Duration = Duration::from_secs(3);
 const COUNT: Duration = Duration::from_secs(8);
@@ -37,6 +38,10 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     let targeted = |target| (nodes == TARGET_NODES).then_some(target);
     let mut smallest: Option<Seen> = None;
     for clients in CROWDS {
+        if !may_open(clients * nodes) {
+            bench.skip(&format!("{clients} clients"), "too many connections for this process (ulimit -n)");
+            continue;
+        }
         let seen = crowd(bench, nodes, clients)?;
         let mut entry = Entry::new(Case::Crowd, nodes, "quorlock");
         entry.cycles_per_s = Some(seen.per_s);
@@ -63,6 +68,20 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
         smallest = smallest.or(Some(seen));
     }
     Ok(())
+}
+
+/// Raises the limit on open files as far as needed. Says whether that is far enough.
+fn may_open(connections: usize) -> bool {
+    const OTHER_FILES: u64 = 200;
+    let limit = getrlimit(Resource::Nofile);
+    let needed = Some(number_of(connections) + OTHER_FILES);
+    let is_enough = |limit: Option<u64>| limit.is_none() || limit >= needed;
+    is_enough(limit.current)
+        || (is_enough(limit.maximum) && setrlimit(Resource::Nofile, Rlimit { current: needed, ..limit }).is_ok())
+}
+
+fn number_of(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn crowd(bench: &Bench<'_>, nodes: usize, clients: usize) -> Result<Seen, Failure> {

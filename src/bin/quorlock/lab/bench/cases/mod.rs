@@ -40,7 +40,7 @@ pub enum Case {
     Processes,
     /// what 50 waiters ask the nodes
     Waiters,
-    /// one lock that 20, 100 and 300 clients want
+    /// one lock that 20 to 1,000 clients want
     Crowd,
     /// what waiters ask the nodes that live while a majority is away
     Outage,
