@@ -92,7 +92,8 @@ impl Pair {
             Data::Other(_) => redis::cmd("HSET").arg(key).arg("a").arg("b").exec(&mut self.real).expect("HSET"),
         }
         if let Some(life) = life {
-            redis::cmd("PEXPIRE").arg(key).arg(life).exec(&mut self.real).expect("PEXPIRE");
+            // The same end for both, however long the commands before it took.
+            redis::cmd("PEXPIREAT").arg(key).arg(now / 1000 + life).exec(&mut self.real).expect("PEXPIREAT");
         }
         self.node.store.put(key, data.clone(), life, now);
     }

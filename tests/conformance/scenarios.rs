@@ -4,7 +4,7 @@
 use crate::node::{Data, Node, SCRIPTS, Script};
 use crate::pair::{FIRST_RECORD, LIST, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, masked, queue_key};
 use crate::resp::Reply;
-use crate::rules::{AHEAD, EARLY, GONE, Rules, STALE, YOUNG};
+use crate::rules::{AHEAD, EARLY, GONE, HELD, Rules, STALE, YOUNG};
 use crate::support::Cluster;
 use crate::words::RECORD;
 
@@ -296,4 +296,20 @@ fn a_quarantine_is_lengthened_by_leases_that_were_granted_and_by_no_others() {
     node.put(&lock_key("x"), &asker.value(7));
     says(&node.hold(&Message { record: told.record, ..asker }, &[("x", Some((7, 7)))]), YOUNG);
     assert_eq!(node.record()[0], 5 * LONGEST);
+}
+
+#[test]
+fn an_acquisition_that_comes_twice_is_granted_twice_unless_another_message_has_come_between() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    let asker = node.message(0);
+    let of = [("x", None), ("y", None)];
+    says(&node.hold(&asker, &of), YES);
+    says(&node.hold(&asker, &of), YES);
+    says(&node.hold(&Message { owner: 1, ..asker.clone() }, &of), HELD);
+    let extension = Message { next: asker.next + 1, ..asker.clone() };
+    says(&node.hold(&extension, &[("x", Some((asker.next, asker.next)))]), YES);
+    says(&node.hold(&asker, &of), STALE);
+    says(&node.hold(&asker, &of[1..]), YES);
+    node.pair.remove(&lock_key("y"));
+    says(&node.hold(&asker, &of[1..]), EARLY);
 }

@@ -187,6 +187,15 @@ impl Source {
         let words: Vec<&str> = value.split(' ').collect();
         let (&["ql1", token, _, _, entry], Ok(end)) = (words.as_slice(), end.parse::<u64>()) else { return false };
         let Some((share, holds)) = entry.split_once(':') else { return false };
+        if holds.parse::<u32>().is_err() || token.len() != 16 || value.contains('\t') {
+            return false;
+        }
+        if names.len() == 1 && self.rng.chance(0.3) {
+            // The message that was granted here, once more.
+            args.extend([format!("{ballot:016} {end:013} {value}"), lease.to_string()]);
+            args.push(self.said_of_record(now, store));
+            return true;
+        }
         let next = ballot + self.rng.between(0..4);
         let end = end + self.rng.between(0..4);
         args.push(format!("{next:016} {end:013} {value}"));
@@ -252,7 +261,10 @@ impl Source {
     /// Tickets, and members that are none.
     fn queue(&mut self) -> Data {
         let members = (0..self.rng.between(1..4)).map(|_| match self.rng.between(0..8) {
-            0 => (self.rng.between(0..2000), b"no ticket".to_vec()),
+            0 => {
+                let score = self.rng.between(0..2000);
+                (score, format!("no ticket {score}").into_bytes())
+            }
             number => {
                 let ticket = format!("{}:{}", 1000 + number, self.rng.pick(&SESSIONS));
                 (1000 + number, ticket.into_bytes())

@@ -50,7 +50,7 @@ pub struct Rules {
 }
 
 const GRANTED: i64 = 1;
-const HELD: i64 = 2;
+pub const HELD: i64 = 2;
 pub const STALE: i64 = 3;
 pub const AHEAD: i64 = 4;
 pub const GONE: i64 = 5;
@@ -265,9 +265,10 @@ impl<'k> Deed<'_, '_, 'k> {
         let mark = Mark::at(ballot, text);
         let place = Reply::Int(i as i64 + 1);
         let highest = mark.as_ref().map_or(0.0, |mark| mark.highest);
-        let fresh = one.token == b"0";
+        let mut fresh = one.token == b"0";
         let head = [b"ql1 ".as_slice(), if fresh { asked.next } else { one.token }, b" ", asked.owner, b" "].concat();
         let entry = [b" ", one.share, b":", one.holds].concat();
+        fresh &= next != highest || value != Some([&head, asked.label, &entry].concat().as_slice());
         let last_value = mark.as_ref().and_then(|mark| mark.last.clone());
         let is_ours = last_value.as_ref().is_some_and(|(_, last)| last.starts_with(&head));
 
