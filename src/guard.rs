@@ -105,8 +105,9 @@ impl Guard {
         self.leases.iter().map(|lease| lease.state().lease.remaining(now)).min().unwrap_or_default()
     }
 
-    /// How many nodes may yet fail without costing the lease: votes beyond the quorum. It grows for a moment after an
-    /// acquisition, as the slower nodes answer. While answers to an extension are awaited, it is that of the round before.
+    /// Returns how many nodes may yet fail without costing the lease: the votes beyond the quorum in the latest round that a majority
+    /// honoured. It grows for a moment after an acquisition, as the slower nodes answer. A node that has not answered that round
+    /// counts as in the round before.
     #[must_use]
     pub fn margin(&self) -> usize {
         let votes = self.leases.iter().map(|lease| lease.state().lease.votes()).min().unwrap_or_default();

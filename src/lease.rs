@@ -190,9 +190,9 @@ impl Lease {
         }
     }
 
-    /// So many nodes honour the round of this ballot by now; `complete` when every node has answered or failed.
-    pub(crate) fn voted(&self, ballot: Ballot, votes: usize, complete: bool) {
-        self.state().lease.voted(ballot, votes, complete);
+    /// So many nodes honour the round of this ballot by now, and so many have not answered.
+    pub(crate) fn voted(&self, ballot: Ballot, votes: usize, awaited: usize) {
+        self.state().lease.voted(ballot, votes, awaited);
     }
 
     /// A majority honours `round`.

@@ -298,7 +298,7 @@ impl Round {
             if tally.verdict() == Verdict::Won {
                 let newly_won = before == Verdict::Pending;
                 for lease in &self.leases {
-                    lease.voted(self.ballot, tally.votes(), tally.is_complete());
+                    lease.voted(self.ballot, tally.votes(), tally.awaited());
                     if newly_won {
                         lease.confirmed(self, length);
                     }

@@ -2,17 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::health::{CHANGING, Health};
 use crate::error::NodeError;
-use crate::protocol::{Record, quorum};
+use crate::protocol::{Moment, quorum};
 
 /// What is known of one server.
 #[derive(Clone, Debug)]
 struct Claim {
     name: Arc<str>,
-    /// `None` once the server cannot be reached any more.
-    run_id: Option<String>,
+    run_id: String,
+    /// It can be reached, as far as is known. Otherwise it is in the way of no other place.
+    is_reachable: bool,
     /// Of its record.
     word: Option<u64>,
     cluster: Option<u64>,
@@ -55,16 +57,31 @@ pub(super) enum Listing {
     Write(usize),
 }
 
+/// A server whose connection has ended. A round that was begun before may count its vote at that place: it gets no vote at another
+/// one until that round's lease is over.
+#[derive(Debug)]
+struct Departed {
+    run_id: String,
+    place: usize,
+    name: Arc<str>,
+    at: Moment,
+}
+
 #[derive(Debug)]
 pub(super) struct Claims {
     places: Vec<Place>,
+    departed: Vec<Departed>,
     /// How many conflicts were found so far.
     pub(super) conflicts: u64,
 }
 
 impl Claims {
     pub(super) fn new(nodes: usize) -> Self {
-        Self { places: std::iter::repeat_with(Place::default).take(nodes).collect(), conflicts: 0 }
+        Self {
+            places: std::iter::repeat_with(Place::default).take(nodes).collect(),
+            departed: Vec::new(),
+            conflicts: 0,
+        }
     }
 
     fn others(&self, index: usize) -> impl Iterator<Item = &Claim> {
@@ -72,12 +89,31 @@ impl Claims {
         places.flat_map(|(_, place)| place.claims())
     }
 
-    /// Records the server that an attempt has reached.
+    /// Those of other places that can be reached.
+    fn reachable(&self, index: usize) -> impl Iterator<Item = &Claim> {
+        self.others(index).filter(|claim| claim.is_reachable)
+    }
+
+    /// The other place at which this server stands, or stood when a lease began that may still be in force.
+    fn place_of(&self, run_id: &str, index: usize) -> Option<&Arc<str>> {
+        let stands = self.reachable(index).find(|claim| claim.run_id == run_id).map(|claim| &claim.name);
+        let stood = || self.departed.iter().find(|departed| departed.run_id == run_id && departed.place != index);
+        stands.or_else(|| stood().map(|departed| &departed.name))
+    }
+
+    /// Records the server that an attempt has reached. No lease is longer than `longest`.
     ///
     /// # Errors
     ///
     /// Why it cannot be part of this list, or has no vote yet.
-    pub(super) fn attempt(&mut self, index: usize, name: &Arc<str>, health: &Health) -> Result<Listing, NodeError> {
+    pub(super) fn attempt(
+        &mut self,
+        index: usize,
+        name: &Arc<str>,
+        health: &Health,
+        (now, longest): (Moment, Duration),
+    ) -> Result<Listing, NodeError> {
+        self.departed.retain(|departed| now.since(departed.at) <= longest);
         let nodes = self.places.len();
         let place = &mut self.places[index];
         let before = place.attempted.take().and_then(|claim| claim.conflict);
@@ -85,10 +121,10 @@ impl Claims {
             place.connected = None;
         }
         let cluster = health.record.as_ref().and_then(|(_, record)| record.cluster);
-        let same = self.others(index).find(|claim| claim.run_id.as_ref() == Some(&health.run_id));
-        let apart = self.others(index).find(|claim| claim.cluster.zip(cluster).is_some_and(|(a, b)| a != b));
+        let same = self.place_of(&health.run_id, index);
+        let apart = self.reachable(index).find(|claim| claim.cluster.zip(cluster).is_some_and(|(a, b)| a != b));
         let conflict = match (same, health.listed, apart) {
-            (Some(same), _, _) => return Err(NodeError::SameServer(same.name.to_string())),
+            (Some(same), _, _) => return Err(NodeError::SameServer(same.to_string())),
             (_, Some(CHANGING..), _) => Some(NodeError::ListChanging),
             (_, Some(theirs), _) if theirs != nodes => Some(NodeError::OtherList { ours: nodes, theirs }),
             (_, _, Some(other)) => Some(NodeError::OtherCluster { other: other.name.to_string() }),
@@ -96,7 +132,8 @@ impl Claims {
         };
         self.places[index].attempted = Some(Claim {
             name: Arc::clone(name),
-            run_id: Some(health.run_id.clone()),
+            run_id: health.run_id.clone(),
+            is_reachable: true,
             word: health.record.as_ref().map(|(_, record)| record.word),
             cluster,
             conflict: conflict.clone(),
@@ -122,8 +159,14 @@ impl Claims {
     }
 
     /// The connection in use has ended.
-    pub(super) fn disconnected(&mut self, index: usize) {
-        self.places[index].is_connected = false;
+    pub(super) fn disconnected(&mut self, index: usize, now: Moment) {
+        let place = &mut self.places[index];
+        place.is_connected = false;
+        if let Some(Claim { run_id, name, .. }) = &place.connected {
+            self.departed.retain(|departed| (departed.run_id.as_str(), departed.place) != (run_id, index));
+            let (run_id, name) = (run_id.clone(), Arc::clone(name));
+            self.departed.push(Departed { run_id, place: index, name, at: now });
+        }
     }
 
     /// The latest attempt is over, and its connection, if any, is not used.
@@ -141,14 +184,15 @@ impl Claims {
         for claim in [&mut place.connected, &mut place.attempted] {
             claim.take_if(|claim| claim.conflict.is_some());
             if let Some(claim) = claim {
-                claim.run_id = None;
+                claim.is_reachable = false;
             }
         }
     }
 
-    /// Does another node have this record? Then this one was its replica, and has its data.
-    pub(super) fn is_copy(&self, index: usize, record: &Record) -> bool {
-        self.others(index).any(|claim| claim.word == Some(record.word))
+    /// Does another server have this record? Then this one was its replica, and has its data.
+    pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
+        let word = health.record.as_ref().map(|(_, record)| record.word);
+        word.is_some() && self.others(index).any(|claim| claim.word == word && claim.run_id != health.run_id)
     }
 
     /// The cluster that a majority of the list is part of, this node left out.
@@ -187,70 +231,118 @@ mod tests {
         format!("node {index}").into()
     }
 
+    const LONGEST: Duration = Duration::from_secs(60);
+
+    fn second(second: u64) -> Moment {
+        Moment::new(Duration::from_secs(second))
+    }
+
     /// Three places, with a connection in use to a server of its own at each.
     fn three() -> Claims {
         let mut claims = Claims::new(3);
         for (index, run_id) in ["a", "b", "c"].into_iter().enumerate() {
-            claims.attempt(index, &name(index), &server(run_id, Some(3))).unwrap();
+            attempt(&mut claims, 0, index, &server(run_id, Some(3))).unwrap();
             claims.connected(index);
         }
         claims
     }
 
-    fn attempt(claims: &mut Claims, index: usize, run_id: &str) -> Result<Listing, NodeError> {
-        claims.attempt(index, &name(index), &server(run_id, Some(3)))
+    fn attempt(claims: &mut Claims, at: u64, index: usize, server: &Health) -> Result<Listing, NodeError> {
+        claims.attempt(index, &name(index), server, (second(at), LONGEST))
+    }
+
+    fn same_as(index: usize) -> Result<Listing, NodeError> {
+        Err(NodeError::SameServer(name(index).to_string()))
     }
 
     #[test]
     fn an_attempt_beside_a_connection_does_not_free_the_server_of_that_connection() {
         let mut claims = three();
-        assert_eq!(attempt(&mut claims, 0, "b"), Err(NodeError::SameServer("node 1".to_owned())));
-        assert_eq!(attempt(&mut claims, 0, "d"), Ok(Listing::Known));
-        assert_eq!(attempt(&mut claims, 1, "a"), Err(NodeError::SameServer("node 0".to_owned())));
-        assert_eq!(attempt(&mut claims, 1, "d"), Err(NodeError::SameServer("node 0".to_owned())));
+        let [a, b, d] = ["a", "b", "d"].map(|run_id| server(run_id, Some(3)));
+        assert_eq!(attempt(&mut claims, 1, 0, &b), same_as(1));
+        assert_eq!(attempt(&mut claims, 1, 0, &d), Ok(Listing::Known));
+        assert_eq!(attempt(&mut claims, 1, 1, &a), same_as(0));
+        assert_eq!(attempt(&mut claims, 1, 1, &d), same_as(0));
         claims.abandoned(0);
-        assert_eq!(attempt(&mut claims, 1, "a"), Err(NodeError::SameServer("node 0".to_owned())));
-        assert_eq!(attempt(&mut claims, 1, "d"), Ok(Listing::Known), "the attempt that reached it is over");
+        assert_eq!(attempt(&mut claims, 1, 1, &a), same_as(0));
+        assert_eq!(attempt(&mut claims, 1, 1, &d), Ok(Listing::Known), "the attempt that reached it is over");
     }
 
     #[test]
-    fn a_server_may_change_its_place_when_its_old_place_has_no_connection() {
-        let mut claims = three();
-        claims.disconnected(0);
-        claims.disconnected(1);
-        assert!(attempt(&mut claims, 1, "a").is_err(), "place 0 may reach it again");
-        assert_eq!(attempt(&mut claims, 0, "b"), Ok(Listing::Known));
-        assert_eq!(attempt(&mut claims, 1, "a"), Ok(Listing::Known));
+    fn a_server_may_change_its_place_when_no_round_can_count_its_vote_at_the_old_one() {
+        let [a, b] = ["a", "b"].map(|run_id| server(run_id, Some(3)));
+        for is_swap in [false, true] {
+            let mut claims = three();
+            claims.disconnected(0, second(10));
+            claims.disconnected(1, second(10));
+            claims.unreachable(0);
+            assert_eq!(attempt(&mut claims, 70, 1, &a), same_as(0));
+            assert_eq!(attempt(&mut claims, 70, 1, &b), Ok(Listing::Known), "its own place");
+            if is_swap {
+                assert_eq!(attempt(&mut claims, 71, 1, &a), Ok(Listing::Known));
+                assert_eq!(attempt(&mut claims, 71, 0, &b), Ok(Listing::Known));
+            } else {
+                assert_eq!(attempt(&mut claims, 71, 1, &a), Ok(Listing::Known));
+                assert_eq!(attempt(&mut claims, 71, 0, &a), same_as(1));
+            }
+        }
+    }
+
+    fn in_cluster(run_id: &str, word: u64, cluster: u64) -> Health {
+        let text = format!("{word:016x} 1000 0 0 300000 {cluster:016x} 0 {run_id}");
+        let record = crate::protocol::Record::parse(&text).unwrap();
+        Health { record: Some((text, record)), ..server(run_id, Some(3)) }
     }
 
     #[test]
-    fn a_server_may_change_its_place_when_its_old_address_reaches_nothing() {
-        let mut claims = three();
-        claims.disconnected(0);
-        claims.disconnected(1);
+    fn a_server_that_cannot_be_reached_refuses_no_new_cluster() {
+        let mut claims = Claims::new(3);
+        for (index, run_id) in ["a", "b", "c"].into_iter().enumerate() {
+            attempt(&mut claims, 0, index, &in_cluster(run_id, index as u64, 1)).unwrap();
+            claims.connected(index);
+        }
+        for index in 0..3 {
+            claims.disconnected(index, second(1));
+        }
+        let other = NodeError::OtherCluster { other: name(1).to_string() };
+        assert_eq!(attempt(&mut claims, 1, 0, &in_cluster("a", 0, 2)), Err(other));
+        for index in [1, 2] {
+            claims.unreachable(index);
+        }
+        assert_eq!(attempt(&mut claims, 1, 0, &in_cluster("a", 0, 2)), Ok(Listing::Known));
+    }
+
+    #[test]
+    fn a_copy_is_another_server_with_the_record_of_one_that_may_be_away() {
+        let mut claims = Claims::new(3);
+        attempt(&mut claims, 0, 0, &in_cluster("a", 7, 1)).unwrap();
+        claims.connected(0);
+        claims.disconnected(0, second(1));
         claims.unreachable(0);
-        assert_eq!(attempt(&mut claims, 1, "a"), Ok(Listing::Known));
-        assert!(attempt(&mut claims, 0, "a").is_err());
+        assert!(claims.is_copy(1, &in_cluster("b", 7, 1)));
+        assert!(!claims.is_copy(1, &in_cluster("a", 7, 1)), "the same server at another place");
+        assert!(!claims.is_copy(0, &in_cluster("b", 7, 1)), "its own place");
+        assert!(!claims.is_copy(1, &server("b", None)));
     }
 
     #[test]
     fn a_conflict_stays_until_the_next_attempt() {
         let mut claims = three();
         let other = NodeError::OtherList { ours: 3, theirs: 5 };
-        assert_eq!(claims.attempt(0, &name(0), &server("a", Some(5))), Err(other.clone()));
+        assert_eq!(attempt(&mut claims, 1, 0, &server("a", Some(5))), Err(other.clone()));
         claims.abandoned(0);
         assert_eq!(claims.conflict(0), Some(other));
         assert_eq!(claims.conflict(1), Some(NodeError::NotAsked { node: "node 0".to_owned() }));
         assert_eq!((claims.conflicts, claims.has_conflict()), (1, true));
-        assert_eq!(attempt(&mut claims, 0, "a"), Ok(Listing::Known));
+        assert_eq!(attempt(&mut claims, 1, 0, &server("a", Some(3))), Ok(Listing::Known));
         assert!(!claims.has_conflict());
     }
 
     #[test]
     fn a_list_is_written_when_a_majority_knows_of_no_other() {
         let mut claims = Claims::new(3);
-        assert_eq!(claims.attempt(0, &name(0), &server("a", None)), Err(NodeError::Unlisted));
-        assert_eq!(claims.attempt(1, &name(1), &server("b", None)), Ok(Listing::Write(3)));
-        assert_eq!(claims.attempt(0, &name(0), &server("a", None)), Ok(Listing::Write(3)));
+        assert_eq!(attempt(&mut claims, 0, 0, &server("a", None)), Err(NodeError::Unlisted));
+        assert_eq!(attempt(&mut claims, 0, 1, &server("b", None)), Ok(Listing::Write(3)));
+        assert_eq!(attempt(&mut claims, 0, 0, &server("a", None)), Ok(Listing::Write(3)));
     }
 }

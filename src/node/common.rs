@@ -11,7 +11,7 @@ use crate::environment::Environment;
 use crate::error::NodeError;
 use crate::hearing::Hearing;
 use crate::life::Life;
-use crate::protocol::{Newcomer, Record, Wall, difference};
+use crate::protocol::{Newcomer, Wall, difference};
 use crate::sync::locked;
 use crate::ticket::Tickets;
 
@@ -167,12 +167,13 @@ impl Common {
     ///
     /// Why it cannot be part of this list, or has no vote yet.
     pub(super) fn claim(&self, index: usize, name: &Arc<str>, health: &Health) -> Result<Listing, NodeError> {
-        self.claims(|claims| claims.attempt(index, name, health))
+        let longest = self.longest_lease().max(self.usual_lease);
+        self.claims(|claims| claims.attempt(index, name, health, (self.environment.now(), longest)))
     }
 
-    /// Does another node have this record? Then this one was its replica, and has its data.
-    pub(super) fn is_copy(&self, index: usize, record: &Record) -> bool {
-        locked(&self.claims).is_copy(index, record)
+    /// Does another server have this record? Then this one was its replica, and has its data.
+    pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
+        locked(&self.claims).is_copy(index, health)
     }
 
     /// The connection of the latest attempt is used from now on.
@@ -183,7 +184,7 @@ impl Common {
 
     /// The connection in use has ended.
     pub(super) fn disconnected(&self, index: usize) {
-        self.claims(|claims| claims.disconnected(index));
+        self.claims(|claims| claims.disconnected(index, self.environment.now()));
         self.hearing.disconnected(index);
     }
 

@@ -58,7 +58,7 @@ async fn settle(
         };
         let seen = health.record.as_ref();
         // A record that came with another node's data says nothing of this one.
-        let own = seen.map(|(_, record)| record).filter(|record| !common.is_copy(index, record));
+        let own = seen.map(|(_, record)| record).filter(|_| !common.is_copy(index, &health));
         let change = Record::due(own, &health.process, &common.newcomer(index));
         if let (None, None, Some((text, _))) = (nodes, &change, seen) {
             let unreadable = || NodeError::Nonsense("a node record that cannot be read".to_owned());

@@ -56,7 +56,9 @@ pub(crate) struct Lease {
 struct Voted {
     ballot: Ballot,
     votes: usize,
-    /// The votes of the round before, while answers to this one are awaited: a node that has not answered yet honours that one.
+    /// How many nodes have not answered.
+    awaited: usize,
+    /// The votes of the round before: a node that has not answered yet may honour that one.
     before: usize,
 }
 
@@ -143,17 +145,18 @@ impl Lease {
         self.extend_at = self.extend_at.min(at);
     }
 
-    /// So many nodes honour the round of this ballot by now; `complete` when every node has answered or failed.
-    pub(crate) fn voted(&mut self, ballot: Ballot, votes: usize, complete: bool) {
+    /// So many nodes honour the round of this ballot by now, and so many have not answered.
+    pub(crate) fn voted(&mut self, ballot: Ballot, votes: usize, awaited: usize) {
         if ballot < self.voted.ballot {
             return;
         }
         let before = if ballot == self.voted.ballot { self.voted.before } else { self.votes() };
-        self.voted = Voted { ballot, votes, before: if complete { 0 } else { before } };
+        self.voted = Voted { ballot, votes, awaited, before };
     }
 
     pub(crate) fn votes(&self) -> usize {
-        self.voted.votes.max(self.voted.before)
+        let Voted { votes, awaited, before, .. } = self.voted;
+        votes.max(before.min(votes + awaited))
     }
 
     /// What is due at `now`; saying so counts as having done it.
@@ -348,17 +351,17 @@ mod tests {
     }
 
     #[test]
-    fn votes_belong_to_the_latest_round_that_every_node_has_answered() {
+    fn a_node_that_has_not_answered_the_latest_round_counts_as_in_the_round_before() {
         let mut lease = held(true);
         let (first, second) = (NEXT.next(), NEXT.next().next());
-        lease.voted(first, 3, false);
+        lease.voted(first, 3, 2);
         assert_eq!(lease.votes(), 3);
-        lease.voted(first, 5, true);
+        lease.voted(first, 5, 0);
         assert_eq!(lease.votes(), 5);
-        lease.voted(second, 3, false);
+        lease.voted(second, 3, 2);
         assert_eq!(lease.votes(), 5, "two nodes have not answered the extension yet");
-        lease.voted(first, 5, true);
-        lease.voted(second, 4, true);
-        assert_eq!(lease.votes(), 4, "one of the two did not honour it");
+        lease.voted(first, 5, 0);
+        lease.voted(second, 3, 1);
+        assert_eq!(lease.votes(), 4, "one of the two has refused it");
     }
 }

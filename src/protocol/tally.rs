@@ -83,8 +83,13 @@ impl Tally {
         self.yes + self.no >= quorum(self.nodes)
     }
 
+    /// How many nodes have neither answered nor failed.
+    pub(crate) fn awaited(&self) -> usize {
+        self.nodes - self.yes - self.no - self.unheard
+    }
+
     pub(crate) fn is_complete(&self) -> bool {
-        self.yes + self.no + self.unheard == self.nodes
+        self.awaited() == 0
     }
 
     /// A majority said no: not a doubt about who can be heard, but an answer.

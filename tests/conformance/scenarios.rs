@@ -93,7 +93,8 @@ impl Scenario {
         let mut args: Vec<Vec<u8>> =
             vec![b"EVALSHA".to_vec(), Script::Hold.hash().into(), (2 * of.len()).to_string().into()];
         args.extend(keys);
-        args.push(format!("{next:016} {:013} {}", message.end(), message.value(*next)).into());
+        let token = if let Some((_, Some((token, _)))) = of.first() { token } else { next };
+        args.push(format!("{next:016} {:013} {}", message.end(), message.value(*token)).into());
         args.push(lease.to_string().into());
         let raised =
             if message.raised > 0 && message.says_raised { format!(" +{}", message.raised) } else { String::new() };
@@ -312,4 +313,17 @@ fn an_acquisition_that_comes_twice_is_granted_twice_unless_another_message_has_c
     says(&node.hold(&asker, &of[1..]), YES);
     node.pair.remove(&lock_key("y"));
     says(&node.hold(&asker, &of[1..]), EARLY);
+}
+
+#[test]
+fn an_extension_for_less_shortens_no_lease_also_when_the_senders_clock_has_stepped_ahead() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    let asker = node.message(0);
+    says(&node.hold(&asker, &[("x", None)]), YES);
+    let token = asker.next;
+    let less =
+        Message { next: token + 1, lease: asker.lease / 6, wall: asker.wall + 20 * asker.lease, ..asker.clone() };
+    says(&node.hold(&less, &[("x", Some((token, token)))]), YES);
+    let left: i64 = redis::cmd("PTTL").arg(lock_key("x")).query(&mut node.pair.real).expect("a life");
+    assert!(left > asker.lease.cast_signed() / 2, "{left} ms are left of {} ms", asker.lease);
 }

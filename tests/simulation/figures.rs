@@ -44,6 +44,7 @@ faults! {
     ClientPause = "client pause",
     ClientCrash = "client crash",
     ClientClockRate = "client clock rate",
+    ClientClockStep = "client wall clock step",
     DroppedFuture = "dropped future",
     IdleFuture = "future left alone",
 }

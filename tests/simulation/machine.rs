@@ -30,7 +30,7 @@ const FURTHEST_OFF_US: i64 = 500;
 pub struct Clock {
     time: Time,
     ppm: i64,
-    skew_us: i64,
+    skew_us: AtomicI64,
     bounded: bool,
     paused_at: AtomicU64,
     /// Set back by somebody, in the one broken variant that has such a clock.
@@ -42,7 +42,13 @@ pub struct Clock {
 impl Clock {
     pub fn new(time: Time, plan: &ClientPlan, watch: Arc<Watch>) -> Self {
         let &ClientPlan { ppm, skew_us, bounded, .. } = plan;
-        Self { time, ppm, skew_us, bounded, paused_at: AtomicU64::new(RUNNING), set_back_us: AtomicI64::new(0), watch }
+        let (skew_us, set_back_us) = (AtomicI64::new(skew_us), AtomicI64::new(0));
+        Self { time, ppm, skew_us, bounded, paused_at: AtomicU64::new(RUNNING), set_back_us, watch }
+    }
+
+    /// Sets the wall clock of the machine, for good.
+    pub fn set_skew(&self, micros: i64) {
+        self.skew_us.store(micros, Relaxed);
     }
 
     pub fn is_off(&self) -> bool {
@@ -69,7 +75,7 @@ impl Clock {
     fn wall(&self) -> u64 {
         let now = self.time.now();
         let off = if self.bounded { self.off(now) } else { 0 };
-        (EPOCH_US + now).saturating_add_signed(off + self.skew_us)
+        (EPOCH_US + now).saturating_add_signed(off + self.skew_us.load(Relaxed))
     }
 
     /// How far the clock is off at this true time: ever further, or to and fro.

@@ -110,7 +110,7 @@ pub struct Plan {
 
 const MINUTE_US: u64 = 60_000_000;
 /// Clients and nodes are never further apart than ballots may be, which is five minutes, unless a plan says so.
-const FURTHEST_SKEW: u64 = 3 * MINUTE_US / 2;
+pub const FURTHEST_SKEW: u64 = 3 * MINUTE_US / 2;
 
 impl Plan {
     pub fn new(seed: u64, broken: Broken) -> Self {
@@ -181,7 +181,7 @@ impl Plan {
 
     /// For the head of a trace.
     pub fn described(&self) -> String {
-        let skewed = self.clients.iter().any(|client| client.skew_us != 0);
+        let skewed = self.has_skewed_clients();
         format!(
             "seed {}: {} nodes ({} with a useless clock, {} durable), {} clients, {} resources, clocks {:?}, skewed {skewed}, \
              forgetful {}, latency {:?} us, late {}, lost {}, leases {:?}",
@@ -200,14 +200,18 @@ impl Plan {
         )
     }
 
+    /// Do the wall clocks of clients differ by more than the drift?
+    pub fn has_skewed_clients(&self) -> bool {
+        self.clients.iter().any(|client| client.skew_us != 0)
+    }
+
     pub fn quorum(&self) -> usize {
         self.nodes.len() / 2 + 1
     }
 
     /// For so long may a client be kept from a lock by the clock of a holder that has gone, beside the lease.
     pub fn behind(&self, longest: Duration) -> Duration {
-        let skewed = self.clients.iter().any(|client| client.skew_us != 0);
-        if skewed { longest } else { Duration::ZERO }
+        if self.has_skewed_clients() { longest } else { Duration::ZERO }
     }
 
     /// How many nodes may fail beside those that are of no use anyway.

@@ -89,7 +89,7 @@ pub fn release(
         if one.keeps_place {
             mark.enter(store, one.ticket, now);
         } else {
-            mark.leave(store, one.ticket, now);
+            mark.leave(one.ticket);
         }
         if is_free[i] && mark.reserved_from(b"-", now) == 0 {
             mark.call(store, now, publish);

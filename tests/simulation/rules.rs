@@ -113,7 +113,9 @@ fn usual_extension(store: &mut Store, rules: &Rules, keys: &[&[u8]], asked: &Hol
         return None;
     }
     store.set(ballot, asked.marked.to_vec(), 2 * DAY_MS, now);
-    store.expire(lock, millis(asked.lease), now);
+    if store.pttl(lock, now) < millis(asked.lease).cast_signed() {
+        store.expire(lock, millis(asked.lease), now);
+    }
     Some(Reply::Int(1))
 }
 
@@ -356,7 +358,7 @@ impl<'k> Deed<'_, '_, 'k> {
                 mark.raise(next);
                 mark.set_last(Some((ends, new)));
                 if fresh {
-                    mark.leave(self.store, asked.ticket(), now);
+                    mark.leave(asked.ticket());
                 }
                 marks.push(mark);
             }

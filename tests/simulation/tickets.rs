@@ -22,6 +22,8 @@ pub struct Mark {
     pub highest: f64,
     /// The end of the last lease, and a copy of its lock value.
     pub last: Option<(f64, Vec<u8>)>,
+    /// The ticket that is taken out with what is written.
+    leaving: Option<Vec<u8>>,
     /// Tickets may wait, or one has been called.
     queued: bool,
     until: u64,
@@ -86,6 +88,7 @@ impl Mark {
             renewed: false,
             highest: 0.0,
             last: None,
+            leaving: None,
             queued: false,
             until: 0,
             called: NONE.to_vec(),
@@ -97,12 +100,15 @@ impl Mark {
         }
         let (head, queue) = parted(value);
         if let Some(queue) = queue {
-            let equals = queue.iter().position(|byte| *byte == b'=')?;
             mark.queued = true;
-            mark.until = digits(&queue[..equals])?;
-            mark.called = queue[equals + 1..].to_vec();
-            if mark.called.is_empty() || mark.called.iter().any(|byte| matches!(byte, b' ' | b'\t'..=b'\r')) {
-                return None;
+            let parts =
+                queue.iter().position(|byte| *byte == b'=').map(|equals| (&queue[..equals], &queue[equals + 1..]));
+            let is_solid =
+                |text: &[u8]| !text.is_empty() && !text.iter().any(|byte| matches!(byte, b' ' | b'\t'..=b'\r'));
+            if let Some((until, called)) = parts.filter(|(_, called)| is_solid(called))
+                && let Some(until) = digits(until)
+            {
+                (mark.until, mark.called) = (until, called.to_vec());
             }
         }
         match digits(head) {
@@ -139,6 +145,7 @@ impl Mark {
     pub fn enter(&mut self, store: &mut Store, me: &[u8], now: u64) {
         match store.data_mut(&self.queue, now) {
             Some(Data::Queue(tickets)) if tickets.len() >= FULL => {}
+            Some(Data::Queue(tickets)) if tickets.iter().any(|(_, ticket)| ticket == me) => {}
             Some(Data::Queue(tickets)) => _ = tickets.insert((number(me), me.to_vec())),
             Some(_) => return,
             None => store.put(&self.queue, Data::Queue([(number(me), me.to_vec())].into()), None, now),
@@ -150,16 +157,26 @@ impl Mark {
         self.queued = true;
     }
 
-    pub fn leave(&mut self, store: &mut Store, me: &[u8], now: u64) {
+    pub fn leave(&mut self, me: &[u8]) {
         if self.called == me {
             (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
         }
-        if self.queued
-            && let Some(Data::Queue(tickets)) = store.data_mut(&self.queue, now)
-        {
-            self.changed |= tickets.remove(&(number(me), me.to_vec()));
-            store.remove_empty(&self.queue);
+        if me != b"0" {
+            self.leaving = Some(me.to_vec());
         }
+    }
+
+    /// Was it there?
+    fn take_out(&mut self, store: &mut Store, now: u64) -> bool {
+        let (Some(me), Some(Data::Queue(tickets))) = (&self.leaving, store.data_mut(&self.queue, now)) else {
+            return false;
+        };
+        // A member is there once, whatever its score.
+        let before = tickets.len();
+        tickets.retain(|(_, ticket)| ticket != me);
+        let is_out = tickets.len() < before;
+        store.remove_empty(&self.queue);
+        is_out
     }
 
     /// `publish` says how many heard the number on the channel.
@@ -167,6 +184,7 @@ impl Mark {
         if !self.queued {
             return;
         }
+        self.take_out(store, now);
         (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
         for _ in 0..PASSED_OVER {
             let Some(Data::Queue(tickets)) = store.data_mut(&self.queue, now) else { return };
@@ -189,7 +207,10 @@ impl Mark {
         }
     }
 
-    pub fn write(self, store: &mut Store, memory: u64, longest: Option<u64>, now: u64) {
+    pub fn write(mut self, store: &mut Store, memory: u64, longest: Option<u64>, now: u64) {
+        if self.queued {
+            self.changed |= self.take_out(store, now);
+        }
         if !self.changed {
             return;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::figures::Fault;
-use crate::plan::Clocks;
+use crate::plan::{Clocks, FURTHEST_SKEW};
 use crate::rng::Rng;
 use crate::run::Stage;
 use crate::servers::{Forgets, Memory};
@@ -121,6 +121,10 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
                 let clock = &stage.clients[client].client.clock;
                 clock.set_back_us.fetch_add(rng.signed(2 * SECOND).abs(), std::sync::atomic::Ordering::Relaxed);
             }
+        }
+        90..94 if plan.has_skewed_clients() => {
+            stage.clients[client].client.clock.set_skew(rng.signed(FURTHEST_SKEW));
+            world.figures.fault(Fault::ClientClockStep);
         }
         _ => {
             // Everything at once: a switch goes down for a moment.

@@ -67,8 +67,7 @@ if #argv < 5 then
     end
   end
 elseif #argv == 5 and argv[3] == '0' and #KEYS == 2 then
-  -- The second is an extension: this share alone holds the lock, as often as before, and its last message was honoured here. As the
-  -- end by the sender's clock is later than before, no key ends before the sender's validity does.
+  -- The second is an extension: this share alone holds the lock, as often as before, and its last message was honoured here.
   local keys, marked = KEYS, argv[1]
   local stored = call('MGET', 'quorlock:node', keys[2], keys[1])
   local value = stored[3]
@@ -78,7 +77,8 @@ elseif #argv == 5 and argv[3] == '0' and #KEYS == 2 then
       and string.sub(marked, 18, 30) + 0 > last_end + 0 then
       -- First what a node refuses that is out of memory.
       call('PSETEX', keys[2], '172800000', marked) -- 2 * DAY
-      call('PEXPIRE', keys[1], argv[2])
+      -- A lease never gets shorter, whatever the sender's clock says.
+      if call('PTTL', keys[1]) < argv[2] + 0 then call('PEXPIRE', keys[1], argv[2]) end
       return 1
     end
   end

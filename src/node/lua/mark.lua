@@ -28,9 +28,8 @@ local function mark_at(key, text, now)
     local bar = string.find(text, ' | ', 1, true)
     if bar then
       queued, head = true, string.sub(text, 1, bar - 1)
-      till, called = string.match(text, '^(%d+)=(%S+)$', bar + 3)
-      if not till then return nil end
-      till = tonumber(till)
+      local time, ticket = string.match(text, '^(%d+)=(%S+)$', bar + 3)
+      if time then till, called = tonumber(time), ticket end -- What cannot be read there is in no one's way.
     end
     highest = string.match(head, '^%d+$')
     if not highest then
@@ -42,6 +41,7 @@ local function mark_at(key, text, now)
   end
   local mark = {highest = highest, last = last, last_end = last_end}
   local changed, renewed = false, false -- anything; what the life of the key depends on
+  local leaving -- the ticket that is taken out with what is written
 
   function mark.raise(ballot)
     if ballot > mark.highest then mark.highest, changed, renewed = ballot, true, true end
@@ -74,12 +74,13 @@ local function mark_at(key, text, now)
 
   function mark.leave(me)
     if called == me then till, called, changed = 0, '-', true end
-    if queued and me ~= '0' and redis.pcall('ZREM', queue_key, me) == 1 then changed = true end
+    if me ~= '0' then leaving = me end
   end
 
   -- Tells the oldest ticket that still has a listener that the resource is free, and reserves it for that ticket.
   function mark.call()
     if not queued then return end
+    if leaving then redis.pcall('ZREM', queue_key, leaving) end
     till, called, changed = 0, '-', true
     for _ = 1, PASSED_OVER do
       local ticket = redis.pcall('ZPOPMIN', queue_key)[1]
@@ -103,6 +104,7 @@ local function mark_at(key, text, now)
   -- The key lives for `memory`, in ms, and for a day longer than `longest`, the longest lease, while one may be in force.
   -- Without `longest` such a key keeps the life that it has, and any key keeps it that only got another queue.
   function mark.write(set, memory, longest)
+    if queued and leaving and redis.pcall('ZREM', queue_key, leaving) == 1 then changed = true end
     if not changed then return end
     local life = memory
     if mark.last then life = longest and math.max(longest, DAY) + DAY end

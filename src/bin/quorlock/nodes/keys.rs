@@ -64,7 +64,7 @@ fn unreleased_until(value: &[u8]) -> Option<Duration> {
     Some(Duration::from_millis(words.next()?.parse().ok()?))
 }
 
-/// The first key that begins like this for which `wanted` gives something. Strings only: quorlock keeps nothing else.
+/// The first key that begins like this for which `wanted` gives something. Strings only: other keys of quorlock hold no lease.
 async fn search<T>(
     node: &mut Node,
     beginning: &[u8],
@@ -110,7 +110,7 @@ mod tests {
         let end = Some(Duration::from_secs(1_700_000_000));
         for (value, expected) in [
             ("17", None),
-            ("17 | 5 0=- 17:c", None),
+            ("17 | 0=-", None),
             ("17 1700000000000 ql1 17 af host:1 c/1:1", end),
             ("17 1700000000000 ql1 17 af host:1 c/1:1 | 5 0=- 17:c", end),
             ("", None),
