@@ -2,8 +2,8 @@
 # The link and the clock of a node, with cluster/up --lab. Part of lib.sh.
 
 # A proxy in front of node I, which lives as long as the cluster.
-start_link() { # I QUORLOCK
-  local i=$1 quorlock=$2 node=$DIR/node-$1 port tries
+start_link() { # I LAB
+  local i=$1 lab=$2 node=$DIR/node-$1 port tries
   if is_process "$node/link-pid"; then
     if read_port "$node/link-port"; then return; fi
     stop_link "$i" # Its port was not written down: cluster/up was interrupted.
@@ -16,7 +16,7 @@ start_link() { # I QUORLOCK
     look "$i"
     (
       leave_all "$node/link-pid"
-      exec setsid "$quorlock" proxy --listen "127.0.0.1:$port" --to "127.0.0.1:$PORT" --state "$node/link"
+      exec setsid "$lab" proxy --listen "127.0.0.1:$port" --to "127.0.0.1:$PORT" --state "$node/link"
     ) </dev/null >>"$node/link.log" 2>&1 &
     disown
     if listens "$node/link-pid" "$port"; then

@@ -94,18 +94,19 @@ apt_install() ( # [sudo -n]
   fi
 )
 
-# ---- what cluster/up --lab and cluster/chaos need beside the server ----
+# ---- what cluster/up --lab, cluster/chaos and cluster/bench need beside the server ----
 
-build_lab() { # sets QUORLOCK
+build_lab() { # sets LAB
   type -P cargo >/dev/null ||
     die 69 "cargo is not on PATH. Install Rust from https://rustup.rs (or add ~/.cargo/bin to PATH), then run this again"
-  say "building quorlock with its feature lab (the first time takes minutes)"
+  say "building quorlock-lab (cargo build --release; the first time takes minutes)"
   local built
   built=$(cd -- "$ROOT" &&
-    cargo build --quiet --release --locked --features lab --bin quorlock --message-format json-render-diagnostics) ||
-    die 1 "quorlock was not built (see above)"
-  QUORLOCK=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$built")
-  [[ -x $QUORLOCK ]] || die 1 "cargo did not say where it put quorlock"
+    cargo build --quiet --release --locked -p quorlock-lab --bin quorlock-lab \
+      --message-format json-render-diagnostics) ||
+    die 1 "quorlock-lab was not built (see above)"
+  LAB=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$built")
+  [[ -x $LAB ]] || die 1 "cargo did not say where it put quorlock-lab"
 }
 
 # ---- the cluster ----

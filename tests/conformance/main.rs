@@ -12,7 +12,7 @@ mod releases;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/resp.rs"]
 mod resp;
-#[path = "../../src/bin/quorlock/lab/rng.rs"]
+#[path = "../../lab/src/rng.rs"]
 mod rng;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/rules.rs"]

@@ -1,7 +1,7 @@
 //! Nodes that are far away.
 
 #[allow(dead_code, reason = "a test bench uses the rest")]
-#[path = "../../src/bin/quorlock/lab/link.rs"]
+#[path = "../../lab/src/link.rs"]
 mod link;
 
 use std::net::SocketAddr;

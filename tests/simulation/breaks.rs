@@ -7,7 +7,10 @@ use std::process::Command;
 use std::{env, fs, io};
 
 /// What is copied.
-const COPIED: [&str; 6] = ["Cargo.toml", "Cargo.lock", "src", "tests", "examples", "benches"];
+const COPIED: [&str; 6] = ["Cargo.toml", "Cargo.lock", "src", "tests", "examples", "lab"];
+
+/// The packages of the workspace.
+const PACKAGES: [&str; 2] = ["quorlock", "quorlock-lab"];
 
 /// One change: `old` must stand in the file exactly once.
 struct Change {
@@ -335,7 +338,7 @@ fn write(original: &Path, copy: &Path) -> io::Result<()> {
             content = text.into_bytes();
             changed += changes.len();
         }
-        if [Path::new("Cargo.toml"), Path::new("Cargo.lock")].contains(&file.as_path()) {
+        if file.file_name().is_some_and(|name| name == "Cargo.toml" || name == "Cargo.lock") {
             content = renamed(&content);
         }
         let path = copy.join(file);
@@ -355,15 +358,14 @@ fn write(original: &Path, copy: &Path) -> io::Result<()> {
     found.iter().filter(|file| !wanted.contains(*file)).try_for_each(|file| fs::remove_file(copy.join(file)))
 }
 
-/// The copy has a version of its own, so that the two do not overwrite each other's build.
+/// Gives the packages of the copied workspace a version of their own, so that the two do not overwrite each other's build.
 fn renamed(manifest: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(manifest);
-    let (name, version) = ("name = \"quorlock\"\n", concat!("version = \"", env!("CARGO_PKG_VERSION"), "\"\n"));
-    let copy = concat!("version = \"", env!("CARGO_PKG_VERSION"), "-controls\"\n");
-    let renamed = text.replace(&[name, version].concat(), &[name, copy].concat());
-    // Not part of the workspace around it.
-    let root = if renamed.contains("[package]") { "\n[workspace]\n" } else { "" };
-    [&renamed, root].concat().into_bytes()
+    let mut text = String::from_utf8_lossy(manifest).into_owned();
+    for package in PACKAGES {
+        let version = format!("name = \"{package}\"\nversion = \"{}", env!("CARGO_PKG_VERSION"));
+        text = text.replace(&format!("{version}\"\n"), &format!("{version}-controls\"\n"));
+    }
+    text.into_bytes()
 }
 
 fn applied(text: &str, change: &Change) -> io::Result<String> {

@@ -32,7 +32,7 @@ mod queue;
 mod reference;
 mod releases;
 mod resp;
-#[path = "../../src/bin/quorlock/lab/rng.rs"]
+#[path = "../../lab/src/rng.rs"]
 mod rng;
 mod rules;
 mod run;

@@ -2,11 +2,11 @@
 //! that answer, and stopped by their own process number.
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 
-#[path = "../../src/bin/quorlock/lab/clock.rs"]
+#[path = "../../lab/src/clock.rs"]
 mod clock;
 pub mod hostile;
 pub mod proxy;
-#[path = "../../src/bin/quorlock/lab/server.rs"]
+#[path = "../../lab/src/server.rs"]
 mod server;
 pub mod worker;
 

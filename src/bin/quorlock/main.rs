@@ -14,8 +14,6 @@ mod enclosing;
 mod end;
 mod exit;
 mod inspect;
-#[cfg(feature = "lab")]
-mod lab;
 mod listener;
 mod messages;
 mod nodes;
@@ -45,11 +43,6 @@ fn main() -> ExitCode {
 
 fn perform() -> Result<End, Failure> {
     let Some(task) = options::parse()? else { return Ok(Exit::Success.code().into()) };
-    #[cfg(feature = "lab")]
-    let task = match task {
-        Task::Lab(flags) => return lab::run(flags).map(End::from),
-        task => task,
-    };
     let inherited = Inherited::replace();
     // This thread must do everything, and live as long as the process: a child's parent, to the kernel, is the thread
     // that made it, and the child gets a signal when that ends.
@@ -60,8 +53,6 @@ fn perform() -> Result<End, Failure> {
             Task::Run(options) => run::run(options, inherited).await,
             Task::Inspect(options) => inspect::inspect(options).await.map(End::from),
             Task::Nodes(options) => nodes::nodes(options).await.map(End::from),
-            #[cfg(feature = "lab")]
-            Task::Lab(_) => unreachable!("was run above"),
         }
     });
     // A name lookup may hang in a thread of its own; its answer is of no use any more.

@@ -25,9 +25,6 @@ enum CommandFlags {
     Run(RunFlags),
     Inspect(InspectFlags),
     Nodes(crate::nodes::Flags),
-    #[cfg(feature = "lab")]
-    #[command(flatten)]
-    Lab(crate::lab::Flags),
 }
 
 const ABOUT_RUN: &str = "\
@@ -147,8 +144,6 @@ pub enum Task {
     Run(RunOptions),
     Inspect(InspectOptions),
     Nodes(crate::nodes::Options),
-    #[cfg(feature = "lab")]
-    Lab(crate::lab::Flags),
 }
 
 pub struct RunOptions {
@@ -200,8 +195,6 @@ pub fn parse() -> Result<Option<Task>, Failure> {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),
         CommandFlags::Inspect(flags) => flags.check().map(Task::Inspect),
         CommandFlags::Nodes(flags) => flags.check().map(Task::Nodes),
-        #[cfg(feature = "lab")]
-        CommandFlags::Lab(flags) => Ok(Task::Lab(flags)),
     }
     .map(Some)
 }

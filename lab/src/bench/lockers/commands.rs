@@ -51,12 +51,12 @@ pub const FENCED: Scripts = Scripts {
 pub const OWN: Scripts = Scripts {
     name: "scripts",
     acquire: concat!(
-        include_str!("../../../../../node/lua/mark.lua"),
-        include_str!("../../../../../node/lua/hold.lua")
+        include_str!("../../../../src/node/lua/mark.lua"),
+        include_str!("../../../../src/node/lua/hold.lua")
     ),
     release: concat!(
-        include_str!("../../../../../node/lua/mark.lua"),
-        include_str!("../../../../../node/lua/release.lua")
+        include_str!("../../../../src/node/lua/mark.lua"),
+        include_str!("../../../../src/node/lua/release.lua")
     ),
     words: |it| {
         let acquire = vec!["2", &it.key, &it.ballot_key, &it.marked, &it.lease, RECORD];

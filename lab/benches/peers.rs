@@ -1,35 +1,23 @@
-//! `cargo bench`: the cases of `quorlock bench` with another crate beside it, [rslock](https://docs.rs/rslock).
+//! `cargo bench -p quorlock-lab`: the cases of `quorlock-lab bench` with another crate beside it, [rslock](https://docs.rs/rslock).
 //!
-//! The same program, options and cases, so `cargo bench -- --help` tells about them. rslock is used as its documentation
+//! The same program, options and cases, so `cargo bench -p quorlock-lab -- --help` tells about them. rslock is used as its documentation
 //! does: one `LockManager`, whose multiplexed connections are warm, with its defaults, which are three tries with a pause
 //! of up to 200 ms between. It has no call for several locks, so it takes them one after the other.
-
-#[allow(dead_code, unused_imports, reason = "the quorlock command uses the rest, and runs its unit tests")]
-#[path = "../src/bin/quorlock/exit.rs"]
-mod exit;
-#[allow(unused_imports, reason = "its unit tests are run with the quorlock command")]
-#[path = "../src/bin/quorlock/lab/bench/mod.rs"]
-mod lab_bench;
-#[allow(dead_code, reason = "the quorlock command uses the rest")]
-#[path = "../src/bin/quorlock/messages.rs"]
-mod messages;
-#[path = "../src/bin/quorlock/lab/server.rs"]
-mod server;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use quorlock_lab::bench::lockers::{InRuntime, LEASE, Locker};
+use quorlock_lab::bench::{self, Connected, Peer};
+use quorlock_lab::{exit, messages};
 use rslock::{Lock, LockManager};
 use tokio::runtime::Handle;
 
-use lab_bench::lockers::{InRuntime, LEASE, Locker};
-use lab_bench::{Connected, Peer};
-
 #[derive(Parser)]
-#[command(name = "cargo bench --")]
+#[command(name = "cargo bench -p quorlock-lab --")]
 struct Command {
     #[command(flatten)]
-    flags: lab_bench::Flags,
+    flags: bench::Flags,
 
     /// What `cargo bench` says to every benchmark.
     #[arg(long, hide = true)]
@@ -43,7 +31,7 @@ fn main() -> ExitCode {
         std::process::exit(code.code().into());
     });
     let peers = [Peer { name: "rslock", connect }];
-    let code = lab_bench::run(&flags, &peers, &[]).unwrap_or_else(|failure| {
+    let code = bench::run(&flags, &peers, &[]).unwrap_or_else(|failure| {
         messages::error(&failure.message);
         failure.exit.code()
     });

@@ -1,4 +1,4 @@
-//! The command line of `quorlock chaos`.
+//! The command line of `quorlock-lab chaos`.
 
 use std::fs;
 use std::io;
@@ -158,7 +158,7 @@ impl Options {
     /// The command that repeats this run.
     pub fn command(&self) -> String {
         let mut command = format!(
-            "quorlock chaos --for {} --seed {} --nodes-count {} --workers {} --lease {}",
+            "cluster/chaos --for {} --seed {} --nodes-count {} --workers {} --lease {}",
             humantime::format_duration(self.lasts).to_string().replace(' ', ""),
             self.seed,
             self.nodes,

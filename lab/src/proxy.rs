@@ -1,4 +1,4 @@
-//! `quorlock proxy`, hidden: a link in front of a node whose state is a file with one line. `cluster/` writes the file.
+//! `quorlock-lab proxy`, hidden: a link in front of a node whose state is a file with one line. `cluster/` writes the file.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -156,7 +156,7 @@ impl Report {
         text.push('\n');
         text.push_str(&self.figures());
         if !has_peers {
-            text.push_str("\nOther crates beside it: cargo bench\n");
+            text.push_str("\nOther crates beside it: cargo bench -p quorlock-lab\n");
         }
         say(&text);
     }

@@ -1,4 +1,4 @@
-//! `quorlock bench` keeps to its form. What it measures is judged on a quiet machine, not here.
+//! `quorlock-lab bench` keeps to its form. What it measures is judged on a quiet machine, not here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// With this folder for whatever it needs.
 fn bench(dir: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock-lab"));
     command.arg("bench").args(arguments).env("TMPDIR", dir).env_remove("QUORLOCK_NODES");
     command.output().expect("the command that was built for this test")
 }
@@ -109,7 +109,7 @@ impl Drop for Running {
 #[test]
 fn an_interrupted_bench_takes_its_servers_along() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock-lab"));
     let running = command
         .args(["bench", "--case", "cycle", "--for", "60s", "--nodes-count", "3", "--quiet"])
         .env("TMPDIR", dir.path())

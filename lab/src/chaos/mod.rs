@@ -1,4 +1,4 @@
-//! `quorlock chaos`: real servers, real processes, faults that a seed decides, and what the lock made of it.
+//! `quorlock-lab chaos`: real servers, real processes, faults that a seed decides, and what the lock made of it.
 
 mod check;
 mod conductor;
@@ -23,7 +23,7 @@ pub use self::worker::{Flags as WorkerFlags, run as run_worker};
 use self::options::Options;
 use crate::exit::{Exit, Failure};
 
-/// With what `quorlock chaos` ends, beside the codes of all commands.
+/// With what `quorlock-lab chaos` ends, beside the codes of all commands.
 mod code {
     /// A promise was not kept.
     pub const VIOLATED: u8 = 80;

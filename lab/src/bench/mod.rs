@@ -1,6 +1,6 @@
-//! `quorlock bench`: what lock and unlock cost, beside what the same nodes allow at all.
+//! `quorlock-lab bench`: what lock and unlock cost, beside what the same nodes allow at all.
 //!
-//! `cargo bench` runs this very code with other crates beside quorlock; see `benches/peers.rs`.
+//! `cargo bench -p quorlock-lab` runs this very code with other crates beside quorlock; see `benches/peers.rs`.
 
 mod cases;
 mod fleet;

@@ -1,4 +1,4 @@
-//! `quorlock chaos`, as its users meet it: short runs on real servers.
+//! `quorlock-lab chaos`, as its users meet it: short runs on real servers.
 
 use std::fs;
 use std::net::TcpListener;
@@ -47,7 +47,7 @@ impl Place {
     }
 
     fn chaos(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock-lab"));
         command
             .arg("chaos")
             .args(arguments.split_whitespace())
@@ -62,7 +62,7 @@ impl Place {
     }
 
     fn end(&self, arguments: &str) -> Output {
-        self.chaos(arguments).output().expect("the quorlock command")
+        self.chaos(arguments).output().expect("the command that was built for this test")
     }
 
     fn results(&self) -> Value {
@@ -178,7 +178,8 @@ fn a_server_that_does_not_take_the_clock_is_found_before_the_run() {
     fs::write(&server, "#!/bin/sh\nunset LD_PRELOAD\nexec redis-server \"$@\"\n").expect("a script");
     fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).expect("permissions");
     let mut command = place.chaos("--for 6s --seed 1 --nodes-count 3 --workers 2 --lease 1s");
-    let output = command.env("QUORLOCK_TEST_SERVER", &server).output().expect("the quorlock command");
+    let output =
+        command.env("QUORLOCK_TEST_SERVER", &server).output().expect("the command that was built for this test");
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(said(&output).contains("no clock will be touched: a server does not take"), "{}", said(&output));
     let results = place.results();

@@ -55,7 +55,7 @@ pub fn run(_: &Flags) -> Result<u8, Failure> {
     let job = std::io::stdin().read_line(&mut first).ok().and_then(|_| serde_json::from_str::<Job>(&first).ok());
     let ledger = std::env::var(LEDGER_VARIABLE).ok().and_then(|place| place.parse::<Place>().ok());
     let (Some(job), Some(ledger)) = (job, ledger) else {
-        return Err(Failure::new(Exit::Usage, "a worker is started by `quorlock chaos`, which tells it what to do"));
+        return Err(Failure::new(Exit::Usage, "a worker is started by `quorlock-lab chaos`, which says what to do"));
     };
     // Users have runtimes of both kinds.
     let mut runtime = if job.worker.is_multiple_of(2) {

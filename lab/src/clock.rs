@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::server::Server;
 
-const SOURCE: &str = include_str!("../../../../cluster/clock.c");
+const SOURCE: &str = include_str!("../../cluster/clock.c");
 
 /// Names the file; see the source.
 const FILE_VARIABLE: &str = "QUORLOCK_CLOCK";

@@ -1,0 +1,16 @@
+//! Real clusters, broken on purpose (`quorlock-lab chaos`) and measured (`quorlock-lab bench`). `cluster/chaos` and
+//! `cluster/bench` build and run them.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::pedantic)]
+#![allow(clippy::missing_errors_doc, clippy::must_use_candidate, reason = "only programs of this package use it")]
+
+pub mod bench;
+pub mod chaos;
+mod clock;
+pub mod exit;
+mod link;
+pub mod messages;
+pub mod proxy;
+mod rng;
+mod server;
