@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use redis::Client;
 
-use super::super::server::{Declaration, Server, new_password};
 use crate::exit::{Exit, Failure};
+use crate::server::{Declaration, Server, new_password};
 
 /// What only a client can send. The server counts a script's inner commands under their own names, which are not these.
 const FROM_CLIENTS: [&str; 12] = [

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisResult, cmd, pipe};
 
-use super::super::server::info_field;
+use crate::server::info_field;
 
 const RECORD: &str = "quorlock:node";
 

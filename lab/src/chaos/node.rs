@@ -4,11 +4,11 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::clock::Clock;
-use super::super::link::Link;
-use super::super::server::Server;
 use super::effect::{self, Proof};
 use super::fault::Kind;
+use crate::clock::Clock;
+use crate::link::Link;
+use crate::server::Server;
 
 /// How long a server may take to answer what the run itself asks, when nothing is done to it.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);

@@ -12,8 +12,8 @@
 mod nodes;
 mod workers;
 
-use super::super::rng::Rng;
 use super::fault::{Fault, Kind};
+use crate::rng::Rng;
 
 /// Streams of the seed.
 const NODES: u64 = 1;

@@ -10,7 +10,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::super::clock::Shim;
 use super::conductor::Conductor;
 use super::crew::{Crew, Said};
 use super::fault::Fault;
@@ -22,6 +21,7 @@ use super::outcome::{self, Outcome};
 use super::plan::{Plan, Settings};
 use super::progress::{Progress, named};
 use super::worker::{CALM, Job};
+use crate::clock::Shim;
 use crate::exit::{Exit, Failure, ended_by};
 
 pub const LOCKS: usize = 3;

@@ -9,11 +9,11 @@ use quorlock::Quorlock;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinHandle;
 
-use super::super::Bench;
-use super::super::lockers::Ours;
-use super::super::measure::{micros, number, quantile};
-use super::super::report::{Entry, Report, Target};
 use super::{Case, TARGET_NODES};
+use crate::bench::Bench;
+use crate::bench::lockers::Ours;
+use crate::bench::measure::{micros, number, quantile};
+use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
 const CROWDS: [usize; 4] = [20, 100, 300, 1000];

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::stream;
 
-use super::super::Bench;
-use super::super::lockers::{Locker as _, Ours, lock_prefix};
-use super::super::measure::number;
-use super::super::report::{Entry, Report, Target};
 use super::{Case, TARGET_NODES};
+use crate::bench::Bench;
+use crate::bench::lockers::{Locker as _, Ours, lock_prefix};
+use crate::bench::measure::number;
+use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
 const NAMES: usize = 20_000;

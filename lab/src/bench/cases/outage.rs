@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::Bench;
-use super::super::lockers::Ours;
-use super::super::measure::number;
-use super::super::report::{Entry, Report, Target};
 use super::{Case, TARGET_NODES};
+use crate::bench::Bench;
+use crate::bench::lockers::Ours;
+use crate::bench::measure::number;
+use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
 /// Clients, and the requests of each that wait.

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::Bench;
-use super::super::lockers::Ours;
-use super::super::measure::{Rounds, Stretch};
-use super::super::report::{Entry, Report, Target};
 use super::{Case, TARGET_NODES};
+use crate::bench::Bench;
+use crate::bench::lockers::Ours;
+use crate::bench::measure::{Rounds, Stretch};
+use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
 /// So many of the nodes are paused, in turn.

@@ -4,12 +4,12 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::super::Bench;
-use super::super::lockers::{LEASE, Ours};
-use super::super::measure::number;
-use super::super::report::{Entry, Report, Target};
-use super::super::worker::{HELD, Kind, MANY, Worker};
 use super::{Case, TARGET_NODES};
+use crate::bench::Bench;
+use crate::bench::lockers::{LEASE, Ours};
+use crate::bench::measure::number;
+use crate::bench::report::{Entry, Report, Target};
+use crate::bench::worker::{HELD, Kind, MANY, Worker};
 use crate::exit::Failure;
 
 const WAITERS: usize = 50;

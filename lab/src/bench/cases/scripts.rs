@@ -1,10 +1,10 @@
 //! What a node itself says that lock and unlock cost it.
 
-use super::super::Bench;
-use super::super::lockers::{Locker, Ours, fan_out};
-use super::super::measure::{median, number};
-use super::super::report::{Entry, Report};
 use super::Case;
+use crate::bench::Bench;
+use crate::bench::lockers::{Locker, Ours, fan_out};
+use crate::bench::measure::{median, number};
+use crate::bench::report::{Entry, Report};
 use crate::exit::Failure;
 
 /// Locks that are taken, and then given back.
@@ -53,7 +53,7 @@ fn phases(bench: &Bench<'_>, nodes: usize, locker: &mut impl Locker) -> Result<[
         locker.settle().await;
     });
     let given_back = calls()?;
-    let per_call = |from: super::super::fleet::Calls, to: super::super::fleet::Calls| {
+    let per_call = |from: crate::bench::fleet::Calls, to: crate::bench::fleet::Calls| {
         let of = |count: u64| number(usize::try_from(count).unwrap_or(usize::MAX));
         of(to.micros - from.micros) / of(to.count - from.count)
     };

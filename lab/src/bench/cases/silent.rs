@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::Bench;
-use super::super::lockers::lock_prefix;
-use super::super::measure::{number, resident};
-use super::super::report::{Entry, Report, Target};
-use super::super::turns::now;
-use super::super::worker::{Kind, Worker};
 use super::{Case, TARGET_NODES};
+use crate::bench::Bench;
+use crate::bench::lockers::lock_prefix;
+use crate::bench::measure::{number, resident};
+use crate::bench::report::{Entry, Report, Target};
+use crate::bench::turns::now;
+use crate::bench::worker::{Kind, Worker};
 use crate::exit::Failure;
 
 /// Until memory has its size.

@@ -1,10 +1,10 @@
 //! Lock and unlock, undisturbed.
 
-use super::super::Bench;
-use super::super::lockers::{InRuntime, Measured, Nested, Ours};
-use super::super::measure::{Rounds, Stretch};
-use super::super::report::{Entry, Report, Target};
 use super::{Case, TARGET_NODES, in_rounds};
+use crate::bench::Bench;
+use crate::bench::lockers::{InRuntime, Measured, Nested, Ours};
+use crate::bench::measure::{Rounds, Stretch};
+use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
 const TASKS: usize = 64;

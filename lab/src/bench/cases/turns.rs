@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::super::Bench;
-use super::super::lockers::Measured;
-use super::super::measure::{median, number};
-use super::super::report::{Entry, Report, Target};
-use super::super::turns::{Summary, Turns};
-use super::super::worker::{Kind, Worker};
 use super::{Case, TARGET_NODES};
+use crate::bench::Bench;
+use crate::bench::lockers::Measured;
+use crate::bench::measure::{median, number};
+use crate::bench::report::{Entry, Report, Target};
+use crate::bench::turns::{Summary, Turns};
+use crate::bench::worker::{Kind, Worker};
 use crate::exit::Failure;
 
 const CONTENDERS: usize = 8;

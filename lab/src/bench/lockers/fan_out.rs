@@ -31,7 +31,7 @@ pub async fn fan_out(urls: &[String]) -> Result<impl Locker<Hold = (String, Stri
     let config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(QUEUE);
     let mut nodes = Vec::new();
     for url in urls {
-        let unreachable = |error| super::super::fleet::unreachable(url, &error);
+        let unreachable = |error| crate::bench::fleet::unreachable(url, &error);
         let client = Client::open(url.as_str()).map_err(unreachable)?;
         let mut node = client.get_multiplexed_async_connection_with_config(&config).await.map_err(unreachable)?;
         for code in [ACQUIRE, RELEASE] {

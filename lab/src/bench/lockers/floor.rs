@@ -11,11 +11,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 
-use super::super::fleet::unreachable;
-use super::super::measure::{Clock, Stretch};
-use super::super::turns::{Turn, Turns, now};
 use super::commands::{Command, Scripts, encode};
 use super::{LEASE, Measured, WARM_UP};
+use crate::bench::fleet::unreachable;
+use crate::bench::measure::{Clock, Stretch};
+use crate::bench::turns::{Turn, Turns, now};
 use crate::exit::Failure;
 
 /// A node that says nothing for so long has failed.

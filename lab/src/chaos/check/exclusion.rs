@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::super::history::Outcome;
 use super::Verdict;
 use super::model::{Hold, Model};
+use crate::chaos::history::Outcome;
 
 /// Nobody gets what somebody else believes to hold.
 pub fn mutual_exclusion(model: &Model) -> Verdict {
@@ -50,9 +50,9 @@ pub fn reentrant_depth(model: &Model) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
-    use super::super::story::Story;
     use super::*;
+    use crate::chaos::check::State;
+    use crate::chaos::check::story::Story;
 
     #[test]
     fn two_that_follow_each_other() {

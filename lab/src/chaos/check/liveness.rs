@@ -1,8 +1,8 @@
 //! What must go on, and what must come to an end.
 
-use super::super::history::Refusal;
 use super::Verdict;
 use super::model::{Answer, Ask, Model};
+use crate::chaos::history::Refusal;
 
 /// How much later than its lease a lock may be granted again, in µs: whoever is not called looks again after one to two
 /// seconds, and may lose a race.
@@ -160,10 +160,10 @@ fn someone_gets_on(model: &Model, verdict: &mut Verdict) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fault::Kind;
-    use super::super::State;
-    use super::super::story::{Story, ms};
     use super::*;
+    use crate::chaos::check::State;
+    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::fault::Kind;
 
     #[test]
     fn a_key_that_is_left_violates_no_orphan() {

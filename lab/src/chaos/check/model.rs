@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::fault::{Kind, Scale};
-use super::super::history::{Event, Leaving, Outcome, Refusal, Setting};
 use super::read::Reader;
+use crate::chaos::fault::{Kind, Scale};
+use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting};
 
 /// How long after a fault was put into effect it certainly is, in µs: a signal, or a changed link, needs a moment to
 /// reach what it is meant for.
@@ -186,7 +186,7 @@ impl Model {
     }
 
     pub fn spare(&self) -> usize {
-        super::super::plan::spare(self.setting.nodes)
+        crate::chaos::plan::spare(self.setting.nodes)
     }
 
     pub fn hold(&self, op: u64) -> Option<&Hold> {

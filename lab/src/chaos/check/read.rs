@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::super::history::{Event, What};
 use super::model::{Answer, Ask, Hold, Reading, Trouble};
+use crate::chaos::history::{Event, What};
 
 #[derive(Default)]
 pub struct Reader {

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::super::fault::{Kind, Scale};
-use super::super::history::{Event, Leaving, Outcome, Refusal, Setting, What};
 use super::Model;
+use crate::chaos::fault::{Kind, Scale};
+use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting, What};
 
 const LEASE: u64 = 1_000_000;
 

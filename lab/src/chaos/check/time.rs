@@ -72,10 +72,10 @@ pub fn lease_never_shrinks(model: &Model) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fault::Kind;
-    use super::super::State;
-    use super::super::story::{Story, ms};
     use super::*;
+    use crate::chaos::check::State;
+    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::fault::Kind;
 
     #[test]
     fn a_lease_that_comes_back_violates_no_resurrection() {

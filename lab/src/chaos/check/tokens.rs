@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::super::ledger::Audit;
 use super::model::{Hold, Model};
 use super::{State, Verdict};
+use crate::chaos::ledger::Audit;
 
 /// Every outermost grant of a name, with its token there.
 fn outermost(model: &Model) -> BTreeMap<&str, Vec<(u64, &Hold)>> {
@@ -106,8 +106,8 @@ pub fn fenced_store(model: &Model, audit: Option<&Audit>) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::story::Story;
     use super::*;
+    use crate::chaos::check::story::Story;
 
     #[test]
     fn a_token_given_twice_violates_token_unique() {

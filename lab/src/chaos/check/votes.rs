@@ -1,8 +1,8 @@
 //! Nothing is granted without a majority, and a node that has forgotten is not part of one.
 
-use super::super::history::Refusal;
 use super::Verdict;
 use super::model::{Answer, Ask, Model};
+use crate::chaos::history::Refusal;
 
 /// A grant has some validity left, and nodes that cannot have answered make none.
 pub fn no_false_grant(model: &Model) -> Verdict {
@@ -56,10 +56,10 @@ fn named(ask: &Ask) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fault::Kind;
-    use super::super::State;
-    use super::super::story::{Story, ms};
     use super::*;
+    use crate::chaos::check::State;
+    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::fault::Kind;
 
     #[test]
     fn a_spent_grant_violates_no_false_grant() {

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
-use super::super::fault::{LARGEST_HARMLESS_STEP_MS, Scale};
 use super::*;
+use crate::chaos::fault::{LARGEST_HARMLESS_STEP_MS, Scale};
 
 const LEASE: u64 = 2000;
 

@@ -1,8 +1,8 @@
 //! Workers are paused, killed and cut off, beside everything that happens to the nodes.
 
-use super::super::super::rng::Rng;
-use super::super::fault::{Fault, Kind, Scale};
 use super::{Card, Deck, Settings, WORKERS};
+use crate::chaos::fault::{Fault, Kind, Scale};
+use crate::rng::Rng;
 
 pub fn plan(settings: &Settings) -> Vec<Fault> {
     const KINDS: [Kind; 3] = [Kind::WorkerPause, Kind::WorkerKill, Kind::Isolate];

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::super::check::{Answer, Hold, Model};
-use super::super::fault::{Kind, Scale};
-use super::super::outcome::Outcome;
-use super::super::run::Raw;
+use crate::chaos::check::{Answer, Hold, Model};
+use crate::chaos::fault::{Kind, Scale};
+use crate::chaos::outcome::Outcome;
+use crate::chaos::run::Raw;
 
 /// So many bars of holders are drawn at most, about a MB of text.
 const MOST_BARS: usize = 40_000;
@@ -82,7 +82,7 @@ impl Data {
             times.for_each(|at| counts[place(at.saturating_sub(model.begin), step).min(points - 1)] += 1);
             counts
         };
-        let refused = |ask: &super::super::check::Ask| match ask.answer {
+        let refused = |ask: &crate::chaos::check::Ask| match ask.answer {
             Answer::Refused(_, at) => Some(at),
             _ => None,
         };

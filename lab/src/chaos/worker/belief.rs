@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use quorlock::Guard;
 
-use super::super::history::{What, now};
 use super::diary::Diary;
+use crate::chaos::history::{What, now};
 
 /// Between two looks at a guard.
 const LOOK_EVERY: Duration = Duration::from_millis(10);

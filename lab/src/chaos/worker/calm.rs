@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use quorlock::Quorlock;
 
-use super::super::history::What;
 use super::Job;
 use super::diary::Diary;
 use super::workload::{account_name, lock_name};
+use crate::chaos::history::What;
 
 /// Far more than the others can take: each has every lock once.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::history::{Event, What, now};
 use super::Job;
+use crate::chaos::history::{Event, What, now};
 
 /// No life of a worker makes so many requests.
 const OPS_PER_LIFE: u64 = 10_000_000;

@@ -6,12 +6,12 @@ use std::time::Duration;
 use quorlock::{AcquireError, Guard, LockRequest, Owner, Quorlock, ReleaseError};
 use tokio::sync::watch;
 
-use super::super::super::rng::Rng;
-use super::super::history::{Leaving, Outcome, Refusal, What, now};
-use super::super::ledger::{self, Desk, Transfer};
 use super::Job;
 use super::belief::{self, watched};
 use super::diary::Diary;
+use crate::chaos::history::{Leaving, Outcome, Refusal, What, now};
+use crate::chaos::ledger::{self, Desk, Transfer};
+use crate::rng::Rng;
 
 /// How deep locks are nested.
 const DEPTH: usize = 3;
