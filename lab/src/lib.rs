@@ -7,10 +7,6 @@
 
 pub mod bench;
 pub mod chaos;
-mod clock;
 pub mod exit;
-mod link;
 pub mod messages;
 pub mod proxy;
-mod rng;
-mod server;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use quorlock_testkit::link::{self, Flow, State};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::link::{self, Flow, State};
 use crate::exit::{Exit, Failure};
 use crate::messages;
 

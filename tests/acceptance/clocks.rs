@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use quorlock::{Guard, Quorlock};
+use quorlock_testkit::worker::Worker;
+use quorlock_testkit::{CUT_OFF, Cluster, Setup};
 use tokio::task::JoinHandle;
-
-use crate::support::worker::Worker;
-use crate::support::{CUT_OFF, Cluster, Setup};
 
 const LEASE: Duration = Duration::from_millis(1500);
 const SECOND: Duration = Duration::from_secs(1);

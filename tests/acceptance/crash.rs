@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::worker::Worker;
-use crate::support::{Cluster, eventually};
+use quorlock_testkit::worker::Worker;
+use quorlock_testkit::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use quorlock_testkit::worker::Worker;
+use quorlock_testkit::{Cluster, monotonic_micros};
+
 use crate::register::Register;
-use crate::support::worker::Worker;
-use crate::support::{Cluster, monotonic_micros};
 
 struct Run {
     workers: Vec<Worker>,

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::worker::Worker;
+use quorlock_testkit::{Cluster, eventually};
 use rustix::process::Signal;
 
 use crate::register::Register;
-use crate::support::worker::Worker;
-use crate::support::{Cluster, eventually};
 
 const WORKERS: usize = 8;
 const TIMES: u64 = 200;

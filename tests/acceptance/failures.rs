@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use quorlock::{Answer, NodeError, Quorlock};
-
-use crate::support::{Cluster, eventually};
+use quorlock_testkit::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use quorlock::{Answer, NodeError, Quorlock};
-
-use crate::support::proxy::{Mode, Proxy};
-use crate::support::{CUT_OFF, Cluster, Setup, eventually, within};
+use quorlock_testkit::proxy::{Mode, Proxy};
+use quorlock_testkit::{CUT_OFF, Cluster, Setup, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Of the holder, and of any client.

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use quorlock::{NodeError, Quorlock};
-
-use crate::support::hostile::{HOSTILE, Hostile, Kind};
-use crate::support::{Cluster, within};
+use quorlock_testkit::hostile::{HOSTILE, Hostile, Kind};
+use quorlock_testkit::{Cluster, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// For so long the node is honest and hostile in turn.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quorlock::{AcquireError, Holder};
-
-use crate::support::{Cluster, eventually};
+use quorlock_testkit::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TYPES: [(&str, &str, &[&str]); 6] = [

@@ -5,9 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use quorlock::Owner;
-
-use crate::support::Cluster;
-use crate::support::worker::Worker;
+use quorlock_testkit::Cluster;
+use quorlock_testkit::worker::Worker;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use quorlock::{Guard, Owner, Quorlock};
-
-use crate::support::proxy::Proxy;
-use crate::support::{CUT_OFF, Cluster, eventually, within};
+use quorlock_testkit::proxy::Proxy;
+use quorlock_testkit::{CUT_OFF, Cluster, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 const NAME: &str = "late";

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use quorlock::{AcquireError, Quorlock};
-
-use crate::support::worker::Worker;
-use crate::support::{Cluster, Setup, within};
+use quorlock_testkit::worker::Worker;
+use quorlock_testkit::{Cluster, Setup, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(2);

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use quorlock::{AcquireError, Answer, NodeError, Quorlock};
-
-use crate::support::{Cluster, Setup};
+use quorlock_testkit::{Cluster, Setup};
 
 const SECOND: Duration = Duration::from_secs(1);
 

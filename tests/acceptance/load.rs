@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use quorlock_testkit::worker::Worker;
+use quorlock_testkit::{Cluster, Setup, eventually};
 use tokio::task::JoinHandle;
-
-use crate::support::worker::Worker;
-use crate::support::{Cluster, Setup, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,9 +3,6 @@
 //! Two oracles judge mutual exclusion, and neither asks the lock: intervals on CLOCK_MONOTONIC that must not overlap, and
 //! a register in a file that is read, slept on and written, so that an overlap loses an update.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod clocks;
 mod crash;
 mod demo;
@@ -31,7 +28,7 @@ mod workers;
 /// Not a test: what worker processes run.
 #[tokio::test]
 async fn worker_process() {
-    if let Some(job) = support::worker::job() {
+    if let Some(job) = quorlock_testkit::worker::job() {
         workers::run(&job).await;
     }
 }

@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use quorlock::{Answer, NodeError, Quorlock};
-
-use crate::support::{CUT_OFF, Cluster, Setup, eventually};
+use quorlock_testkit::{CUT_OFF, Cluster, Setup, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(3);

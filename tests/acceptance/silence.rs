@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use quorlock::Quorlock;
-
-use crate::support::Cluster;
-use crate::support::proxy::Proxy;
+use quorlock_testkit::Cluster;
+use quorlock_testkit::proxy::Proxy;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// So long a connection is idle before it is forgotten.

@@ -4,9 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use quorlock::{AcquireError, Quorlock};
-
-use crate::support::worker::Worker;
-use crate::support::{Cluster, eventually};
+use quorlock_testkit::worker::Worker;
+use quorlock_testkit::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use quorlock::{Owner, Quorlock};
+use quorlock_testkit::monotonic_micros;
+use quorlock_testkit::worker::report;
 
 use crate::register::Register;
-use crate::support::monotonic_micros;
-use crate::support::worker::report;
 
 pub async fn run(job: &[String]) {
     let words: Vec<&str> = job.iter().map(String::as_str).collect();

@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
+use quorlock_testkit::{Cluster, monotonic_micros};
 use rustix::process::{Pid, Signal};
 
 use crate::sandbox::{Sandbox, finish, is_in_state, signal, within};
-use crate::support::{Cluster, monotonic_micros};
 
 const OBEDIENT: &str = r#"trap "echo told; exit 0" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
 const DEAF: &str = r#"trap "echo told >> \$DIR/told" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;

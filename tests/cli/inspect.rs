@@ -1,9 +1,9 @@
 //! `quorlock inspect`.
 
+use quorlock_testkit::Cluster;
 use serde_json::Value;
 
 use crate::sandbox::{Sandbox, finish};
-use crate::support::Cluster;
 
 const HOLD: &str = "echo $QUORLOCK_TOKEN > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
 

@@ -3,9 +3,6 @@
 //!
 //! Programs under the lock are small shell scripts that report through files; tests wait for the files, never for time.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod codes;
 mod danger;
 mod inspect;

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::Cluster;
+
 use crate::sandbox::{Ended, Sandbox, finish};
-use crate::support::Cluster;
 
 const RECORD: &str = "quorlock:node";
 const LIST: &str = "quorlock:list:quorlock:lock:";

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::Cluster;
+use quorlock_testkit::proxy::Proxy;
 use rustix::process::Signal;
 
 use crate::sandbox::{Sandbox, finish, signal, within};
-use crate::support::Cluster;
-use crate::support::proxy::Proxy;
 
 /// The shortest of several runs, as the machine has other work.
 fn shortest(sandbox: &Sandbox, args: &[&str], code: i32) -> Duration {

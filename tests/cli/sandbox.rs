@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::support::Cluster;
 
 /// Nothing here takes anywhere near as long; it only ends a test that would hang.
 pub const PATIENCE: Duration = Duration::from_secs(60);

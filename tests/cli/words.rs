@@ -6,10 +6,10 @@ use std::thread;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use quorlock_testkit::Cluster;
 use serde_json::Value;
 
 use crate::sandbox::{Ended, Sandbox, finish};
-use crate::support::Cluster;
 
 /// Colours, a forged line, a cursor that moves, and marks that turn the direction of writing.
 const NASTY: &str = "\u{1b}[31m\r\nquorlock: forged \u{9b}2J\u{7f}\u{202e}\u{2066}\u{200f}";

@@ -12,14 +12,10 @@ mod releases;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/resp.rs"]
 mod resp;
-#[path = "../../lab/src/rng.rs"]
-mod rng;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/rules.rs"]
 mod rules;
 mod source;
-#[path = "../support/mod.rs"]
-mod support;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/tickets.rs"]
 mod tickets;
@@ -32,13 +28,14 @@ mod scenarios;
 
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::Cluster;
+use quorlock_testkit::rng::Rng;
+
 use node::{Node, SCRIPTS, Script};
 use pair::{FIRST_RECORD, NAMES, Pair, TTL_TOLERANCE_MS, ballot_key, lock_key, masked, queue_key};
 use resp::Reply;
-use rng::Rng;
 use rules::Rules;
 use source::Source;
-use support::Cluster;
 
 /// What ends so soon is waited for.
 const ABOUT_NOW: Duration = Duration::from_millis(12);

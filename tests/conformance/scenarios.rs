@@ -1,11 +1,12 @@
 //! Rules about clocks, one history each, which random commands meet only by chance. What is asked at which time of the asker's clock
 //! is part of a message, so only the node's clock is real.
 
+use quorlock_testkit::Cluster;
+
 use crate::node::{Data, Node, SCRIPTS, Script};
 use crate::pair::{FIRST_RECORD, LIST, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, masked, queue_key};
 use crate::resp::Reply;
 use crate::rules::{AHEAD, EARLY, GONE, HELD, Rules, STALE, YOUNG};
-use crate::support::Cluster;
 use crate::words::RECORD;
 
 /// The longest lease in the record, in ms.

@@ -1,10 +1,11 @@
 //! Random commands, many of which fit what is there.
 
+use quorlock_testkit::rng::Rng;
+
 use crate::node::{Data, Script, Store};
 use crate::pair::{
     FIRST_RECORD, LIST, NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, queue_key, shown,
 };
-use crate::rng::Rng;
 use crate::words::RECORD;
 
 const LABEL: &str = "host:1:some_label";

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quorlock::environment::{Connecting, Environment, Moment, Stream};
 use quorlock::{AcquireError, Holder, Quorlock};
+use quorlock_testkit::{Cluster, Setup, monotonic_micros, within};
 use redis::ConnectionAddr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-
-use crate::support::{Cluster, Setup, monotonic_micros, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 

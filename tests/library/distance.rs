@@ -1,9 +1,5 @@
 //! Nodes that are far away.
 
-#[allow(dead_code, reason = "a test bench uses the rest")]
-#[path = "../../lab/src/link.rs"]
-mod link;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,8 +7,8 @@ use std::time::{Duration, Instant};
 use quorlock::Quorlock;
 
 use crate::clocks::Ahead;
-use crate::support::{Cluster, within};
-use link::Link;
+use quorlock_testkit::link::Link;
+use quorlock_testkit::{Cluster, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -8,11 +8,10 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use quorlock::{AcquireError, Answer, ClientError, ExtendError, Guard, NodeError, Quorlock, ReleaseError};
+use quorlock_testkit::worker::{Worker, report};
+use quorlock_testkit::{CUT_OFF, Cluster, eventually};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
-
-use crate::support::worker::{Worker, report};
-use crate::support::{CUT_OFF, Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// For what takes a moment, on a machine that has other things to do.

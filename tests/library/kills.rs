@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use quorlock::Quorlock;
-
-use crate::support::proxy::{Mode, Proxy};
-use crate::support::{Cluster, eventually};
+use quorlock_testkit::proxy::{Mode, Proxy};
+use quorlock_testkit::{Cluster, eventually};
 
 const LEASE: Duration = Duration::from_secs(5);
 const BETWEEN_KILLS: Duration = Duration::from_millis(100);

@@ -1,9 +1,6 @@
 //! The library as its users meet it, against real redis-server processes: sets of resources, scopes, other processes,
 //! every kind of node URL, runtimes that end.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod clocks;
 mod distance;
 mod endings;
@@ -22,7 +19,7 @@ mod words;
 /// Not a test: what worker processes run.
 #[tokio::test]
 async fn worker_process() {
-    if let Some(job) = support::worker::job() {
+    if let Some(job) = quorlock_testkit::worker::job() {
         match job[0].as_str() {
             "end" => endings::end(&job),
             "fork" => endings::fork(&job),

@@ -9,13 +9,13 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use quorlock::environment::{Connecting, Environment, Moment};
 use quorlock::{Answer, NodeError, Quorlock};
+#[cfg(feature = "tls")]
+use quorlock_testkit::worker::Worker;
+use quorlock_testkit::worker::report;
+use quorlock_testkit::{Cluster, Setup, eventually, within};
 use redis::ConnectionAddr;
 
 use crate::clocks::Ahead;
-#[cfg(feature = "tls")]
-use crate::support::worker::Worker;
-use crate::support::worker::report;
-use crate::support::{Cluster, Setup, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 

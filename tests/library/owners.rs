@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use quorlock::{ExportError, Owner, Quorlock, Verdict};
-
-use crate::support::proxy::{Mode, Proxy};
-use crate::support::{Cluster, eventually};
+use quorlock_testkit::proxy::{Mode, Proxy};
+use quorlock_testkit::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use quorlock::{Answer, NodeError, Quorlock};
+use quorlock_testkit::{Cluster, Setup, eventually, within};
 
 use crate::nodes::cycle;
-use crate::support::{Cluster, Setup, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 

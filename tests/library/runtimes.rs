@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Cluster, eventually};
+use quorlock_testkit::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use futures::FutureExt as _;
-
-use crate::support::Cluster;
+use quorlock_testkit::Cluster;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use quorlock::{AcquireError, ConfigError};
-
-use crate::support::{Cluster, eventually};
+use quorlock_testkit::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 

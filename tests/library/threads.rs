@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use quorlock::environment::{Connecting, Environment, Moment};
 use quorlock::{AcquireError, Guard, Owner, Quorlock, ReleaseError};
+use quorlock_testkit::{Cluster, eventually};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use redis::ConnectionAddr;
 
 use crate::clocks::Ahead;
-use crate::support::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 const NODES: usize = 3;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use futures::poll;
 use quorlock::{Guard, Owner};
+use quorlock_testkit::{Cluster, eventually};
 
 use crate::clocks::Ahead;
-use crate::support::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 

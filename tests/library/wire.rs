@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use quorlock::environment::{Connecting, Environment, Moment, Stream};
+use quorlock_testkit::Cluster;
 use redis::ConnectionAddr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clocks::Ahead;
-use crate::support::Cluster;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use quorlock_testkit::{Cluster, Setup, eventually, within};
+
 use quorlock::{
     AcquireError, Answer, ErrorKind, ExtendError, Holder, NodeError, OwnHold, Owner, Quorlock, ReleaseError,
 };
-
-use crate::support::{Cluster, Setup, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 

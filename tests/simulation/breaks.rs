@@ -7,10 +7,10 @@ use std::process::Command;
 use std::{env, fs, io};
 
 /// What is copied.
-const COPIED: [&str; 6] = ["Cargo.toml", "Cargo.lock", "src", "tests", "examples", "lab"];
+const COPIED: [&str; 7] = ["Cargo.toml", "Cargo.lock", "src", "tests", "examples", "lab", "testkit"];
 
 /// The packages of the workspace.
-const PACKAGES: [&str; 2] = ["quorlock", "quorlock-lab"];
+const PACKAGES: [&str; 3] = ["quorlock", "quorlock-lab", "quorlock-testkit"];
 
 /// One change: `old` must stand in the file exactly once.
 struct Change {

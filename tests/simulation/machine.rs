@@ -9,13 +9,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use quorlock::environment::{Connecting, Environment, Moment, Stream};
+use quorlock_testkit::rng::Rng;
 use redis::ConnectionAddr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::figures::Fault;
 use crate::invariant::Watch;
 use crate::plan::ClientPlan;
-use crate::rng::Rng;
 use crate::time::{EPOCH_US, Time};
 use crate::world::{Shared, lock};
 

@@ -32,8 +32,6 @@ mod queue;
 mod reference;
 mod releases;
 mod resp;
-#[path = "../../lab/src/rng.rs"]
-mod rng;
 mod rules;
 mod run;
 mod selftest;

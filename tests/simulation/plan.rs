@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::rng::Rng;
+use quorlock_testkit::rng::Rng;
+
 use crate::rules::Rules;
 
 /// What is broken on purpose: nothing, or one thing that the judges must notice.

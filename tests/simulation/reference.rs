@@ -1,8 +1,9 @@
 //! The judge of histories judged: on many small random histories it must say what trying every order says.
 
+use quorlock_testkit::rng::Rng;
+
 use crate::history::{NEVER, Op, What};
 use crate::linear::{Verdict, judge, order};
-use crate::rng::Rng;
 
 const HISTORIES: u64 = 30_000;
 const MOST_OPS: u64 = 8;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quorlock::Quorlock;
+use quorlock_testkit::rng::Rng;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -16,7 +17,6 @@ use crate::ledger::Ledger;
 use crate::looks::LOOK_EVERY_US;
 use crate::machine::{Clock, Machine, Turns, Weakly};
 use crate::plan::{Broken, ClientPlan, Plan};
-use crate::rng::Rng;
 use crate::time::{Time, micros};
 use crate::trouble;
 use crate::user::{Client, Scene, User};

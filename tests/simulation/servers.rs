@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use quorlock_testkit::rng::Rng;
+
 use crate::figures::Fault;
 use crate::lines::Conn;
 use crate::node::{Node, Store};
@@ -10,7 +12,6 @@ use crate::oracle::{Place, text};
 use crate::plan::Plan;
 use crate::queue::Event;
 use crate::resp::{Reply, parse_command};
-use crate::rng::Rng;
 use crate::time::EPOCH_US;
 use crate::trace::describe;
 use crate::world::World;

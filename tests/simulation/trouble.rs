@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use quorlock_testkit::rng::Rng;
 use tokio::time::sleep;
 
 use crate::figures::Fault;
 use crate::plan::{Clocks, FURTHEST_SKEW};
-use crate::rng::Rng;
 use crate::run::Stage;
 use crate::servers::{Forgets, Memory};
 use crate::time::micros;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quorlock::{Owner, Quorlock};
+use quorlock_testkit::rng::Rng;
 use tokio::time::{sleep, timeout};
 
 use crate::asking::{Dropped, Holding, How, left_alone};
@@ -14,7 +15,6 @@ use crate::invariant::Invariant;
 use crate::ledger::Ledger;
 use crate::machine::Clock;
 use crate::plan::Plan;
-use crate::rng::Rng;
 use crate::world::{Shared, lock};
 
 const DEEPEST: usize = 5;

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use quorlock_testkit::rng::Rng;
 use tokio::sync::Notify;
 
 use crate::figures::{Fault, Figures};
@@ -14,7 +15,6 @@ use crate::machine::Clock;
 use crate::oracle::Oracle;
 use crate::plan::Plan;
 use crate::queue::{Event, Queue};
-use crate::rng::Rng;
 use crate::servers::Server;
 use crate::time::Time;
 

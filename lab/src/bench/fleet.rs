@@ -5,10 +5,10 @@ use std::fmt::Display;
 use std::io;
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::server::{Declaration, Server, new_password};
 use redis::Client;
 
 use crate::exit::{Exit, Failure};
-use crate::server::{Declaration, Server, new_password};
 
 /// What only a client can send. The server counts a script's inner commands under their own names, which are not these.
 const FROM_CLIENTS: [&str; 12] = [

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::server::info_field;
 use redis::{Connection, RedisResult, cmd, pipe};
-
-use crate::server::info_field;
 
 const RECORD: &str = "quorlock:node";
 

@@ -4,11 +4,12 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::clock::Clock;
+use quorlock_testkit::link::Link;
+use quorlock_testkit::server::Server;
+
 use super::effect::{self, Proof};
 use super::fault::Kind;
-use crate::clock::Clock;
-use crate::link::Link;
-use crate::server::Server;
 
 /// How long a server may take to answer what the run itself asks, when nothing is done to it.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);

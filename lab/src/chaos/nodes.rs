@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use quorlock_testkit::clock::Clock;
+use quorlock_testkit::link::{Flow, Link, State};
+use quorlock_testkit::server::{Declaration, Server, new_password};
+
 use super::effect::Proof;
 use super::fault::{Fault, Kind};
 use super::node::{Act, Node, SERVER_LIMIT, lock};
-use crate::clock::Clock;
-use crate::link::{Flow, Link, State};
-use crate::server::{Declaration, Server, new_password};
 
 /// A server logs every write before it answers.
 const DURABLE: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"];

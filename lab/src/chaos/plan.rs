@@ -12,8 +12,9 @@
 mod nodes;
 mod workers;
 
+use quorlock_testkit::rng::Rng;
+
 use super::fault::{Fault, Kind};
-use crate::rng::Rng;
 
 /// Streams of the seed.
 const NODES: u64 = 1;

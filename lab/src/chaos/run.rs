@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorlock_testkit::clock::Shim;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,7 +22,6 @@ use super::outcome::{self, Outcome};
 use super::plan::{Plan, Settings};
 use super::progress::{Progress, named};
 use super::worker::{CALM, Job};
-use crate::clock::Shim;
 use crate::exit::{Exit, Failure, ended_by};
 
 pub const LOCKS: usize = 3;

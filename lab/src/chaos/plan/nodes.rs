@@ -1,8 +1,9 @@
 //! What happens to nodes, to their clocks, and to what lies before them.
 
+use quorlock_testkit::rng::Rng;
+
 use super::{Card, Deck, NODES, Settings, apart};
 use crate::chaos::fault::{Fault, Kind, LARGEST_HARMLESS_STEP_MS, Scale};
-use crate::rng::Rng;
 
 /// The largest rate, in millionths: less than half of the drift allowance of 1 %.
 pub const LARGEST_RATE_PPM: u64 = 4000;

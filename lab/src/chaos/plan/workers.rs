@@ -1,8 +1,9 @@
 //! Workers are paused, killed and cut off, beside everything that happens to the nodes.
 
+use quorlock_testkit::rng::Rng;
+
 use super::{Card, Deck, Settings, WORKERS};
 use crate::chaos::fault::{Fault, Kind, Scale};
-use crate::rng::Rng;
 
 pub fn plan(settings: &Settings) -> Vec<Fault> {
     const KINDS: [Kind; 3] = [Kind::WorkerPause, Kind::WorkerKill, Kind::Isolate];

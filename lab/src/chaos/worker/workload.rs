@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use quorlock::{AcquireError, Guard, LockRequest, Owner, Quorlock, ReleaseError};
+use quorlock_testkit::rng::Rng;
 use tokio::sync::watch;
 
 use super::Job;
@@ -11,7 +12,6 @@ use super::belief::{self, watched};
 use super::diary::Diary;
 use crate::chaos::history::{Leaving, Outcome, Refusal, What, now};
 use crate::chaos::ledger::{self, Desk, Transfer};
-use crate::rng::Rng;
 
 /// How deep locks are nested.
 const DEPTH: usize = 3;

@@ -1,5 +1,4 @@
-//! Node clocks that can be set: a small library that is preloaded into a server and answers its time calls by a file.
-#![allow(dead_code, reason = "each user needs its own part of it")]
+//! Node clocks that can be set: a small library that is preloaded into a server and answers its time calls from a file.
 
 use std::fs;
 use std::io;
@@ -7,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::server::Server;
+use crate::server::Server;
 
-const SOURCE: &str = include_str!("../../cluster/clock.c");
+const SOURCE: &str = include_str!("clock.c");
 
 /// Names the file; see the source.
 const FILE_VARIABLE: &str = "QUORLOCK_CLOCK";
@@ -24,7 +23,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(1);
 /// In us.
 const TRIED_STEP: i64 = 3600 * 1_000_000;
 
-/// The folder with the compiled library.
+/// The compiled library. Servers start in folders beside it.
 pub struct Shim(PathBuf);
 
 impl Shim {
@@ -44,7 +43,7 @@ impl Shim {
         Ok(Self(dir.to_owned()))
     }
 
-    /// Starts a server with it, and sets the clock of that. An error says why clocks cannot be set here.
+    /// Starts a server with it and sets its clock. An error says why clocks cannot be set on this machine.
     pub fn prove(&self) -> io::Result<()> {
         let mut clock = Clock::new(self.0.join("clock-tried"))?;
         let server = Server::start(self.0.join("tried"), &[], &clock.environment())?;
@@ -57,7 +56,7 @@ impl Shim {
     }
 }
 
-/// One node's clock, as the file says.
+/// The clock of one node.
 #[derive(Debug)]
 pub struct Clock {
     file: PathBuf,
@@ -88,21 +87,21 @@ impl Setting {
 }
 
 impl Clock {
-    /// A right one.
+    /// Creates a clock that is right, with this file.
     pub fn new(file: PathBuf) -> io::Result<Self> {
         let clock = Self { file: std::path::absolute(file)?, setting: Setting::default() };
         clock.write()?;
         Ok(clock)
     }
 
-    /// What a server needs in its environment to go by it. The loader takes a space or a colon for the end of a path, and any
+    /// Returns the environment of a server that goes by it. The loader takes a space or a colon for the end of a path, and any
     /// folder above may have one: so the path begins in the folder of the server, which lies beside the library.
     pub fn environment(&self) -> Vec<(String, String)> {
         let library = ("LD_PRELOAD".to_owned(), format!("../{LIBRARY}"));
         vec![library, (FILE_VARIABLE.to_owned(), self.file.display().to_string())]
     }
 
-    /// How the TIME of this server differs from the clock, if it does.
+    /// Returns how the TIME of this server differs from the clock, if it does.
     pub fn unlike(&self, redis: &mut redis::Connection) -> redis::RedisResult<Option<String>> {
         let limit = Instant::now() + TIME_LIMIT;
         loop {
@@ -122,18 +121,18 @@ impl Clock {
         }
     }
 
-    /// How far it was set ahead of the machine's clock, in µs.
+    /// Returns how far it was set ahead of the machine's clock, in µs.
     pub fn offset(&self) -> i64 {
         self.setting.offset
     }
 
-    /// Both in µs.
+    /// Sets it ahead, or back, by this number of µs.
     pub fn step(&mut self, by: i64) -> io::Result<()> {
         self.setting = self.setting.stepped(by);
         self.write()
     }
 
-    /// Too fast by so many millionths, from now on.
+    /// Lets it run too fast by this number of millionths, from now on.
     pub fn run_at(&mut self, ppm: i64) -> io::Result<()> {
         self.setting = self.setting.at_rate(ppm, wall_micros());
         self.write()

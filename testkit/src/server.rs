@@ -1,6 +1,5 @@
 //! One real redis-server process: started on a free loopback port in a folder of its own, checked to be the one that
-//! answers there, and stopped by its own process number. The tests use this file too.
-#![allow(dead_code, reason = "each user needs its own part of it")]
+//! answers there, and stopped by its own process number.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -18,15 +17,16 @@ const PROGRAM_VARIABLE: &str = "QUORLOCK_TEST_SERVER";
 /// So often another port is tried when somebody else takes the one that was free just now.
 const PORTS_TRIED: usize = 20;
 
-/// Random, for the servers of one run.
+/// Returns a random password.
 pub fn new_password() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// What a node of a new cluster is told, beside what it knows of itself.
+/// The node record and the number of nodes that a node of a new cluster gets.
 #[derive(Clone, Copy, Debug)]
+#[must_use = "a server gets it by declare_new"]
 pub struct Declaration {
     /// Makes the word that all nodes of one cluster share, another one for each database.
     cluster: u64,
@@ -46,17 +46,17 @@ impl Declaration {
     /// Of the run id, this much stands in the record.
     const RUN_ID_LENGTH: usize = 16;
 
-    /// For a cluster of so many nodes, with a random word.
+    /// Creates the declaration of a cluster of this number of nodes, with a random word.
     pub fn new(nodes: usize) -> Self {
         Self { cluster: rand::random(), nodes, longest: Self::LONGEST, window: Self::WINDOW }
     }
 
-    /// With another longest lease, in ms.
+    /// Sets the longest lease, in ms.
     pub fn longest(self, longest: u64) -> Self {
         Self { longest, ..self }
     }
 
-    /// With another limit for ballots, in ms.
+    /// Sets how far ballots may differ from the clock of a node, in ms.
     pub fn window(self, window: u64) -> Self {
         Self { window, ..self }
     }
@@ -70,6 +70,7 @@ impl Declaration {
     }
 }
 
+/// A server process, killed when dropped.
 pub struct Server {
     port: u16,
     dir: PathBuf,
@@ -81,12 +82,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one with these options on its command line and these variables in its environment.
+    /// Starts a server in this folder, with these options on its command line and these variables in its environment.
     pub fn start(dir: PathBuf, options: &[&str], environment: &[(String, String)]) -> io::Result<Self> {
         Self::start_as(dir, options, environment, None)
     }
 
-    /// The same with a password, as other users of the machine reach the port, too.
+    /// The same with a password: other users of the machine reach the port, too.
     pub fn start_with_password(
         dir: PathBuf,
         options: &[&str],
@@ -118,15 +119,17 @@ impl Server {
         )))
     }
 
+    /// Returns its port, which it keeps when it is started again.
     pub fn port(&self) -> u16 {
         self.port
     }
 
+    /// Returns its URL, with the password if there is one.
     pub fn url(&self) -> String {
         self.url_at(self.port)
     }
 
-    /// The same for what passes on all bytes from another port.
+    /// Returns the URL of a proxy in front of it, on another port.
     pub fn url_at(&self, port: u16) -> String {
         match &self.password {
             Some(password) => format!("redis://:{password}@127.0.0.1:{port}"),
@@ -134,16 +137,17 @@ impl Server {
         }
     }
 
-    /// `None` while it is killed.
+    /// Returns its process number, or `None` after a kill.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)
     }
 
+    /// Returns whether it is paused.
     pub fn is_paused(&self) -> bool {
         self.paused
     }
 
-    /// Is it there to answer?
+    /// Returns whether it runs and is not paused.
     pub fn is_up(&self) -> bool {
         self.process.is_some() && !self.paused
     }
@@ -152,7 +156,7 @@ impl Server {
         self.dir.join("server.log")
     }
 
-    /// SIGKILL.
+    /// Kills it (SIGKILL).
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             drop((process.kill(), process.wait()));
@@ -182,14 +186,14 @@ impl Server {
         Err(io::Error::other(format!("the node did not come back on port {}", self.port)))
     }
 
-    /// SIGSTOP.
+    /// Stops it until [`resume`](Self::resume) (SIGSTOP).
     pub fn pause(&mut self) -> io::Result<()> {
         self.signal(Signal::STOP)?;
         self.paused = true;
         Ok(())
     }
 
-    /// SIGCONT.
+    /// Lets it continue (SIGCONT).
     pub fn resume(&mut self) -> io::Result<()> {
         self.signal(Signal::CONT)?;
         self.paused = false;
@@ -237,7 +241,7 @@ impl Server {
             && !is_set("--no-appendfsync-on-rewrite", "yes")
     }
 
-    /// A connection for looking behind the curtain.
+    /// Returns a new connection to it.
     pub fn try_redis(&self) -> redis::RedisResult<redis::Connection> {
         let connection = redis::Client::open(self.url())?.get_connection_with_timeout(Duration::from_secs(5))?;
         connection.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -303,7 +307,7 @@ impl Server {
     }
 }
 
-/// What INFO says behind this name, which ends with a colon.
+/// Returns what INFO has behind this name, which ends with a colon.
 pub fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }

@@ -1,4 +1,4 @@
-//! A node that turns hostile: it sends what no server sends, without end, or takes nothing.
+//! A node that turns hostile: it sends what no server sends, without end, or reads nothing.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -12,6 +12,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A connection that is made to a hostile node may behave for so long, in turn with one that never does.
 const MANNERS: Duration = Duration::from_millis(30);
 
+/// What a node sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Passes all on to a server.
@@ -30,11 +31,13 @@ pub enum Kind {
     Value,
     /// An array in an array, and so on.
     Nested,
+    /// Random bytes.
     Garbage,
     /// Neither reads nor writes.
     Stuck,
 }
 
+/// Every kind but [`Kind::Honest`].
 pub const HOSTILE: [Kind; 9] = [
     Kind::Answers,
     Kind::Calls,
@@ -87,14 +90,14 @@ impl State {
     }
 }
 
-/// In threads of its own. Ends when dropped.
+/// A proxy in front of a server, in threads of its own. Ends when dropped.
 pub struct Hostile {
     port: u16,
     state: Arc<State>,
 }
 
 impl Hostile {
-    /// An honest one, in front of a server.
+    /// Starts an honest one, in front of the server on this port.
     pub fn start(target: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = listener.local_addr().expect("its address").port();
@@ -112,17 +115,18 @@ impl Hostile {
         Self { port, state }
     }
 
+    /// Returns the URL that clients connect to.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// An end of hostility breaks all connections.
+    /// Sets what is sent from now on. The end of hostility breaks all connections.
     pub fn set(&self, kind: Kind) {
         let place = HOSTILE.iter().position(|hostile| *hostile == kind).map_or(0, |place| place + 1);
         self.state.kind.store(place, Ordering::Relaxed);
     }
 
-    /// How many connections were made so far.
+    /// Returns how many connections were made so far.
     pub fn connections(&self) -> usize {
         self.state.made.load(Ordering::Relaxed)
     }

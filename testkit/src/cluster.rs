@@ -1,33 +1,26 @@
-//! Real redis-server processes for tests: started on free loopback ports in a temporary folder, checked to be the ones
-//! that answer, and stopped by their own process number.
-#![allow(dead_code, reason = "every test binary uses its own part of this")]
-
-#[path = "../../lab/src/clock.rs"]
-mod clock;
-pub mod hostile;
-pub mod proxy;
-#[path = "../../lab/src/server.rs"]
-mod server;
-pub mod worker;
+//! Clusters: several servers that start, declare themselves and stop together.
 
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use clock::{Clock, Shim};
 use quorlock::{Builder, Quorlock};
-use server::{Declaration, Server};
+
+use crate::clock::{Clock, Shim};
+use crate::server::{Declaration, Server};
 
 /// Tests that measure time have the machine to themselves; all others share it.
 static MACHINE: RwLock<()> = RwLock::new(());
 
+#[expect(dead_code, reason = "guards are kept for their drop")]
 enum Share {
     Shared(RwLockReadGuard<'static, ()>),
     Quiet(RwLockWriteGuard<'static, ()>),
 }
 
-/// How a cluster is to be started.
+/// How to start a [`Cluster`].
 #[derive(Clone, Debug)]
+#[must_use = "nothing runs before start"]
 pub struct Setup {
     nodes: usize,
     options: Vec<String>,
@@ -40,52 +33,55 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// So many nodes, declared as the nodes of one list.
+    /// Starts this number of nodes, declared as the nodes of one list.
     pub fn new(nodes: usize) -> Self {
         let (options, is_quiet) = (Vec::new(), false);
         Self { nodes, options, declares: true, listed: nodes, spare: 0, longest: None, window: None, is_quiet }
     }
 
-    /// With these options on each server's command line.
+    /// Passes these options to each server on its command line.
     pub fn options(self, options: &[&str]) -> Self {
         Self { options: options.iter().map(|option| (*option).to_owned()).collect(), ..self }
     }
 
-    /// The list has another number of nodes: some of them are elsewhere, or nowhere.
+    /// Declares another number of nodes than are started: the list has nodes that are elsewhere, or do not exist.
     pub fn listed(self, listed: usize) -> Self {
         Self { listed, ..self }
     }
 
-    /// Behind them so many empty servers that are in no list.
+    /// Adds this number of empty servers that are in no list. Their indices follow those of the nodes.
     pub fn spare(self, spare: usize) -> Self {
         Self { spare, ..self }
     }
 
-    /// Neither records nor lists: clients meet empty servers.
+    /// Declares nothing: clients connect to empty servers.
     pub fn undeclared(self) -> Self {
         Self { declares: false, ..self }
     }
 
-    /// The longest lease in the node records, which is how long a quarantine lasts at least.
+    /// Sets the longest lease in the node records. A quarantine lasts at least as long.
     pub fn longest(self, longest: Duration) -> Self {
         Self { longest: Some(millis(longest)), ..self }
     }
 
-    /// How far ballots may lie from the nodes' clocks. They are kept twice as long.
+    /// Sets how far ballots may differ from the nodes' clocks. Nodes keep ballots twice as long.
     pub fn window(self, window: Duration) -> Self {
         Self { window: Some(millis(window)), ..self }
     }
 
-    /// With the machine to itself: for tests that measure time. At most one cluster per test.
+    /// Waits until no other cluster of this process runs, and lets none start: for tests that measure time. At most one
+    /// cluster per test.
     pub fn quiet(self) -> Self {
         Self { is_quiet: true, ..self }
     }
 
+    /// Starts the servers.
     pub fn start(self) -> Cluster {
         self.launch(tempfile::tempdir().expect("a temporary folder"), Vec::new(), &[])
     }
 
-    /// With clocks that can be set. `None`, and the reason on standard error, where they cannot be made.
+    /// Starts the servers with clocks that can be set. Returns `None`, and writes the reason to standard error, where there
+    /// is no C compiler to build the clock library.
     pub fn with_clocks(self) -> Option<Cluster> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         if let Err(error) = Shim::build(dir.path()) {
@@ -125,7 +121,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("a short time")
 }
 
-/// N independent masters. Indices count from 0.
+/// Independent Redis masters, stopped when dropped. Indices count from 0.
 pub struct Cluster {
     nodes: Vec<Server>,
     clocks: Vec<Clock>,
@@ -134,53 +130,60 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Starts this number of nodes, declared as the nodes of one list.
     pub fn start(nodes: usize) -> Self {
         Setup::new(nodes).start()
     }
 
-    /// The same with the machine to itself: for tests that measure time. At most one cluster per test.
+    /// The same with the machine to itself; see [`Setup::quiet`].
     pub fn quiet(nodes: usize) -> Self {
         Setup::new(nodes).quiet().start()
     }
 
-    /// With these options on each server's command line.
+    /// The same with these options on each server's command line.
     pub fn with_options(nodes: usize, options: &[&str]) -> Self {
         Setup::new(nodes).options(options).start()
     }
 
-    /// Servers that do not know yet that they belong together.
+    /// The same without declaring them.
     pub fn undeclared(nodes: usize, options: &[&str]) -> Self {
         Setup::new(nodes).options(options).undeclared().start()
     }
 
+    /// Returns the number of servers, spare ones included.
+    #[expect(clippy::len_without_is_empty, reason = "there is no cluster of no nodes")]
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
+    /// Returns the temporary folder of the cluster.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
+    /// Returns the URLs of all servers.
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().map(Server::url).collect()
     }
 
+    /// Returns the ports of all servers.
     pub fn ports(&self) -> Vec<u16> {
         self.nodes.iter().map(Server::port).collect()
     }
 
+    /// Returns a builder of clients of these nodes.
     pub fn builder(&self) -> Builder {
         Quorlock::builder().nodes(self.urls())
     }
 
-    /// A client with this lease that has heard from every node.
+    /// Returns a client with this lease that has an answer of every node.
     pub async fn client(&self, lease: Duration) -> Quorlock {
         let locks = self.builder().lease(lease).connect().await.expect("settings that work");
         locks.flush().await;
         locks
     }
 
-    /// Waits until every node has a vote in what this client asks. Nodes that know no list yet need a moment for that.
+    /// Waits until every node answers this client with a vote. Nodes that have no list yet need a moment for that.
     pub async fn heard_by(locks: &Quorlock) {
         let all_answer = async || {
             let seen = locks.inspect("").await.expect("a name");
@@ -189,19 +192,19 @@ impl Cluster {
         within(Duration::from_secs(20), "every node is heard", all_answer).await;
     }
 
-    /// A connection of the test's own, for looking behind the curtain.
+    /// Returns a connection to this node that the client does not use.
     pub fn redis(&self, node: usize) -> redis::Connection {
         self.nodes[node].try_redis().expect("a connection to a node that is up")
     }
 
-    /// `command` on every node that is up and not paused.
+    /// Sends a command to every node that is up and not paused, and returns the answers.
     pub fn each<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> Vec<T> {
         let live = (0..self.nodes.len()).filter(|node| self.nodes[*node].is_up());
         live.map(|node| command.query(&mut self.redis(node)).expect("an answer")).collect()
     }
 
-    /// Which requests wait for a name: what each node keeps of that behind the ballot, and the tickets in its queue; nothing where
-    /// none waits.
+    /// Returns what waits for a name on each node that is up: what stands behind the ballot, and the tickets in the queue. Empty
+    /// where none waits.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let lock = Self::lock_key(name);
         let marks: Vec<Option<String>> = self.each(redis::cmd("GET").arg(format!("quorlock:ballot:{lock}")));
@@ -212,12 +215,12 @@ impl Cluster {
         marks.into_iter().zip(queues).map(|pair| words(pair).collect::<Vec<_>>().join(" ")).collect()
     }
 
-    /// On how many nodes a request waits for a name.
+    /// Returns on how many nodes a request waits for a name.
     pub fn count_lines(&self, name: &str) -> usize {
         self.lines(name).iter().filter(|line| !line.is_empty()).count()
     }
 
-    /// How many scripts each node that is up has run so far.
+    /// Returns how many scripts each node that is up has run so far.
     pub fn scripts_run(&self) -> Vec<u64> {
         let calls = |stats: String| {
             let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default().to_owned();
@@ -227,21 +230,22 @@ impl Cluster {
         self.each::<String>(redis::cmd("INFO").arg("commandstats")).into_iter().map(calls).collect()
     }
 
-    /// On how many live nodes there is a key of this name.
+    /// Returns on how many nodes that are up there is a key of this name.
     pub fn count_keys(&self, key: &str) -> usize {
         self.each::<usize>(redis::cmd("EXISTS").arg(key)).into_iter().sum()
     }
 
-    /// The lock key of a name under the default prefix.
+    /// Returns the lock key of a name under the default prefix.
     pub fn lock_key(name: &str) -> String {
         format!("{}{name}", quorlock::DEFAULT_PREFIX)
     }
 
+    /// Returns the process number of a running node.
     pub fn pid(&self, node: usize) -> u32 {
         self.nodes[node].pid().expect("a running node")
     }
 
-    /// SIGKILL.
+    /// Kills a node (SIGKILL).
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].kill();
     }
@@ -262,7 +266,7 @@ impl Cluster {
         self.nodes[node].declare_new(Declaration::new(listed)).expect("a declaration");
     }
 
-    /// SIGSTOP.
+    /// Stops a node until [`resume`](Self::resume) (SIGSTOP): its connections stay open, and it does not answer.
     pub fn pause(&mut self, node: usize) {
         self.nodes[node].pause().expect("a signal to our own child");
     }
@@ -284,7 +288,7 @@ impl Cluster {
         seconds - i64::try_from(now.as_secs()).expect("a time")
     }
 
-    /// SIGCONT.
+    /// Lets a paused node continue (SIGCONT). It answers then what was sent to it meanwhile.
     pub fn resume(&mut self, node: usize) {
         self.nodes[node].resume().expect("a signal to our own child");
     }
@@ -293,7 +297,7 @@ impl Cluster {
 /// The URL of a node that cannot be reached.
 pub const CUT_OFF: &str = "redis://127.0.0.1:1";
 
-/// [`eventually`] for a condition that has to be asked for.
+/// Waits until an async condition holds; panics with `what` when it does not within `limit`.
 pub async fn within(limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
@@ -303,7 +307,7 @@ pub async fn within(limit: Duration, what: &str, mut condition: impl AsyncFnMut(
     tokio::time::timeout(limit, wait).await.unwrap_or_else(|_| panic!("not within {limit:?}: {what}"));
 }
 
-/// Polls until `condition` holds; fails with `what` when it does not within `limit`. Returns how long it took.
+/// Waits until `condition` holds; panics with `what` when it does not within `limit`. Returns how long it took.
 pub async fn eventually(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !condition() {
@@ -313,7 +317,7 @@ pub async fn eventually(limit: Duration, what: &str, mut condition: impl FnMut()
     start.elapsed()
 }
 
-/// CLOCK_MONOTONIC in microseconds: one clock for all processes of a machine.
+/// Returns `CLOCK_MONOTONIC` in microseconds, which is the same in all processes of a machine.
 pub fn monotonic_micros() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() / 1_000

@@ -1,4 +1,4 @@
-//! What lies between a client and a node: a TCP proxy that can hold back, delay, lose and break what passes.
+//! A TCP proxy between a client and a node that holds back, delays, loses and breaks what passes.
 
 use std::future::Future;
 use std::io;
@@ -20,6 +20,7 @@ const PIECE: usize = 16 * 1024;
 /// What happens to the bytes of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flow {
+    /// They arrive.
     #[default]
     Pass,
     /// They wait, and arrive when the link is whole again, as TCP sends again what was not acknowledged.
@@ -31,11 +32,13 @@ pub enum Flow {
 /// How a link treats all of its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
+    /// What happens to what clients send.
     pub requests: Flow,
+    /// What happens to what the node sends.
     pub answers: Flow,
-    /// Each way.
+    /// By how much everything is later, each way.
     pub delay: Duration,
-    /// Up to so much more, by chance.
+    /// The largest random addition to the delay.
     pub jitter: Duration,
     /// A change breaks every connection, with all that they hold.
     pub resets: u64,
@@ -64,7 +67,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// On a free loopback port.
+    /// Starts a link to a node, on a free loopback port.
     pub async fn start(to: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
@@ -73,10 +76,12 @@ impl Link {
         Ok(Self { port, state, task })
     }
 
+    /// Returns the port that clients connect to.
     pub fn port(&self) -> u16 {
         self.port
     }
 
+    /// Changes the state for all connections, those that are open too.
     pub fn change(&self, change: impl FnOnce(&mut State)) {
         self.state.send_modify(change);
     }
@@ -88,7 +93,7 @@ impl Drop for Link {
     }
 }
 
-/// Accepts connections for ever. Dropping it breaks them.
+/// Accepts connections to a node for ever, with a state that others may change. Dropping the future breaks them.
 pub async fn serve(listener: TcpListener, to: SocketAddr, state: watch::Receiver<State>) {
     let mut connections = JoinSet::new();
     loop {

@@ -1,10 +1,10 @@
-//! A generator of its own (xoshiro256++), so that a seed means the same in every version of every crate. The simulation
-//! uses this file too.
-#![allow(dead_code, reason = "each user needs its own part of it")]
+//! A random number generator (xoshiro256++) that stays the same, so that a seed means the same in every version of every
+//! crate.
 #![allow(clippy::cast_precision_loss, reason = "a share of 2^53 is exact")]
 
 use std::ops::Range;
 
+/// The state of a generator.
 #[derive(Clone, Debug)]
 pub struct Rng([u64; 4]);
 
@@ -17,12 +17,13 @@ fn split_mix(state: &mut u64) -> u64 {
 }
 
 impl Rng {
-    /// The same seed gives unrelated sequences for different streams.
+    /// Creates the generator of a stream: the same seed gives unrelated sequences for different streams.
     pub fn new(seed: u64, stream: u64) -> Self {
         let mut state = seed ^ stream.wrapping_mul(0xd6e8_feb8_6659_fd93);
         Self([(); 4].map(|()| split_mix(&mut state)))
     }
 
+    /// Returns the next number.
     pub fn number(&mut self) -> u64 {
         let s = &mut self.0;
         let result = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
@@ -36,32 +37,36 @@ impl Rng {
         result
     }
 
+    /// Fills a buffer.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
             chunk.copy_from_slice(&self.number().to_be_bytes()[..chunk.len()]);
         }
     }
 
-    /// From 0 to below `n`.
+    /// Returns a number from 0 to below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.between(0..n as u64)).unwrap_or(0)
     }
 
+    /// Returns a number of this range.
     pub fn between(&mut self, range: Range<u64>) -> u64 {
         let width = u128::from(range.end.saturating_sub(range.start).max(1));
         range.start + u64::try_from((u128::from(self.number()) * width) >> 64).unwrap_or(0)
     }
 
-    /// From -`most` to `most`.
+    /// Returns a number from -`most` to `most`.
     pub fn signed(&mut self, most: u64) -> i64 {
         self.between(0..2 * most + 1).cast_signed() - most.cast_signed()
     }
 
+    /// Returns `true` with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         const STEPS: f64 = (1_u64 << 53) as f64;
         ((self.number() >> 11) as f64) < probability * STEPS
     }
 
+    /// Returns one of these values.
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }

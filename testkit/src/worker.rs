@@ -12,7 +12,7 @@ const JOB: &str = "QUORLOCK_TEST_JOB";
 /// What the worker reports stands behind this on its lines; the test runner prints lines of its own.
 const MARK: &str = "worker> ";
 
-/// The words of this process's job, if it is a worker.
+/// Returns the words of this process's job, if it is a worker.
 pub fn job() -> Option<Vec<String>> {
     let job = std::env::var(JOB).ok()?;
     Some(job.split('\u{1f}').map(str::to_owned).collect())
@@ -23,17 +23,19 @@ pub fn report(line: impl std::fmt::Display) {
     println!("\n{MARK}{line}");
 }
 
+/// A worker process, killed when dropped.
 pub struct Worker {
     process: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Worker {
+    /// Starts a worker with this job.
     pub fn spawn(job: &[&str]) -> Self {
         Self::spawn_in(&["env"], job)
     }
 
-    /// Behind a command that runs what follows it.
+    /// The same behind a command that runs what follows it.
     pub fn spawn_in(wrapper: &[&str], job: &[&str]) -> Self {
         let mut process = Command::new(wrapper[0])
             .args(&wrapper[1..])
@@ -48,21 +50,23 @@ impl Worker {
         Self { process, lines: BufReader::new(stdout).lines() }
     }
 
-    /// The next report, or `None` when the worker has ended.
+    /// Returns the next report, or `None` when the worker has ended.
+    #[expect(clippy::should_implement_trait, reason = "a worker is no sequence of reports")]
     pub fn next(&mut self) -> Option<String> {
         self.lines.by_ref().map_while(Result::ok).find_map(|line| line.strip_prefix(MARK).map(str::to_owned))
     }
 
+    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).expect("a signal to our own child");
     }
 
-    /// SIGKILL, and the end of it.
+    /// Kills it (SIGKILL) and waits for its end.
     pub fn kill(&mut self) {
         drop((self.process.kill(), self.process.wait()));
     }
 
-    /// All remaining reports; the worker must end well.
+    /// Returns all remaining reports. Panics when the worker fails.
     pub fn finish(mut self) -> Vec<String> {
         let mut reports = Vec::new();
         while let Some(line) = self.next() {

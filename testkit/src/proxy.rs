@@ -1,4 +1,5 @@
-//! A proxy in front of a node that can lose what passes, requests or only the answers to them, or hold either back.
+//! A proxy in front of a node that loses or holds back requests or answers, and counts what it did.
+#![allow(clippy::large_futures, reason = "a buffer for a connection is no matter in tests")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -8,8 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// What happens to what passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
+    /// Everything arrives.
     Pass,
     /// The node does what it is asked, and the client gets no answer.
     LoseAnswers,
@@ -37,6 +40,7 @@ impl State {
     }
 }
 
+/// A proxy in front of a node. Ends when dropped.
 pub struct Proxy {
     port: u16,
     state: Arc<watch::Sender<State>>,
@@ -47,6 +51,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// Starts a proxy to the node on this port.
     pub async fn start(target: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let port = listener.local_addr().expect("its address").port();
@@ -66,43 +71,44 @@ impl Proxy {
         Self { port, state, lost, held, made, task }
     }
 
+    /// Returns the URL that clients connect to.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Going back to [`Mode::Pass`] breaks the connections on which something was lost: a stream cannot continue after a
+    /// Sets the mode. Going back to [`Mode::Pass`] breaks the connections on which something was lost: a stream cannot continue after a
     /// gap.
     pub fn set(&self, mode: Mode) {
         self.state.send_modify(|state| state.mode = mode);
     }
 
-    /// What comes on the connections that there are is held back until [`deliver`](Self::deliver). New ones work.
+    /// Holds back the requests on open connections until [`deliver`](Self::deliver). New connections work.
     pub fn hold_requests(&self) {
         let made = self.made.load(Ordering::Relaxed);
         self.state.send_modify(|state| state.holds_before = made);
     }
 
-    /// The node gets what was held back, also from clients that have given up the connection.
+    /// Sends the node what was held back, also from clients that have closed the connection.
     pub fn deliver(&self) {
         self.state.send_modify(|state| state.delivers_before = state.holds_before);
     }
 
-    /// How many bytes were held back so far.
+    /// Returns how many bytes were held back so far.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// How many connections were made so far.
+    /// Returns how many connections were made so far.
     pub fn connections(&self) -> usize {
         self.made.load(Ordering::Relaxed)
     }
 
-    /// Another server is at the address from now on. Breaks all connections.
+    /// Leads to the server on another port from now on. Breaks all connections.
     pub fn lead_to(&self, target: u16) {
         self.state.send_modify(|state| state.target = target);
     }
 
-    /// How many bytes were lost so far.
+    /// Returns how many bytes were lost so far.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
