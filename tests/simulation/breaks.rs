@@ -10,7 +10,7 @@ use std::{env, fs, io};
 const COPIED: [&str; 7] = ["Cargo.toml", "Cargo.lock", "src", "tests", "examples", "lab", "testkit"];
 
 /// The packages of the workspace.
-const PACKAGES: [&str; 3] = ["quorlock", "quorlock-lab", "quorlock-testkit"];
+const PACKAGES: [&str; 4] = ["quorlock", "quorlock-examples", "quorlock-lab", "quorlock-testkit"];
 
 /// One change: `old` must stand in the file exactly once.
 struct Change {
