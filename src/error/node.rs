@@ -44,7 +44,7 @@ pub enum NodeError {
     Forgot,
     /// The node does not let the client ask what it must know of it.
     #[error(
-        "it does not allow {}, so nothing is known of it and it has no vote: allow it (README, \"The nodes\")",
+        "it does not allow {}, so nothing is known of it and it has no vote: allow it (docs/operations.md, \"Rights of a Redis user\")",
         Printable(command)
     )]
     NotAllowed {
@@ -238,7 +238,7 @@ impl Refusal {
             Self::Password => "it refuses the user or the password",
             Self::NoPassword => "it wants a password, and the node's URL has none",
             Self::NeedlessPassword => "its default user has no password, and the node's URL has one",
-            Self::Forbidden => "its user may not do what a lock needs (README, \"The nodes\")",
+            Self::Forbidden => "its user may not do what a lock needs (docs/operations.md, \"Rights of a Redis user\")",
             Self::Full => "its memory is full (maxmemory)",
             Self::Loading => "it is still loading its data",
             Self::Busy => "a script of another client keeps it busy",
