@@ -366,3 +366,21 @@ fn no_verb_shows_a_password() {
         }
     }
 }
+
+/// What this client knows of the node that it cannot reach is in the way of no other.
+#[test]
+fn a_list_for_another_prefix_costs_a_holder_nothing_while_one_of_its_nodes_is_away() {
+    let mut sandbox = undeclared(4);
+    let declared = with_nodes(&sandbox, &[0, 1, 2], &[&DECLARE[..], &["--longest-lease", "2s"]].concat());
+    assert_eq!(declared.code, Some(0), "{declared:?}");
+    let list = sandbox.cluster.urls()[..3].join(",");
+    // Its work lasts for three leases and more.
+    let mut holder = sandbox.quorlock(&["run", "--lease", "2s", "job", "--", "sh", "-c", "echo > $DIR/held; sleep 7"]);
+    let holder = holder.env("QUORLOCK_NODES", list).spawn().expect("quorlock");
+    sandbox.wait_for("held");
+    sandbox.cluster.kill(2);
+    let other = with_nodes(&sandbox, &[0, 1, 3], &[&SET[..], &["--prefix", "other:"]].concat());
+    assert_eq!(other.code, Some(0), "{other:?}");
+    let ended = finish(holder);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
