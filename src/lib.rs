@@ -55,10 +55,8 @@
 #![warn(clippy::pedantic)]
 
 mod address;
-mod beside;
 mod client;
 mod config;
-mod dial;
 mod error;
 mod export;
 mod guard;

@@ -21,8 +21,6 @@ mod properties;
 mod reply;
 mod scan;
 mod script;
-#[cfg(feature = "tls")]
-pub(crate) mod tls;
 mod wire;
 
 use std::fmt;

@@ -279,7 +279,7 @@ pub(crate) fn broken(variant: &str) -> bool {
     command.arg(marked).arg(longer * millis(lease))",
     },
     Change {
-        file: "src/environment.rs",
+        file: "src/environment/mod.rs",
         old: "    environment.fill(&mut bytes);\n",
         new: "    if crate::broken(\"randomness from elsewhere\") {
         System::default().fill(&mut bytes);

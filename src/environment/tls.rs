@@ -19,7 +19,7 @@ use tokio_rustls::rustls::{
     WantsVerifier,
 };
 
-use crate::beside::Beside;
+use super::beside::Beside;
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
 

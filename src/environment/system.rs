@@ -1,12 +1,7 @@
-//! The one seam between quorlock and the machine: clocks, randomness, and streams to nodes.
-//!
-//! The shipped code is the code under simulation: a test supplies an [`Environment`] of its own, whose time is tokio's
-//! paused clock and whose nodes live in memory, and nothing else changes.
+//! The machine itself as an [`Environment`].
 
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -14,8 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::future::{Either, select};
-use futures::poll;
 use futures_timer::Delay;
 use rand::TryRng as _;
 use redis::ConnectionAddr;
@@ -24,66 +17,10 @@ use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::{Handle, Id, is_rt_shutdown_err};
 
-use crate::dial::tcp;
-pub use crate::protocol::Moment;
-
-/// A byte stream to a node.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
-
-/// A connection attempt under way.
-pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send + 'a>>;
-
-/// A wait under way.
-pub type Sleeping = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Everything that quorlock takes from outside.
-pub trait Environment: fmt::Debug + Send + Sync + 'static {
-    /// A monotonic clock that counts suspend.
-    fn now(&self) -> Moment;
-
-    /// Time since the Unix epoch, by the wall clock.
-    fn wall(&self) -> Duration;
-
-    /// Fills `bytes` with unpredictable ones.
-    fn fill(&self, bytes: &mut [u8]);
-
-    /// Opens a stream to a node.
-    fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a>;
-
-    /// Resolves after this time, in the caller's runtime.
-    fn sleep(&self, time: Duration) -> Sleeping {
-        Box::pin(tokio::time::sleep(time))
-    }
-
-    /// The runtime in which the client was made has ended.
-    fn runtime_has_ended(&self) {}
-}
-
-/// Waits for `future`, for at most `limit`.
-pub(crate) async fn within<T>(
-    environment: &dyn Environment,
-    limit: Duration,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    let mut future = pin!(future);
-    if let Poll::Ready(output) = poll!(&mut future) {
-        return Some(output);
-    }
-    match select(future, environment.sleep(limit)).await {
-        Either::Left((output, _)) => Some(output),
-        Either::Right(_) => None,
-    }
-}
-
-/// A random time in the range; good enough for pauses.
-pub(crate) fn random_time(environment: &dyn Environment, range: Range<Duration>) -> Duration {
-    let mut bytes = [0; 4];
-    environment.fill(&mut bytes);
-    let share = f64::from(u32::from_be_bytes(bytes)) / (f64::from(u32::MAX) + 1.0);
-    range.start + range.end.saturating_sub(range.start).mul_f64(share)
-}
+use super::dial::tcp;
+#[cfg(feature = "tls")]
+use super::tls::Tls;
+use super::{Connecting, Environment, Moment, Sleeping, Stream};
 
 /// The operating system's clocks, random source and sockets.
 #[derive(Debug, Default)]
@@ -142,7 +79,7 @@ impl Environment for System {
                 ConnectionAddr::Unix(path) => Ok(Box::new(Socket(tokio::net::UnixStream::connect(path).await?)) as _),
                 #[cfg(feature = "tls")]
                 ConnectionAddr::TcpTls { host, port, insecure, .. } => {
-                    let tls = crate::node::tls::Tls::new(*insecure).await?;
+                    let tls = Tls::new(*insecure).await?;
                     Ok(Box::new(tls.handshake(Socket(tcp(host, *port).await?), host).await?) as _)
                 }
                 _ => Err(io::Error::new(io::ErrorKind::Unsupported, "this kind of address is not supported")),

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::select;
 use tokio::time::sleep;
 
-use crate::beside::Beside;
+use super::beside::Beside;
 
 /// When an address has not answered for so long, the next one is tried beside it (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
