@@ -8,7 +8,6 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
 
-use crate::address::NodeAddress;
 use crate::config::{Builder, Settings};
 use crate::environment::{Environment, Moment, random_time, within};
 use crate::error::{AcquireError, Answer, ClientError, ConfigError, ExportError, NodeError, NodeReport, Reports};
@@ -16,14 +15,15 @@ use crate::guard::Guard;
 use crate::inspect::Inspection;
 use crate::keeper::Keeper;
 use crate::lock::LockRequest;
-use crate::node::{self, Asker, Common, Driver, Node, Request, parse_sighting};
+use crate::node::NodeAddress;
+use crate::node::{self, Common, Driver, Node, ReplyTo, Request, parse_inspect};
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Room};
 use crate::resource::{LIST, Resource};
 use crate::table::Table;
 use crate::text::readable;
-use crate::ticket::Ticket;
-use crate::turn::Turns;
+use crate::waiting::Ticket;
+use crate::waiting::Turns;
 
 /// How far ahead of this machine's clock a ballot may pull the client's own proposals: what NTP leaves between clocks.
 const TRUSTED_LEAD: Duration = Duration::from_secs(60);
@@ -320,7 +320,7 @@ impl Quorlock {
     /// Cancel safe.
     pub async fn inspect(&self, name: impl AsRef<[u8]>) -> Result<Inspection, ConfigError> {
         let resource = self.0.0.resource(name.as_ref())?;
-        let sightings = self.ask_all(node::inspect(&resource), parse_sighting).await;
+        let sightings = self.ask_all(node::inspect(&resource), parse_inspect).await;
         let mut seen = Inspection::new(resource.name(), sightings);
         for (view, known) in seen.nodes.iter_mut().zip(self.known().0) {
             if let (Ok(state), Answer::Failed(NodeError::Quarantined { left })) = (&mut view.state, known.answer) {
@@ -373,8 +373,8 @@ impl Quorlock {
         let began = core.now();
         let ping = node::pack(&redis::cmd("PING"));
         let ask = |(index, node): (usize, &Node)| {
-            let (asker, answer) = oneshot::channel();
-            node.send(Request { command: Arc::clone(&ping), asker: Asker::Look(asker) });
+            let (reply_to, answer) = oneshot::channel();
+            node.send(Request { command: Arc::clone(&ping), reply_to: ReplyTo::Look(reply_to) });
             answer.map(move |answer| (index, matches!(answer, Ok(Ok(_)))))
         };
         let mut answers: FuturesUnordered<_> = core.nodes.iter().enumerate().map(ask).collect();
@@ -404,8 +404,8 @@ impl Quorlock {
         let command = node::pack(&command);
         let (parse, polls) = (&parse, core.driver.polls());
         let asked = core.nodes.iter().enumerate().map(|(index, node)| {
-            let (asker, answer) = oneshot::channel();
-            node.send(Request { command: Arc::clone(&command), asker: Asker::Look(asker) });
+            let (reply_to, answer) = oneshot::channel();
+            node.send(Request { command: Arc::clone(&command), reply_to: ReplyTo::Look(reply_to) });
             async move {
                 let answer = match core.within(limit, answer).await {
                     Some(Ok(answer)) => answer.and_then(|value| parse(&value)),

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::address::NodeAddress;
 use crate::client::Quorlock;
 use crate::environment::{Environment, System};
 use crate::error::ConfigError;
+use crate::node::NodeAddress;
 use crate::protocol::{Schedule, Validity, quorum};
 use crate::secrets::hidden;
 

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::error::{Holder, NodeError};
-use crate::node::Sighting;
+use crate::node::InspectReply;
 use crate::protocol::quorum;
 
 /// What the nodes have for one name, at about one moment.
@@ -61,7 +61,7 @@ pub struct NodeState {
 }
 
 impl Inspection {
-    pub(crate) fn new(name: &[u8], sightings: Vec<(String, Result<Sighting, NodeError>)>) -> Self {
+    pub(crate) fn new(name: &[u8], sightings: Vec<(String, Result<InspectReply, NodeError>)>) -> Self {
         let needed = quorum(sightings.len());
         let unheard = sightings.iter().filter(|(_, sighting)| sighting.is_err()).count();
         let mut counts: HashMap<(Holder, Vec<u8>), (usize, u32)> = HashMap::new();
@@ -88,8 +88,8 @@ impl Inspection {
             Some(((holder, _), (_, holds))) => (Some(holder), holds),
             None => (None, 0),
         };
-        let view = |(node, sighting): (String, Result<Sighting, NodeError>)| {
-            let state = sighting.map(|Sighting { held, ttl, ballot, .. }| {
+        let view = |(node, sighting): (String, Result<InspectReply, NodeError>)| {
+            let state = sighting.map(|InspectReply { held, ttl, ballot, .. }| {
                 let (holder, holds) = held.unzip();
                 NodeState { holder, holds: holds.unwrap_or(0), ttl, ballot, quarantine: None }
             });
@@ -106,8 +106,8 @@ mod tests {
     fn verdict(nodes: &[&str]) -> Verdict {
         let sighting = |what: &str| match what {
             "down" => Err(NodeError::NoAnswer(Duration::ZERO)),
-            "free" => Ok(Sighting { held: None, raw: Vec::new(), ttl: None, ballot: None }),
-            who => Ok(Sighting { held: Some((Holder::Foreign, 1)), raw: who.into(), ttl: None, ballot: None }),
+            "free" => Ok(InspectReply { held: None, raw: Vec::new(), ttl: None, ballot: None }),
+            who => Ok(InspectReply { held: Some((Holder::Foreign, 1)), raw: who.into(), ttl: None, ballot: None }),
         };
         let sightings = nodes.iter().map(|what| ((*what).to_owned(), sighting(what)));
         Inspection::new(b"name", sightings.collect()).verdict

@@ -18,8 +18,8 @@ use crate::resource::Resource;
 use crate::round::{Purpose, Round};
 use crate::said::Said;
 use crate::sync::locked;
-use crate::ticket::Ticket;
-use crate::turn::Turn;
+use crate::waiting::Ticket;
+use crate::waiting::Turn;
 
 /// How soon after a contested acquisition the nodes that refused are asked again.
 const SOON: Duration = Duration::from_millis(5);

@@ -25,7 +25,7 @@
 //! # What is guaranteed
 //!
 //! - At most one owner holds a resource at a time. A second owner needs a node whose clock is ahead and, at the same time,
-//!   an asker whose wall clock is ahead of the holder's by more than the drift allowance
+//!   a client whose wall clock is ahead of the holder's by more than the drift allowance
 //!   ([`drift_factor`](Builder::drift_factor)). DESIGN.md lists the exceptions.
 //! - Tokens of a resource are unique and increase from one acquisition to the next, as long as a majority of nodes keeps
 //!   its ballots. A store that refuses a token smaller than one it has seen is safe even from a holder that does not know
@@ -54,20 +54,18 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic)]
 
-mod address;
 mod client;
 mod config;
 mod error;
 mod export;
 mod guard;
-mod hearing;
 mod inspect;
 mod keeper;
 mod lease;
-mod life;
 mod lock;
 mod node;
 mod owner;
+mod patience;
 mod protocol;
 mod released;
 mod resource;
@@ -80,8 +78,6 @@ mod sync;
 mod table;
 #[doc(hidden)]
 pub mod text;
-mod ticket;
-mod turn;
 mod waiter;
 mod waiting;
 

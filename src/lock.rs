@@ -13,13 +13,13 @@ use crate::guard::Guard;
 use crate::lease::{Bid, Lease, lock_states, send_hold};
 use crate::node::LastEnd;
 use crate::owner::{Owner, is_of_this_process};
+use crate::patience::{Again, Patience};
 use crate::protocol::{self, Ballot, Phase, Verdict};
 use crate::resource::Resource;
 use crate::round::Round;
 use crate::table::{Reservation, Reserved};
-use crate::ticket::Ticket;
 use crate::waiter::Waiter;
-use crate::waiting::{Again, Patience};
+use crate::waiting::Ticket;
 
 mod explain;
 

@@ -12,11 +12,11 @@ use redis::{Cmd, Value};
 use crate::client::Core;
 use crate::error::{ClientError, Holder, NodeError};
 use crate::lease::{Lease, send_leave};
-use crate::node::{Asker, Refusal, Request, Vote, pack_open, parse_hold, parse_release};
+use crate::node::{Refusal, ReplyTo, Request, Vote, pack_open, parse_hold, parse_release};
 use crate::protocol::{Ballot, Moment, Phase, Tally, Verdict};
 use crate::resource::Resource;
 use crate::sync::locked;
-use crate::ticket::Ticket;
+use crate::waiting::Ticket;
 
 mod said;
 
@@ -109,7 +109,7 @@ impl Round {
 
     /// Hands the command to one node's queue only.
     pub(crate) fn send_to(self: &Arc<Self>, node: usize, command: &Cmd) {
-        self.core.nodes[node].send(Request { command: pack_open(command), asker: Asker::Hold(Arc::clone(self)) });
+        self.core.nodes[node].send(Request { command: pack_open(command), reply_to: ReplyTo::Hold(Arc::clone(self)) });
     }
 
     /// Hands the command to every node's queue. Never waits.
@@ -119,11 +119,11 @@ impl Round {
         }
         let command = pack_open(command);
         for node in &self.core.nodes {
-            let asker = match self.purpose {
-                Purpose::Hold { .. } => Asker::Hold(Arc::clone(self)),
-                Purpose::Release | Purpose::Leave => Asker::Release(Arc::clone(self)),
+            let reply_to = match self.purpose {
+                Purpose::Hold { .. } => ReplyTo::Hold(Arc::clone(self)),
+                Purpose::Release | Purpose::Leave => ReplyTo::Release(Arc::clone(self)),
             };
-            node.send(Request { command: Arc::clone(&command), asker });
+            node.send(Request { command: Arc::clone(&command), reply_to });
         }
     }
 

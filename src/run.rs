@@ -10,7 +10,7 @@ use futures::future::{Either, select};
 use crate::error::{AcquireError, ClientError, LostError, ReleaseError, RunError};
 use crate::guard::Guard;
 use crate::lock::LockRequest;
-use crate::waiting::Patience;
+use crate::patience::Patience;
 
 impl LockRequest {
     /// Acquires, waiting while another owner holds the lock.

@@ -3,10 +3,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::client::Core;
 use crate::lease::{Lease, send_leave};
+use crate::patience::Again;
 use crate::resource::Resource;
-use crate::ticket::Ticket;
-use crate::turn::Turn;
-use crate::waiting::Again;
+use crate::waiting::Ticket;
+use crate::waiting::Turn;
 
 /// The places of a request that waits: in the lines of the nodes, and its turn in this process. Dropping it gives both up.
 pub(crate) struct Waiter<'a> {

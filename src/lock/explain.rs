@@ -9,9 +9,9 @@ use crate::error::{AcquireError, Holder, Reports};
 use crate::guard::Guard;
 use crate::lease::Lease;
 use crate::node::Refusal;
+use crate::patience::Again;
 use crate::protocol::{Ballot, Phase, Verdict, floor_for_a_quorum};
 use crate::round::Round;
-use crate::waiting::Again;
 
 impl Attempt {
     /// Why the round did not give the lock.

@@ -12,11 +12,12 @@ use futures::future::join_all;
 use redis::{Cmd, Value};
 use tokio::time::timeout;
 
+use super::address::NodeAddress;
+use super::handshake::{MOST_WRITES, greet, not_in_time, write};
 use super::health::{self, Health};
-use super::introduce::{MOST_WRITES, greet, node_error, not_in_time, said, write};
 use super::scan::Most;
-use super::wire::Wire;
-use crate::address::NodeAddress;
+use super::server_error::{node_error, said};
+use super::stream::RespStream;
 use crate::config::Builder;
 use crate::environment::Environment;
 use crate::error::{ConfigError, NodeError};
@@ -32,7 +33,7 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub struct Node {
     /// The address, without user and password.
     pub name: String,
-    wire: Wire,
+    stream: RespStream,
     /// Why the connection is over: an answer that is still to come would be taken for that to a later command.
     broken: Option<NodeError>,
     health: Health,
@@ -96,10 +97,10 @@ impl Node {
         let greeted = greet(environment.as_ref(), &address, health::questions(&list_key), &is_open);
         let greeted = timeout(ANSWER_LIMIT, greeted).await;
         let late = |_| Err(not_in_time(&address, ANSWER_LIMIT, is_open.load(Ordering::Relaxed)));
-        let (mut wire, answers) = greeted.unwrap_or_else(late)?;
-        wire.allow(Most::OF_REDIS);
+        let (mut stream, answers) = greeted.unwrap_or_else(late)?;
+        stream.allow(Most::OF_REDIS);
         let health = health::judge(answers, address.info.redis_settings().db())?;
-        Ok(Self { name: address.name, wire, broken: None, health, list_key, environment })
+        Ok(Self { name: address.name, stream, broken: None, health, list_key, environment })
     }
 
     /// Sends one command and waits for its answer.
@@ -111,7 +112,7 @@ impl Node {
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
-        let asked = bounded(self.wire.ask(std::slice::from_ref(command))).await;
+        let asked = bounded(self.stream.ask(std::slice::from_ref(command))).await;
         let answers = asked.inspect_err(|error| self.broken = Some(error.clone()))?;
         said(answers.into_iter().next().unwrap_or(Value::Nil)).map_err(|error| node_error(&error))
     }
@@ -169,7 +170,7 @@ impl Node {
                 return Ok(());
             };
             let seen = seen.map(|(text, _)| text.as_str());
-            let written = write(&mut self.wire, &self.list_key, seen, Some(&change), None);
+            let written = write(&mut self.stream, &self.list_key, seen, Some(&change), None);
             (self.health.record, self.health.listed) = bounded(written).await?;
         }
         Err(NodeError::Connect("other clients write the record of this node all the time".to_owned()))

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 
-use super::Common;
-use super::introduce::introduce;
+use super::address::NodeAddress;
+use super::common::Common;
+use super::handshake::handshake;
 use super::known::Known;
-use super::wire::Wire;
-use crate::address::NodeAddress;
+use super::stream::RespStream;
 use crate::environment::Environment;
 use crate::error::NodeError;
 
@@ -23,7 +23,7 @@ const LEAST_LIMIT: Duration = Duration::from_secs(4);
 
 /// A connection that has introduced itself.
 pub(super) struct Made {
-    pub(super) wire: Wire,
+    pub(super) stream: RespStream,
     pub(super) known: Known,
     /// How long that took.
     pub(super) took: Duration,
@@ -47,10 +47,10 @@ impl Attempt {
         let limit = LEAST_LIMIT.max(2 * common.timeout);
         Self(Box::pin(async move {
             let began = environment.now();
-            let introduced = introduce(environment.as_ref(), &address, &common, index, &name, limit);
+            let introduced = handshake(environment.as_ref(), &address, &common, index, &name, limit);
             match AssertUnwindSafe(introduced).catch_unwind().await {
-                Ok(made) => made.map(|(wire, known)| Made {
-                    wire,
+                Ok(made) => made.map(|(stream, known)| Made {
+                    stream,
                     known,
                     took: environment.now().since(began),
                     replaces: false,

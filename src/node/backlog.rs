@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::mem;
 
-use super::{Asker, Request};
+use super::request::{ReplyTo, Request};
 use crate::error::NodeError;
 
 /// When there are so many, it is time to look which of them are still worth sending.
@@ -43,8 +43,8 @@ impl Backlog {
     pub(super) fn pop(&mut self, why: impl Fn() -> NodeError) -> Option<Request> {
         loop {
             let request = self.requests.pop_front()?;
-            match &request.asker {
-                Asker::Hold(round) if round.is_moot() => request.asker.answer(self.index, Err(why())),
+            match &request.reply_to {
+                ReplyTo::Hold(round) if round.is_moot() => request.reply_to.answer(self.index, Err(why())),
                 _ => return Some(request),
             }
         }
@@ -62,17 +62,17 @@ impl Backlog {
     fn thin(&mut self, why: &NodeError) {
         let mut kept = HashSet::new();
         for request in self.take() {
-            match &request.asker {
-                Asker::Hold(round) if round.is_decided() || round.is_moot() => {
-                    request.asker.answer(self.index, Err(why.clone()));
+            match &request.reply_to {
+                ReplyTo::Hold(round) if round.is_decided() || round.is_moot() => {
+                    request.reply_to.answer(self.index, Err(why.clone()));
                     continue;
                 }
-                Asker::Hold(round) => kept.extend(round.lease_ids()),
-                Asker::Release(round) if !round.has_touched(self.index) && !round.is_about(&kept) => {
+                ReplyTo::Hold(round) => kept.extend(round.lease_ids()),
+                ReplyTo::Release(round) if !round.has_touched(self.index) && !round.is_about(&kept) => {
                     round.untouched(self.index);
                     continue;
                 }
-                Asker::Release(_) | Asker::Look(_) | Asker::Loading => {}
+                ReplyTo::Release(_) | ReplyTo::Look(_) | ReplyTo::Loading => {}
             }
             self.requests.push_back(request);
         }

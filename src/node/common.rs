@@ -7,13 +7,13 @@ use std::time::Duration;
 use super::claims::{Claims, Listing};
 use super::clocks::NodeClocks;
 use super::health::Health;
+use super::life::Life;
 use crate::environment::Environment;
 use crate::error::NodeError;
-use crate::hearing::Hearing;
-use crate::life::Life;
 use crate::protocol::{Newcomer, Wall, difference};
 use crate::sync::locked;
-use crate::ticket::Tickets;
+use crate::waiting::Hearing;
+use crate::waiting::Tickets;
 
 #[derive(Debug)]
 pub(crate) struct Common {

@@ -19,13 +19,15 @@ use futures::FutureExt as _;
 use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::address::NodeAddress;
 use super::attempt::{Attempt, Made, panicked};
 use super::backlog::Backlog;
+use super::common::Common;
 use super::condition::Condition;
+use super::inflight::{Inflight, MOST_IN_FLIGHT, MOST_OWED};
 use super::known::Wait;
-use super::line::{Line, MOST_IN_FLIGHT, MOST_OWED};
-use super::{Asker, Common, Message, Request, pause};
-use crate::address::NodeAddress;
+use super::pause;
+use super::request::{Message, ReplyTo, Request};
 use crate::environment::{Environment, random_time, within};
 use crate::error::{ClientError, NodeError};
 
@@ -117,7 +119,7 @@ impl Connection {
             }
         }
         for request in self.early.take().into_iter().chain(mem::take(&mut self.owed)) {
-            request.asker.answer(self.index, Err(ClientError::RuntimeEnded.into()));
+            request.reply_to.answer(self.index, Err(ClientError::RuntimeEnded.into()));
         }
     }
 
@@ -204,7 +206,7 @@ impl Connection {
             // What is to be released may have been asked for just before.
             Some(Message::Request(request))
                 if self.down.is_none()
-                    && (self.early.len() < MOST_IN_FLIGHT || matches!(request.asker, Asker::Release(_))) =>
+                    && (self.early.len() < MOST_IN_FLIGHT || matches!(request.reply_to, ReplyTo::Release(_))) =>
             {
                 self.early.push(request, || NodeError::Connecting);
             }
@@ -216,12 +218,12 @@ impl Connection {
 
     /// Answers a request without a connection, unless it is a release that the node must hear of some day.
     fn turn_away(&mut self, request: Request) {
-        match &request.asker {
-            Asker::Release(round) if round.has_touched(self.index) => self.owe(request),
-            Asker::Release(round) => round.untouched(self.index),
+        match &request.reply_to {
+            ReplyTo::Release(round) if round.has_touched(self.index) => self.owe(request),
+            ReplyTo::Release(round) => round.untouched(self.index),
             _ => {
                 let why = self.down.clone().unwrap_or(NodeError::Connecting);
-                request.asker.answer(self.index, Err(why));
+                request.reply_to.answer(self.index, Err(why));
             }
         }
     }
@@ -230,7 +232,7 @@ impl Connection {
         if self.owed.len() == MOST_OWED
             && let Some(oldest) = self.owed.pop_front()
         {
-            oldest.asker.answer(self.index, Err(self.down.clone().unwrap_or(NodeError::Connecting)));
+            oldest.reply_to.answer(self.index, Err(self.down.clone().unwrap_or(NodeError::Connecting)));
         }
         self.owed.push_back(request);
     }
@@ -238,29 +240,29 @@ impl Connection {
     /// Sends and delivers until the connection ends.
     async fn serve(&mut self, made: Made) -> End {
         self.common.connected(self.index);
-        let mut line = Line::new(made, Arc::clone(&self.environment), self.common.conflicts());
+        let mut inflight = Inflight::new(made, Arc::clone(&self.environment), self.common.conflicts());
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.owed));
         waiting.append(self.early.take());
         self.down = None;
         let now = self.environment.now();
-        self.condition.is_up(now, line.known.quarantine(now));
-        self.common.waits_for(self.index, line.last_wait());
+        self.condition.is_up(now, inflight.known.quarantine(now));
+        self.common.waits_for(self.index, inflight.last_wait());
         // Should the code panic, this connection has ended, and no other.
-        let used = AssertUnwindSafe(poll_fn(|cx| self.turn(&mut line, &mut waiting, cx))).catch_unwind().await;
+        let used = AssertUnwindSafe(poll_fn(|cx| self.turn(&mut inflight, &mut waiting, cx))).catch_unwind().await;
         self.common.disconnected(self.index);
         let end = used.unwrap_or_else(|panic| End::Broken(NodeError::Disconnected(panicked(panic.as_ref()))));
         match &end {
             End::Done => return end,
             End::Replaced(_) => {}
             End::Broken(broken) => {
-                self.pause = pause::after(self.pause, &line, broken, self.environment.now());
+                self.pause = pause::after(self.pause, &inflight, broken, self.environment.now());
                 self.condition.is_down(broken.clone());
                 let is_passing = matches!(broken, NodeError::Disconnected(_) | NodeError::Forgot);
                 self.down = (!is_passing || !self.pause.is_zero()).then(|| broken.clone());
             }
         }
-        for request in line.into_undone() {
+        for request in inflight.into_undone() {
             self.take_back(request, &end);
         }
         for request in waiting.take() {
@@ -277,14 +279,14 @@ impl Connection {
     /// at once. A node that gets a message twice does the same once.
     fn take_back(&mut self, request: Request, end: &End) {
         let (now, limit) = (self.environment.now(), self.common.timeout);
-        let is_wanted = match &request.asker {
-            Asker::Release(_) => true,
-            Asker::Hold(round) => self.down.is_none() && !round.is_moot() && now.since(round.started) < limit,
-            Asker::Look(asker) => self.down.is_none() && !asker.is_closed(),
-            Asker::Loading => false,
+        let is_wanted = match &request.reply_to {
+            ReplyTo::Release(_) => true,
+            ReplyTo::Hold(round) => self.down.is_none() && !round.is_moot() && now.since(round.started) < limit,
+            ReplyTo::Look(reply_to) => self.down.is_none() && !reply_to.is_closed(),
+            ReplyTo::Loading => false,
         };
         if is_wanted {
-            if let Asker::Hold(round) | Asker::Release(round) = &request.asker {
+            if let ReplyTo::Hold(round) | ReplyTo::Release(round) = &request.reply_to {
                 round.repeat_on(self.index);
             }
             return self.owe(request);
@@ -293,42 +295,42 @@ impl Connection {
             End::Broken(broken) => broken.to_string(),
             End::Done | End::Replaced(_) => "it was silent".to_owned(),
         };
-        request.asker.answer(self.index, Err(NodeError::Disconnected(why)));
+        request.reply_to.answer(self.index, Err(NodeError::Disconnected(why)));
     }
 
     /// What is to be done now: takes requests, sends, delivers.
-    fn turn(&mut self, line: &mut Line, waiting: &mut Backlog, cx: &mut Context<'_>) -> Poll<End> {
+    fn turn(&mut self, inflight: &mut Inflight, waiting: &mut Backlog, cx: &mut Context<'_>) -> Poll<End> {
         let is_last = self.common.life.has_ended();
         if !is_last {
-            line.begin(cx);
-            self.take_postponed(line, waiting, cx);
+            inflight.begin(cx);
+            self.take_postponed(inflight, waiting, cx);
         }
         let mut taken = 0;
         loop {
             // In the end nothing may be left behind for want of room.
-            while (self.closing || is_last || line.has_room())
-                && let Some(request) = waiting.pop(|| line.overdue(self.environment.now()))
+            while (self.closing || is_last || inflight.has_room())
+                && let Some(request) = waiting.pop(|| inflight.overdue(self.environment.now()))
             {
-                self.accept(line, request);
+                self.accept(inflight, request);
             }
-            self.take_requests(line, waiting, &mut taken, cx);
+            self.take_requests(inflight, waiting, &mut taken, cx);
             if is_last {
-                return self.send_last(line, cx).map(End::Broken);
+                return self.send_last(inflight, cx).map(End::Broken);
             }
-            if line.is_stale {
+            if inflight.is_stale {
                 return Poll::Ready(End::Broken(NodeError::Forgot));
             }
-            let written = line.poll_write(cx);
+            let written = inflight.poll_write(cx);
             // Also when that failed: what was answered before counts.
-            let settled = match self.settle(line, cx).and_then(|settled| written.map(|()| settled)) {
+            let settled = match self.settle(inflight, cx).and_then(|settled| written.map(|()| settled)) {
                 Ok(settled) => settled,
                 Err(broken) => return Poll::Ready(End::Broken(broken)),
             };
-            if self.closing && line.in_flight.is_empty() && waiting.is_empty() {
+            if self.closing && inflight.unanswered.is_empty() && waiting.is_empty() {
                 return Poll::Ready(End::Done);
             }
             if settled == 0 {
-                match self.watch(line, waiting.is_empty(), cx) {
+                match self.watch(inflight, waiting.is_empty(), cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Some(end)) => return Poll::Ready(end),
                     Poll::Ready(None) => {}
@@ -338,7 +340,13 @@ impl Connection {
     }
 
     /// Takes what the client asks: a bounded number in one turn, but for the last one.
-    fn take_requests(&mut self, line: &mut Line, waiting: &mut Backlog, taken: &mut usize, cx: &mut Context<'_>) {
+    fn take_requests(
+        &mut self,
+        inflight: &mut Inflight,
+        waiting: &mut Backlog,
+        taken: &mut usize,
+        cx: &mut Context<'_>,
+    ) {
         let is_last = self.common.life.has_ended();
         while !self.closing {
             if *taken == MOST_TAKEN && !is_last {
@@ -347,11 +355,11 @@ impl Connection {
             }
             *taken += 1;
             match self.requests.poll_recv(cx) {
-                Poll::Ready(Some(Message::Request(request))) if is_last || line.has_room() => {
-                    self.accept(line, request);
+                Poll::Ready(Some(Message::Request(request))) if is_last || inflight.has_room() => {
+                    self.accept(inflight, request);
                 }
                 Poll::Ready(Some(Message::Request(request))) => {
-                    waiting.push(request, || line.overdue(self.environment.now()));
+                    waiting.push(request, || inflight.overdue(self.environment.now()));
                 }
                 Poll::Ready(Some(Message::Then(next))) => next(),
                 Poll::Ready(Some(Message::Close) | None) => self.closing = true,
@@ -361,12 +369,12 @@ impl Connection {
     }
 
     /// Sends once more what the node could not do before, unless that is over by itself.
-    fn take_postponed(&self, line: &mut Line, waiting: &mut Backlog, cx: &mut Context<'_>) {
+    fn take_postponed(&self, inflight: &mut Inflight, waiting: &mut Backlog, cx: &mut Context<'_>) {
         let now = self.environment.now();
-        for (release, why) in line.poll_postponed(cx) {
-            match &release.asker {
-                Asker::Release(round) if round.is_expired(now) => release.asker.answer(self.index, Err(why)),
-                _ => waiting.push(release, || line.overdue(now)),
+        for (release, why) in inflight.poll_postponed(cx) {
+            match &release.reply_to {
+                ReplyTo::Release(round) if round.is_expired(now) => release.reply_to.answer(self.index, Err(why)),
+                _ => waiting.push(release, || inflight.overdue(now)),
             }
         }
     }
@@ -375,7 +383,7 @@ impl Connection {
     ///
     /// A connection that is silent for longer than usual may have been forgotten by what lies between, without a word. So
     /// another one is made beside it. That takes over if it works while this one still owes its answer.
-    fn watch(&mut self, line: &mut Line, nothing_waits: bool, cx: &mut Context<'_>) -> Poll<Option<End>> {
+    fn watch(&mut self, inflight: &mut Inflight, nothing_waits: bool, cx: &mut Context<'_>) -> Poll<Option<End>> {
         if let Some(attempt) = &mut self.attempt {
             match Pin::new(attempt).poll(cx) {
                 Poll::Ready(made) => {
@@ -388,59 +396,59 @@ impl Connection {
                 Poll::Pending => {}
             }
         }
-        let Poll::Ready(owed) = line.watch(self.common.timeout, cx) else {
+        let Poll::Ready(owed) = inflight.watch(self.common.timeout, cx) else {
             return Poll::Pending;
         };
-        self.condition.is_silent(line.silent_since());
+        self.condition.is_silent(inflight.silent_since());
         if owed >= self.patience() {
             return Poll::Ready(Some(End::Broken(NodeError::NoAnswer(owed))));
         }
         // Not before what was gathered has left.
-        if self.closing && !line.gathers && owed >= self.common.timeout && nothing_waits {
+        if self.closing && !inflight.gathers && owed >= self.common.timeout && nothing_waits {
             return Poll::Ready(Some(End::Done));
         }
-        if self.attempt.is_none() && line.is_doubtful(self.environment.now()) {
+        if self.attempt.is_none() && inflight.is_doubtful(self.environment.now()) {
             self.attempt = Some(self.begin());
         }
         Poll::Ready(None)
     }
 
     /// The runtime has ended: the releases leave, as far as the socket takes them, and no answer is read any more.
-    fn send_last(&self, line: &mut Line, cx: &mut Context<'_>) -> Poll<NodeError> {
-        line.gathers = false;
-        let written = line.poll_write(cx);
-        for sent in line.in_flight.drain(..) {
-            sent.request.asker.answer(self.index, Err(ClientError::RuntimeEnded.into()));
+    fn send_last(&self, inflight: &mut Inflight, cx: &mut Context<'_>) -> Poll<NodeError> {
+        inflight.gathers = false;
+        let written = inflight.poll_write(cx);
+        for sent in inflight.unanswered.drain(..) {
+            sent.request.reply_to.answer(self.index, Err(ClientError::RuntimeEnded.into()));
         }
         written.map_or_else(Poll::Ready, |()| Poll::Pending)
     }
 
-    fn accept(&mut self, line: &mut Line, request: Request) {
+    fn accept(&mut self, inflight: &mut Inflight, request: Request) {
         let index = self.index;
         let now = self.environment.now();
-        match &request.asker {
-            Asker::Hold(_) | Asker::Look(_) if self.common.life.has_ended() => {
-                request.asker.answer(index, Err(ClientError::RuntimeEnded.into()));
+        match &request.reply_to {
+            ReplyTo::Hold(_) | ReplyTo::Look(_) if self.common.life.has_ended() => {
+                request.reply_to.answer(index, Err(ClientError::RuntimeEnded.into()));
             }
-            Asker::Hold(_) | Asker::Look(_) if line.silent || request.asker.is_late(now) => {
-                request.asker.answer(index, Err(line.overdue(now)));
+            ReplyTo::Hold(_) | ReplyTo::Look(_) if inflight.silent || request.reply_to.is_late(now) => {
+                request.reply_to.answer(index, Err(inflight.overdue(now)));
             }
-            Asker::Release(round) if !round.has_touched(index) => round.untouched(index),
-            Asker::Hold(round) => {
+            ReplyTo::Release(round) if !round.has_touched(index) => round.untouched(index),
+            ReplyTo::Hold(round) => {
                 if let Some(conflict) = self.common.conflict(index).filter(|_| round.acquires()) {
                     // The nodes may have changed since they were asked: an idle client would not learn of that otherwise.
-                    line.is_stale |= line.conflicts < self.common.conflicts();
-                    request.asker.answer(index, Err(conflict));
+                    inflight.is_stale |= inflight.conflicts < self.common.conflicts();
+                    request.reply_to.answer(index, Err(conflict));
                 } else {
                     round.touch(index);
-                    line.push(request, now, &self.common, &self.wait);
+                    inflight.push(request, now, &self.common, &self.wait);
                 }
             }
-            Asker::Release(round) => {
+            ReplyTo::Release(round) => {
                 round.touch(index);
-                line.push(request, now, &self.common, &self.wait);
+                inflight.push(request, now, &self.common, &self.wait);
             }
-            Asker::Look(_) | Asker::Loading => line.push(request, now, &self.common, &self.wait),
+            ReplyTo::Look(_) | ReplyTo::Loading => inflight.push(request, now, &self.common, &self.wait),
         }
     }
 }

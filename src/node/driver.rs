@@ -13,7 +13,7 @@ use futures::task::AtomicWaker;
 use tokio::runtime::Handle;
 use tokio::task::unconstrained;
 
-use super::Common;
+use super::common::Common;
 
 type Connections = Pin<Box<dyn Future<Output = ()> + Send>>;
 

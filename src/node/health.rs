@@ -2,7 +2,7 @@
 
 use redis::{Cmd, Value};
 
-use super::introduce::{node_error, said};
+use super::server_error::{node_error, said};
 use crate::error::NodeError;
 use crate::protocol::{Process, Record};
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use redis::Value;
 
+use super::commands::millis;
 use super::common::Common;
-use super::script::millis;
 use crate::environment::Moment;
 use crate::protocol::{Ballot, Record};
 

@@ -1,99 +1,49 @@
 //! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
 
+mod address;
 #[cfg(feature = "cli")]
 pub mod admin;
 mod attempt;
 mod backlog;
 mod claims;
 mod clocks;
+mod commands;
 mod common;
 mod condition;
 mod connection;
 mod driver;
+mod handshake;
 mod health;
-mod introduce;
+mod inflight;
 mod known;
-mod line;
+mod life;
 mod pace;
 mod pause;
 #[cfg(test)]
 mod properties;
-mod reply;
+mod replies;
+mod request;
 mod scan;
-mod script;
-mod wire;
+mod server_error;
+mod stream;
 
 use std::fmt;
 use std::sync::Arc;
 
-use redis::{Cmd, Value};
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{mpsc, oneshot};
 
-use crate::address::NodeAddress;
 use crate::environment::{Environment, Moment};
 use crate::error::{ClientError, NodeError};
-use crate::round::Round;
 
+pub(crate) use address::NodeAddress;
+pub(crate) use commands::{Entry, LastEnd, Round as Words, Share, hold, inspect, leave, millis, release};
 pub(crate) use common::Common;
 use condition::Condition;
 pub(crate) use driver::Driver;
-pub(crate) use reply::{Refusal, Sighting, Vote, parse_hold, parse_release, parse_sighting};
-pub(crate) use script::{Entry, LastEnd, Round as Words, Share, hold, inspect, leave, millis, release};
-
-/// What a node is asked, and who wants to know.
-pub(crate) struct Request {
-    pub(crate) command: Packed,
-    pub(crate) asker: Asker,
-}
-
-/// A command as it goes over the wire, packed once for all nodes. To a hold and to a release each connection adds the last
-/// argument.
-pub(crate) type Packed = Arc<[u8]>;
-
-pub(crate) fn pack(command: &Cmd) -> Packed {
-    command.get_packed_command().into()
-}
-
-/// Packs a command whose last argument, empty here, is left to each connection.
-pub(crate) fn pack_open(command: &Cmd) -> Packed {
-    let packed = command.get_packed_command();
-    packed.strip_suffix(b"$0\r\n\r\n").unwrap_or(&packed).into()
-}
-
-/// Where an answer goes.
-pub(crate) enum Asker {
-    /// A round that may create or renew keys: not worth sending to a node that is away.
-    Hold(Arc<Round>),
-    /// A round that takes keys away: kept until the node has said that it did.
-    Release(Arc<Round>),
-    /// A look at the node.
-    Look(oneshot::Sender<Result<Value, NodeError>>),
-    /// Nowhere: a script is being loaded.
-    Loading,
-}
-
-impl Asker {
-    fn is_late(&self, now: Moment) -> bool {
-        matches!(self, Self::Hold(round) if round.is_late(now))
-    }
-
-    fn answer(self, index: usize, result: Result<Value, NodeError>) {
-        match self {
-            Self::Hold(round) | Self::Release(round) => round.answered(index, result),
-            Self::Look(asker) => drop(asker.send(result)),
-            Self::Loading => {}
-        }
-    }
-}
-
-enum Message {
-    Request(Request),
-    /// To be called.
-    Then(Box<dyn FnOnce() + Send>),
-    /// The client is gone: see what was sent through, then end.
-    Close,
-}
+pub(crate) use replies::{InspectReply, Refusal, Vote, parse_hold, parse_inspect, parse_release};
+use request::Message;
+pub(crate) use request::{ReplyTo, Request, pack, pack_open};
 
 /// The sending end of a node's queue. Messages reach the node in the order of the calls, or not at all.
 pub(crate) struct Node {
@@ -140,7 +90,7 @@ impl Node {
     /// Never waits. When the connection has ended, it did so with the runtime.
     pub(crate) fn send(&self, request: Request) {
         if let Err(SendError(Message::Request(request))) = self.queue.send(Message::Request(request)) {
-            request.asker.answer(self.index, Err(ClientError::RuntimeEnded.into()));
+            request.reply_to.answer(self.index, Err(ClientError::RuntimeEnded.into()));
         }
     }
 

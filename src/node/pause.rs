@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::line::Line;
+use super::inflight::Inflight;
 use crate::environment::Moment;
 use crate::error::NodeError;
 
@@ -19,9 +19,9 @@ pub(super) fn longer(pause: Duration) -> Duration {
 
 /// A connection has broken. The next one is made at once if this one was of use, or ended without having been asked and was
 /// not short. A node that works only until it is asked, or does not keep to the protocol, is left alone longer and longer.
-pub(super) fn after(pause: Duration, line: &Line, broken: &NodeError, now: Moment) -> Duration {
+pub(super) fn after(pause: Duration, inflight: &Inflight, broken: &NodeError, now: Moment) -> Duration {
     let longer = longer(pause);
-    let was_good = line.is_useful || (line.in_flight.is_empty() && now.since(line.made) >= WORTH * longer);
+    let was_good = inflight.is_useful || (inflight.unanswered.is_empty() && now.since(inflight.made) >= WORTH * longer);
     let is_hostile = matches!(broken, NodeError::Nonsense(_) | NodeError::TooLarge { .. });
     if was_good && !is_hostile { Duration::ZERO } else { longer }
 }

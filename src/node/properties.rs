@@ -11,7 +11,7 @@ use redis::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::scan::{Most, VALUES};
-use super::wire::{READ, Wire};
+use super::stream::{READ, RespStream};
 use crate::error::NodeError;
 
 /// How many inputs there are, if it is not the usual number.
@@ -71,16 +71,16 @@ fn size(value: &Value) -> usize {
 /// Reads all there is. Gives the answers, how it ended, and how many bytes were looked at, but for one at each call.
 fn read(pieces: Vec<Vec<u8>>, most: Most, budget: usize) -> (Vec<Value>, Option<NodeError>, usize) {
     let polls = 4 + 4 * pieces.iter().map(|piece| 1 + piece.len() / READ.min(budget)).sum::<usize>();
-    let mut wire = Wire::new(Box::new(Pieces { left: pieces.into(), waits: false }));
-    wire.allow(most);
+    let mut stream = RespStream::new(Box::new(Pieces { left: pieces.into(), waits: false }));
+    stream.allow(most);
     let (mut answers, mut calls) = (Vec::new(), 0);
     let cx = &mut Context::from_waker(futures::task::noop_waker_ref());
     for _ in 0..polls {
         let mut left = budget;
         loop {
             calls += 1;
-            let read = wire.poll_read(cx, &mut left);
-            assert!(wire.memory() <= 3 * (most.bytes + 2 * READ), "{} bytes are kept", wire.memory());
+            let read = stream.poll_read(cx, &mut left);
+            assert!(stream.memory() <= 3 * (most.bytes + 2 * READ), "{} bytes are kept", stream.memory());
             match read {
                 Ok(Some(answer)) => {
                     let taken = size(&answer);
@@ -88,11 +88,11 @@ fn read(pieces: Vec<Vec<u8>>, most: Most, budget: usize) -> (Vec<Value>, Option<
                     answers.push(answer);
                 }
                 Ok(None) => break,
-                Err(error) => return (answers, Some(error), wire.looked().saturating_sub(2 * calls)),
+                Err(error) => return (answers, Some(error), stream.looked().saturating_sub(2 * calls)),
             }
         }
     }
-    (answers, None, wire.looked().saturating_sub(2 * calls))
+    (answers, None, stream.looked().saturating_sub(2 * calls))
 }
 
 /// Something of the protocol, or not.

@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::{Purpose, Round, released};
 use crate::error::{Answer, Reports};
 use crate::node::{LastEnd, Refusal, Vote};
+use crate::patience::ROUND_TRIP;
 use crate::protocol::{Room, Verdict};
 use crate::sync::locked;
-use crate::waiting::ROUND_TRIP;
 
 impl Round {
     /// The resource of which a node first said that it was over there.

@@ -130,7 +130,7 @@ pub(crate) fn broken(variant: &str) -> bool {
         new: "            touched: AtomicU64::new(0),\n            counter: AtomicU64::new(0),\n",
     },
     Change {
-        file: "src/node/reply.rs",
+        file: "src/node/replies.rs",
         old: "        Value::Array(fields) => fields,
         _ => return None,
 ",
@@ -210,7 +210,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/hearing.rs",
+        file: "src/waiting/reachability.rs",
         old: "        let _waiting = Waiting::new(&self.waiting);\n",
         new: "        if crate::broken(\"requests that no majority answers ask again at once\") {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -253,27 +253,27 @@ pub(crate) fn broken(variant: &str) -> bool {
         old: "            Standing::Unchanged => {}\n",
         new: "            Standing::Unchanged => {}
             Standing::Young(_) if crate::broken(\"a yes of a young node counts\") => {
-                sent.request.asker.answer(self.index, Ok(Value::Int(1)));
+                sent.request.reply_to.answer(self.index, Ok(Value::Int(1)));
                 return Ok(());
             }
 ",
     },
     Change {
         file: "src/node/connection/answers.rs",
-        old: "            line.silent = false;\n            settled += 1;\n",
+        old: "            inflight.silent = false;\n            settled += 1;\n",
         new: "            let mut sent = sent;
-            if let Some(next) = line.in_flight.front_mut()
+            if let Some(next) = inflight.unanswered.front_mut()
                 && crate::broken(\"late reply credited to another round\")
-                && let (Asker::Hold(mine), Asker::Hold(other)) = (&mut sent.request.asker, &mut next.request.asker)
+                && let (ReplyTo::Hold(mine), ReplyTo::Hold(other)) = (&mut sent.request.reply_to, &mut next.request.reply_to)
             {
                 std::mem::swap(mine, other);
             }
-            line.silent = false;
+            inflight.silent = false;
             settled += 1;
 ",
     },
     Change {
-        file: "src/node/script.rs",
+        file: "src/node/commands.rs",
         old: "command.arg(marked).arg(millis(lease))",
         new: "let longer = if crate::broken(\"keys that outlive the lease\") { 3 } else { 1 };
     command.arg(marked).arg(longer * millis(lease))",

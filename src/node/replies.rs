@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::Value;
 
-use super::script::{LastEnd, LastOf};
+use super::commands::{LastEnd, LastOf};
 use crate::error::{Answer, Holder, NodeError};
 use crate::owner::fingerprint;
 use crate::protocol::{Ballot, Token};
@@ -153,7 +153,7 @@ pub(crate) fn parse_release(value: &Value) -> Vote {
 
 /// What `inspect.lua` saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Sighting {
+pub(crate) struct InspectReply {
     pub(crate) held: Option<(Holder, u32)>,
     /// The key as it is, to tell one foreign holder from another.
     pub(crate) raw: Vec<u8>,
@@ -161,11 +161,11 @@ pub(crate) struct Sighting {
     pub(crate) ballot: Option<u64>,
 }
 
-pub(crate) fn parse_sighting(value: &Value) -> Result<Sighting, NodeError> {
+pub(crate) fn parse_inspect(value: &Value) -> Result<InspectReply, NodeError> {
     sighting(value).ok_or_else(|| nonsense(value))
 }
 
-fn sighting(value: &Value) -> Option<Sighting> {
+fn sighting(value: &Value) -> Option<InspectReply> {
     let Value::Array(fields) = value else { return None };
     let [Value::Int(_), kind, Value::BulkString(raw), Value::Int(pttl), Value::BulkString(ballot)] = fields.as_slice()
     else {
@@ -187,7 +187,7 @@ fn sighting(value: &Value) -> Option<Sighting> {
         }),
         _ => Some((Holder::Foreign, 1)),
     };
-    Some(Sighting {
+    Some(InspectReply {
         held,
         raw: [kind.as_bytes(), b" ", raw].concat(),
         ttl: u64::try_from(*pttl).ok().map(Duration::from_millis),
@@ -323,8 +323,7 @@ mod tests {
     #[test]
     fn sightings() {
         let look = |kind: &str, value: &str, pttl, ballot: &str| {
-            parse_sighting(&array(vec![Value::Int(1), text(kind), text(value), Value::Int(pttl), text(ballot)]))
-                .unwrap()
+            parse_inspect(&array(vec![Value::Int(1), text(kind), text(value), Value::Int(pttl), text(ballot)])).unwrap()
         };
         let free = look("none", "", -2, "12 0=- 7:51");
         assert_eq!((free.held, free.ttl, free.ballot), (None, None, Some(12)));

@@ -9,7 +9,7 @@ use crate::client::Core;
 use crate::environment::Moment;
 use crate::error::{AcquireError, Answer, NodeError};
 use crate::protocol::Ballot;
-use crate::ticket::Ticket;
+use crate::waiting::Ticket;
 
 /// Between two looks at a lock whose release will be called: only a call that was lost makes such a look worth its while.
 const LOOK_EVERY: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(2);

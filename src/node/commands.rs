@@ -10,7 +10,7 @@ use super::health::RECORD;
 use crate::owner::Owner;
 use crate::protocol::{Ballot, Change, Lease, Token};
 use crate::resource::Resource;
-use crate::ticket::Ticket;
+use crate::waiting::Ticket;
 
 const HOLD_CODE: &str = concat!(include_str!("lua/mark.lua"), include_str!("lua/hold.lua"));
 const RELEASE_CODE: &str = concat!(include_str!("lua/mark.lua"), include_str!("lua/release.lua"));

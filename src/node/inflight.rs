@@ -9,11 +9,12 @@ use std::time::Duration;
 use redis::Value;
 
 use super::attempt::Made;
+use super::commands;
 use super::common::Common;
 use super::known::{Known, Wait};
 use super::pace::Pace;
-use super::wire::{MOST_READ, Wire};
-use super::{Asker, Request, pack, script};
+use super::request::{ReplyTo, Request, pack};
+use super::stream::{MOST_READ, RespStream};
 use crate::environment::{Environment, Moment, Sleeping};
 use crate::error::NodeError;
 
@@ -44,15 +45,15 @@ const SCRIPTS_PAUSE: Duration = Duration::from_millis(500);
 
 /// What is under way on one connection.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub(super) struct Line {
+pub(super) struct Inflight {
     environment: Arc<dyn Environment>,
-    wire: Wire,
+    stream: RespStream,
     /// Of the node at the other end.
     pub(super) known: Known,
     pub(super) made: Moment,
     /// Its node has done something of what it was asked.
     pub(super) is_useful: bool,
-    pub(super) in_flight: VecDeque<Sent>,
+    pub(super) unanswered: VecDeque<Sent>,
     /// How many conflicts of the list were known when the connection was made.
     pub(super) conflicts: u64,
     /// Its node is to be introduced to anew.
@@ -84,20 +85,20 @@ pub(super) struct Sent {
     pub(super) again: bool,
 }
 
-impl Line {
+impl Inflight {
     pub(super) fn new(
-        Made { wire, known, took, replaces }: Made,
+        Made { stream, known, took, replaces }: Made,
         environment: Arc<dyn Environment>,
         conflicts: u64,
     ) -> Self {
         let made = environment.now();
         Self {
             environment,
-            wire,
+            stream,
             known,
             made,
             is_useful: false,
-            in_flight: VecDeque::new(),
+            unanswered: VecDeque::new(),
             conflicts,
             is_stale: false,
             silent: false,
@@ -127,7 +128,7 @@ impl Line {
         if self.rest.is_some() {
             return Ok(None);
         }
-        let answer = self.wire.poll_read(cx, &mut self.budget)?;
+        let answer = self.stream.poll_read(cx, &mut self.budget)?;
         if answer.is_none() && self.budget == 0 {
             self.rest(cx);
         }
@@ -146,15 +147,15 @@ impl Line {
 
     /// Is the next answer one to a release?
     pub(super) fn awaits_release(&self) -> bool {
-        matches!(self.in_flight.front(), Some(Sent { request: Request { asker: Asker::Release(_), .. }, .. }))
+        matches!(self.unanswered.front(), Some(Sent { request: Request { reply_to: ReplyTo::Release(_), .. }, .. }))
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.silent || (self.in_flight.len() < MOST_IN_FLIGHT && self.wire.unsent() < MOST_UNSENT)
+        self.silent || (self.unanswered.len() < MOST_IN_FLIGHT && self.stream.unsent() < MOST_UNSENT)
     }
 
     pub(super) fn owes_for(&self, now: Moment) -> Duration {
-        self.in_flight.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
+        self.unanswered.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
     }
 
     /// Sends what there is. While answers are awaited, everybody who is about to run anyway may add to it first: one system
@@ -164,12 +165,12 @@ impl Line {
             cx.waker().wake_by_ref();
             return Ok(());
         }
-        self.wire.poll_write(cx)
+        self.stream.poll_write(cx)
     }
 
     /// When the oldest request was sent whose answer is overdue.
     pub(super) fn silent_since(&self) -> Option<Moment> {
-        self.in_flight.front().filter(|_| self.silent).map(|oldest| oldest.since)
+        self.unanswered.front().filter(|_| self.silent).map(|oldest| oldest.since)
     }
 
     /// How its silence is told.
@@ -178,22 +179,22 @@ impl Line {
     }
 
     pub(super) fn push(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait) {
-        self.gathers |= self.wire.is_sent() && self.in_flight.len() > FEW;
+        self.gathers |= self.stream.is_sent() && self.unanswered.len() > FEW;
         self.send(request, now, common, wait, false);
     }
 
     /// Writes a request, and behind it what this very node is told.
     fn send(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait, again: bool) {
-        self.wire.push(&request.command);
-        match &request.asker {
-            Asker::Hold(round) => {
-                self.wire.push(&self.known.said_in_hold(round.length(), round.ballot, common, wait, now));
+        self.stream.push(&request.command);
+        match &request.reply_to {
+            ReplyTo::Hold(round) => {
+                self.stream.push(&self.known.said_in_hold(round.length(), round.ballot, common, wait, now));
             }
-            Asker::Release(_) => self.wire.push(self.known.said_in_release()),
-            Asker::Loading => self.loading += 1,
-            Asker::Look(_) => {}
+            ReplyTo::Release(_) => self.stream.push(self.known.said_in_release()),
+            ReplyTo::Loading => self.loading += 1,
+            ReplyTo::Look(_) => {}
         }
-        self.in_flight.push_back(Sent { request, since: now, again });
+        self.unanswered.push_back(Sent { request, since: now, again });
     }
 
     /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy), or never had them: it gets them and the
@@ -206,8 +207,8 @@ impl Line {
         common.resend();
         // Behind what is loaded already for another request.
         if self.loading == 0 {
-            for command in script::load() {
-                self.push(Request { command: pack(&command), asker: Asker::Loading }, now, common, wait);
+            for command in commands::load() {
+                self.push(Request { command: pack(&command), reply_to: ReplyTo::Loading }, now, common, wait);
             }
         }
         self.send(request, now, common, wait, true);
@@ -261,13 +262,13 @@ impl Line {
     /// All that the node has not done: what it has not answered, and what it could not do.
     pub(super) fn into_undone(self) -> impl Iterator<Item = Request> {
         let postponed = self.postponed.into_iter().map(|(request, _)| request);
-        postponed.chain(self.in_flight.into_iter().map(|sent| sent.request))
+        postponed.chain(self.unanswered.into_iter().map(|sent| sent.request))
     }
 
     /// The oldest request has its answer.
     pub(super) fn settle(&mut self) -> Option<Sent> {
-        let sent = self.in_flight.pop_front()?;
-        self.loading -= usize::from(matches!(sent.request.asker, Asker::Loading));
+        let sent = self.unanswered.pop_front()?;
+        self.loading -= usize::from(matches!(sent.request.reply_to, ReplyTo::Loading));
         Some(sent)
     }
 
@@ -283,12 +284,12 @@ impl Line {
 
     /// Is another connection to be tried, as this one owes an answer for longer than usual?
     pub(super) fn is_doubtful(&mut self, now: Moment) -> bool {
-        self.in_flight.front().is_some_and(|oldest| self.pace.is_doubtful(oldest.since, now))
+        self.unanswered.front().is_some_and(|oldest| self.pace.is_doubtful(oldest.since, now))
     }
 
     /// Ready, with the age of the oldest unanswered request, when it is time to look at that again.
     pub(super) fn watch(&mut self, timeout: Duration, cx: &mut Context<'_>) -> Poll<Duration> {
-        let Some(oldest) = self.in_flight.front() else { return Poll::Pending };
+        let Some(oldest) = self.unanswered.front() else { return Poll::Pending };
         let next_look = || self.environment.sleep(self.pace.next_look(oldest.since, timeout));
         let alarm = self.alarm.get_or_insert_with(next_look);
         if alarm.as_mut().poll(cx).is_pending() {

@@ -6,31 +6,33 @@ use std::time::Duration;
 
 use redis::{Cmd, ConnectionAddr, RedisConnectionInfo, RedisError, Value};
 
+use super::address::NodeAddress;
 use super::claims::Listing;
+use super::commands;
+use super::common::Common;
 use super::health::{self, Health};
 use super::known::Known;
-use super::wire::Wire;
-use super::{Common, script};
-use crate::address::NodeAddress;
+use super::server_error::{is_passing, node_error, said};
+use super::stream::RespStream;
 use crate::environment::{Environment, within};
 use crate::error::NodeError;
 use crate::protocol::{Change, Record};
 use crate::secrets::quotes;
-use crate::text::{Rounded, excerpt};
-use crate::ticket::channel;
+use crate::text::Rounded;
+use crate::waiting::channel;
 
 /// So often what is due in a record is written, when other clients write there at the same time.
 pub(super) const MOST_WRITES: usize = 4;
 
 /// Connects, greets the server, and leaves its record and list as they are to be, all within `patience`.
-pub(super) async fn introduce(
+pub(super) async fn handshake(
     environment: &dyn Environment,
     address: &NodeAddress,
     common: &Common,
     index: usize,
     name: &Arc<str>,
     patience: Duration,
-) -> Result<(Wire, Known), NodeError> {
+) -> Result<(RespStream, Known), NodeError> {
     let is_open = AtomicBool::new(false);
     let attempt = settle(environment, address, common, index, name, &is_open);
     let made = within(environment, patience, attempt).await;
@@ -45,8 +47,8 @@ async fn settle(
     index: usize,
     name: &Arc<str>,
     is_open: &AtomicBool,
-) -> Result<(Wire, Known), NodeError> {
-    let (mut wire, mut health) = establish(environment, address, common, is_open).await?;
+) -> Result<(RespStream, Known), NodeError> {
+    let (mut stream, mut health) = establish(environment, address, common, is_open).await?;
     common.sees_clock(index, Some(health.clock));
     for _ in 0..MOST_WRITES {
         if let Some((_, record)) = &health.record {
@@ -63,10 +65,10 @@ async fn settle(
         if let (None, None, Some((text, _))) = (nodes, &change, seen) {
             let unreadable = || NodeError::Nonsense("a node record that cannot be read".to_owned());
             let ahead = common.ahead_of_monotonic(health.clock);
-            return Ok((wire, Known::new(text, ahead).ok_or_else(unreadable)?));
+            return Ok((stream, Known::new(text, ahead).ok_or_else(unreadable)?));
         }
         let seen = seen.map(|(text, _)| text.as_str());
-        (health.record, health.listed) = write(&mut wire, &common.list_key, seen, change.as_ref(), nodes).await?;
+        (health.record, health.listed) = write(&mut stream, &common.list_key, seen, change.as_ref(), nodes).await?;
     }
     Err(NodeError::Connect("other clients write the record of this node all the time".to_owned()))
 }
@@ -89,16 +91,16 @@ async fn establish(
     address: &NodeAddress,
     common: &Common,
     is_open: &AtomicBool,
-) -> Result<(Wire, Health), NodeError> {
+) -> Result<(RespStream, Health), NodeError> {
     // What is to be known of the server, and the channel on which it calls.
     let mut subscribe = redis::cmd("SUBSCRIBE");
     subscribe.arg(channel(common.client));
     let [info, stored, time] = health::questions(&common.list_key);
     let questions = [info, stored, time, subscribe];
-    let (wire, [info, stored, time, subscribed]) = greet(environment, address, questions, is_open).await?;
+    let (stream, [info, stored, time, subscribed]) = greet(environment, address, questions, is_open).await?;
     // A server that forbids it calls no waiting request: it looks again by its timer.
     drop(subscribed);
-    Ok((wire, health::judge([info, stored, time], address.info.redis_settings().db())?))
+    Ok((stream, health::judge([info, stored, time], address.info.redis_settings().db())?))
 }
 
 /// Connects, greets the server and asks these questions, all in one exchange. An answer may be an error that the server
@@ -108,16 +110,16 @@ pub(super) async fn greet<const N: usize>(
     address: &NodeAddress,
     questions: [Cmd; N],
     is_open: &AtomicBool,
-) -> Result<(Wire, [Value; N]), NodeError> {
+) -> Result<(RespStream, [Value; N]), NodeError> {
     let connect = |error: std::io::Error| NodeError::Connect(error.to_string());
     let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
     is_open.store(true, Ordering::Relaxed);
-    let mut wire = Wire::new(stream);
+    let mut stream = RespStream::new(stream);
     let greeting = greeting(address.info.redis_settings());
     let greetings = greeting.len();
     let commands: Vec<Cmd> = greeting.into_iter().chain(questions).collect();
     let password = address.info.redis_settings().password();
-    let mut answers = wire.ask(&commands).await.map_err(|error| match error {
+    let mut answers = stream.ask(&commands).await.map_err(|error| match error {
         NodeError::Disconnected(why) if matches!(address.info.addr(), ConnectionAddr::Tcp(..)) => {
             NodeError::Disconnected(format!("{why} (a port for TLS does that: it needs the scheme rediss)"))
         }
@@ -133,19 +135,19 @@ pub(super) async fn greet<const N: usize>(
     }
     let answers = <[Value; N]>::try_from(willing(rest)?)
         .map_err(|answers| NodeError::Nonsense(format!("{} answers to {N} questions", answers.len())))?;
-    Ok((wire, answers))
+    Ok((stream, answers))
 }
 
 /// Writes what is due in the node's record and list. Gives both as they are then.
 pub(super) async fn write(
-    wire: &mut Wire,
+    stream: &mut RespStream,
     list_key: &[u8],
     seen: Option<&str>,
     change: Option<&Change>,
     nodes: Option<usize>,
 ) -> Result<(Option<(String, Record)>, Option<usize>), NodeError> {
-    let commands = script::record(list_key, seen, change, nodes);
-    let mut answers = wire.ask(&commands).await?.into_iter();
+    let commands = commands::record(list_key, seen, change, nodes);
+    let mut answers = stream.ask(&commands).await?.into_iter();
     for _ in 1..commands.len() {
         answers.next().map(said).transpose().map_err(|error| node_error(&error))?;
     }
@@ -163,23 +165,6 @@ fn willing(answers: Vec<Value>) -> Result<Vec<Value>, NodeError> {
         Some(error) => Err(node_error(&error)),
         None => Ok(answers),
     }
-}
-
-/// A server that answers so was asked at a bad moment.
-pub(super) fn is_passing(error: &RedisError) -> bool {
-    error.code().is_some_and(|code| ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN"].contains(&code))
-}
-
-/// A server that answers so takes no writes now, and may take them later. Older servers say so within the error of a script.
-pub(super) fn is_unable(error: &RedisError) -> bool {
-    const CODES: [&str; 3] = ["MISCONF", "OOM", "NOREPLICAS"];
-    let is_within = |code: &&str| error.detail().is_some_and(|detail| detail.contains(&format!("-{code} ")));
-    error.code().is_some_and(|code| CODES.contains(&code) || CODES.iter().any(is_within))
-}
-
-/// A server that answers so is a replica, or has become one. Older servers say so within the error of a script.
-pub(super) fn is_replica(error: &RedisError) -> bool {
-    error.code() == Some("READONLY") || error.detail().is_some_and(|detail| detail.contains("-READONLY"))
 }
 
 /// The third version of the protocol lets a node call a waiter on the very connection that everything else uses.
@@ -218,37 +203,9 @@ fn without_quotes(error: NodeError, password: Option<&str>) -> NodeError {
     }
 }
 
-/// An answer, or the error that the server gave in its place.
-pub(super) fn said(value: Value) -> Result<Value, RedisError> {
-    match value {
-        Value::ServerError(error) => Err(error.into()),
-        value => Ok(value),
-    }
-}
-
-pub(super) fn node_error(error: &RedisError) -> NodeError {
-    if is_replica(error) {
-        return NodeError::Replica;
-    }
-    let detail = error.detail().unwrap_or_default();
-    match (error.code(), wrapped(detail)) {
-        (Some("ERR"), Some((code, detail))) => NodeError::Redis { code: code.to_owned(), detail: excerpt(detail) },
-        (Some(code), _) => NodeError::Redis { code: excerpt(code), detail: excerpt(detail) },
-        (None, _) => NodeError::Connect(excerpt(&error.to_string())),
-    }
-}
-
-/// The code of an error that a script has met, and the words behind it. Servers before 7 say it within an `ERR` of their own.
-fn wrapped(detail: &str) -> Option<(&str, &str)> {
-    let met = detail.starts_with("Error running script").then(|| detail.split_once(": -"))??.1;
-    let (code, rest) = met.split_once(' ')?;
-    code.bytes().all(|byte| byte.is_ascii_uppercase()).then_some((code, rest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::LONGEST_EXCERPT;
 
     #[test]
     fn what_cannot_be_said_just_now_is_asked_again_and_what_is_forbidden_is_not() {
@@ -257,31 +214,5 @@ mod tests {
         assert!(matches!(loading, Err(NodeError::Redis { code, .. }) if code == "LOADING"));
         assert_eq!(willing(answers("-NOPERM this user has no permissions\r\n")).unwrap().len(), 1);
         assert_eq!(willing(answers(":1\r\n")).unwrap(), [Value::Int(1)]);
-    }
-
-    #[test]
-    fn older_servers_say_within_the_error_of_a_script_what_it_met() {
-        let error = |line: &str| said(redis::parse_redis_value(line.as_bytes()).unwrap()).unwrap_err();
-        for line in [
-            "-READONLY You can't write against a read only replica. script: f00, on @user_script:7.\r\n",
-            "-ERR Error running script (call to f_00): @user_script:7: @user_script: 7: -READONLY You can't write\r\n",
-        ] {
-            assert_eq!(node_error(&error(line)), NodeError::Replica, "{line}");
-        }
-        assert!(!is_replica(&error("-OOM command not allowed\r\n")));
-        let full =
-            "-ERR Error running script (call to f_00): @user_script:5: @user_script: 5: -OOM command not allowed\r\n";
-        let expected = NodeError::Redis { code: "OOM".to_owned(), detail: "command not allowed".to_owned() };
-        for line in [full, "-OOM command not allowed\r\n"] {
-            assert_eq!(node_error(&error(line)), expected, "{line}");
-        }
-    }
-
-    #[test]
-    fn errors_are_kept_short() {
-        let line = format!("-{} {}\r\n", "A".repeat(5000), "é".repeat(5000));
-        let error = said(redis::parse_redis_value(line.as_bytes()).unwrap()).unwrap_err();
-        let NodeError::Redis { code, detail } = node_error(&error) else { panic!("{error}") };
-        assert_eq!((code.chars().count(), detail.chars().count()), (LONGEST_EXCERPT + 1, LONGEST_EXCERPT + 1));
     }
 }

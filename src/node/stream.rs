@@ -12,8 +12,8 @@ use std::task::{Context, Poll};
 use redis::{Cmd, Value, parse_redis_value};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
-use super::introduce::{node_error, said};
 use super::scan::{Most, Scan, nonsense};
+use super::server_error::{node_error, said};
 use crate::environment::Stream;
 use crate::error::NodeError;
 
@@ -26,7 +26,7 @@ pub(super) const MOST_READ: usize = 1 << 16;
 /// More room than this is given back once it is not needed any more.
 const KEPT_ROOM: usize = 1 << 16;
 
-pub(super) struct Wire {
+pub(super) struct RespStream {
     stream: Box<dyn Stream>,
     output: Vec<u8>,
     /// So much of the output the stream has taken.
@@ -40,7 +40,7 @@ pub(super) struct Wire {
     room: Box<[u8]>,
 }
 
-impl Wire {
+impl RespStream {
     pub(super) fn new(stream: Box<dyn Stream>) -> Self {
         let room = vec![0; READ].into_boxed_slice();
         Self {
@@ -211,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn answers_come_in_order_however_the_bytes_are_cut() {
         let (stream, mut server) = tokio::io::duplex(3);
-        let mut wire = Wire::new(Box::new(stream));
+        let mut stream = RespStream::new(Box::new(stream));
         let serve = async {
             use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
             let (commands, answers) = (b"*1\r\n$4\r\nPING\r\n".repeat(2), b"+PONG\r\n*1\r\n$3\r\nx\r\n\r\n");
@@ -221,11 +221,11 @@ mod tests {
             server.write_all(answers).await.unwrap();
         };
         let pings = [redis::cmd("PING"), redis::cmd("PING")];
-        let (answers, ()) = tokio::join!(wire.ask(&pings), serve);
+        let (answers, ()) = tokio::join!(stream.ask(&pings), serve);
         let x = Value::BulkString(b"x\r\n".to_vec());
         assert_eq!(answers.unwrap(), [Value::SimpleString("PONG".to_owned()), Value::Array(vec![x])]);
         drop(server);
-        let ended = wire.ask(&pings).await;
+        let ended = stream.ask(&pings).await;
         assert!(matches!(ended, Err(NodeError::Disconnected(_))), "{ended:?}");
     }
 }

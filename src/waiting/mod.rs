@@ -1,0 +1,9 @@
+//! How requests of one client wait: for their turn in this process, for a call of the nodes, for a majority that answers.
+
+mod local_queue;
+mod reachability;
+mod ticket;
+
+pub(crate) use local_queue::{Turn, Turns};
+pub(crate) use reachability::Hearing;
+pub(crate) use ticket::{Ticket, Tickets, channel};
