@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::client::Core;
 use crate::environment::Moment;
 use crate::error::Reports;
-use crate::node::{self, Entry, LastEnd, Share, Words};
+use crate::node::{self, Entry, Exchange as _, Facts, LastEnd, Share, Words};
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Due, Phase, Schedule};
 use crate::resource::Resource;
@@ -125,7 +125,7 @@ impl Lease {
         self.state().lease.phase(now)
     }
 
-    pub(crate) fn touch(&self, node: usize) {
+    pub(crate) fn mark_sent(&self, node: usize) {
         self.touched.fetch_or(1 << node, Ordering::Relaxed);
     }
 
@@ -139,7 +139,7 @@ impl Lease {
 
     /// May there be something of it on this node to take away? What only waited there keeps its place while its request
     /// tries again.
-    pub(crate) fn has_touched(&self, node: usize) -> bool {
+    pub(crate) fn may_hold_state(&self, node: usize) -> bool {
         let is_in_line = || self.ticket.as_ref().is_some_and(|ticket| ticket.may_be_on(node)) && !self.state().fresh;
         self.touched.load(Ordering::Relaxed) & (1 << node) != 0 || is_in_line()
     }
@@ -196,15 +196,16 @@ impl Lease {
     }
 
     /// A majority honours `round`.
-    pub(crate) fn confirmed(self: &Arc<Self>, round: &Round, length: Duration) {
+    pub(crate) fn confirmed(self: &Arc<Self>, round: &Round) {
+        let &Facts { started, ballot, length, .. } = round.facts();
         let now = self.core.now();
         let mut state = self.state();
         let before = state.lease.phase(now);
-        let after = state.lease.confirmed(now, round.started, round.ballot, length);
+        let after = state.lease.confirmed(now, started, ballot, length);
         self.core.common.use_lease(length);
-        state.lease.extend_before(round.started + Schedule::extend_after(length).saturating_sub(self.spread(length)));
+        state.lease.extend_before(started + Schedule::extend_after(length).saturating_sub(self.spread(length)));
         state.fresh &= after == Phase::Pending;
-        locked(&self.said).is_confirmed(round.ballot);
+        locked(&self.said).is_confirmed(ballot);
         self.reschedule(&mut state);
         drop(state);
         if before != after {
@@ -222,7 +223,7 @@ impl Lease {
     /// A message that was to keep the lease got no majority, and nothing more will be heard of it. The sender may have the state
     /// locked.
     pub(crate) fn failed(&self, round: &Round) {
-        locked(&self.said).is_failed(round.ballot, round.reports(None));
+        locked(&self.said).is_failed(round.facts().ballot, round.reports(None));
     }
 
     /// So much earlier than others is this lease extended: many that were granted at once are not all extended at once.
@@ -365,7 +366,8 @@ fn hold_round(
     let ticket = ticket_of(leases, states);
     let words = Words { owner, ballot, end, raised: end - shown };
     let command = node::hold(&entries(leases, states), &words, length, &bid.waited_for);
-    (Round::new(core, Purpose::Hold { length, acquires }, started, ballot, leases.to_vec(), ticket), command)
+    let facts = Facts { started, ballot, length, acquires };
+    (Round::new(core, Purpose::Hold, facts, leases.to_vec(), ticket), command)
 }
 
 /// The next ballot of leases that go on. It runs with the monotonic clock: a wall clock that is set meanwhile must not carry it to
@@ -387,7 +389,8 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
     let ballot = largest_sent(states);
     let end = states.first().map_or(0, |state| state.end);
     let command = node::release(&entries(leases, states), &Words { owner: &leases[0].owner, ballot, end, raised: 0 });
-    let round = Round::new(core, Purpose::Release, started, ballot, leases.to_vec(), ticket_of(leases, states));
+    let facts = Facts { started, ballot, length: Duration::ZERO, acquires: false };
+    let round = Round::new(core, Purpose::Release, facts, leases.to_vec(), ticket_of(leases, states));
     round.send(&command);
     round
 }
@@ -396,7 +399,8 @@ pub(crate) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
 /// message's turn comes at each of them, behind what may leave it there.
 pub(crate) fn send_leave(core: &Arc<Core>, resources: &[Resource], ticket: &Arc<Ticket>) {
     let command = node::leave(resources, ticket);
-    Round::new(core, Purpose::Leave, core.now(), Ballot::ZERO, Vec::new(), Some(Arc::clone(ticket))).send(&command);
+    let facts = Facts { started: core.now(), ballot: Ballot::ZERO, length: Duration::ZERO, acquires: false };
+    Round::new(core, Purpose::Leave, facts, Vec::new(), Some(Arc::clone(ticket))).send(&command);
 }
 
 /// Of the request that asks for those of the leases that are not granted yet.

@@ -11,7 +11,7 @@ use crate::error::{AcquireError, ConfigError, Holder, OwnHold, Reports};
 use crate::export::ExportedLease;
 use crate::guard::Guard;
 use crate::lease::{Bid, Lease, lock_states, send_hold};
-use crate::node::LastEnd;
+use crate::node::{Exchange as _, LastEnd};
 use crate::owner::{Owner, is_of_this_process};
 use crate::patience::{Again, Patience};
 use crate::protocol::{self, Ballot, Phase, Verdict};
@@ -185,7 +185,7 @@ impl Attempt {
         let Begun { guard, round, .. } = &begun;
         let limit = patience.limit(core.now(), core.settings.node_timeout(self.lease));
         let verdict = round.decided_within(limit).await;
-        let acquires = round.acquires();
+        let acquires = round.facts().acquires;
         let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases();
         if verdict == Verdict::Won && acquires && has_learnt {
             // A node has told of longer leases meanwhile: what another one granted may be quarantined for these.

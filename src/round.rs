@@ -12,8 +12,8 @@ use redis::{Cmd, Value};
 use crate::client::Core;
 use crate::error::{ClientError, Holder, NodeError};
 use crate::lease::{Lease, send_leave};
-use crate::node::{Refusal, ReplyTo, Request, Vote, pack_open, parse_hold, parse_release};
-use crate::protocol::{Ballot, Moment, Phase, Tally, Verdict};
+use crate::node::{Exchange, Facts, Refusal, ReplyTo, Request, Vote, pack_open, parse_hold, parse_release};
+use crate::protocol::{Moment, Phase, Tally, Verdict};
 use crate::resource::Resource;
 use crate::sync::locked;
 use crate::waiting::Ticket;
@@ -24,12 +24,7 @@ mod said;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Acquire, re-enter, extend, repair.
-    Hold {
-        /// The lease that was asked for.
-        length: Duration,
-        /// Is any resource to be newly acquired, and not just kept?
-        acquires: bool,
-    },
+    Hold,
     Release,
     /// Take a ticket away from the nodes' lines.
     Leave,
@@ -40,8 +35,7 @@ pub(crate) enum Purpose {
 pub(crate) struct Round {
     core: Arc<Core>,
     purpose: Purpose,
-    pub(crate) started: Moment,
-    pub(crate) ballot: Ballot,
+    facts: Facts,
     leases: Vec<Arc<Lease>>,
     /// One bit for each node that may have been sent it twice.
     repeated: AtomicU64,
@@ -76,8 +70,7 @@ impl Round {
     pub(crate) fn new(
         core: &Arc<Core>,
         purpose: Purpose,
-        started: Moment,
-        ballot: Ballot,
+        facts: Facts,
         leases: Vec<Arc<Lease>>,
         ticket: Option<Arc<Ticket>>,
     ) -> Arc<Self> {
@@ -90,8 +83,7 @@ impl Round {
         Arc::new(Self {
             core: Arc::clone(core),
             purpose,
-            started,
-            ballot,
+            facts,
             leases,
             repeated: AtomicU64::new(0),
             ticket,
@@ -109,7 +101,8 @@ impl Round {
 
     /// Hands the command to one node's queue only.
     pub(crate) fn send_to(self: &Arc<Self>, node: usize, command: &Cmd) {
-        self.core.nodes[node].send(Request { command: pack_open(command), reply_to: ReplyTo::Hold(Arc::clone(self)) });
+        let reply_to = ReplyTo::Hold(Arc::<Self>::clone(self));
+        self.core.nodes[node].send(Request { command: pack_open(command), reply_to });
     }
 
     /// Hands the command to every node's queue. Never waits.
@@ -120,115 +113,26 @@ impl Round {
         let command = pack_open(command);
         for node in &self.core.nodes {
             let reply_to = match self.purpose {
-                Purpose::Hold { .. } => ReplyTo::Hold(Arc::clone(self)),
-                Purpose::Release | Purpose::Leave => ReplyTo::Release(Arc::clone(self)),
+                Purpose::Hold => ReplyTo::Hold(Arc::<Self>::clone(self)),
+                Purpose::Release | Purpose::Leave => ReplyTo::Release(Arc::<Self>::clone(self)),
             };
             node.send(Request { command: Arc::clone(&command), reply_to });
         }
-    }
-
-    pub(crate) fn acquires(&self) -> bool {
-        matches!(self.purpose, Purpose::Hold { acquires: true, .. })
-    }
-
-    /// The lease that is asked for.
-    pub(crate) fn length(&self) -> Duration {
-        match self.purpose {
-            Purpose::Hold { length, .. } => length,
-            Purpose::Release | Purpose::Leave => Duration::ZERO,
-        }
-    }
-
-    /// This node is about to be sent the round, which may leave something there.
-    pub(crate) fn touch(&self, node: usize) {
-        self.reached.fetch_or(1 << node, Ordering::Relaxed);
-        if let Purpose::Hold { .. } = self.purpose {
-            for lease in &self.leases {
-                lease.touch(node);
-            }
-        }
-        if let (Purpose::Hold { .. } | Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
-            ticket.leave_on(node);
-        }
-        if let (Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
-            ticket.free_on(node);
-        }
-    }
-
-    /// This node may have got it, and gets it once more: what it refuses then, it may have done before.
-    pub(crate) fn repeat_on(&self, node: usize) {
-        self.repeated.fetch_or(1 << node, Ordering::Relaxed);
     }
 
     fn is_repeated_on(&self, node: usize) -> bool {
         self.repeated.load(Ordering::Relaxed) & (1 << node) != 0
     }
 
-    /// May there be something on this node for the round to take away?
-    pub(crate) fn has_touched(&self, node: usize) -> bool {
-        let left_ticket = self.purpose == Purpose::Leave && self.ticket.as_ref().is_some_and(|t| t.may_be_on(node));
-        left_ticket || self.leases.iter().any(|lease| lease.has_touched(node))
-    }
-
-    /// Is the outcome certain, whatever else is answered?
-    pub(crate) fn is_decided(&self) -> bool {
-        self.verdict(&locked(&self.count)) != Verdict::Pending
-    }
-
     /// Would the same round, sent again, only be queued behind it? While it waits in this client's own queues, where no majority
     /// can have answered it, or at nodes that still have time to answer.
     pub(crate) fn is_under_way(&self, now: Moment) -> bool {
         let is_queued = (self.reached.load(Ordering::Relaxed).count_ones() as usize) < self.core.settings.quorum;
-        is_queued || (now.since(self.started) < self.core.common.timeout && !self.is_decided())
-    }
-
-    /// Has it waited so long in this client's own queues that it is of no use any more?
-    pub(crate) fn is_late(&self, now: Moment) -> bool {
-        now.since(self.started) >= self.core.common.timeout && self.is_moot()
-    }
-
-    /// Is everything over that it was for?
-    pub(crate) fn is_moot(&self) -> bool {
-        let is_over = |lease: &Arc<Lease>| matches!(lease.phase(), Phase::Lost | Phase::Released);
-        !self.leases.is_empty() && self.leases.iter().all(is_over)
-    }
-
-    /// Is everything over by itself that it is to take away?
-    pub(crate) fn is_expired(&self, now: Moment) -> bool {
-        self.leases.iter().all(|lease| now.since(self.started) > lease.state().lease.length)
-    }
-
-    pub(crate) fn lease_ids(&self) -> impl Iterator<Item = u64> {
-        self.leases.iter().map(|lease| lease.id)
-    }
-
-    /// Can it concern any of these leases? Of a ticket that is not known.
-    pub(crate) fn is_about(&self, leases: &HashSet<u64>) -> bool {
-        let is_any = self.purpose == Purpose::Leave && !leases.is_empty();
-        is_any || self.lease_ids().any(|lease| leases.contains(&lease))
-    }
-
-    /// There is nothing to release on this node: nothing was ever sent there.
-    pub(crate) fn untouched(&self, node: usize) {
-        self.vote(node, Vote::Untouched);
-    }
-
-    pub(crate) fn answered(&self, node: usize, answer: Result<Value, NodeError>) {
-        self.reached.fetch_or(1 << node, Ordering::Relaxed);
-        let vote = match (answer, self.purpose) {
-            (Ok(value), Purpose::Hold { .. }) => parse_hold(&value),
-            (Ok(value), Purpose::Release | Purpose::Leave) => match parse_release(&value) {
-                // This client's clock says that the lease was held, and what is not there may have been taken away the first time.
-                Vote::No(_) | Vote::Partly(_) if self.is_repeated_on(node) => Vote::Yes,
-                vote => vote,
-            },
-            (Err(error), _) => Vote::Unheard(error),
-        };
-        self.vote(node, vote);
+        is_queued || (now.since(self.facts.started) < self.core.common.timeout && !self.is_decided())
     }
 
     fn vote(&self, node: usize, vote: Vote) {
-        if let (Purpose::Hold { .. }, Vote::No(_), false) = (self.purpose, &vote, self.is_repeated_on(node)) {
+        if let (Purpose::Hold, Vote::No(_), false) = (self.purpose, &vote, self.is_repeated_on(node)) {
             for lease in &self.leases {
                 lease.left_nothing_on(node);
             }
@@ -294,13 +198,13 @@ impl Round {
             let waker = if settled { count.waiting.take() } else { None };
             (before, count.tally, over, gone, is_refused_somewhere, waker)
         };
-        if let Purpose::Hold { length, .. } = self.purpose {
+        if self.purpose == Purpose::Hold {
             if tally.verdict() == Verdict::Won {
                 let newly_won = before == Verdict::Pending;
                 for lease in &self.leases {
-                    lease.voted(self.ballot, tally.votes(), tally.awaited());
+                    lease.voted(self.facts.ballot, tally.votes(), tally.awaited());
                     if newly_won {
-                        lease.confirmed(self, length);
+                        lease.confirmed(self);
                     }
                     // Whoever lost the race for those nodes is about to leave them. Had they to wait for the usual
                     // extension, the next failure would cost the lease.
@@ -315,7 +219,7 @@ impl Round {
                 }
                 // These have met somebody's ballot since the last confirmation, perhaps of one who only asked. The one
                 // that was confirmed just now is newer: with it they can be repaired, before another node fails.
-                if let ([lease], false) = (self.leases.as_slice(), self.acquires()) {
+                if let ([lease], false) = (self.leases.as_slice(), self.facts.acquires) {
                     for node in gone {
                         lease.repair(node);
                     }
@@ -361,7 +265,7 @@ impl Round {
     /// more to hear: a release that too few nodes have answered.
     fn told(&self, count: &Count) -> Option<Verdict> {
         match (self.verdict(count), self.purpose) {
-            (Verdict::Won, Purpose::Hold { .. }) if !count.confirmed => None,
+            (Verdict::Won, Purpose::Hold) if !count.confirmed => None,
             (Verdict::Pending, _) if !count.tally.is_complete() => None,
             (verdict, _) => Some(verdict),
         }
@@ -369,7 +273,7 @@ impl Round {
 
     fn verdict(&self, count: &Count) -> Verdict {
         match self.purpose {
-            Purpose::Hold { .. } => count.tally.verdict(),
+            Purpose::Hold => count.tally.verdict(),
             Purpose::Release if !count.each.is_empty() && self.leases.len() > 1 => {
                 // Each lease had its own majority.
                 let verdicts = || count.each.iter().map(released);
@@ -407,6 +311,76 @@ impl Round {
 
     pub(crate) fn tally(&self) -> Tally {
         locked(&self.count).tally
+    }
+}
+
+impl Exchange for Round {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn mark_sent(&self, node: usize) {
+        self.reached.fetch_or(1 << node, Ordering::Relaxed);
+        if let Purpose::Hold = self.purpose {
+            for lease in &self.leases {
+                lease.mark_sent(node);
+            }
+        }
+        if let (Purpose::Hold | Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
+            ticket.leave_on(node);
+        }
+        if let (Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
+            ticket.free_on(node);
+        }
+    }
+
+    fn mark_resent(&self, node: usize) {
+        self.repeated.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
+    fn may_hold_state(&self, node: usize) -> bool {
+        let left_ticket = self.purpose == Purpose::Leave && self.ticket.as_ref().is_some_and(|t| t.may_be_on(node));
+        left_ticket || self.leases.iter().any(|lease| lease.may_hold_state(node))
+    }
+
+    fn is_decided(&self) -> bool {
+        self.verdict(&locked(&self.count)) != Verdict::Pending
+    }
+
+    fn is_moot(&self) -> bool {
+        let is_over = |lease: &Arc<Lease>| matches!(lease.phase(), Phase::Lost | Phase::Released);
+        !self.leases.is_empty() && self.leases.iter().all(is_over)
+    }
+
+    fn is_expired(&self, now: Moment) -> bool {
+        self.leases.iter().all(|lease| now.since(self.facts.started) > lease.state().lease.length)
+    }
+
+    fn add_lease_ids(&self, ids: &mut HashSet<u64>) {
+        ids.extend(self.leases.iter().map(|lease| lease.id));
+    }
+
+    fn concerns(&self, leases: &HashSet<u64>) -> bool {
+        let is_any = self.purpose == Purpose::Leave && !leases.is_empty();
+        is_any || self.leases.iter().any(|lease| leases.contains(&lease.id))
+    }
+
+    fn nothing_sent(&self, node: usize) {
+        self.vote(node, Vote::Untouched);
+    }
+
+    fn answered(&self, node: usize, reply: Result<Value, NodeError>) {
+        self.reached.fetch_or(1 << node, Ordering::Relaxed);
+        let vote = match (reply, self.purpose) {
+            (Ok(value), Purpose::Hold) => parse_hold(&value),
+            (Ok(value), Purpose::Release | Purpose::Leave) => match parse_release(&value) {
+                // This client's clock says that the lease was held, and what is not there may have been taken away the first time.
+                Vote::No(_) | Vote::Partly(_) if self.is_repeated_on(node) => Vote::Yes,
+                vote => vote,
+            },
+            (Err(error), _) => Vote::Unheard(error),
+        };
+        self.vote(node, vote);
     }
 }
 

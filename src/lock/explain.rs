@@ -8,7 +8,7 @@ use crate::client::Core;
 use crate::error::{AcquireError, Holder, Reports};
 use crate::guard::Guard;
 use crate::lease::Lease;
-use crate::node::Refusal;
+use crate::node::{Exchange as _, Refusal};
 use crate::patience::Again;
 use crate::protocol::{Ballot, Phase, Verdict, floor_for_a_quorum};
 use crate::round::Round;
@@ -30,14 +30,14 @@ impl Attempt {
 
         let over = |(i, lease): &(usize, &Arc<Lease>)| {
             let refused = refusals.iter().filter(|refusal| refusal.ends() == Some(*i)).count();
-            let is_new = lease.state().lease.token == round.ballot.into();
+            let is_new = lease.state().lease.token == round.facts().ballot.into();
             !is_new && (lease.phase() == Phase::Lost || refused >= quorum)
         };
         if let Some((_, lease)) = guard.leases().iter().enumerate().find(over) {
             return lost(&lease.resource, nodes);
         }
         if verdict == Verdict::Won {
-            let took = core.now().since(round.started);
+            let took = core.now().since(round.facts().started);
             return (AcquireError::TooLate { took, lease: self.lease, nodes }, Again::AfterRace(took));
         }
         // When the round was decided early, who has not answered yet is not unheard: an answer "held" counts as one even
@@ -59,7 +59,7 @@ impl Attempt {
     fn in_the_way(&self, core: &Core, round: &Round, refusals: &[Refusal], nodes: Reports) -> Failed {
         let quorum = core.settings.quorum;
         let resource = self.first.to_string();
-        let raced = || Again::AfterRace(core.now().since(round.started));
+        let raced = || Again::AfterRace(core.now().since(round.facts().started));
         let kept = refusals.iter().filter_map(|no| if let Refusal::Kept { left } = no { Some(*left) } else { None });
         match (nodes.most_frequent_holder(), kept.max()) {
             // Another request has been called and is about to take it.
@@ -98,7 +98,7 @@ fn other_ballot(core: &Core, round: &Round, verdict: Verdict, refusals: &[Refusa
         Verdict::Lost => core.nodes.len() - tally.votes() - refusals.len() - tally.unheard_votes(),
         Verdict::Pending | Verdict::Won => 0,
     };
-    floor_for_a_quorum(&round.rooms(), unanswered, core.room(), round.ballot, quorum).map(Again::Above)
+    floor_for_a_quorum(&round.rooms(), unanswered, core.room(), round.facts().ballot, quorum).map(Again::Above)
 }
 
 fn is_stale(refusal: &Refusal) -> bool {

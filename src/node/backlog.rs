@@ -67,9 +67,9 @@ impl Backlog {
                     request.reply_to.answer(self.index, Err(why.clone()));
                     continue;
                 }
-                ReplyTo::Hold(round) => kept.extend(round.lease_ids()),
-                ReplyTo::Release(round) if !round.has_touched(self.index) && !round.is_about(&kept) => {
-                    round.untouched(self.index);
+                ReplyTo::Hold(round) => round.add_lease_ids(&mut kept),
+                ReplyTo::Release(round) if !round.may_hold_state(self.index) && !round.concerns(&kept) => {
+                    round.nothing_sent(self.index);
                     continue;
                 }
                 ReplyTo::Release(_) | ReplyTo::Look(_) | ReplyTo::Loading => {}

@@ -219,8 +219,8 @@ impl Connection {
     /// Answers a request without a connection, unless it is a release that the node must hear of some day.
     fn turn_away(&mut self, request: Request) {
         match &request.reply_to {
-            ReplyTo::Release(round) if round.has_touched(self.index) => self.owe(request),
-            ReplyTo::Release(round) => round.untouched(self.index),
+            ReplyTo::Release(round) if round.may_hold_state(self.index) => self.owe(request),
+            ReplyTo::Release(round) => round.nothing_sent(self.index),
             _ => {
                 let why = self.down.clone().unwrap_or(NodeError::Connecting);
                 request.reply_to.answer(self.index, Err(why));
@@ -281,13 +281,13 @@ impl Connection {
         let (now, limit) = (self.environment.now(), self.common.timeout);
         let is_wanted = match &request.reply_to {
             ReplyTo::Release(_) => true,
-            ReplyTo::Hold(round) => self.down.is_none() && !round.is_moot() && now.since(round.started) < limit,
+            ReplyTo::Hold(round) => self.down.is_none() && !round.is_moot() && now.since(round.facts().started) < limit,
             ReplyTo::Look(reply_to) => self.down.is_none() && !reply_to.is_closed(),
             ReplyTo::Loading => false,
         };
         if is_wanted {
             if let ReplyTo::Hold(round) | ReplyTo::Release(round) = &request.reply_to {
-                round.repeat_on(self.index);
+                round.mark_resent(self.index);
             }
             return self.owe(request);
         }
@@ -430,22 +430,24 @@ impl Connection {
             ReplyTo::Hold(_) | ReplyTo::Look(_) if self.common.life.has_ended() => {
                 request.reply_to.answer(index, Err(ClientError::RuntimeEnded.into()));
             }
-            ReplyTo::Hold(_) | ReplyTo::Look(_) if inflight.silent || request.reply_to.is_late(now) => {
+            ReplyTo::Hold(_) | ReplyTo::Look(_)
+                if inflight.silent || request.reply_to.is_late(now, self.common.timeout) =>
+            {
                 request.reply_to.answer(index, Err(inflight.overdue(now)));
             }
-            ReplyTo::Release(round) if !round.has_touched(index) => round.untouched(index),
+            ReplyTo::Release(round) if !round.may_hold_state(index) => round.nothing_sent(index),
             ReplyTo::Hold(round) => {
-                if let Some(conflict) = self.common.conflict(index).filter(|_| round.acquires()) {
+                if let Some(conflict) = self.common.conflict(index).filter(|_| round.facts().acquires) {
                     // The nodes may have changed since they were asked: an idle client would not learn of that otherwise.
                     inflight.is_stale |= inflight.conflicts < self.common.conflicts();
                     request.reply_to.answer(index, Err(conflict));
                 } else {
-                    round.touch(index);
+                    round.mark_sent(index);
                     inflight.push(request, now, &self.common, &self.wait);
                 }
             }
             ReplyTo::Release(round) => {
-                round.touch(index);
+                round.mark_sent(index);
                 inflight.push(request, now, &self.common, &self.wait);
             }
             ReplyTo::Look(_) | ReplyTo::Loading => inflight.push(request, now, &self.common, &self.wait),

@@ -13,7 +13,7 @@ use super::commands;
 use super::common::Common;
 use super::known::{Known, Wait};
 use super::pace::Pace;
-use super::request::{ReplyTo, Request, pack};
+use super::request::{Facts, ReplyTo, Request, pack};
 use super::stream::{MOST_READ, RespStream};
 use crate::environment::{Environment, Moment, Sleeping};
 use crate::error::NodeError;
@@ -188,7 +188,8 @@ impl Inflight {
         self.stream.push(&request.command);
         match &request.reply_to {
             ReplyTo::Hold(round) => {
-                self.stream.push(&self.known.said_in_hold(round.length(), round.ballot, common, wait, now));
+                let &Facts { length, ballot, .. } = round.facts();
+                self.stream.push(&self.known.said_in_hold(length, ballot, common, wait, now));
             }
             ReplyTo::Release(_) => self.stream.push(self.known.said_in_release()),
             ReplyTo::Loading => self.loading += 1,

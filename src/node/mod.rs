@@ -43,7 +43,7 @@ use condition::Condition;
 pub(crate) use driver::Driver;
 pub(crate) use replies::{InspectReply, Refusal, Vote, parse_hold, parse_inspect, parse_release};
 use request::Message;
-pub(crate) use request::{ReplyTo, Request, pack, pack_open};
+pub(crate) use request::{Exchange, Facts, ReplyTo, Request, pack, pack_open};
 
 /// The sending end of a node's queue. Messages reach the node in the order of the calls, or not at all.
 pub(crate) struct Node {

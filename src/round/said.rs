@@ -65,7 +65,7 @@ impl Round {
     pub(crate) fn reports(&self, waited: Option<Duration>) -> Reports {
         let votes = locked(&self.count).votes.clone();
         let waited =
-            waited.filter(|waited| *waited >= self.core.settings.node_timeout(self.length()).min(ROUND_TRIP.1));
+            waited.filter(|waited| *waited >= self.core.settings.node_timeout(self.facts.length).min(ROUND_TRIP.1));
         self.core.reports(|node| match (&votes[node], waited) {
             (Some(vote), _) => Some(Answer::from(vote)),
             (None, Some(waited)) => Some(Answer::Failed(self.core.unanswered(node, waited, self.polls))),

@@ -94,7 +94,7 @@ pub(crate) fn broken(variant: &str) -> bool {
     Change {
         file: "src/round.rs",
         old: "            if tally.verdict() == Verdict::Won {\n",
-        new: "            let enough = !self.acquires() && tally.votes() > 0 && crate::broken(\"extension confirmed below quorum\");
+        new: "            let enough = !self.facts.acquires && tally.votes() > 0 && crate::broken(\"extension confirmed below quorum\");
             if tally.verdict() == Verdict::Won || enough {
 ",
     },
@@ -108,15 +108,15 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/round.rs",
-        old: "        let vote = match (answer, self.purpose) {\n",
-        new: "        if let Ok(Value::Array(fields)) = &answer
+        old: "        let vote = match (reply, self.purpose) {\n",
+        new: "        if let Ok(Value::Array(fields)) = &reply
             && let [Value::Int(11), Value::Int(_), Value::Int(counter)] = fields.as_slice()
         {
             for lease in &self.leases {
                 lease.counter.fetch_max(counter.cast_unsigned(), std::sync::atomic::Ordering::Relaxed);
             }
         }
-        let vote = match (answer, self.purpose) {
+        let vote = match (reply, self.purpose) {
 ",
     },
     Change {
