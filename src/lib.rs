@@ -54,39 +54,31 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic)]
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod admin;
+mod builder;
 mod client;
-mod config;
+mod coordinator;
+#[doc(hidden)]
+pub mod environment;
 mod error;
 mod export;
 mod guard;
 mod inspect;
-mod keeper;
-mod lease;
-mod lock;
 mod node;
 mod owner;
-mod patience;
 mod protocol;
 mod released;
+mod request;
 mod resource;
-mod round;
-mod run;
-mod said;
 #[doc(hidden)]
 pub mod secrets;
+mod settings;
 mod sync;
-mod table;
 #[doc(hidden)]
 pub mod text;
-mod waiter;
 mod waiting;
-
-#[cfg(feature = "cli")]
-#[doc(hidden)]
-pub use node::admin;
-
-#[doc(hidden)]
-pub mod environment;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -98,15 +90,15 @@ mod design {}
 #[doc = include_str!("../docs/cookbook.md")]
 mod cookbook {}
 
+pub use builder::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use client::Quorlock;
-pub use config::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use error::{
     AcquireError, Answer, ClientError, ConfigError, ErrorKind, ExportError, ExtendError, Holder, LostError, NodeError,
     NodeReport, OwnHold, ReleaseError, Reports, RunError,
 };
 pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
-pub use lock::LockRequest;
 pub use owner::Owner;
 pub use protocol::Token;
 pub use released::Released;
+pub use request::LockRequest;

@@ -18,11 +18,9 @@ use super::health::{self, Health};
 use super::scan::Most;
 use super::server_error::{node_error, said};
 use super::stream::RespStream;
-use crate::config::Builder;
 use crate::environment::Environment;
-use crate::error::{ConfigError, NodeError};
+use crate::error::NodeError;
 use crate::protocol::{Newcomer, Record};
-use crate::resource::LIST;
 
 pub use super::health::{CHANGING, RECORD};
 
@@ -58,16 +56,14 @@ pub struct Declared {
     pub forgot: Option<Duration>,
 }
 
-/// Connects to every node of the builder's list, in its order.
-///
-/// # Errors
-///
-/// [`ConfigError`] for settings that cannot work. A node that cannot be reached, or can have no vote, is part of the answer.
-pub async fn connect(builder: &Builder) -> Result<Vec<(String, Result<Node, NodeError>)>, ConfigError> {
-    let (settings, addresses) = builder.checked()?;
-    let list_key = [LIST, &settings.prefix].concat();
+/// Connects to every node of a list, in its order.
+pub(crate) async fn connect(
+    addresses: Vec<NodeAddress>,
+    list_key: &[u8],
+    environment: &Arc<dyn Environment>,
+) -> Vec<(String, Result<Node, NodeError>)> {
     let connecting = addresses.into_iter().map(|address| {
-        let (list_key, environment) = (list_key.clone(), builder.machine());
+        let (list_key, environment) = (list_key.to_vec(), Arc::clone(environment));
         async move { (address.name.clone(), Node::connect(address, list_key, environment).await) }
     });
     let mut nodes = join_all(connecting).await;
@@ -79,7 +75,7 @@ pub async fn connect(builder: &Builder) -> Result<Vec<(String, Result<Node, Node
             None => drop(servers.insert(found.health.run_id.clone(), name.clone())),
         }
     }
-    Ok(nodes)
+    nodes
 }
 
 /// Bounds what a node may take.

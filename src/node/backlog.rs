@@ -7,7 +7,7 @@ use super::request::{ReplyTo, Request};
 use crate::error::NodeError;
 
 /// When there are so many, it is time to look which of them are still worth sending.
-const MANY: usize = 1024;
+const THIN_AT_REQUESTS: usize = 1024;
 
 /// Requests in order. A node that falls behind is not sent what has become pointless meanwhile, nor the releases of that;
 /// every release of what was sent stays.
@@ -20,7 +20,7 @@ pub(super) struct Backlog {
 
 impl Backlog {
     pub(super) fn new(index: usize) -> Self {
-        Self { index, requests: VecDeque::new(), thin_at: MANY }
+        Self { index, requests: VecDeque::new(), thin_at: THIN_AT_REQUESTS }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -36,7 +36,7 @@ impl Backlog {
         self.requests.push_back(request);
         if self.requests.len() >= self.thin_at {
             self.thin(&why());
-            self.thin_at = MANY.max(2 * self.requests.len());
+            self.thin_at = THIN_AT_REQUESTS.max(2 * self.requests.len());
         }
     }
 

@@ -14,7 +14,7 @@ use super::common::Common;
 use super::known::{Known, Wait};
 use super::pace::Pace;
 use super::request::{Facts, ReplyTo, Request, pack};
-use super::stream::{MOST_READ, RespStream};
+use super::stream::{MOST_READ_BYTES, RespStream};
 use crate::environment::{Environment, Moment, Sleeping};
 use crate::error::NodeError;
 
@@ -30,11 +30,11 @@ pub(super) const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
 const MOST_UNSENT: usize = 1 << 22;
 
 /// How long a node is not read that sends more than can have been asked for.
-const REST: Duration = Duration::from_millis(4);
+const READ_PAUSE: Duration = Duration::from_millis(4);
 
 /// So many unanswered requests may well be those of one task, which has nothing to add to the next: for the other poll that
 /// gathering takes the runtime would wake another thread.
-const FEW: usize = 2;
+const UNBATCHED_REQUESTS: usize = 2;
 
 /// A release that a node cannot do now is sent again after so long, and then after twice as long.
 const FIRST_POSTPONEMENT: Duration = Duration::from_millis(250);
@@ -107,7 +107,7 @@ impl Inflight {
             gathers: false,
             alarm: None,
             pace: Pace::new(made, took, replaces),
-            budget: MOST_READ,
+            budget: MOST_READ_BYTES,
             rest: None,
             postponed: VecDeque::new(),
             postponement: (None, FIRST_POSTPONEMENT),
@@ -117,7 +117,7 @@ impl Inflight {
     /// Begins a poll: what may be read until the next one is bounded.
     pub(super) fn begin(&mut self, cx: &mut Context<'_>) {
         self.gathers = false;
-        self.budget = MOST_READ;
+        self.budget = MOST_READ_BYTES;
         if self.rest.as_mut().is_some_and(|rest| rest.as_mut().poll(cx).is_ready()) {
             self.rest = None;
         }
@@ -138,7 +138,7 @@ impl Inflight {
     /// Reads no more for a moment. A node that sends without end must not take the time of the others; what it sends meanwhile
     /// waits in its own sockets.
     pub(super) fn rest(&mut self, cx: &mut Context<'_>) {
-        let mut rest = self.environment.sleep(REST);
+        let mut rest = self.environment.sleep(READ_PAUSE);
         match rest.as_mut().poll(cx) {
             Poll::Pending => self.rest = Some(rest),
             Poll::Ready(()) => cx.waker().wake_by_ref(),
@@ -179,7 +179,7 @@ impl Inflight {
     }
 
     pub(super) fn push(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait) {
-        self.gathers |= self.stream.is_sent() && self.unanswered.len() > FEW;
+        self.gathers |= self.stream.is_sent() && self.unanswered.len() > UNBATCHED_REQUESTS;
         self.send(request, now, common, wait, false);
     }
 

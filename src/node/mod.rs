@@ -2,7 +2,7 @@
 
 mod address;
 #[cfg(feature = "cli")]
-pub mod admin;
+pub(crate) mod admin;
 mod attempt;
 mod backlog;
 mod claims;

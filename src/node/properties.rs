@@ -11,7 +11,7 @@ use redis::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::scan::{Most, VALUES};
-use super::stream::{READ, RespStream};
+use super::stream::{READ_BYTES, RespStream};
 use crate::error::NodeError;
 
 /// How many inputs there are, if it is not the usual number.
@@ -70,7 +70,7 @@ fn size(value: &Value) -> usize {
 
 /// Reads all there is. Gives the answers, how it ended, and how many bytes were looked at, but for one at each call.
 fn read(pieces: Vec<Vec<u8>>, most: Most, budget: usize) -> (Vec<Value>, Option<NodeError>, usize) {
-    let polls = 4 + 4 * pieces.iter().map(|piece| 1 + piece.len() / READ.min(budget)).sum::<usize>();
+    let polls = 4 + 4 * pieces.iter().map(|piece| 1 + piece.len() / READ_BYTES.min(budget)).sum::<usize>();
     let mut stream = RespStream::new(Box::new(Pieces { left: pieces.into(), waits: false }));
     stream.allow(most);
     let (mut answers, mut calls) = (Vec::new(), 0);
@@ -80,7 +80,7 @@ fn read(pieces: Vec<Vec<u8>>, most: Most, budget: usize) -> (Vec<Value>, Option<
         loop {
             calls += 1;
             let read = stream.poll_read(cx, &mut left);
-            assert!(stream.memory() <= 3 * (most.bytes + 2 * READ), "{} bytes are kept", stream.memory());
+            assert!(stream.memory() <= 3 * (most.bytes + 2 * READ_BYTES), "{} bytes are kept", stream.memory());
             match read {
                 Ok(Some(answer)) => {
                     let taken = size(&answer);

@@ -18,13 +18,13 @@ use crate::environment::Stream;
 use crate::error::NodeError;
 
 /// How much is read at once; most answers are far shorter.
-pub(super) const READ: usize = 8192;
+pub(super) const READ_BYTES: usize = 8192;
 
 /// How many bytes are read from one node before the others have their turn.
-pub(super) const MOST_READ: usize = 1 << 16;
+pub(super) const MOST_READ_BYTES: usize = 1 << 16;
 
 /// More room than this is given back once it is not needed any more.
-const KEPT_ROOM: usize = 1 << 16;
+const KEPT_BUFFER_BYTES: usize = 1 << 16;
 
 pub(super) struct RespStream {
     stream: Box<dyn Stream>,
@@ -42,7 +42,7 @@ pub(super) struct RespStream {
 
 impl RespStream {
     pub(super) fn new(stream: Box<dyn Stream>) -> Self {
-        let room = vec![0; READ].into_boxed_slice();
+        let room = vec![0; READ_BYTES].into_boxed_slice();
         Self {
             stream,
             output: Vec::new(),
@@ -83,7 +83,7 @@ impl RespStream {
                 Poll::Ready(Ok(0)) => return Err(broken(&io::ErrorKind::WriteZero.into())),
                 Poll::Ready(written) => self.written += written.map_err(|error| broken(&error))?,
                 Poll::Pending => {
-                    if self.written >= KEPT_ROOM {
+                    if self.written >= KEPT_BUFFER_BYTES {
                         self.output.drain(..mem::take(&mut self.written));
                     }
                     return Ok(());
@@ -92,7 +92,7 @@ impl RespStream {
             self.is_flushed = false;
         }
         self.output.clear();
-        self.output.shrink_to(KEPT_ROOM);
+        self.output.shrink_to(KEPT_BUFFER_BYTES);
         self.written = 0;
         if !self.is_flushed
             && let Poll::Ready(flushed) = Pin::new(&mut self.stream).poll_flush(cx)
@@ -118,7 +118,7 @@ impl RespStream {
             }
             self.input.drain(..mem::take(&mut self.taken));
             if self.input.is_empty() {
-                self.input.shrink_to(KEPT_ROOM);
+                self.input.shrink_to(KEPT_BUFFER_BYTES);
             }
             if *budget == 0 {
                 return Ok(None);
@@ -158,7 +158,7 @@ impl RespStream {
         let mut answers = Vec::with_capacity(commands.len());
         let talked = poll_fn(|cx| {
             self.poll_write(cx)?;
-            let mut budget = MOST_READ;
+            let mut budget = MOST_READ_BYTES;
             while answers.len() < commands.len() {
                 let Some(answer) = self.poll_read(cx, &mut budget)? else {
                     if budget == 0 {

@@ -6,20 +6,26 @@
 #![deny(clippy::disallowed_methods)]
 
 mod ballot;
+mod diagnosis;
 mod lease;
 mod moment;
 #[cfg(test)]
 mod properties;
 mod record;
+mod retry;
+mod round;
 mod tally;
 mod validity;
 mod wall;
 
 pub use ballot::Token;
 pub(crate) use ballot::{Ballot, Room, floor_for_a_quorum, propose};
+pub(crate) use diagnosis::{Diagnosis, FailedRound, MostNamed};
 pub(crate) use lease::{Due, Lease, Phase};
 pub use moment::Moment;
 pub(crate) use record::{Change, Newcomer, Process, Record};
+pub(crate) use retry::{ROUND_TRIP, RetryAdvice, RetryPolicy};
+pub(crate) use round::{Effect, Purpose, Reply, RoundState};
 pub(crate) use tally::{Tally, Verdict, quorum};
 pub(crate) use validity::{Schedule, Validity};
 pub(crate) use wall::{Wall, difference};

@@ -3,11 +3,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
-use crate::lease::Lease;
 use crate::resource::Resource;
 use crate::sync::locked;
 
@@ -19,13 +18,8 @@ pub(crate) struct Turns {
     places: AtomicU64,
 }
 
-#[derive(Default)]
-struct Queue {
-    /// By number of their places, which grows.
-    waiting: VecDeque<(u64, Start)>,
-    /// What the turn was used for.
-    lease: Weak<Lease>,
-}
+/// The requests that wait for a turn, by number of their places, which grows.
+type Queue = VecDeque<(u64, Start)>;
 
 /// What is done for somebody whose turn has come.
 type Start = Box<dyn FnOnce(Turn) + Send>;
@@ -55,17 +49,12 @@ impl Turns {
                 tell(Box::new(move || drop(teller.send(done))));
             };
             let number = self.places.fetch_add(1, Ordering::Relaxed);
-            queue.waiting.push_back((number, Box::new(start)));
+            queue.push_back((number, Box::new(start)));
             (Place { turns: self, resource, number }, started)
         };
         let done = started.await.ok();
         drop(place);
         done
-    }
-
-    /// The lease that whoever has the turn has got, if it has got one.
-    pub(crate) fn lease(&self, resource: &Resource) -> Option<Arc<Lease>> {
-        locked(&self.queues).get(resource)?.lease.upgrade()
     }
 }
 
@@ -80,8 +69,8 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut queues = locked(&self.turns.queues);
         let start = queues.get_mut(self.resource).and_then(|queue| {
-            let at = queue.waiting.binary_search_by_key(&self.number, |(number, _)| *number).ok()?;
-            queue.waiting.remove(at)
+            let at = queue.binary_search_by_key(&self.number, |(number, _)| *number).ok()?;
+            queue.remove(at)
         });
         drop(queues);
         drop(start); // Outside of the lock.
@@ -94,22 +83,10 @@ pub(crate) struct Turn {
     resource: Resource,
 }
 
-impl Turn {
-    /// The turn has led to this lease.
-    pub(crate) fn used_for(&self, lease: &Arc<Lease>) {
-        if let Some(queue) = locked(&self.turns.queues).get_mut(&self.resource) {
-            queue.lease = Arc::downgrade(lease);
-        }
-    }
-}
-
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut queues = locked(&self.turns.queues);
-        let next = queues.get_mut(&self.resource).and_then(|queue| {
-            queue.lease = Weak::new();
-            queue.waiting.pop_front()
-        });
+        let next = queues.get_mut(&self.resource).and_then(VecDeque::pop_front);
         if next.is_none() {
             queues.remove(&self.resource);
         }

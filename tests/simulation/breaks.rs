@@ -92,22 +92,31 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     // Rounds.
     Change {
-        file: "src/round.rs",
-        old: "            if tally.verdict() == Verdict::Won {\n",
-        new: "            let enough = !self.facts.acquires && tally.votes() > 0 && crate::broken(\"extension confirmed below quorum\");
-            if tally.verdict() == Verdict::Won || enough {
+        file: "src/coordinator/round.rs",
+        old: "        match counted.effect {\n",
+        new: "        let votes = self.tally().votes();
+        let enough = self.purpose == Purpose::Hold && !self.facts.acquires && votes > 0;
+        let effect = match counted.effect {
+            Effect::Nothing | Effect::Over(_) | Effect::Failed
+                if enough && crate::broken(\"extension confirmed below quorum\") =>
+            {
+                Effect::Honoured { is_new: true, votes, awaited: 0, is_contested: false, repairable: 0 }
+            }
+            effect => effect,
+        };
+        match effect {
 ",
     },
     Change {
-        file: "src/round.rs",
-        old: "            (Verdict::Pending, _) if !count.tally.is_complete() => None,
+        file: "src/protocol/round.rs",
+        old: "            (Verdict::Pending, _) if !self.tally.is_complete() => None,
 ",
-        new: "            _ if crate::broken(\"waiting for every node\") && !count.tally.is_complete() => None,
-            (Verdict::Pending, _) if !count.tally.is_complete() => None,
+        new: "            _ if crate::broken(\"waiting for every node\") && !self.tally.is_complete() => None,
+            (Verdict::Pending, _) if !self.tally.is_complete() => None,
 ",
     },
     Change {
-        file: "src/round.rs",
+        file: "src/coordinator/follow.rs",
         old: "        let vote = match (reply, self.purpose) {\n",
         new: "        if let Ok(Value::Array(fields)) = &reply
             && let [Value::Int(11), Value::Int(_), Value::Int(counter)] = fields.as_slice()
@@ -120,14 +129,14 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/lease.rs",
-        old: "    touched: AtomicU64,\n",
-        new: "    touched: AtomicU64,\n    /// Of the variant \"token = max of per-node counters\".\n    pub(crate) counter: AtomicU64,\n",
+        file: "src/coordinator/lease.rs",
+        old: "    sent_to: AtomicU64,\n",
+        new: "    sent_to: AtomicU64,\n    /// Of the variant \"token = max of per-node counters\".\n    pub(crate) counter: AtomicU64,\n",
     },
     Change {
-        file: "src/lease.rs",
-        old: "            touched: AtomicU64::new(0),\n",
-        new: "            touched: AtomicU64::new(0),\n            counter: AtomicU64::new(0),\n",
+        file: "src/coordinator/lease.rs",
+        old: "            sent_to: AtomicU64::new(0),\n",
+        new: "            sent_to: AtomicU64::new(0),\n            counter: AtomicU64::new(0),\n",
     },
     Change {
         file: "src/node/replies.rs",
@@ -142,7 +151,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/guard.rs",
+        file: "src/coordinator/holds.rs",
         old: "        Some(lease.state().lease.token)\n",
         new: "        if crate::broken(\"token = max of per-node counters\") {
             let counter = lease.counter.load(std::sync::atomic::Ordering::Relaxed);
@@ -153,25 +162,25 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     // Leases.
     Change {
-        file: "src/lease.rs",
-        old: "            Due::Loss => return self.over(state),\n",
+        file: "src/coordinator/follow.rs",
+        old: "            Due::Loss => return over(&self, state),\n",
         new: "            Due::Loss if crate::broken(\"no watch over the deadline\") => return,
-            Due::Loss => return self.over(state),
+            Due::Loss => return over(&self, state),
 ",
     },
     Change {
-        file: "src/lease.rs",
+        file: "src/coordinator/lease.rs",
         old: "            match left {\n",
         new: "            match left.filter(|_| !crate::broken(\"no watch over the deadline\")) {\n",
     },
     Change {
-        file: "src/lock.rs",
-        old: "if verdict == Verdict::Won && !guard.remaining().is_zero() {",
-        new: "let spent = guard.remaining().is_zero() && !crate::broken(\"validity not checked last\");
+        file: "src/coordinator/attempt.rs",
+        old: "if verdict == Verdict::Won && !holds.remaining().is_zero() {",
+        new: "let spent = holds.remaining().is_zero() && !crate::broken(\"validity not checked last\");
         if verdict == Verdict::Won && !spent {",
     },
     Change {
-        file: "src/lock.rs",
+        file: "src/coordinator/attempt.rs",
         old: "        let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));\n",
         new: "        let used = self.owner.last_ballot().load(std::sync::atomic::Ordering::Relaxed);
         let reused = Ballot::from_wire(used).filter(|ballot| *ballot > Ballot::ZERO);
@@ -180,14 +189,14 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/lock.rs",
+        file: "src/coordinator/attempt.rs",
         old: "                None => (ballot.into(), ballot, true),\n",
         new: "                None if reused.is_some() => (reused.unwrap_or(ballot).into(), ballot, false),
                 None => (ballot.into(), ballot, true),
 ",
     },
     Change {
-        file: "src/lease.rs",
+        file: "src/coordinator/send.rs",
         old: "    let ballot = largest_sent(states);\n",
         new: "    let known = crate::broken(\"release carries what is known\");
     let known = states.iter().map(|state| state.lease.known).max().filter(|_| known);
@@ -202,11 +211,11 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/guard.rs",
-        old: "        if !self.leases.is_empty() {\n            self.part();\n",
+        file: "src/coordinator/holds.rs",
+        old: "        if !self.leases.is_empty() {\n            self.give_back();\n",
         new: "        let pending = self.leases.iter().any(|lease| lease.phase() == Phase::Pending);
         if !self.leases.is_empty() && !(pending && crate::broken(\"dropped request not released\")) {
-            self.part();
+            self.give_back();
 ",
     },
     Change {
@@ -221,13 +230,13 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     // Two clocks.
     Change {
-        file: "src/lock.rs",
+        file: "src/coordinator/attempt.rs",
         old: "self.ends.iter().filter(|(_, over)| *over < now)",
         new: "self.ends.iter().filter(|(_, over)| *over < now || crate::broken(\"an end is named without waiting\"))",
     },
     // Shares.
     Change {
-        file: "src/lease.rs",
+        file: "src/coordinator/lease.rs",
         old: "Share { client: self.core.common.client, lease: self.id }",
         new: "Share {
             client: self.core.common.client,

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::environment::{Environment, Moment, within};
-use crate::lease::Lease;
 use crate::sync::locked;
 
 /// The runtime's timers stand still while the machine sleeps, the leases do not. So while there are leases, no nap is
@@ -17,32 +16,38 @@ const LONGEST_NAP: Duration = Duration::from_millis(250);
 /// So many leases are looked at in one go.
 const MOST_AT_ONCE: u32 = 256;
 
-pub(crate) struct Keeper {
+/// What the watchdog wakes for.
+pub(super) trait Tick: Send + Sync {
+    /// Does what time has made due.
+    fn tick(self: Arc<Self>);
+}
+
+pub(crate) struct Watchdog {
     calendar: Mutex<Calendar>,
     earlier: Notify,
 }
 
 struct Calendar {
-    due: BTreeMap<(Moment, u64), Arc<Lease>>,
-    /// When the task wakes by itself; `None` when only [`Keeper::earlier`] wakes it.
+    due: BTreeMap<(Moment, u64), Arc<dyn Tick>>,
+    /// When the task wakes by itself; `None` when only [`Watchdog::earlier`] wakes it.
     alarm: Option<Moment>,
     closed: bool,
 }
 
-impl Keeper {
+impl Watchdog {
     pub(crate) fn new() -> Self {
         let calendar = Calendar { due: BTreeMap::new(), alarm: None, closed: false };
         Self { calendar: Mutex::new(calendar), earlier: Notify::new() }
     }
 
-    /// Moves a lease's entry. Never waits.
-    pub(crate) fn move_to(&self, lease: &Arc<Lease>, from: Option<Moment>, to: Option<Moment>) {
+    /// Moves the entry of what has this id. Never waits.
+    pub(super) fn move_to<T: Tick + 'static>(&self, id: u64, due: &Arc<T>, from: Option<Moment>, to: Option<Moment>) {
         let mut calendar = locked(&self.calendar);
         if let Some(from) = from {
-            calendar.due.remove(&(from, lease.id));
+            calendar.due.remove(&(from, id));
         }
         let Some(to) = to else { return };
-        calendar.due.insert((to, lease.id), Arc::clone(lease));
+        calendar.due.insert((to, id), Arc::<T>::clone(due));
         if calendar.alarm.is_none_or(|alarm| to < alarm) {
             calendar.alarm = Some(to);
             drop(calendar);
@@ -65,8 +70,8 @@ impl Keeper {
         loop {
             let now = environment.now();
             let mut ticks = 0;
-            while let Some(lease) = self.pop(now) {
-                lease.tick();
+            while let Some(due) = self.pop(now) {
+                due.tick();
                 ticks += 1;
                 if ticks % MOST_AT_ONCE == 0 {
                     // What is due goes out before more is added to it.
@@ -89,7 +94,7 @@ impl Keeper {
         }
     }
 
-    fn pop(&self, now: Moment) -> Option<Arc<Lease>> {
+    fn pop(&self, now: Moment) -> Option<Arc<dyn Tick>> {
         let mut calendar = locked(&self.calendar);
         let entry = calendar.due.first_entry()?;
         (entry.key().0 <= now).then(|| entry.remove())

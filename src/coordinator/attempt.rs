@@ -1,112 +1,38 @@
+//! The tries of one request: a round that has been sent, what came of it, and the next one.
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use futures::poll;
 
-use crate::client::{Core, Handle};
+use super::handle::Handle;
+use super::holds::Holds;
+use super::lease::{Lease, lock_states};
+use super::registry::{Reservation, Reserved};
+use super::retry::Retry;
+use super::round::Round;
+use super::send::{Bid, send_hold};
+use super::waiter::Waiter;
 use crate::environment::Moment;
-use crate::error::{AcquireError, ConfigError, Holder, OwnHold, Reports};
+use crate::error::{AcquireError, ClientError, Holder, OwnHold, Reports};
 use crate::export::ExportedLease;
-use crate::guard::Guard;
-use crate::lease::{Bid, Lease, lock_states, send_hold};
-use crate::node::{Exchange as _, LastEnd};
+use crate::node::LastEnd;
 use crate::owner::{Owner, is_of_this_process};
-use crate::patience::{Again, Patience};
-use crate::protocol::{self, Ballot, Phase, Verdict};
+use crate::protocol::{self, Ballot, Phase, RetryAdvice, Verdict};
 use crate::resource::Resource;
-use crate::round::Round;
-use crate::table::{Reservation, Reserved};
-use crate::waiter::Waiter;
 use crate::waiting::Ticket;
 
 mod explain;
 
-const MOST_NAMES: usize = 500;
-/// So many ends of leases are named to the nodes, the latest ones.
+/// This many ends of leases are named to the nodes, the latest ones.
 const MOST_ENDS: usize = 32;
-
-/// A lock that is being asked for; nothing happens before [`acquire`](Self::acquire) or
-/// [`try_acquire`](Self::try_acquire).
-#[must_use = "a request does nothing until acquire() or try_acquire()"]
-pub struct LockRequest {
-    pub(crate) handle: Arc<Handle>,
-    names: Vec<Vec<u8>>,
-    owner: Option<Owner>,
-    lease: Option<Duration>,
-    pub(crate) wait: Option<Duration>,
-}
-
-impl LockRequest {
-    pub(crate) fn new(handle: Arc<Handle>, names: Vec<Vec<u8>>) -> Self {
-        Self { handle, names, owner: None, lease: None, wait: None }
-    }
-
-    /// Acquires for this owner: what it holds already is entered again.
-    ///
-    /// Defaults to the owner whose [`scope`](Owner::scope) this runs in, or else to a new one.
-    pub fn owner(mut self, owner: &Owner) -> Self {
-        self.owner = Some(owner.clone());
-        self
-    }
-
-    /// The lease of this acquisition. A re-entry never shortens a lease.
-    ///
-    /// Defaults to the client's [setting](crate::Builder::lease).
-    pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = Some(lease);
-        self
-    }
-
-    /// How long [`acquire`](Self::acquire) waits.
-    ///
-    /// Defaults to for ever while somebody holds the lock; but a majority that cannot be heard for half a lease is an
-    /// error also then.
-    pub fn wait(mut self, limit: Duration) -> Self {
-        self.wait = Some(limit);
-        self
-    }
-
-    pub(crate) async fn try_until_granted(self, mut patience: Patience) -> Result<Guard, AcquireError> {
-        let core = &self.handle.0;
-        let attempt = self.prepare()?;
-        let mut waiter = Waiter::new(core, &attempt.resources, !patience.is_over_at_once());
-        let mut offer = Offer::default();
-        loop {
-            core.check()?;
-            let (error, again) = match attempt.make(&self.handle, &mut offer, &mut patience, &mut waiter).await {
-                Ok(guard) => return Ok(guard),
-                Err(failed) => failed,
-            };
-            offer.above = if let Again::Above(floor) = again { floor } else { Ballot::ZERO };
-            waiter.failed(again);
-            let heard = patience.wait_after(core, attempt.lease, error, again, waiter.ticket()).await?;
-            waiter.takes_turns(heard);
-        }
-    }
-
-    /// Checks everything that can be checked before a command is sent.
-    fn prepare(&self) -> Result<Attempt, ConfigError> {
-        let core = &self.handle.0;
-        let lease = self.lease.unwrap_or(core.settings.lease);
-        core.settings.check_lease(lease)?;
-        if self.names.len() > MOST_NAMES {
-            return Err(ConfigError::TooManyNames(self.names.len()));
-        }
-        let named = self.names.iter().map(|name| core.resource(name));
-        let mut resources = named.collect::<Result<Vec<Resource>, ConfigError>>()?;
-        let first = resources.first().cloned().ok_or(ConfigError::NoNames)?;
-        resources.sort_unstable();
-        resources.dedup();
-        let owner = self.owner.clone().or_else(Owner::scoped).unwrap_or_else(|| core.anonymous());
-        Ok(Attempt { resources: resources.into(), first, owner, lease })
-    }
-}
 
 /// What every try of one request has in common.
 #[derive(Clone)]
-struct Attempt {
+pub(crate) struct Attempt {
     /// Sorted.
     resources: Arc<[Resource]>,
     first: Resource,
@@ -149,32 +75,67 @@ impl Offer {
 
 /// A round that has been sent.
 struct Begun {
-    guard: Guard,
+    holds: Holds,
     round: Arc<Round>,
-    /// Behind the guard, so dropped after it: the next try of the same owner is sent behind our release.
+    /// Behind the holds, so dropped after it: the next try of the same owner is sent behind our release.
     reservation: Reservation,
 }
 
 /// Why a try failed, and what may help.
-type Failed = (AcquireError, Again);
+type Failed = (AcquireError, RetryAdvice);
+
+impl Attempt {
+    /// `resources` are sorted; `first` is the one that was named first.
+    pub(crate) fn new(resources: Vec<Resource>, first: Resource, owner: Owner, lease: Duration) -> Self {
+        Self { resources: resources.into(), first, owner, lease }
+    }
+
+    /// Asks until the request is decided, or the client can be used no more.
+    pub(crate) async fn compete(&self, handle: &Arc<Handle>, retry: Retry) -> Result<Holds, AcquireError> {
+        let core = &handle.core;
+        let competing = pin!(self.try_until_granted(handle, retry));
+        match select(competing, pin!(core.common.life.ended())).await {
+            Either::Left((Ok(holds), _)) => Ok(holds),
+            Either::Left((Err(error), _)) => Err(core.check().map_or_else(Into::into, |()| error)),
+            Either::Right(_) => Err(ClientError::RuntimeEnded.into()),
+        }
+    }
+
+    async fn try_until_granted(&self, handle: &Arc<Handle>, mut retry: Retry) -> Result<Holds, AcquireError> {
+        let core = &handle.core;
+        let mut waiter = Waiter::new(core, &self.resources, !retry.policy.is_once());
+        let mut offer = Offer::default();
+        loop {
+            core.check()?;
+            let (error, advice) = match self.make(handle, &mut offer, &mut retry, &mut waiter).await {
+                Ok(holds) => return Ok(holds),
+                Err(failed) => failed,
+            };
+            offer.above = if let RetryAdvice::Above(floor) = advice { floor } else { Ballot::ZERO };
+            waiter.failed(advice);
+            let heard = retry.wait_after(core, self.lease, error, advice, waiter.ticket()).await?;
+            waiter.takes_turns(heard);
+        }
+    }
+}
 
 #[expect(clippy::result_large_err, reason = "the error of a try is the error of the request, and seldom moved")]
 impl Attempt {
-    /// One round. What it leaves behind when it fails or is dropped, the guard's drop takes away.
+    /// One round. What it leaves behind when it fails or is dropped, the drop of the holds takes away.
     async fn make(
         &self,
         handle: &Arc<Handle>,
         offer: &mut Offer,
-        patience: &mut Patience,
+        retry: &mut Retry,
         waiter: &mut Waiter<'_>,
-    ) -> Result<Guard, Failed> {
-        let core = &handle.0;
+    ) -> Result<Holds, Failed> {
+        let core = &handle.core;
         let longest = core.common.learnt_lease();
         let begun = loop {
-            let reserved = self.reserve(core, patience, waiter).await?;
+            let reserved = self.reserve(handle, retry, waiter).await?;
             let begun = if self.acquires(&reserved.1) {
                 waiter.begin_try();
-                self.begin_in_turn(handle, reserved, offer, patience, waiter).await
+                self.begin_in_turn(handle, reserved, offer, retry, waiter).await
             } else {
                 self.begin(handle, reserved, offer, None)
             };
@@ -182,48 +143,47 @@ impl Attempt {
                 break begun;
             }
         };
-        let Begun { guard, round, .. } = &begun;
-        let limit = patience.limit(core.now(), core.settings.node_timeout(self.lease));
+        let Begun { holds, round, .. } = &begun;
+        let limit = retry.policy.limit(core.now(), core.settings.node_timeout(self.lease));
         let verdict = round.decided_within(limit).await;
         let acquires = round.facts().acquires;
         let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases();
         if verdict == Verdict::Won && acquires && has_learnt {
             // A node has told of longer leases meanwhile: what another one granted may be quarantined for these.
             let resource = self.first.to_string();
-            return Err((AcquireError::Contended { resource, nodes: round.reports(None) }, Again::Above(Ballot::ZERO)));
+            return Err((
+                AcquireError::Contended { resource, nodes: round.reports(None) },
+                RetryAdvice::Above(Ballot::ZERO),
+            ));
         }
-        if verdict == Verdict::Won && !guard.remaining().is_zero() {
+        if verdict == Verdict::Won && !holds.remaining().is_zero() {
             core.common.hearing.heard();
-            waiter.granted(guard.leases());
-            begun.reservation.fulfil(begun.guard.leases().iter());
-            return Ok(begun.guard);
+            waiter.granted(holds.leases());
+            begun.reservation.fulfil(begun.holds.leases().iter());
+            return Ok(begun.holds);
         }
         let waits = offer.learn(core.now(), round.last_ends());
-        let (error, again) = self.explain(core, guard, round, verdict, limit);
-        if !matches!(again, Again::WhenHeard) {
+        let (error, advice) = self.explain(core, holds, round, verdict, limit);
+        if !matches!(advice, RetryAdvice::WhenHeard) {
             core.common.hearing.heard();
         }
-        Err((error, again.within(waits)))
+        Err((error, advice.within(waits)))
     }
 
-    async fn reserve(
-        &self,
-        core: &Arc<Core>,
-        patience: &Patience,
-        waiter: &mut Waiter<'_>,
-    ) -> Result<Reserved, Failed> {
+    async fn reserve(&self, handle: &Arc<Handle>, retry: &Retry, waiter: &mut Waiter<'_>) -> Result<Reserved, Failed> {
+        let core = &handle.core;
         loop {
-            let done = match core.table.reserve(&self.owner, &self.resources) {
+            let done = match handle.registry.reserve(&self.owner, &self.resources) {
                 Ok(reserved) => return Ok(reserved),
                 Err(done) => done,
             };
             // That one may be waiting for the turn that this request has from an earlier try.
             waiter.stand_aside();
             let contended = || AcquireError::Contended { resource: self.first.to_string(), nodes: Reports(Vec::new()) };
-            match patience.left(core.now()) {
+            match retry.policy.left(core.now()) {
                 None => done.await,
                 Some(left) if core.within(left, done).await.is_some() => {}
-                Some(_) => return Err((contended(), Again::Later)),
+                Some(_) => return Err((contended(), RetryAdvice::Later)),
             }
         }
     }
@@ -244,10 +204,10 @@ impl Attempt {
         handle: &Arc<Handle>,
         reserved: Reserved,
         offer: &Offer,
-        patience: &mut Patience,
+        retry: &mut Retry,
         waiter: &mut Waiter<'_>,
     ) -> Result<Option<Begun>, Failed> {
-        let core = &handle.0;
+        let core = &handle.core;
         let start = {
             let (attempt, handle, offer) = (self.clone(), Arc::clone(handle), offer.clone());
             move |ticket: Option<&Arc<Ticket>>| attempt.begin(&handle, reserved, &offer, ticket)
@@ -257,12 +217,12 @@ impl Attempt {
             return begun.unwrap_or(Ok(None));
         }
         // Also what there is to tell when the turn comes too late for an answer.
-        patience.has_met(self.not_our_turn(core));
-        let begun = match patience.left(core.now()) {
+        retry.has_met(self.not_our_turn(handle));
+        let begun = match retry.policy.left(core.now()) {
             None => begun.await,
             Some(left) => {
                 let in_time = core.within(left, begun).await;
-                in_time.ok_or_else(|| (self.not_our_turn(core), Again::Later))?
+                in_time.ok_or_else(|| (self.not_our_turn(handle), RetryAdvice::Later))?
             }
         };
         begun.unwrap_or(Ok(None))
@@ -278,9 +238,11 @@ impl Attempt {
     }
 
     /// Another request of this process has the lock, or is asking for it.
-    fn not_our_turn(&self, core: &Core) -> AcquireError {
+    fn not_our_turn(&self, handle: &Handle) -> AcquireError {
         let (resource, nodes) = (self.first.to_string(), Reports(Vec::new()));
-        let Some(lease) = core.turns.lease(&self.first) else { return AcquireError::Contended { resource, nodes } };
+        let Some(lease) = handle.registry.in_force(&self.first) else {
+            return AcquireError::Contended { resource, nodes };
+        };
         let state = lease.state();
         let by = Holder::Owner {
             label: lease.owner.label().to_owned(),
@@ -288,7 +250,7 @@ impl Attempt {
             token: state.lease.token,
         };
         let own = Some(OwnHold::Process);
-        AcquireError::Held { resource, by, free_in: Some(state.lease.remaining(core.now())), own, nodes }
+        AcquireError::Held { resource, by, free_in: Some(state.lease.remaining(handle.core.now())), own, nodes }
     }
 
     /// Sends the round. `None` when a lease that was to be entered was released meanwhile: reserve again.
@@ -299,7 +261,7 @@ impl Attempt {
         offer: &Offer,
         ticket: Option<&Arc<Ticket>>,
     ) -> Result<Option<Begun>, Failed> {
-        let core = &handle.0;
+        let core = &handle.core;
         let now = core.now();
         let mut free: Vec<&Resource> = self
             .resources
@@ -344,14 +306,14 @@ impl Attempt {
         states.extend(lock_states(&created));
 
         let leases: Vec<Arc<Lease>> = entered.iter().chain(&created).cloned().collect();
-        let guard = Guard::enter(Arc::clone(handle), leases, &mut states, self.first.clone());
+        let holds = Holds::enter(Arc::clone(handle), leases, &mut states, self.first.clone());
         let mut borrowed = states.iter_mut().map(|state| &mut **state).collect::<Vec<_>>();
         let bid = Bid { ballot: Some(ballot), waited_for: offer.waited_for(now) };
-        let round = send_hold(core, guard.leases(), &mut borrowed, self.lease, &bid);
-        Ok(Some(Begun { guard, round, reservation }))
+        let round = send_hold(core, holds.leases(), &mut borrowed, self.lease, &bid);
+        Ok(Some(Begun { holds, round, reservation }))
     }
 }
 
 fn lost(resource: &Resource, nodes: Reports) -> Failed {
-    (AcquireError::Lost { resource: resource.to_string(), nodes }, Again::Never)
+    (AcquireError::Lost { resource: resource.to_string(), nodes }, RetryAdvice::Never)
 }

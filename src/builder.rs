@@ -2,27 +2,26 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
+use tokio::runtime;
 
 use crate::client::Quorlock;
+use crate::coordinator::{Core, Handle};
 use crate::environment::{Environment, System};
 use crate::error::ConfigError;
 use crate::node::NodeAddress;
 use crate::protocol::{Schedule, Validity, quorum};
 use crate::secrets::hidden;
+use crate::settings::Settings;
 
 /// The default of [`Builder::lease`].
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
 /// The default of [`Builder::prefix`].
 pub const DEFAULT_PREFIX: &str = "quorlock:lock:";
 
-const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
 const DEFAULT_MEMORY: Duration = Duration::from_secs(10 * 60);
 const SHORTEST_MEMORY: Duration = Duration::from_secs(60);
 const LONGEST_MEMORY: Duration = Duration::from_secs(2 * 7 * 24 * 3600);
-const LONGEST_NODE_TIMEOUT: Duration = Duration::from_secs(3600);
 const DEFAULT_DRIFT_FACTOR: f64 = 0.01;
-const LONGEST_DEFAULT_NODE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Settings of a client; start with [`Quorlock::builder`].
 #[derive(Clone, Debug)]
@@ -49,6 +48,13 @@ struct NodeUrl(String);
 impl fmt::Debug for NodeUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&NodeAddress::parse(&self.0).map_or_else(|_| hidden(&self.0), |node| node.name))
+    }
+}
+
+impl Quorlock {
+    /// Starts with the default settings and no nodes.
+    pub fn builder() -> Builder {
+        Builder::new()
     }
 }
 
@@ -185,8 +191,9 @@ impl Builder {
     #[expect(clippy::unused_async, reason = "must run inside a runtime, and may come to ask nodes before it returns")]
     pub async fn connect(self) -> Result<Quorlock, ConfigError> {
         let (settings, nodes) = self.checked()?;
-        Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
-        Ok(Quorlock::start(settings, nodes, self.machine(), &self.label))
+        runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
+        let core = Core::start(settings, nodes, self.machine(), &self.label);
+        Ok(Quorlock::new(Handle::new(core)))
     }
 
     /// The settings and the nodes' addresses, checked.
@@ -248,48 +255,10 @@ impl Builder {
     }
 }
 
-/// Checked settings.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) quorum: usize,
-    pub(crate) lease: Duration,
-    pub(crate) longest_lease: Duration,
-    pub(crate) prefix: Vec<u8>,
-    fixed_node_timeout: Option<Duration>,
-    pub(crate) memory: Duration,
-    pub(crate) schedule: Schedule,
-}
-
-impl Settings {
-    /// How long a round for this lease waits for nodes.
-    pub(crate) fn node_timeout(&self, lease: Duration) -> Duration {
-        self.fixed_node_timeout.unwrap_or_else(|| (lease / 4).min(LONGEST_DEFAULT_NODE_TIMEOUT))
-    }
-
-    /// Can a lease of this length work?
-    pub(crate) fn check_lease(&self, lease: Duration) -> Result<(), ConfigError> {
-        if lease > LONGEST_LEASE {
-            return Err(ConfigError::LeaseTooLong { lease, longest: LONGEST_LEASE });
-        }
-        let drift = self.schedule.validity.drift(lease);
-        let node_timeout = self.node_timeout(lease);
-        if node_timeout > LONGEST_NODE_TIMEOUT {
-            return Err(ConfigError::NodeTimeoutTooLong { timeout: node_timeout, longest: LONGEST_NODE_TIMEOUT });
-        }
-        if lease <= drift + node_timeout {
-            return Err(ConfigError::LeaseTooShort { lease, drift, node_timeout });
-        }
-        let longest = lease.saturating_sub(drift + Schedule::extend_after(lease));
-        if let Some(danger) = self.schedule.danger.filter(|danger| *danger > longest) {
-            return Err(ConfigError::DangerTooEarly { danger, lease, longest });
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::LONGEST_LEASE;
 
     fn three() -> Builder {
         Builder::new().nodes(["redis://a", "redis://b", "redis://c"])

@@ -3,15 +3,15 @@
 use crate::error::Reports;
 use crate::protocol::Ballot;
 
-/// What the nodes said when a message got no majority, or when the lease was lost.
+/// What the nodes reasons when a message got no majority, or when the lease was lost.
 #[derive(Default)]
-pub(crate) struct Said {
+pub(crate) struct Reasons {
     ballot: Ballot,
     pub(crate) reports: Option<Reports>,
     is_over: bool,
 }
 
-impl Said {
+impl Reasons {
     /// A message with this ballot got no majority.
     pub(crate) fn is_failed(&mut self, ballot: Ballot, reports: Reports) {
         if !self.is_over && ballot >= self.ballot {
@@ -40,15 +40,15 @@ mod tests {
     fn the_latest_failure_is_kept_until_the_lease_goes_on_or_is_over() {
         let ballot = |number| Ballot::from_wire(number).expect("a ballot");
         let reports = || Some(Reports(Vec::new()));
-        let mut said = Said::default();
-        said.is_failed(ballot(5), Reports(Vec::new()));
-        said.is_confirmed(ballot(4));
-        assert_eq!(said.reports, reports(), "a late answer to an older message");
-        said.is_confirmed(ballot(6));
-        said.is_failed(ballot(5), Reports(Vec::new()));
-        assert_eq!(said.reports, None);
-        said.is_over(Reports(Vec::new()));
-        said.is_confirmed(ballot(7));
-        assert_eq!(said.reports, reports());
+        let mut reasons = Reasons::default();
+        reasons.is_failed(ballot(5), Reports(Vec::new()));
+        reasons.is_confirmed(ballot(4));
+        assert_eq!(reasons.reports, reports(), "a late answer to an older message");
+        reasons.is_confirmed(ballot(6));
+        reasons.is_failed(ballot(5), Reports(Vec::new()));
+        assert_eq!(reasons.reports, None);
+        reasons.is_over(Reports(Vec::new()));
+        reasons.is_confirmed(ballot(7));
+        assert_eq!(reasons.reports, reports());
     }
 }

@@ -1,12 +1,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::client::Core;
-use crate::lease::{Lease, send_leave};
-use crate::patience::Again;
+use super::core::Core;
+use super::lease::Lease;
+use super::send::send_leave;
+use crate::protocol::RetryAdvice;
 use crate::resource::Resource;
-use crate::waiting::Ticket;
-use crate::waiting::Turn;
+use crate::waiting::{Ticket, Turn};
 
 /// The places of a request that waits: in the lines of the nodes, and its turn in this process. Dropping it gives both up.
 pub(crate) struct Waiter<'a> {
@@ -88,8 +88,8 @@ impl<'a> Waiter<'a> {
     }
 
     /// A try has failed. Where no majority was heard, the next in this process may try, and be told so.
-    pub(crate) fn failed(&mut self, again: Again) {
-        if let Again::WhenHeard = again {
+    pub(crate) fn failed(&mut self, advice: RetryAdvice) {
+        if let RetryAdvice::WhenHeard = advice {
             self.turn = None;
         }
     }

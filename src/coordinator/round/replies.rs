@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-use super::{Purpose, Round, released};
+use super::Round;
 use crate::error::{Answer, Reports};
 use crate::node::{LastEnd, Refusal, Vote};
-use crate::patience::ROUND_TRIP;
-use crate::protocol::{Room, Verdict};
+use crate::protocol::ROUND_TRIP;
+use crate::protocol::{Purpose, Room};
 use crate::sync::locked;
 
 impl Round {
     /// The resource of which a node first said that it was over there.
     pub(crate) fn first_over(&self) -> String {
-        let count = locked(&self.count);
+        let replies = locked(&self.replies);
         let over = match self.purpose {
-            Purpose::Release => count.each.iter().position(|tally| released(tally) == Verdict::Lost),
-            _ => count.votes().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None }),
+            Purpose::Release => replies.state.first_lost(),
+            _ => replies.votes().find_map(|vote| if let Vote::No(no) = vote { no.ends() } else { None }),
         };
         over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
     }
@@ -29,7 +29,7 @@ impl Round {
             Vote::No(Refusal::Stale { floor, clock }) => Some(Room { floor: *floor, clock: *clock, ..like_us }),
             _ => None,
         };
-        locked(&self.count).votes().filter_map(room).collect()
+        locked(&self.replies).votes().filter_map(room).collect()
     }
 
     /// What nodes said of leases that were not released, and may be in force.
@@ -38,23 +38,23 @@ impl Round {
             Vote::No(Refusal::Early { last, left, .. }) => Some((*last, *left)),
             _ => None,
         };
-        locked(&self.count).votes().filter_map(end).collect()
+        locked(&self.replies).votes().filter_map(end).collect()
     }
 
     /// Every refusal so far.
     pub(crate) fn refusals(&self) -> Vec<Refusal> {
-        let count = locked(&self.count);
-        count.votes().filter_map(|vote| if let Vote::No(no) = vote { Some(no.clone()) } else { None }).collect()
+        let replies = locked(&self.replies);
+        replies.votes().filter_map(|vote| if let Vote::No(no) = vote { Some(no.clone()) } else { None }).collect()
     }
 
     /// Nodes that have not answered, or of which nothing is known.
     pub(crate) fn pending(&self) -> Vec<String> {
-        let count = locked(&self.count);
+        let replies = locked(&self.replies);
         let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::Unheard(_)));
         self.core
             .nodes
             .iter()
-            .zip(&count.votes)
+            .zip(&replies.votes)
             .filter(|(_, vote)| open(vote))
             .map(|(node, _)| node.name.to_string())
             .collect()
@@ -63,7 +63,7 @@ impl Round {
     /// What each node said; of one that said nothing, what is known of it. `waited` is how long all were waited for, when that
     /// is over: in less than a slow round trip no answer means nothing.
     pub(crate) fn reports(&self, waited: Option<Duration>) -> Reports {
-        let votes = locked(&self.count).votes.clone();
+        let votes = locked(&self.replies).votes.clone();
         let waited =
             waited.filter(|waited| *waited >= self.core.settings.node_timeout(self.facts.length).min(ROUND_TRIP.1));
         self.core.reports(|node| match (&votes[node], waited) {

@@ -1,0 +1,73 @@
+//! Why a try failed, and what may help.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::core::Core;
+use super::super::holds::Holds;
+use super::super::lease::Lease;
+use super::super::round::Round;
+use super::{Attempt, Failed, lost};
+use crate::error::{AcquireError, Holder, Reports};
+use crate::node::Refusal;
+use crate::protocol::{Diagnosis, FailedRound, MostNamed, Phase, Verdict};
+
+impl Attempt {
+    /// Why the round did not give the lock.
+    pub(super) fn explain(
+        &self,
+        core: &Core,
+        holds: &Holds,
+        round: &Round,
+        verdict: Verdict,
+        limit: Duration,
+    ) -> Failed {
+        let quorum = core.settings.quorum;
+        let refusals = round.refusals();
+        let nodes = round.reports((verdict == Verdict::Pending).then_some(limit));
+        let over = |(i, lease): &(usize, &Arc<Lease>)| {
+            let refused = refusals.iter().filter(|refusal| refusal.ends() == Some(*i)).count();
+            let is_new = lease.state().lease.token == round.facts().ballot.into();
+            !is_new && (lease.phase() == Phase::Lost || refused >= quorum)
+        };
+        if let Some((_, lease)) = holds.leases().iter().enumerate().find(over) {
+            return lost(&lease.resource, nodes);
+        }
+        let kept = refusals.iter().filter_map(|no| if let Refusal::Kept { left } = no { Some(*left) } else { None });
+        let holder = nodes.most_frequent_holder();
+        let took = core.now().since(round.facts().started);
+        let is_stale = refusals.iter().any(|refusal| matches!(refusal, Refusal::Stale { .. }));
+        let (diagnosis, advice) = FailedRound {
+            nodes: core.nodes.len(),
+            quorum,
+            verdict,
+            tally: round.tally(),
+            took,
+            ballot: round.facts().ballot,
+            refusals: refusals.len(),
+            ahead: refusals.iter().filter(|refusal| matches!(refusal, Refusal::Ahead { .. })).count(),
+            is_stale,
+            rooms: &if is_stale { round.rooms() } else { Vec::new() },
+            own_room: core.room(),
+            kept: kept.max(),
+            holder: holder.as_ref().map(|(by, free_in, votes)| MostNamed {
+                votes: *votes,
+                free_in: *free_in,
+                is_foreign: *by == Holder::Foreign,
+            }),
+        }
+        .diagnose();
+        let error = match (diagnosis, holder) {
+            (Diagnosis::TooLate, _) => AcquireError::TooLate { took, lease: self.lease, nodes },
+            (Diagnosis::Held, Some((by, free_in, _))) => self.held(by, free_in, nodes),
+            (Diagnosis::Contended, _) => AcquireError::Contended { resource: self.first.to_string(), nodes },
+            (Diagnosis::NoQuorum | Diagnosis::Held, _) => AcquireError::NoQuorum { needed: quorum, nodes },
+        };
+        (error, advice)
+    }
+
+    fn held(&self, by: Holder, free_in: Option<Duration>, nodes: Reports) -> AcquireError {
+        let own = self.own_hold(&by);
+        AcquireError::Held { resource: self.first.to_string(), by, free_in, own, nodes }
+    }
+}

@@ -1,0 +1,234 @@
+//! What all leases, rounds and tasks of one client share.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::watchdog::Watchdog;
+use crate::environment::{Environment, Moment, random_time, within};
+use crate::error::{Answer, ClientError, ConfigError, NodeError, NodeReport, Reports};
+use crate::node::{Common, Driver, Node, NodeAddress};
+use crate::owner::Owner;
+use crate::protocol::{self, Ballot, Room};
+use crate::resource::{LIST, Resource};
+use crate::settings::Settings;
+use crate::text::readable;
+use crate::waiting::{Ticket, Turns};
+
+/// How far ahead of this machine's clock a ballot may pull the client's own proposals: what NTP leaves between clocks.
+const TRUSTED_LEAD: Duration = Duration::from_secs(60);
+
+/// A runtime that does nothing for a shorter time may just be busy.
+const STALLED: Duration = Duration::from_millis(100);
+
+/// Replaces a number, and gives the old one.
+fn raise(line: &AtomicU64, next: impl Fn(u64) -> u64) -> u64 {
+    line.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).unwrap_or_else(|last| last)
+}
+
+/// What leases, rounds and tasks share.
+pub(crate) struct Core {
+    pub(crate) settings: Settings,
+    pub(crate) nodes: Vec<Node>,
+    /// Of all connections.
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) common: Arc<Common>,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) turns: Arc<Turns>,
+    environment: Arc<dyn Environment>,
+    label: Arc<str>,
+    ids: AtomicU64,
+    last_ballot: AtomicU64,
+    last_ticket: AtomicU64,
+    /// How far this machine's wall clock is ahead of the nodes', in µs, when it is further than ballots may be.
+    lead: AtomicU64,
+}
+
+impl Core {
+    /// Connects to the nodes. The tasks of the client run in the current runtime until [`close`](Self::close).
+    pub(crate) fn start(
+        settings: Settings,
+        addresses: Vec<NodeAddress>,
+        environment: Arc<dyn Environment>,
+        label: &str,
+    ) -> Arc<Self> {
+        let timeout = settings.node_timeout(settings.lease);
+        let list_key = [LIST, &settings.prefix].concat();
+        let count = addresses.len();
+        let common = Arc::new(Common::new(
+            Arc::clone(&environment),
+            count,
+            list_key,
+            timeout,
+            settings.memory / 2,
+            settings.lease,
+        ));
+        if settings.longest_lease > settings.lease {
+            common.use_lease(settings.longest_lease);
+        }
+        let start = |(index, address)| Node::new(index, address, Arc::clone(&environment), Arc::clone(&common));
+        let (nodes, connections): (Vec<Node>, Vec<_>) = addresses.into_iter().enumerate().map(start).unzip();
+        let driver = Arc::new(Driver::new(connections, Arc::clone(&common)));
+        tokio::spawn(driver.run());
+        let core = Arc::new(Self {
+            settings,
+            nodes,
+            driver,
+            common,
+            watchdog: Watchdog::new(),
+            turns: Arc::default(),
+            label: Owner::labelled(label).label().into(),
+            ids: AtomicU64::new(0),
+            last_ballot: AtomicU64::new(0),
+            last_ticket: AtomicU64::new(0),
+            lead: AtomicU64::new(0),
+            environment,
+        });
+        let watched = Arc::clone(&core);
+        tokio::spawn(async move { watched.watchdog.run(watched.environment.as_ref()).await });
+        core
+    }
+
+    /// Lets the tasks end when they have seen through what was sent.
+    pub(crate) fn close(&self) {
+        if self.common.life.is_copy() {
+            return; // Another thread may have had a lock when the process was copied, and is not in the copy.
+        }
+        self.watchdog.close();
+        for node in &self.nodes {
+            node.close();
+        }
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        self.environment.now()
+    }
+
+    pub(crate) fn random_time(&self, range: Range<Duration>) -> Duration {
+        random_time(self.environment.as_ref(), range)
+    }
+
+    /// Waits for `future`, for at most `limit`, by a timer of the caller.
+    pub(crate) async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        within(self.environment.as_ref(), limit, future).await
+    }
+
+    /// Waits until a request that no majority has answered is to ask again. Says whether a majority has been heard meanwhile.
+    pub(crate) async fn next_try(&self) -> bool {
+        self.common.hearing.next_try(self.environment.as_ref()).await
+    }
+
+    pub(crate) async fn sleep(&self, time: Duration) {
+        self.environment.sleep(time).await;
+    }
+
+    /// # Errors
+    ///
+    /// Why this client can ask no node.
+    pub(crate) fn check(&self) -> Result<(), ClientError> {
+        self.common.life.check()
+    }
+
+    /// A node has not answered within this time. It is to blame unless the client is, whose connections had been polled so often
+    /// before.
+    pub(crate) fn no_answer(&self, limit: Duration, polls: u64) -> NodeError {
+        match self.check() {
+            Err(why) => why.into(),
+            Ok(()) if limit >= STALLED && polls == self.driver.polls() => ClientError::RuntimeStalled(limit).into(),
+            Ok(()) => NodeError::NoAnswer(limit),
+        }
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// An owner of its own for one acquisition.
+    pub(crate) fn anonymous(&self) -> Owner {
+        Owner::anonymous(self.environment.as_ref(), &self.label)
+    }
+
+    /// A ticket for a request that begins now. Its number is taken from the nodes' clocks: a client whose own clock is behind
+    /// has not waited longer than others.
+    pub(crate) fn ticket(&self) -> Arc<Ticket> {
+        let now = self.common.clocks.median(self.now()).unwrap_or_else(|| self.wall());
+        let next = |last: u64| now.max(last + 1);
+        let number = next(raise(&self.last_ticket, next));
+        self.common.tickets.issue(number, self.common.client, self.settings.quorum)
+    }
+
+    /// The wall clock in µs, as it ran on from when the client was made.
+    pub(crate) fn wall(&self) -> u64 {
+        self.common.wall()
+    }
+
+    /// A majority of the nodes is so far behind this machine's wall clock that they take no ballot of it: one of them shows
+    /// `clock`, in µs. From now on ballots go by that. (Ends of leases do not.)
+    pub(crate) fn set_back(&self, owner: &Owner, clock: u64) {
+        self.lead.store(self.wall().saturating_sub(clock), Ordering::Relaxed);
+        self.last_ballot.store(clock, Ordering::Relaxed);
+        owner.last_ballot().store(clock, Ordering::Relaxed);
+    }
+
+    /// A node's clock shows this, in µs. Where this machine's agrees with it again, ballots go by this machine's.
+    pub(crate) fn has_met(&self, clock: u64) {
+        if self.lead.load(Ordering::Relaxed) > 0
+            && u128::from(self.wall().abs_diff(clock)) <= self.common.window.as_micros()
+        {
+            self.lead.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// What a node would take whose clock agrees with this machine's, and that has seen no ballot.
+    pub(crate) fn room(&self) -> Room {
+        let window = u64::try_from(self.common.window.as_micros()).unwrap_or(u64::MAX);
+        Room { floor: Ballot::ZERO, clock: self.wall(), window }
+    }
+
+    /// A ballot larger than `floor`, and than every other one of this owner's here: none is ever used twice.
+    ///
+    /// A floor that is a little ahead of this machine's clock pulls all later proposals of the client along, as a hybrid
+    /// logical clock does. One that is far ahead counts for this owner only, or a few broken clocks would pull everybody
+    /// to where sound nodes refuse them.
+    pub(crate) fn propose_above(&self, owner: &Owner, floor: Ballot) -> Ballot {
+        let wall = self.wall().saturating_sub(self.lead.load(Ordering::Relaxed));
+        let trusted = wall.saturating_add(u64::try_from(TRUSTED_LEAD.as_micros()).unwrap_or(0));
+        let pull = if floor.get() <= trusted { floor.get() } else { 0 };
+        let propose = |last: u64| protocol::propose(last.max(pull), wall);
+        let proposed = propose(raise(&self.last_ballot, propose));
+        let ahead = |last: u64| protocol::propose(last.max(floor.get()), proposed);
+        let proposed = ahead(raise(owner.last_ballot(), ahead));
+        // Nodes take no ballot that is far ahead of their clocks, so the limit is centuries away.
+        Ballot::from_wire(proposed).unwrap_or(floor)
+    }
+
+    /// What each node said; of one that has said nothing to the point, what is known of it.
+    pub(crate) fn reports(&self, said: impl Fn(usize) -> Option<Answer>) -> Reports {
+        let now = self.now();
+        let report = |(index, node): (usize, &Node)| {
+            let known = || match self.check() {
+                // No lock is taken in a fork.
+                Err(why @ ClientError::Forked { .. }) => Answer::Failed(why.into()),
+                _ => node.trouble(now).map_or(Answer::Up, Answer::Failed),
+            };
+            NodeReport { node: node.name.to_string(), answer: said(index).unwrap_or_else(known) }
+        };
+        Reports(self.nodes.iter().enumerate().map(report).collect())
+    }
+
+    /// Why a node has not answered for so long. `polls` is how often the connections had been looked after before.
+    pub(crate) fn unanswered(&self, node: usize, waited: Duration, polls: u64) -> NodeError {
+        match self.no_answer(waited, polls) {
+            late @ NodeError::Client(_) => late,
+            late => match self.nodes[node].trouble(self.now()) {
+                None | Some(NodeError::Quarantined { .. }) => late,
+                Some(trouble) => trouble,
+            },
+        }
+    }
+
+    pub(crate) fn resource(&self, name: &[u8]) -> Result<Resource, ConfigError> {
+        Resource::new(&self.settings.prefix, name).ok_or_else(|| ConfigError::ReservedName(readable(name)))
+    }
+}

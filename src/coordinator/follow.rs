@@ -1,0 +1,165 @@
+//! What follows from replies and from time: messages about leases that are lost, repaired or extended.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, Weak};
+
+use redis::Value;
+
+use super::lease::{Lease, State};
+use super::round::Round;
+use super::send::{Bid, hold_round, send_hold, send_leave, send_release};
+use super::watchdog::Tick;
+use crate::environment::Moment;
+use crate::error::NodeError;
+use crate::node::{Exchange, Facts, Vote, parse_hold, parse_release};
+use crate::protocol::{Due, Phase, Purpose};
+
+impl Exchange for Round {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn mark_sent(&self, node: usize) {
+        self.reached.fetch_or(1 << node, Ordering::Relaxed);
+        if let Purpose::Hold = self.purpose {
+            for lease in &self.leases {
+                lease.mark_sent(node);
+            }
+        }
+        if let (Purpose::Hold | Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
+            ticket.leave_on(node);
+        }
+        if let (Purpose::Release, Some(ticket)) = (self.purpose, &self.ticket) {
+            ticket.free_on(node);
+        }
+    }
+
+    fn mark_resent(&self, node: usize) {
+        self.repeated.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
+    fn may_hold_state(&self, node: usize) -> bool {
+        let left_ticket = self.purpose == Purpose::Leave && self.ticket.as_ref().is_some_and(|t| t.may_be_on(node));
+        left_ticket || self.leases.iter().any(|lease| lease.may_hold_state(node))
+    }
+
+    fn is_decided(&self) -> bool {
+        Round::is_decided(self)
+    }
+
+    fn is_moot(&self) -> bool {
+        let is_over = |lease: &Arc<Lease>| matches!(lease.phase(), Phase::Lost | Phase::Released);
+        !self.leases.is_empty() && self.leases.iter().all(is_over)
+    }
+
+    fn is_expired(&self, now: Moment) -> bool {
+        self.leases.iter().all(|lease| now.since(self.facts.started) > lease.state().lease.length)
+    }
+
+    fn add_lease_ids(&self, ids: &mut HashSet<u64>) {
+        ids.extend(self.leases.iter().map(|lease| lease.id));
+    }
+
+    fn concerns(&self, leases: &HashSet<u64>) -> bool {
+        let is_any = self.purpose == Purpose::Leave && !leases.is_empty();
+        is_any || self.leases.iter().any(|lease| leases.contains(&lease.id))
+    }
+
+    fn nothing_sent(&self, node: usize) {
+        count(self, node, Vote::Untouched);
+    }
+
+    fn answered(&self, node: usize, reply: Result<Value, NodeError>) {
+        self.reached.fetch_or(1 << node, Ordering::Relaxed);
+        let vote = match (reply, self.purpose) {
+            (Ok(value), Purpose::Hold) => parse_hold(&value),
+            (Ok(value), Purpose::Release | Purpose::Leave) => match parse_release(&value) {
+                // This client's clock says that the lease was held, and what is not there may have been taken away the first time.
+                Vote::No(_) | Vote::Partly(_) if self.is_resent_to(node) => Vote::Yes,
+                vote => vote,
+            },
+            (Err(error), _) => Vote::Unheard(error),
+        };
+        count(self, node, vote);
+    }
+}
+
+/// Counts a vote, and sends what follows from it.
+fn count(round: &Round, node: usize, vote: Vote) {
+    if let (Some(resources), Some(ticket)) = (round.note(node, &vote), &round.ticket) {
+        send_leave(&round.core, &resources, ticket);
+    }
+    let Some(follows) = round.count(node, vote) else { return };
+    if let [lease] = round.leases.as_slice() {
+        let nodes = 0..round.core.nodes.len();
+        nodes.filter(|node| follows.repairable & (1 << node) != 0).for_each(|node| repair(lease, node));
+    }
+    if let Some(lease) = follows.over {
+        refused(&lease, round);
+    }
+    if let Some(waker) = follows.waker {
+        waker.wake();
+    }
+}
+
+/// A majority refuses: the lease is over.
+fn refused(lease: &Arc<Lease>, round: &Round) {
+    let mut state = lease.state();
+    let is_waiting = state.fresh || state.lease.phase(lease.core.now()) == Phase::Pending;
+    // A lease that is being asked for is not lost by a refusal; its acquisition deals with that.
+    if !is_waiting && state.lease.refused() {
+        lease.failed(round.facts.ballot, round.reports(None));
+        over(lease, state);
+    }
+}
+
+/// Asks one node to take the lease up again.
+fn repair(lease: &Arc<Lease>, node: usize) {
+    let now = lease.core.now();
+    let mut state = lease.state();
+    if matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
+        let (length, bid) = (state.lease.length, Bid::default());
+        let (round, command) = hold_round(&lease.core, std::slice::from_ref(lease), &mut [&mut state], length, &bid);
+        round.send_to(node, &command);
+    }
+}
+
+/// The lease was lost just now: everything that waits for that is woken, and what may be left of it on the nodes is taken away.
+fn over(lease: &Arc<Lease>, mut state: MutexGuard<'_, State>) {
+    lease.lost(lease.reports(&state));
+    send_release(&lease.core, std::slice::from_ref(lease), &mut [&mut state]);
+    lease.reschedule(&mut state);
+    let turn = state.turn.take();
+    drop(state);
+    drop(turn);
+    lease.changed.notify_waiters();
+}
+
+impl Tick for Lease {
+    fn tick(self: Arc<Self>) {
+        let now = self.core.now();
+        let mut state = self.state();
+        state.scheduled = None;
+        let due = state.lease.due(now);
+        let extend = match due {
+            Due::Loss => return over(&self, state),
+            Due::Extension => true,
+            Due::Danger { extend } => extend,
+            Due::Nothing => false,
+        };
+        let latest = state.extension.as_ref().and_then(Weak::upgrade);
+        let is_under_way = latest.is_some_and(|message| message.is_under_way(now));
+        if extend && !is_under_way && !state.is_left(now) {
+            let length = state.lease.length;
+            let leases = std::slice::from_ref(&self);
+            let round = send_hold(&self.core, leases, &mut [&mut state], length, &Bid::default());
+            state.extension = Some(Arc::<Round>::downgrade(&round));
+        }
+        self.reschedule(&mut state);
+        drop(state);
+        if matches!(due, Due::Danger { .. }) {
+            self.changed.notify_waiters();
+        }
+    }
+}

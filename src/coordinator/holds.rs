@@ -1,0 +1,160 @@
+//! The holds of one guard, which exist before the first message is sent.
+
+use std::mem;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use super::core::Core;
+use super::handle::Handle;
+use super::lease::{Lease, State, lock_states};
+use super::round::Round;
+use super::send::{Bid, send_hold, send_release};
+use crate::error::Reports;
+use crate::protocol::{Phase, Token};
+use crate::resource::Resource;
+
+/// One hold on each of some leases. Dropping it gives them back without waiting.
+pub(crate) struct Holds {
+    handle: Arc<Handle>,
+    /// Sorted by id. Empty only once the holds were given back.
+    leases: Vec<Arc<Lease>>,
+    /// The resource that was named first.
+    first: Resource,
+}
+
+impl Holds {
+    /// Takes one more hold on each lease, whose states the caller has locked.
+    pub(super) fn enter(
+        handle: Arc<Handle>,
+        leases: Vec<Arc<Lease>>,
+        states: &mut [MutexGuard<'_, State>],
+        first: Resource,
+    ) -> Self {
+        for state in states {
+            state.lease.holds += 1;
+        }
+        Self { handle, leases, first }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.handle.core
+    }
+
+    pub(crate) fn leases(&self) -> &[Arc<Lease>] {
+        &self.leases
+    }
+
+    /// Returns the resource that was named first.
+    pub(crate) fn first_named(&self) -> &Resource {
+        &self.first
+    }
+
+    /// Returns the lease of the resource that was named first.
+    pub(crate) fn first(&self) -> &Lease {
+        // `first` is one of the resources of the leases, of which there is at least one until the guard is consumed.
+        self.leases.iter().find(|lease| lease.resource == self.first).unwrap_or(&self.leases[0])
+    }
+
+    /// Returns the fencing token of one of several resources.
+    pub(crate) fn token_of(&self, name: &[u8]) -> Option<Token> {
+        let lease = self.leases.iter().find(|lease| lease.resource.name() == name)?;
+        Some(lease.state().lease.token)
+    }
+
+    /// Returns how long all leases can still be relied on.
+    pub(crate) fn remaining(&self) -> Duration {
+        let now = self.core().now();
+        self.leases.iter().map(|lease| lease.state().lease.remaining(now)).min().unwrap_or_default()
+    }
+
+    /// Takes the holds back and sends what that changes. Never waits.
+    pub(crate) fn give_back(&mut self) -> PendingRelease {
+        let leases = mem::take(&mut self.leases);
+        let core = &self.handle.core;
+        let now = core.now();
+        let mut states = lock_states(&leases);
+        let lease = shortest(states.iter().map(|state| state.lease.length));
+        let mut parting = PendingRelease {
+            release: None,
+            lower: Vec::new(),
+            lowered: Vec::new(),
+            lost: None,
+            said: Reports(Vec::new()),
+            lease,
+            holds: 0,
+        };
+        let mut release = (Vec::new(), Vec::new());
+        let mut turns = Vec::new();
+        for (lease, state) in leases.iter().zip(&mut states) {
+            let phase = state.lease.phase(now);
+            state.lease.holds -= 1;
+            if phase == Phase::Lost && parting.lost.is_none() {
+                (parting.lost, parting.said) = (Some(lease.resource.to_string()), lease.reports(state));
+            }
+            if lease.resource == self.first {
+                parting.holds = state.lease.holds;
+            }
+            if state.lease.holds == 0 {
+                turns.extend(state.turn.take());
+                // What was lost was released on the nodes when that was noticed.
+                if state.lease.released() {
+                    lease.reschedule(state);
+                    release.0.push(Arc::clone(lease));
+                    release.1.push(&mut **state);
+                }
+            } else if matches!(phase, Phase::Held | Phase::Endangered) {
+                let length = state.lease.length;
+                parting.lower.push(hold_one(core, lease, state, length));
+                parting.lowered.push(Arc::clone(lease));
+            }
+        }
+        if !release.0.is_empty() {
+            parting.release = Some(send_release(core, &release.0, &mut release.1));
+        }
+        // Whoever is next in this process asks behind the release, on the same connections. Until now the next of the same owner
+        // has found the lease, and waits for its state.
+        for (lease, _) in leases.iter().zip(&states).filter(|(_, state)| state.lease.holds == 0) {
+            self.handle.registry.remove(lease);
+        }
+        drop(states);
+        drop(turns);
+        core.driver.send_last();
+        parting
+    }
+}
+
+/// Says how many holds this client has in one lease.
+pub(crate) fn hold_one(core: &Arc<Core>, lease: &Arc<Lease>, state: &mut State, length: Duration) -> Arc<Round> {
+    send_hold(core, std::slice::from_ref(lease), &mut [state], length, &Bid::default())
+}
+
+/// Leases are renewed together only for as long as the shortest of them asked for: none outlives what was asked.
+pub(crate) fn shortest(leases: impl Iterator<Item = Duration>) -> Duration {
+    leases.min().unwrap_or_default()
+}
+
+/// What giving holds back has set in motion.
+pub(crate) struct PendingRelease {
+    pub(crate) release: Option<Arc<Round>>,
+    pub(crate) lower: Vec<Arc<Round>>,
+    /// The leases of those rounds.
+    pub(crate) lowered: Vec<Arc<Lease>>,
+    /// A resource whose lease had been lost before.
+    pub(crate) lost: Option<String>,
+    /// What the nodes said of it.
+    pub(crate) said: Reports,
+    pub(crate) lease: Duration,
+    pub(crate) holds: u32,
+}
+
+impl Drop for Holds {
+    fn drop(&mut self) {
+        if !self.leases.is_empty() && self.core().common.life.is_copy() {
+            mem::forget(mem::take(&mut self.leases)); // It is the parent's, and its locks may be, too.
+        }
+        if !self.leases.is_empty() {
+            self.give_back();
+            self.core().driver.send_now();
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! A lease in use: the pure [state](protocol::Lease) behind a lock, and what its changes set in motion.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::core::Core;
+use super::reasons::Reasons;
+use crate::environment::Moment;
+use crate::error::Reports;
+use crate::node::{Facts, Share};
+use crate::owner::Owner;
+use crate::protocol::{self, Ballot, Phase, Schedule};
+use crate::resource::Resource;
+use crate::sync::locked;
+use crate::waiting::{Ticket, Turn};
+
+/// How soon after a contested acquisition the nodes that refused are asked again.
+const CONTESTED_EXTENSION_DELAY: Duration = Duration::from_millis(5);
+
+/// A message that was sent for a lease, as the lease looks back at it.
+pub(super) trait Message: Send + Sync {
+    /// Returns whether the same message, sent again now, would only be queued behind it: it waits in this client's own queues, where
+    /// no majority can have answered it, or at nodes that still have time to answer.
+    fn is_under_way(&self, now: Moment) -> bool;
+
+    /// What each node has answered, or what is known of the node.
+    fn reports(&self) -> Reports;
+}
+
+/// One resource held, or asked for, by one owner in this process. All its guards share it.
+pub(crate) struct Lease {
+    pub(crate) core: Arc<Core>,
+    /// Tells leases apart in the watchdog's calendar, orders their locks, and makes their shares differ.
+    pub(crate) id: u64,
+    pub(crate) resource: Resource,
+    pub(crate) owner: Owner,
+    state: Mutex<State>,
+    reasons: Mutex<Reasons>,
+    /// The phase changed.
+    pub(super) changed: Notify,
+    /// One bit for each node that was ever sent something that may have left a key.
+    sent_to: AtomicU64,
+    /// Of the request that asks, or asked, for it: to be taken from the nodes' lines when the lease ends.
+    pub(super) ticket: Option<Arc<Ticket>>,
+}
+
+pub(crate) struct State {
+    pub(crate) lease: protocol::Lease,
+    /// Not confirmed yet, and to be acquired anew.
+    pub(crate) fresh: bool,
+    /// The largest ballot that was sent for it, confirmed or not.
+    pub(crate) sent: Ballot,
+    /// When that was.
+    pub(super) sent_at: Moment,
+    /// The latest end that was sent for it: of this machine's wall clock, in ms.
+    pub(super) end: u64,
+    /// Whoever asked for it has not seen it yet.
+    awaited: bool,
+    /// The latest that was sent.
+    pub(super) extension: Option<Weak<dyn Message>>,
+    /// Where the watchdog has it.
+    pub(super) scheduled: Option<Moment>,
+    /// Lets the next one in this process ask for the resource when the lease is over.
+    pub(crate) turn: Option<Turn>,
+    began: Moment,
+    /// The latest message that was to keep it, as long as answers are awaited.
+    pub(super) latest: Option<Weak<dyn Message>>,
+}
+
+impl State {
+    /// A request whose task has not run for so long may never run again: what it was granted ends by itself.
+    pub(super) fn is_left(&self, now: Moment) -> bool {
+        self.awaited && now.since(self.began) >= Schedule::extend_after(self.lease.length)
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({} {:?})", self.resource, locked(&self.state).lease)
+    }
+}
+
+impl Lease {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        resource: Resource,
+        owner: Owner,
+        lease: protocol::Lease,
+        fresh: bool,
+        ticket: Option<Arc<Ticket>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            core: Arc::clone(core),
+            id: core.next_id(),
+            resource,
+            owner,
+            state: Mutex::new(State {
+                sent: lease.known,
+                sent_at: core.now(),
+                end: 0,
+                lease,
+                fresh,
+                awaited: true,
+                extension: None,
+                scheduled: None,
+                turn: None,
+                began: core.now(),
+                latest: None,
+            }),
+            reasons: Mutex::default(),
+            changed: Notify::new(),
+            sent_to: AtomicU64::new(0),
+            ticket,
+        })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    /// This client's part in it, as the nodes know it.
+    pub(super) fn share(&self) -> Share {
+        Share { client: self.core.common.client, lease: self.id }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        let now = self.core.now();
+        self.state().lease.phase(now)
+    }
+
+    pub(crate) fn mark_sent(&self, node: usize) {
+        self.sent_to.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
+    /// This node refused the acquisition: whatever reached it left nothing there, so there is nothing to release.
+    pub(crate) fn left_nothing_on(&self, node: usize) {
+        // Only of a fresh lease is it certain that no other message is under way to the node.
+        if self.state().fresh {
+            self.sent_to.fetch_and(!(1 << node), Ordering::Relaxed);
+        }
+    }
+
+    /// May there be something of it on this node to take away? What only waited there keeps its place while its request
+    /// tries again.
+    pub(crate) fn may_hold_state(&self, node: usize) -> bool {
+        let is_in_line = || self.ticket.as_ref().is_some_and(|ticket| ticket.may_be_on(node)) && !self.state().fresh;
+        self.sent_to.load(Ordering::Relaxed) & (1 << node) != 0 || is_in_line()
+    }
+
+    /// Is this the ticket that it will take from the lines?
+    pub(crate) fn has(&self, ticket: &Arc<Ticket>) -> bool {
+        self.ticket.as_ref().is_some_and(|own| Arc::ptr_eq(own, ticket))
+    }
+
+    /// Whoever asked for it has it from now on.
+    pub(crate) fn is_taken(self: &Arc<Self>) {
+        let now = self.core.now();
+        let mut state = self.state();
+        // An extension may have been left out.
+        if state.is_left(now) && matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
+            state.lease.extend_before(now);
+            self.reschedule(&mut state);
+        }
+        state.awaited = false;
+    }
+
+    /// Keeps the turn that led to this lease until it is over.
+    pub(crate) fn keep_turn(self: &Arc<Self>, turn: Turn) {
+        let mut state = self.state();
+        if matches!(state.lease.phase(self.core.now()), Phase::Held | Phase::Endangered) {
+            state.turn = Some(turn);
+        }
+    }
+
+    /// Resolves when the phase satisfies `wanted`.
+    pub(crate) async fn reaches(&self, wanted: impl Fn(Phase) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            let now = self.core.now();
+            let (phase, left) = {
+                let state = self.state();
+                (state.lease.phase(now), state.lease.until_next_phase(now))
+            };
+            if wanted(phase) {
+                return;
+            }
+            // By its own timer: the watchdog ends with the client's runtime.
+            match left {
+                Some(left) => drop(self.core.within(left, changed).await),
+                None => changed.await,
+            }
+        }
+    }
+
+    /// So many nodes honour the round of this ballot by now, and so many have not answered.
+    pub(crate) fn voted(&self, ballot: Ballot, votes: usize, awaited: usize) {
+        self.state().lease.voted(ballot, votes, awaited);
+    }
+
+    /// A majority honours the round with these facts.
+    pub(super) fn confirmed(self: &Arc<Self>, &Facts { started, ballot, length, .. }: &Facts) {
+        let now = self.core.now();
+        let mut state = self.state();
+        let before = state.lease.phase(now);
+        let after = state.lease.confirmed(now, started, ballot, length);
+        self.core.common.use_lease(length);
+        state.lease.extend_before(started + Schedule::extend_after(length).saturating_sub(self.spread(length)));
+        state.fresh &= after == Phase::Pending;
+        locked(&self.reasons).is_confirmed(ballot);
+        self.reschedule(&mut state);
+        drop(state);
+        if before != after {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// What each node said to the latest message about the lease, or what is known of it.
+    pub(crate) fn reports(&self, state: &State) -> Reports {
+        let known = locked(&self.reasons).reports.clone();
+        let of_latest = || state.latest.as_ref().and_then(Weak::upgrade).map(|message| message.reports());
+        known.or_else(of_latest).unwrap_or_else(|| self.core.reports(|_| None))
+    }
+
+    /// The message with this ballot, which was to keep the lease, got no majority, and no node will answer it any more. The sender may
+    /// have the state locked.
+    pub(super) fn failed(&self, ballot: Ballot, reports: Reports) {
+        locked(&self.reasons).is_failed(ballot, reports);
+    }
+
+    /// The lease is lost for these reasons.
+    pub(super) fn lost(&self, reports: Reports) {
+        locked(&self.reasons).is_over(reports);
+    }
+
+    /// So much earlier than others is this lease extended: many that were granted at once are not all extended at once.
+    fn spread(&self, length: Duration) -> Duration {
+        // The golden ratio spreads numbers that follow each other.
+        let share = (self.id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;
+        length / 12 * share / 256
+    }
+
+    /// A few nodes have refused what a majority honours: extends earlier than usual, when they may have become free. A
+    /// node that goes on refusing is asked less and less often, after twice the time that the lease has lasted.
+    pub(crate) fn extend_soon(self: &Arc<Self>) {
+        let now = self.core.now();
+        let mut state = self.state();
+        let lasted = now.since(state.began);
+        state.lease.extend_before(now + lasted.max(CONTESTED_EXTENSION_DELAY));
+        self.reschedule(&mut state);
+    }
+
+    pub(crate) fn reschedule(self: &Arc<Self>, state: &mut State) {
+        let due = state.lease.next_due();
+        if due != state.scheduled {
+            self.core.watchdog.move_to(self.id, self, state.scheduled, due);
+            state.scheduled = due;
+        }
+    }
+}
+
+/// The states of several leases at once, in an order that cannot deadlock: `leases` must be sorted by id.
+pub(crate) fn lock_states(leases: &[Arc<Lease>]) -> Vec<MutexGuard<'_, State>> {
+    debug_assert!(leases.is_sorted_by(|a, b| a.id < b.id));
+    leases.iter().map(|lease| lease.state()).collect()
+}

@@ -1,0 +1,155 @@
+//! Which owner has, or is acquiring, which resource in this process: where re-entry finds its lease.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+
+use super::lease::Lease;
+use crate::owner::Owner;
+use crate::protocol::Phase;
+use crate::resource::Resource;
+use crate::sync::locked;
+
+#[derive(Default)]
+pub(super) struct Registry(Mutex<HashMap<Resource, Claims>>);
+
+/// What the owners of this process have of one resource.
+#[derive(Default)]
+struct Claims {
+    held: ByOwner<Arc<Lease>>,
+    /// A request of the owner is acquiring it. Another request of the owner waits for the end of that, and then re-enters.
+    acquiring: ByOwner<Arc<Notify>>,
+}
+
+/// One value for each owner, by its number. The first one takes no allocation: most resources have one owner.
+struct ByOwner<T> {
+    first: Option<(u128, T)>,
+    others: HashMap<u128, T>,
+}
+
+impl<T> Default for ByOwner<T> {
+    fn default() -> Self {
+        Self { first: None, others: HashMap::new() }
+    }
+}
+
+impl<T> ByOwner<T> {
+    fn get(&self, owner: u128) -> Option<&T> {
+        match &self.first {
+            Some((number, value)) if *number == owner => Some(value),
+            _ => self.others.get(&owner),
+        }
+    }
+
+    /// The owner has no value yet.
+    fn add(&mut self, owner: u128, value: T) {
+        match &self.first {
+            None => self.first = Some((owner, value)),
+            Some(_) => drop(self.others.insert(owner, value)),
+        }
+    }
+
+    fn remove(&mut self, owner: u128) {
+        match &self.first {
+            Some((number, _)) if *number == owner => self.first = None,
+            _ => drop(self.others.remove(&owner)),
+        }
+    }
+
+    fn values(&self) -> impl Iterator<Item = &T> {
+        self.first.iter().map(|(_, value)| value).chain(self.others.values())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none() && self.others.is_empty()
+    }
+}
+
+/// Changes what the owners have of a resource, and forgets it when that is nothing.
+fn change(all: &mut HashMap<Resource, Claims>, resource: &Resource, with: impl FnOnce(&mut Claims)) {
+    if let Some(claims) = all.get_mut(resource) {
+        with(claims);
+        if claims.held.is_empty() && claims.acquiring.is_empty() {
+            all.remove(resource);
+        }
+    }
+}
+
+impl Registry {
+    /// Finds the leases of `resources` and reserves those that are not held yet, all at once. When the same owner is
+    /// acquiring one of them right now: what to wait for before asking again.
+    pub(super) fn reserve(self: &Arc<Self>, owner: &Owner, resources: &[Resource]) -> Result<Reserved, OwnedNotified> {
+        let (mut all, owner) = (locked(&self.0), owner.number());
+        let mut held = Vec::with_capacity(resources.len());
+        for resource in resources {
+            let claims = all.get(resource);
+            if let Some(done) = claims.and_then(|claims| claims.acquiring.get(owner)) {
+                return Err(Arc::clone(done).notified_owned());
+            }
+            held.push(claims.and_then(|claims| claims.held.get(owner)).map(Arc::clone));
+        }
+        let done = Arc::new(Notify::new());
+        let free = resources.iter().zip(&held).filter(|(_, lease)| lease.is_none());
+        let free: Vec<Resource> = free.map(|(resource, _)| resource.clone()).collect();
+        for resource in &free {
+            all.entry(resource.clone()).or_default().acquiring.add(owner, Arc::clone(&done));
+        }
+        Ok((Reservation { registry: Arc::clone(self), owner, resources: free, done }, held))
+    }
+
+    /// Forgets a lease that this process does not hold any more.
+    pub(super) fn remove(&self, lease: &Arc<Lease>) {
+        let owner = lease.owner.number();
+        change(&mut locked(&self.0), &lease.resource, |claims| {
+            if claims.held.get(owner).is_some_and(|held| Arc::ptr_eq(held, lease)) {
+                claims.held.remove(owner);
+            }
+        });
+    }
+
+    /// Returns the lease on this resource that is in force in this process, whichever owner has it.
+    pub(super) fn in_force(&self, resource: &Resource) -> Option<Arc<Lease>> {
+        // Where both are locked, the states of leases are locked before the registry.
+        let held: Vec<Arc<Lease>> = locked(&self.0).get(resource)?.held.values().map(Arc::clone).collect();
+        held.into_iter().find(|lease| matches!(lease.phase(), Phase::Held | Phase::Endangered))
+    }
+}
+
+/// The right to acquire what is not held, and the leases of what is, in the order of the resources.
+pub(super) type Reserved = (Reservation, Vec<Option<Arc<Lease>>>);
+
+/// The right to acquire some resources for an owner. Dropping it lets the next request of the same owner try.
+pub(super) struct Reservation {
+    registry: Arc<Registry>,
+    owner: u128,
+    resources: Vec<Resource>,
+    done: Arc<Notify>,
+}
+
+impl Reservation {
+    /// The reserved resources are held now: re-entry finds these leases.
+    pub(super) fn fulfil<'a>(mut self, leases: impl Iterator<Item = &'a Arc<Lease>>) {
+        let resources = mem::take(&mut self.resources);
+        let mut all = locked(&self.registry.0);
+        for lease in leases.filter(|lease| resources.contains(&lease.resource)) {
+            let claims = all.entry(lease.resource.clone()).or_default();
+            claims.acquiring.remove(self.owner);
+            claims.held.add(self.owner, Arc::clone(lease));
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.resources.is_empty() {
+            let mut all = locked(&self.registry.0);
+            for resource in &self.resources {
+                change(&mut all, resource, |claims| claims.acquiring.remove(self.owner));
+            }
+        }
+        self.done.notify_waiters();
+    }
+}

@@ -1,0 +1,132 @@
+//! The pauses between the tries of one request.
+
+use std::future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::core::Core;
+use crate::environment::Moment;
+use crate::error::{AcquireError, Answer, NodeError};
+use crate::protocol::{RetryAdvice, RetryPolicy};
+use crate::waiting::Ticket;
+
+/// How a request goes on after a try that failed, and what it says when it does not.
+pub(crate) struct Retry {
+    pub(super) policy: RetryPolicy,
+    unheard_since: Option<Moment>,
+    /// What was in the way last, as far as nodes or this process could say.
+    met: Option<AcquireError>,
+}
+
+impl Retry {
+    /// Tries until the time to wait is over; `None` for ever.
+    pub(crate) fn until(now: Moment, wait: Option<Duration>) -> Self {
+        Self { policy: RetryPolicy::until(now, wait), unheard_since: None, met: None }
+    }
+
+    /// Tries once, and again only with another ballot.
+    pub(crate) fn once(now: Moment) -> Self {
+        Self { policy: RetryPolicy::once(now), unheard_since: None, met: None }
+    }
+
+    /// This was in the way.
+    pub(super) fn has_met(&mut self, error: AcquireError) {
+        self.met = Some(error);
+    }
+
+    /// Returns when it is time for the next try, or with the error that ends the request. Says whether the try may wait for
+    /// its turn: not while no majority is known to be heard.
+    pub(super) async fn wait_after(
+        &mut self,
+        core: &Core,
+        lease: Duration,
+        error: AcquireError,
+        advice: RetryAdvice,
+        ticket: Option<&Arc<Ticket>>,
+    ) -> Result<bool, AcquireError> {
+        if let RetryAdvice::WhenHeard = advice {
+            return self.until_heard(core, lease, error).await;
+        }
+        self.unheard_since = None;
+        let Some(pause) = self.policy.pause(advice, |range| core.random_time(range)) else { return Err(error) };
+        let now = core.now();
+        let end = self.policy.end();
+        let left = end.map(|end| end.since(now));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(self.over(now, error));
+        }
+        let rest = left.map_or(pause, |left| pause.min(left));
+        let is_called = core.within(rest, called(core, ticket, self.policy.calls_pause())).await.is_some();
+        self.policy.paused(is_called);
+        // A try that has no time to be answered would hide what this one has met.
+        let is_cut_short = left.is_some_and(|left| !is_called && pause >= left);
+        if is_cut_short || end.is_some_and(|end| end <= core.now()) {
+            return Err(self.over(core.now(), error));
+        }
+        if end.is_some() {
+            self.met = Some(error);
+        }
+        Ok(true)
+    }
+
+    /// Waits until it is worth while to ask again, although no majority has answered. Calls say nothing of that: they come
+    /// from the few nodes that are heard, also after this request's own release.
+    async fn until_heard(&mut self, core: &Core, lease: Duration, error: AcquireError) -> Result<bool, AcquireError> {
+        let now = core.now();
+        let since = *self.unheard_since.get_or_insert(now);
+        if self.policy.is_once() {
+            return Err(error);
+        }
+        let until = match self.policy.end() {
+            None if only_quarantined(&error) => None,
+            None => Some(since + lease / 2),
+            until => until,
+        };
+        let next_try = core.next_try();
+        let heard = match until.map(|until| until.since(now)) {
+            None => Some(next_try.await),
+            Some(Duration::ZERO) => None,
+            Some(left) => core.within(left, next_try).await,
+        };
+        match (heard, self.policy.end()) {
+            (Some(heard), None) => Ok(heard),
+            (Some(heard), Some(until)) if until > core.now() => Ok(heard),
+            (None, None) => Err(error),
+            (None, Some(until)) if until <= now => Err(self.over(now, error)),
+            (_, Some(_)) => Err(self.over(core.now(), error)),
+        }
+    }
+
+    fn over(&mut self, now: Moment, last: AcquireError) -> AcquireError {
+        let last = match last {
+            // The end of the time cut this try short: what the one before it met is what was waited for.
+            AcquireError::NoQuorum { .. } if self.unheard_since == Some(now) => self.met.take().unwrap_or(last),
+            last => last,
+        };
+        match last {
+            // Nobody's lock is in the way: say what is.
+            AcquireError::NoQuorum { .. } => last,
+            last => AcquireError::TimedOut { waited: self.policy.waited(now), last: Box::new(last) },
+        }
+    }
+}
+
+/// Resolves when the ticket is called, not before this pause is over.
+async fn called(core: &Core, ticket: Option<&Arc<Ticket>>, pause: Duration) {
+    let Some(ticket) = ticket else { return future::pending().await };
+    if !pause.is_zero() {
+        core.sleep(pause).await;
+    }
+    ticket.called().await;
+}
+
+/// Is the quorum only missing because nodes are in quarantine, which ends by itself?
+fn only_quarantined(error: &AcquireError) -> bool {
+    let AcquireError::NoQuorum { needed, nodes } = error else { return false };
+    let gone = nodes.0.iter().filter(|report| match &report.answer {
+        Answer::Failed(NodeError::Quarantined { .. }) => false,
+        Answer::Failed(_) | Answer::ClockBehind => true,
+        _ => false,
+    });
+    nodes.0.len() - gone.count() >= *needed
+}

@@ -1,0 +1,233 @@
+//! Why a round did not give the lock, and what may help.
+
+use std::time::Duration;
+
+use super::{Ballot, RetryAdvice, Room, Tally, Verdict, floor_for_a_quorum};
+
+/// What is known of a round that did not give the lock. A refusal is an answer no; a node that failed gives none.
+#[derive(Clone, Debug)]
+pub(crate) struct FailedRound<'a> {
+    pub(crate) nodes: usize,
+    pub(crate) quorum: usize,
+    pub(crate) verdict: Verdict,
+    pub(crate) tally: Tally,
+    pub(crate) took: Duration,
+    pub(crate) ballot: Ballot,
+    pub(crate) refusals: usize,
+    /// How many nodes took the ballot to be too far ahead of their clocks.
+    pub(crate) ahead: usize,
+    /// A node has seen a newer ballot.
+    pub(crate) is_stale: bool,
+    /// What the nodes that answered would take.
+    pub(crate) rooms: &'a [Room],
+    /// What a node like this machine would take.
+    pub(crate) own_room: Room,
+    /// The longest for which a node keeps the resource for another request.
+    pub(crate) kept: Option<Duration>,
+    pub(crate) holder: Option<MostNamed>,
+}
+
+/// The holder that most nodes name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MostNamed {
+    pub(crate) votes: usize,
+    pub(crate) free_in: Option<Duration>,
+    /// It is another kind of client, whose release calls no waiter.
+    pub(crate) is_foreign: bool,
+}
+
+/// What kept the round from giving the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Diagnosis {
+    /// A majority agreed when the validity was spent.
+    TooLate,
+    NoQuorum,
+    /// Other requests, or other ballots, were in the way.
+    Contended,
+    /// The holder that most nodes name has it.
+    Held,
+}
+
+impl FailedRound<'_> {
+    pub(crate) fn diagnose(&self) -> (Diagnosis, RetryAdvice) {
+        if self.verdict == Verdict::Won {
+            return (Diagnosis::TooLate, RetryAdvice::AfterRace(self.took));
+        }
+        if self.unheard() > self.nodes - self.quorum {
+            return (Diagnosis::NoQuorum, RetryAdvice::WhenHeard);
+        }
+        if let Some(advice) = self.other_ballot() {
+            return (Diagnosis::Contended, advice);
+        }
+        self.in_the_way()
+    }
+
+    /// How many nodes count as unheard.
+    ///
+    /// When the round was decided early, a node that has not answered yet is not unheard: an answer "held" counts as one even if
+    /// the nodes that are away made it the last that was needed.
+    fn unheard(&self) -> usize {
+        match self.verdict {
+            Verdict::Pending => self.nodes - self.tally.votes() - self.refusals,
+            Verdict::Won | Verdict::Lost => self.tally.unheard_votes(),
+        }
+    }
+
+    /// Whether another ballot may be taken by a majority.
+    fn other_ballot(&self) -> Option<RetryAdvice> {
+        if self.ahead >= self.quorum {
+            // From now on ballots go by the nodes' clocks.
+            return Some(RetryAdvice::Above(Ballot::ZERO));
+        }
+        if !self.is_stale {
+            return None;
+        }
+        // A node that has not answered a round that was decided early may yet agree to another ballot.
+        let unanswered = match self.verdict {
+            Verdict::Lost => self.nodes - self.tally.votes() - self.refusals - self.tally.unheard_votes(),
+            Verdict::Pending | Verdict::Won => 0,
+        };
+        let floor = floor_for_a_quorum(self.rooms, unanswered, self.own_room, self.ballot, self.quorum);
+        floor.map(RetryAdvice::Above)
+    }
+
+    /// Who has the lock, or is about to have it.
+    fn in_the_way(&self) -> (Diagnosis, RetryAdvice) {
+        let raced = RetryAdvice::AfterRace(self.took);
+        match (self.holder, self.kept) {
+            // Another request has been called and is about to take it.
+            (holder, Some(left)) if holder.is_none_or(|holder| holder.votes < self.quorum) => {
+                (Diagnosis::Contended, RetryAdvice::WhenCalled(left))
+            }
+            // No owner has a majority, but some nodes are claimed: a race without a winner, or an eroded lease.
+            (Some(holder), _) if holder.votes < self.quorum && self.tally.votes() > 0 => (Diagnosis::Contended, raced),
+            (Some(MostNamed { free_in, is_foreign, .. }), _) => {
+                (Diagnosis::Held, RetryAdvice::WhenFree { free_in, calls: !is_foreign })
+            }
+            // Some are stale, and no ballot suits a majority of those that answered: perhaps others will.
+            (None, _) if self.is_stale => (Diagnosis::Contended, raced),
+            (None, _) => (Diagnosis::NoQuorum, RetryAdvice::WhenHeard),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const NOW: u64 = 1_790_000_000_000_000;
+
+    fn ballot(number: u64) -> Ballot {
+        Ballot::from_wire(number).unwrap()
+    }
+
+    fn room(floor: u64) -> Room {
+        Room { floor: ballot(floor), clock: NOW, window: 1_000_000 }
+    }
+
+    fn tally(yes: usize, no: usize, unheard: usize) -> Tally {
+        let mut tally = Tally::new(5);
+        (0..yes).for_each(|_| tally.yes());
+        (0..no).for_each(|_| tally.no());
+        (0..unheard).for_each(|_| tally.unheard());
+        tally
+    }
+
+    /// Of five nodes. The rest has not answered.
+    fn round(verdict: Verdict, yes: usize, no: usize, unheard: usize) -> FailedRound<'static> {
+        FailedRound {
+            nodes: 5,
+            quorum: 3,
+            verdict,
+            tally: tally(yes, no, unheard),
+            took: 7 * MS,
+            ballot: ballot(NOW),
+            refusals: no,
+            ahead: 0,
+            is_stale: false,
+            rooms: &[],
+            own_room: room(0),
+            kept: None,
+            holder: None,
+        }
+    }
+
+    fn named(votes: usize) -> MostNamed {
+        MostNamed { votes, free_in: Some(9 * MS), is_foreign: false }
+    }
+
+    const RACED: RetryAdvice = RetryAdvice::AfterRace(Duration::from_millis(7));
+    const NO_QUORUM: (Diagnosis, RetryAdvice) = (Diagnosis::NoQuorum, RetryAdvice::WhenHeard);
+    const HELD: (Diagnosis, RetryAdvice) =
+        (Diagnosis::Held, RetryAdvice::WhenFree { free_in: Some(Duration::from_millis(9)), calls: true });
+
+    #[test]
+    fn a_majority_that_came_too_late() {
+        assert_eq!(round(Verdict::Won, 3, 0, 0).diagnose(), (Diagnosis::TooLate, RACED));
+    }
+
+    #[test]
+    fn nodes_that_are_away_are_no_quorum_and_those_that_are_slow_are_not() {
+        let table = [
+            (round(Verdict::Lost, 2, 0, 3), NO_QUORUM),
+            (FailedRound { holder: Some(named(3)), ..round(Verdict::Lost, 0, 3, 2) }, HELD),
+            (FailedRound { holder: Some(named(1)), ..round(Verdict::Lost, 0, 1, 2) }, HELD),
+            (FailedRound { holder: Some(named(2)), ..round(Verdict::Pending, 0, 2, 0) }, NO_QUORUM),
+            (FailedRound { holder: Some(named(3)), ..round(Verdict::Pending, 0, 3, 0) }, HELD),
+            (FailedRound { holder: Some(named(2)), ..round(Verdict::Pending, 1, 2, 0) }, (Diagnosis::Contended, RACED)),
+            (round(Verdict::Lost, 0, 3, 0), NO_QUORUM),
+        ];
+        for (round, expected) in table {
+            assert_eq!(round.diagnose(), expected, "{round:?}");
+        }
+    }
+
+    #[test]
+    fn a_stale_ballot_is_replaced_by_one_that_a_majority_takes() {
+        let above = |floor| (Diagnosis::Contended, RetryAdvice::Above(ballot(floor)));
+        let stale = |rooms, round| FailedRound { is_stale: true, rooms, ..round };
+        let three = [room(NOW + 5), room(NOW + 9), room(NOW + 7)];
+        for verdict in [Verdict::Lost, Verdict::Pending] {
+            assert_eq!(stale(&three, round(verdict, 0, 3, 0)).diagnose(), above(NOW + 9), "three are enough");
+        }
+        let raced = (Diagnosis::Contended, RACED);
+        assert_eq!(stale(&three[..2], round(Verdict::Lost, 0, 3, 0)).diagnose(), above(NOW + 5), "two may yet answer");
+        assert_eq!(stale(&three[..2], round(Verdict::Lost, 0, 3, 2)).diagnose(), raced, "two are away");
+        assert_eq!(
+            stale(&three[..2], round(Verdict::Pending, 0, 3, 0)).diagnose(),
+            raced,
+            "two have not answered in time"
+        );
+        let not_stale = FailedRound { rooms: &three, holder: Some(named(3)), ..round(Verdict::Lost, 0, 3, 0) };
+        assert_eq!(not_stale.diagnose(), HELD);
+    }
+
+    #[test]
+    fn a_majority_of_clocks_that_are_behind_is_followed() {
+        let ahead = |ahead| FailedRound { ahead, holder: Some(named(3)), ..round(Verdict::Lost, 0, 3, 0) }.diagnose();
+        assert_eq!(ahead(3), (Diagnosis::Contended, RetryAdvice::Above(Ballot::ZERO)));
+        assert_eq!(ahead(2), HELD);
+    }
+
+    #[test]
+    fn what_is_in_the_way() {
+        let lost = round(Verdict::Lost, 1, 3, 0);
+        let called = (Diagnosis::Contended, RetryAdvice::WhenCalled(5 * MS));
+        let foreign = Some(MostNamed { votes: 3, free_in: None, is_foreign: true });
+        let table = [
+            (None, Some(5 * MS), called),
+            (Some(named(2)), Some(5 * MS), called),
+            (Some(named(3)), Some(5 * MS), HELD),
+            (Some(named(2)), None, (Diagnosis::Contended, RACED)),
+            (Some(named(3)), None, HELD),
+            (foreign, None, (Diagnosis::Held, RetryAdvice::WhenFree { free_in: None, calls: false })),
+            (None, None, NO_QUORUM),
+        ];
+        for (holder, kept, expected) in table {
+            assert_eq!(FailedRound { kept, holder, ..lost.clone() }.diagnose(), expected, "{holder:?} {kept:?}");
+        }
+        let nothing_granted = FailedRound { holder: Some(named(2)), ..round(Verdict::Lost, 0, 3, 0) };
+        assert_eq!(nothing_granted.diagnose(), HELD);
+    }
+}

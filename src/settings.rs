@@ -1,0 +1,49 @@
+//! The settings of a client, checked.
+
+use std::time::Duration;
+
+use crate::error::ConfigError;
+use crate::protocol::Schedule;
+
+pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
+const LONGEST_NODE_TIMEOUT: Duration = Duration::from_secs(3600);
+const LONGEST_DEFAULT_NODE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Checked settings.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) quorum: usize,
+    pub(crate) lease: Duration,
+    pub(crate) longest_lease: Duration,
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) fixed_node_timeout: Option<Duration>,
+    pub(crate) memory: Duration,
+    pub(crate) schedule: Schedule,
+}
+
+impl Settings {
+    /// How long a round for this lease waits for nodes.
+    pub(crate) fn node_timeout(&self, lease: Duration) -> Duration {
+        self.fixed_node_timeout.unwrap_or_else(|| (lease / 4).min(LONGEST_DEFAULT_NODE_TIMEOUT))
+    }
+
+    /// Can a lease of this length work?
+    pub(crate) fn check_lease(&self, lease: Duration) -> Result<(), ConfigError> {
+        if lease > LONGEST_LEASE {
+            return Err(ConfigError::LeaseTooLong { lease, longest: LONGEST_LEASE });
+        }
+        let drift = self.schedule.validity.drift(lease);
+        let node_timeout = self.node_timeout(lease);
+        if node_timeout > LONGEST_NODE_TIMEOUT {
+            return Err(ConfigError::NodeTimeoutTooLong { timeout: node_timeout, longest: LONGEST_NODE_TIMEOUT });
+        }
+        if lease <= drift + node_timeout {
+            return Err(ConfigError::LeaseTooShort { lease, drift, node_timeout });
+        }
+        let longest = lease.saturating_sub(drift + Schedule::extend_after(lease));
+        if let Some(danger) = self.schedule.danger.filter(|danger| *danger > longest) {
+            return Err(ConfigError::DangerTooEarly { danger, lease, longest });
+        }
+        Ok(())
+    }
+}
