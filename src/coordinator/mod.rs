@@ -4,6 +4,8 @@
 
 mod attempt;
 mod core;
+#[cfg(test)]
+mod fake;
 mod follow;
 mod handle;
 mod holds;

@@ -153,3 +153,100 @@ impl Drop for Reservation {
         self.done.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures::poll;
+
+    use super::super::core::Core;
+    use super::super::fake::{confirm, core, lease, resource};
+    use super::*;
+
+    struct Test {
+        core: Arc<Core>,
+        registry: Arc<Registry>,
+        resources: [Resource; 2],
+        owner: Owner,
+    }
+
+    fn test() -> Test {
+        let (core, _) = core(3);
+        Test { core, registry: Arc::default(), resources: ["a", "b"].map(resource), owner: Owner::new() }
+    }
+
+    impl Test {
+        fn reserve(&self, owner: &Owner, resources: &[Resource]) -> Result<Reserved, OwnedNotified> {
+            self.registry.reserve(owner, resources)
+        }
+
+        fn acquire(&self, owner: &Owner, resources: &[Resource]) -> Vec<Arc<Lease>> {
+            let Ok((reservation, held)) = self.reserve(owner, resources) else { panic!("another request acquires it") };
+            let free = resources.iter().zip(held).filter(|(_, held)| held.is_none());
+            let leases: Vec<Arc<Lease>> = free.map(|(resource, _)| lease(&self.core, resource, owner)).collect();
+            reservation.fulfil(leases.iter());
+            leases
+        }
+
+        fn is_empty(&self) -> bool {
+            locked(&self.registry.0).is_empty()
+        }
+    }
+
+    #[tokio::test]
+    async fn re_entry_finds_the_leases_of_its_owner() {
+        let test = test();
+        let [a, b] = &test.resources;
+        let leases = test.acquire(&test.owner, std::slice::from_ref(a));
+        let Ok((_reservation, held)) = test.reserve(&test.owner, &[a.clone(), b.clone()]) else { panic!("it is free") };
+        assert!(held[0].as_ref().is_some_and(|held| Arc::ptr_eq(held, &leases[0])) && held[1].is_none());
+        let Ok((_reservation, held)) = test.reserve(&Owner::new(), &test.resources) else { panic!("another owner") };
+        assert!(held.iter().all(Option::is_none));
+    }
+
+    #[tokio::test]
+    async fn a_second_request_of_the_owner_waits_for_the_end_of_the_first() {
+        let test = test();
+        let [a, b] = &test.resources;
+        let Ok((first, _)) = test.reserve(&test.owner, std::slice::from_ref(a)) else { panic!("it is free") };
+        let Err(done) = test.reserve(&test.owner, &test.resources) else { panic!("the first one acquires it") };
+        assert!(test.reserve(&test.owner, std::slice::from_ref(b)).is_ok(), "nothing was reserved in vain");
+        let mut done = pin!(done);
+        assert!(poll!(&mut done).is_pending());
+        drop(first);
+        assert!(poll!(&mut done).is_ready());
+        assert!(test.reserve(&test.owner, &test.resources).is_ok() && test.is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_the_lease_that_is_held_is_forgotten() {
+        let test = test();
+        let a = std::slice::from_ref(&test.resources[0]);
+        let old = test.acquire(&test.owner, a);
+        test.registry.remove(&old[0]);
+        assert!(test.is_empty());
+        let new = test.acquire(&test.owner, a);
+        test.registry.remove(&old[0]);
+        assert!(!test.is_empty(), "an older lease of the owner");
+        let other = test.acquire(&Owner::new(), a);
+        test.registry.remove(&new[0]);
+        test.registry.remove(&other[0]);
+        assert!(test.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_lease_in_force_is_found_among_those_of_all_owners() {
+        let test = test();
+        let a = &test.resources[0];
+        let in_force = || test.registry.in_force(a).map(|lease| lease.id);
+        let [first, second] = [(); 2].map(|()| test.acquire(&Owner::new(), std::slice::from_ref(a)).swap_remove(0));
+        assert_eq!(in_force(), None, "not confirmed yet");
+        confirm(&second);
+        assert_eq!(in_force(), Some(second.id));
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        assert_eq!(in_force(), None, "its validity is spent");
+        confirm(&first);
+        assert_eq!(in_force(), Some(first.id));
+    }
+}

@@ -120,3 +120,153 @@ impl<'a> Waiter<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::time::Duration;
+
+    use futures::poll;
+    use tokio::sync::mpsc::UnboundedReceiver;
+    use tokio::time::timeout;
+
+    use super::super::fake::{confirm, core, lease, resource};
+    use super::*;
+    use crate::node::fake::Server;
+    use crate::owner::Owner;
+
+    /// A client of one node, which is connected.
+    async fn connected() -> (Arc<Core>, Server, UnboundedReceiver<tokio::io::DuplexStream>) {
+        let (core, mut streams) = core(1);
+        let mut server = Server::new(streams.recv().await.expect("it connects"));
+        server.greet(1).await;
+        (core, server, streams)
+    }
+
+    fn resources(names: &[&str]) -> Arc<[Resource]> {
+        names.iter().map(|name| resource(name)).collect()
+    }
+
+    /// Leaves the ticket of the waiter in the wait queue of the node.
+    fn enqueue(waiter: &Waiter<'_>) -> String {
+        let ticket = waiter.ticket().expect("it waits");
+        ticket.leave_on(0);
+        ticket.text()
+    }
+
+    const SOON: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_takes_one_ticket_for_all_its_tries_and_its_end_takes_it_back() {
+        let (core, mut server, _streams) = connected().await;
+        let a = resources(&["a"]);
+        let mut waiter = Waiter::new(&core, &a, true);
+        assert!(waiter.ticket().is_none());
+        waiter.begin_try();
+        let ticket = enqueue(&waiter);
+        waiter.begin_try();
+        assert_eq!(waiter.ticket().map(|ticket| ticket.text()), Some(ticket.clone()));
+        drop(waiter);
+        let leave = server.command().await.expect("a command");
+        assert!(leave.iter().any(|word| word.contains(&ticket)), "{leave:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ticket_that_was_sent_nowhere_is_taken_back_nowhere() {
+        let (core, mut server, _streams) = connected().await;
+        let a = resources(&["a"]);
+        let mut waiter = Waiter::new(&core, &a, true);
+        waiter.begin_try();
+        drop(waiter);
+        assert!(timeout(SOON, server.command()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_granted_lease_takes_the_ticket_over() {
+        let (core, mut server, _streams) = connected().await;
+        let (a, owner) = (resources(&["a"]), Owner::new());
+        let mut waiter = Waiter::new(&core, &a, true);
+        waiter.begin_try();
+        let ticket = Arc::clone(waiter.ticket().expect("it waits"));
+        enqueue(&waiter);
+        let pending = protocol_lease(&core, &owner);
+        let granted = Lease::new(&core, a[0].clone(), owner, pending, true, Some(ticket));
+        waiter.granted(&[granted]);
+        drop(waiter);
+        assert!(timeout(SOON, server.command()).await.is_err(), "the end of the lease takes it back");
+    }
+
+    fn protocol_lease(core: &Arc<Core>, owner: &Owner) -> crate::protocol::Lease {
+        lease(core, &resource("a"), owner).state().lease.clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_of_another_request_does_not_take_the_ticket_over() {
+        let (core, mut server, _streams) = connected().await;
+        let (a, owner) = (resources(&["a"]), Owner::new());
+        let mut waiter = Waiter::new(&core, &a, true);
+        waiter.begin_try();
+        let ticket = enqueue(&waiter);
+        waiter.granted(&[lease(&core, &a[0], &owner)]);
+        let leave = server.command().await.expect("a command");
+        assert!(leave.iter().any(|word| word.contains(&ticket)), "{leave:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_for_one_resource_take_turns_until_the_lease_is_over() {
+        let (core, _server, _streams) = connected().await;
+        let (a, owner) = (resources(&["a"]), Owner::new());
+        let [mut first, mut second] = [(); 2].map(|()| Waiter::new(&core, &a, true));
+        first.begin_try();
+        let started = first.in_turn(|ticket| ticket.is_some()).await;
+        assert_eq!(started, Some(true));
+        let mut other = pin!(second.in_turn(|_| ()));
+        assert!(poll!(&mut other).is_pending());
+        let held = lease(&core, &a[0], &owner);
+        confirm(&held);
+        first.granted(std::slice::from_ref(&held));
+        drop(first);
+        assert!(poll!(&mut other).is_pending(), "the lease keeps the turn");
+        let turn = held.state().turn.take();
+        drop(turn);
+        assert_eq!(timeout(SOON, other).await.expect("it is its turn"), Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn some_requests_wait_for_no_turn() {
+        let (core, _server, _streams) = connected().await;
+        let (a, both) = (resources(&["a"]), resources(&["a", "b"]));
+        let mut first = Waiter::new(&core, &a, true);
+        assert_eq!(first.in_turn(|_| ()).await, Some(()));
+        let mut once = Waiter::new(&core, &a, false);
+        once.begin_try();
+        let mut set = Waiter::new(&core, &both, true);
+        let mut unheard = Waiter::new(&core, &a, true);
+        unheard.takes_turns(false);
+        assert_eq!(
+            once.in_turn(|ticket| ticket.is_none()).await,
+            Some(true),
+            "it does not wait, so it needs no ticket"
+        );
+        assert_eq!(set.in_turn(|_| ()).await, Some(()));
+        assert_eq!(unheard.in_turn(|_| ()).await, Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_no_majority_answered_gives_its_turn_to_the_next() {
+        let (core, _server, _streams) = connected().await;
+        let a = resources(&["a"]);
+        let [mut first, mut second, mut third] = [(); 3].map(|()| Waiter::new(&core, &a, true));
+        assert_eq!(first.in_turn(|_| ()).await, Some(()));
+        let mut next = Box::pin(second.in_turn(|_| ()));
+        assert!(poll!(&mut next).is_pending());
+        first.failed(RetryAdvice::Later);
+        assert!(timeout(SOON, &mut next).await.is_err(), "it tries again itself");
+        first.failed(RetryAdvice::WhenHeard);
+        assert_eq!(timeout(SOON, next).await.expect("its turn"), Some(()));
+        let mut last = pin!(third.in_turn(|_| ()));
+        assert!(poll!(&mut last).is_pending());
+        second.stand_aside();
+        assert_eq!(timeout(SOON, last).await.expect("its turn"), Some(()));
+    }
+}

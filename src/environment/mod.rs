@@ -5,6 +5,8 @@
 
 mod beside;
 mod dial;
+#[cfg(test)]
+mod fake;
 mod system;
 #[cfg(feature = "tls")]
 mod tls;
@@ -23,6 +25,8 @@ use redis::ConnectionAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use crate::protocol::Moment;
+#[cfg(test)]
+pub(crate) use fake::Fake;
 pub(crate) use system::System;
 
 /// A byte stream to a node.

@@ -78,3 +78,93 @@ impl Backlog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use super::super::fake::{FakeExchange, Told};
+    use super::*;
+    use crate::environment::Moment;
+
+    fn exchange(lease: u64) -> Arc<FakeExchange> {
+        FakeExchange::new(Moment::new(Duration::ZERO), lease)
+    }
+
+    fn push(backlog: &mut Backlog, request: Request) {
+        backlog.push(request, || NodeError::Forgot);
+    }
+
+    fn pop(backlog: &mut Backlog) -> Option<Request> {
+        backlog.pop(|| NodeError::Forgot)
+    }
+
+    const REFUSED: [Told; 1] = [Told::Answered(Err(NodeError::Forgot))];
+
+    /// Holds that are still wanted, so many that the backlog is thinned.
+    fn fill(backlog: &mut Backlog) {
+        for lease in 1000..1000 + THIN_AT_REQUESTS as u64 {
+            push(backlog, exchange(lease).hold());
+        }
+    }
+
+    #[test]
+    fn requests_leave_in_order_without_the_holds_that_are_moot() {
+        let mut backlog = Backlog::new(0);
+        let [first, second, third] = [1, 2, 3].map(exchange);
+        push(&mut backlog, first.hold());
+        push(&mut backlog, second.hold());
+        push(&mut backlog, second.release());
+        push(&mut backlog, third.hold());
+        second.is_moot.store(true, Ordering::Relaxed);
+        assert!(matches!(pop(&mut backlog), Some(Request { reply_to: ReplyTo::Hold(_), .. })));
+        assert!(matches!(pop(&mut backlog), Some(Request { reply_to: ReplyTo::Release(_), .. })));
+        assert_eq!(second.told(), REFUSED);
+        assert!(matches!(pop(&mut backlog), Some(Request { reply_to: ReplyTo::Hold(_), .. })));
+        assert!(pop(&mut backlog).is_none() && backlog.is_empty());
+        assert_eq!((first.told(), third.told()), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_short_backlog_keeps_everything() {
+        let mut backlog = Backlog::new(0);
+        let decided = exchange(1);
+        decided.is_decided.store(true, Ordering::Relaxed);
+        push(&mut backlog, decided.hold());
+        push(&mut backlog, decided.release());
+        assert_eq!((backlog.len(), decided.told()), (2, vec![]));
+    }
+
+    #[test]
+    fn a_long_backlog_drops_decided_holds_with_their_releases() {
+        let mut backlog = Backlog::new(0);
+        let [decided, moot, wanted, sent] = [1, 2, 3, 4].map(exchange);
+        decided.is_decided.store(true, Ordering::Relaxed);
+        moot.is_moot.store(true, Ordering::Relaxed);
+        sent.may_hold_state.store(true, Ordering::Relaxed);
+        for exchange in [&decided, &moot, &wanted] {
+            push(&mut backlog, exchange.hold());
+            push(&mut backlog, exchange.release());
+        }
+        push(&mut backlog, sent.release());
+        fill(&mut backlog);
+        assert_eq!(decided.told(), [Told::Answered(Err(NodeError::Forgot)), Told::NothingSent]);
+        assert_eq!(moot.told(), [Told::Answered(Err(NodeError::Forgot)), Told::NothingSent]);
+        assert_eq!(wanted.told(), vec![], "its release stays behind the hold");
+        assert_eq!(sent.told(), vec![], "the node may hold what it takes away");
+        assert_eq!(backlog.len(), THIN_AT_REQUESTS + 3);
+    }
+
+    #[test]
+    fn what_is_taken_over_from_the_last_connection_comes_first() {
+        let mut backlog = Backlog::new(0);
+        let [old, new] = [1, 2].map(exchange);
+        backlog.append(VecDeque::from([old.release()]));
+        push(&mut backlog, new.hold());
+        assert!(matches!(pop(&mut backlog), Some(Request { reply_to: ReplyTo::Release(_), .. })));
+        assert_eq!(backlog.take().len(), 1);
+        assert!(backlog.is_empty());
+    }
+}

@@ -454,3 +454,215 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use redis::Value;
+    use tokio::io::DuplexStream;
+    use tokio::sync::mpsc::{UnboundedReceiver as Receiver, UnboundedSender, unbounded_channel};
+    use tokio::task::JoinHandle;
+    use tokio::time::{sleep, timeout};
+
+    use super::super::fake::{FakeExchange, Server, Told};
+    use super::*;
+    use crate::environment::{Fake, Moment};
+
+    const TIMEOUT: Duration = Duration::from_millis(500);
+
+    struct Test {
+        queue: UnboundedSender<Message>,
+        streams: Receiver<DuplexStream>,
+        condition: Arc<Condition>,
+        environment: Arc<Fake>,
+        running: JoinHandle<()>,
+    }
+
+    /// The connection to a list of one node.
+    fn test() -> Test {
+        let (environment, streams) = Fake::new();
+        let environment = Arc::new(environment);
+        let seconds = Duration::from_secs;
+        let common = Common::new(environment.clone(), 1, Vec::new(), TIMEOUT, seconds(300), seconds(10));
+        let (queue, requests) = unbounded_channel();
+        let condition = Arc::new(Condition::new());
+        let connection = Connection::new(
+            0,
+            "node".into(),
+            NodeAddress::parse("redis://node").expect("an address"),
+            environment.clone(),
+            Arc::new(common),
+            requests,
+            Arc::clone(&condition),
+        );
+        Test { queue, streams, condition, environment, running: tokio::spawn(connection.run()) }
+    }
+
+    impl Test {
+        fn send(&self, request: Request) {
+            assert!(self.queue.send(Message::Request(request)).is_ok(), "it runs");
+        }
+
+        fn exchange(&self, lease: u64) -> Arc<FakeExchange> {
+            FakeExchange::new(self.environment.now(), lease)
+        }
+
+        /// The server's end of the next connection, greeted.
+        async fn server(&mut self) -> Server {
+            let mut server = Server::new(self.streams.recv().await.expect("it connects"));
+            server.greet(1).await;
+            server
+        }
+
+        fn trouble(&self) -> Option<NodeError> {
+            self.condition.trouble(self.environment.now())
+        }
+    }
+
+    async fn name(server: &mut Server) -> String {
+        server.command().await.expect("a command").swap_remove(0)
+    }
+
+    /// Until everything that can be done now is done.
+    async fn settled() {
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    fn agreed() -> Told {
+        Told::Answered(Ok(Value::Int(1)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_before_the_first_connection_leave_on_it_in_order() {
+        let mut test = test();
+        let exchange = test.exchange(1);
+        test.send(exchange.hold());
+        test.send(exchange.release());
+        assert_eq!(test.trouble(), Some(NodeError::Connecting));
+        let mut server = test.server().await;
+        assert_eq!([name(&mut server).await, name(&mut server).await], ["hold", "release"]);
+        assert_eq!(exchange.told(), [Told::Sent, Told::Sent]);
+        server.reply(":1\r\n:1\r\n").await;
+        settled().await;
+        assert_eq!((exchange.told(), test.trouble()), (vec![agreed(), agreed()], None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_of_what_was_never_sent_does_not_leave() {
+        let mut test = test();
+        let (released, held) = (test.exchange(1), test.exchange(2));
+        let mut server = test.server().await;
+        test.send(released.release());
+        test.send(held.hold());
+        assert_eq!(name(&mut server).await, "hold");
+        assert_eq!(released.told(), [Told::NothingSent]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_still_wanted_is_sent_again_on_the_next_connection() {
+        let mut test = test();
+        let [wanted, moot] = [1, 2].map(|lease| test.exchange(lease));
+        let mut server = test.server().await;
+        for request in [wanted.hold(), moot.hold(), moot.release()] {
+            test.send(request);
+            name(&mut server).await;
+        }
+        moot.is_moot.store(true, Ordering::Relaxed);
+        server.reply(":1\r\n").await;
+        settled().await;
+        assert_eq!(wanted.told(), [Told::Sent, agreed()]);
+        test.send(wanted.hold());
+        name(&mut server).await;
+        drop(server);
+        let mut server = test.server().await;
+        assert_eq!([name(&mut server).await, name(&mut server).await], ["release", "hold"]);
+        assert_eq!(wanted.told(), [Told::Sent, Told::Resent, Told::Sent]);
+        let told = moot.told();
+        assert!(matches!(&told[2], Told::Answered(Err(NodeError::Disconnected(_)))), "{told:?}");
+        assert_eq!((&told[..2], &told[3..]), (&[Told::Sent, Told::Sent][..], &[Told::Resent, Told::Sent][..]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_connection_holds_fail_at_once_and_releases_are_kept() {
+        let mut test = test();
+        let (held, released) = (test.exchange(1), test.exchange(2));
+        released.may_hold_state.store(true, Ordering::Relaxed);
+        drop(test.streams.recv().await);
+        settled().await;
+        test.send(held.hold());
+        test.send(released.release());
+        settled().await;
+        assert!(matches!(held.told()[..], [Told::Answered(Err(NodeError::Disconnected(_)))]));
+        assert_eq!(released.told(), []);
+        let mut server = test.server().await;
+        assert_eq!(name(&mut server).await, "release");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_gets_releases_only_and_then_another_connection() {
+        let mut test = test();
+        let [first, second] = [1, 2].map(|lease| test.exchange(lease));
+        let mut server = test.server().await;
+        test.send(first.hold());
+        name(&mut server).await;
+        sleep(TIMEOUT + Duration::from_millis(100)).await;
+        assert!(matches!(test.trouble(), Some(NodeError::Silent(_))));
+        test.send(second.hold());
+        test.send(first.release());
+        assert_eq!(name(&mut server).await, "release");
+        assert!(matches!(second.told()[..], [Told::Answered(Err(NodeError::Silent(_)))]));
+        // Another connection was begun beside the silent one. It works, so it takes over.
+        let mut server = test.server().await;
+        assert_eq!(name(&mut server).await, "release");
+        server.reply(":1\r\n").await;
+        settled().await;
+        assert_eq!(first.told().last(), Some(&agreed()));
+        assert_eq!(test.trouble(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_client_waits_for_what_was_sent() {
+        let mut test = test();
+        let exchange = test.exchange(1);
+        let mut server = test.server().await;
+        test.send(exchange.hold());
+        test.send(exchange.release());
+        assert!(test.queue.send(Message::Close).is_ok());
+        assert_eq!([name(&mut server).await, name(&mut server).await], ["hold", "release"]);
+        settled().await;
+        assert!(!test.running.is_finished());
+        server.reply(":1\r\n:1\r\n").await;
+        timeout(Duration::from_millis(10), test.running).await.expect("it ends").expect("no panic");
+        assert_eq!(exchange.told(), [Told::Sent, Told::Sent, agreed(), agreed()]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_to_nothing_ends_the_connection() {
+        let mut test = test();
+        let mut server = test.server().await;
+        server.reply(":1\r\n").await;
+        settled().await;
+        assert!(matches!(test.trouble(), Some(NodeError::Nonsense(_))));
+        assert_eq!(server.command().await, None);
+        let began = test.environment.now();
+        test.server().await;
+        assert!(test.environment.now().since(began) > Duration::ZERO, "the next connection is not made at once");
+        let _: Moment = began;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_record_ends_the_connection_and_the_next_reads_it() {
+        let mut test = test();
+        let exchange = test.exchange(1);
+        let mut server = test.server().await;
+        test.send(exchange.hold());
+        name(&mut server).await;
+        server.reply("*2\r\n:10\r\n:1790000000000000\r\n").await;
+        assert_eq!(server.command().await, None);
+        assert_eq!(exchange.told(), [Told::Sent, Told::Answered(Err(NodeError::Forgot))]);
+        let _server = test.server().await;
+        settled().await;
+        assert_eq!(test.trouble(), None);
+    }
+}

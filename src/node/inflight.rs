@@ -302,3 +302,186 @@ impl Inflight {
         Poll::Ready(owed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures::FutureExt as _;
+    use tokio::time::advance;
+
+    use super::super::fake::{FakeExchange, RECORD, Server};
+    use super::*;
+    use crate::environment::Fake;
+
+    struct Test {
+        inflight: Inflight,
+        server: Server,
+        environment: Arc<Fake>,
+        common: Common,
+    }
+
+    fn test() -> Test {
+        let (environment, _) = Fake::new();
+        let environment = Arc::new(environment);
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let timeout = Duration::from_millis(500);
+        let common =
+            Common::new(environment.clone(), 1, Vec::new(), timeout, Duration::from_secs(300), Duration::from_secs(10));
+        let made = Made {
+            stream: RespStream::new(Box::new(client)),
+            known: Known::new(RECORD, 0).expect("a record"),
+            took: Duration::from_millis(2),
+            replaces: false,
+        };
+        Test { inflight: Inflight::new(made, environment.clone(), 0), server: Server::new(server), environment, common }
+    }
+
+    impl Test {
+        fn now(&self) -> Moment {
+            self.environment.now()
+        }
+
+        fn exchange(&self) -> Arc<FakeExchange> {
+            FakeExchange::new(self.now(), 1)
+        }
+
+        fn push(&mut self, request: Request) {
+            let now = self.now();
+            self.inflight.push(request, now, &self.common, &Wait::default());
+        }
+
+        /// Polls once, as a new turn of the connection.
+        async fn write(&mut self) {
+            poll_fn(|cx| {
+                self.inflight.begin(cx);
+                Poll::Ready(self.inflight.poll_write(cx))
+            })
+            .await
+            .expect("the server listens");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_request_ends_with_what_its_own_node_is_told() {
+        let mut test = test();
+        let exchange = test.exchange();
+        test.push(exchange.hold());
+        test.push(exchange.release());
+        test.write().await;
+        assert_eq!(test.server.command().await, Some(vec!["hold".to_owned(), RECORD.to_owned()]));
+        let ballots_are_kept_ms = "600000".to_owned();
+        assert_eq!(test.server.command().await, Some(vec!["release".to_owned(), ballots_are_kept_ms]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replies_belong_to_the_requests_in_their_order() {
+        let mut test = test();
+        let exchange = test.exchange();
+        assert!(test.inflight.settle().is_none(), "no reply is due");
+        test.push(exchange.hold());
+        test.push(exchange.release());
+        assert!(!test.inflight.awaits_release());
+        let first = test.inflight.settle().expect("a request");
+        assert!(matches!(first.request.reply_to, ReplyTo::Hold(_)) && test.inflight.awaits_release());
+        let second = test.inflight.settle().expect("a request");
+        assert!(matches!(second.request.reply_to, ReplyTo::Release(_)) && test.inflight.settle().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_behind_a_few_others_wait_for_more_to_leave_with_them() {
+        let mut test = test();
+        let exchange = test.exchange();
+        for pushed in 0..=UNBATCHED_REQUESTS {
+            test.push(exchange.hold());
+            assert!(!test.inflight.gathers, "{pushed} unanswered requests");
+            test.write().await;
+        }
+        test.push(exchange.hold());
+        assert!(test.inflight.gathers);
+        let written = poll_fn(|cx| Poll::Ready(test.inflight.poll_write(cx))).await;
+        assert!(written.is_ok() && !test.inflight.stream.is_sent(), "it has not left");
+        test.write().await;
+        assert!(test.inflight.stream.is_sent());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_takes_a_bounded_number_of_requests_at_once() {
+        let mut test = test();
+        let exchange = test.exchange();
+        for _ in 0..MOST_IN_FLIGHT {
+            assert!(test.inflight.has_room());
+            test.push(exchange.hold());
+        }
+        assert!(!test.inflight.has_room());
+        test.inflight.settle();
+        assert!(test.inflight.has_room());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_overdue_reply_makes_the_node_silent() {
+        let mut test = test();
+        let timeout = Duration::from_millis(500);
+        let watch = |inflight: &mut Inflight| poll_fn(|cx| Poll::Ready(inflight.watch(timeout, cx))).now_or_never();
+        assert_eq!(watch(&mut test.inflight), Some(Poll::Pending), "nothing is owed");
+        test.push(test.exchange().hold());
+        assert_eq!(watch(&mut test.inflight), Some(Poll::Pending));
+        advance(Duration::from_millis(250)).await;
+        assert_eq!(watch(&mut test.inflight), Some(Poll::Ready(Duration::from_millis(250))));
+        assert_eq!(test.inflight.silent_since(), None);
+        assert_eq!(watch(&mut test.inflight), Some(Poll::Pending));
+        advance(Duration::from_millis(250)).await;
+        assert_eq!(watch(&mut test.inflight), Some(Poll::Ready(timeout)));
+        let sent = Moment::new(Duration::from_secs(1000));
+        assert_eq!((test.inflight.silent_since(), test.inflight.silent), (Some(sent), true));
+        assert_eq!(test.inflight.overdue(test.now()), NodeError::Silent(timeout));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn releases_that_the_node_cannot_do_are_sent_again_later_and_later() {
+        let mut test = test();
+        let exchange = test.exchange();
+        for pause in [FIRST_POSTPONEMENT, 2 * FIRST_POSTPONEMENT] {
+            let inflight = &mut test.inflight;
+            let given_back =
+                poll_fn(|cx| Poll::Ready(inflight.postpone(exchange.release(), NodeError::Forgot, cx))).await;
+            assert!(given_back.is_none());
+            let due = poll_fn(|cx| Poll::Ready(inflight.poll_postponed(cx).len())).await;
+            assert_eq!(due, 0);
+            advance(pause).await;
+            let due = poll_fn(|cx| Poll::Ready(inflight.poll_postponed(cx).len())).await;
+            assert_eq!(due, 1, "after {pause:?}");
+        }
+        test.inflight.has_done();
+        assert_eq!(test.inflight.postponement.1, FIRST_POSTPONEMENT, "it begins anew when the node has done something");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lost_scripts_are_loaded_once_and_the_request_leaves_behind_them() {
+        let mut test = test();
+        let exchange = test.exchange();
+        let now = test.now();
+        for _ in 0..2 {
+            test.inflight.reload(exchange.hold(), now, &test.common, &Wait::default());
+        }
+        let loading = |sent: &Sent| matches!(sent.request.reply_to, ReplyTo::Loading);
+        let order: Vec<bool> = test.inflight.unanswered.iter().map(loading).collect();
+        assert_eq!(order, [true, true, true, false, false]);
+        assert_eq!(test.common.resent(), 2);
+        for _ in 0..3 {
+            assert_eq!(test.inflight.settle().map(|sent| sent.again), Some(false));
+        }
+        assert_eq!(test.inflight.settle().map(|sent| sent.again), Some(true));
+        assert_eq!(test.inflight.into_undone().count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_refuses_scripts_is_left_alone_for_a_moment() {
+        let mut test = test();
+        let now = test.now();
+        assert_eq!(test.inflight.refused_scripts(now), None);
+        test.inflight.refuses_scripts(NodeError::Forgot, now);
+        assert_eq!(test.inflight.refused_scripts(now), Some(&NodeError::Forgot));
+        assert_eq!(test.inflight.refused_scripts(now + SCRIPTS_PAUSE), None);
+    }
+}

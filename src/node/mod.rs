@@ -12,6 +12,8 @@ mod common;
 mod condition;
 mod connection;
 mod driver;
+#[cfg(test)]
+pub(crate) mod fake;
 mod handshake;
 mod health;
 mod inflight;

@@ -1,0 +1,51 @@
+//! A client for tests, whose nodes are reached through streams of the test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::core::Core;
+use super::lease::Lease;
+use crate::environment::Fake;
+use crate::node::{Facts, NodeAddress};
+use crate::owner::Owner;
+use crate::protocol::{self, Ballot, Schedule, Validity, quorum};
+use crate::resource::Resource;
+use crate::settings::Settings;
+
+const LEASE: Duration = Duration::from_secs(10);
+
+/// A client of so many nodes, and the servers' ends of the streams that it opens.
+pub(super) fn core(nodes: usize) -> (Arc<Core>, UnboundedReceiver<DuplexStream>) {
+    let (environment, streams) = Fake::new();
+    let settings = Settings {
+        quorum: quorum(nodes),
+        lease: LEASE,
+        longest_lease: LEASE,
+        prefix: Vec::new(),
+        fixed_node_timeout: None,
+        memory: Duration::from_secs(600),
+        schedule: Schedule { validity: Validity { drift_factor: 0.01 }, extends: true, danger: None },
+    };
+    let address = |node| NodeAddress::parse(&format!("redis://node{node}")).expect("an address");
+    (Core::start(settings, (0..nodes).map(address).collect(), Arc::new(environment), ""), streams)
+}
+
+pub(super) fn resource(name: &str) -> Resource {
+    Resource::new(b"", name.as_bytes()).expect("a name")
+}
+
+/// A lease that is being acquired.
+pub(super) fn lease(core: &Arc<Core>, resource: &Resource, owner: &Owner) -> Arc<Lease> {
+    let ballot = core.propose_above(owner, Ballot::ZERO);
+    let lease = protocol::Lease::pending(ballot.into(), ballot, LEASE, core.settings.schedule, core.now());
+    Lease::new(core, resource.clone(), owner.clone(), lease, true, None)
+}
+
+/// A majority honours it from now on.
+pub(super) fn confirm(lease: &Arc<Lease>) {
+    let ballot = lease.state().sent;
+    lease.confirmed(&Facts { started: lease.core.now(), ballot, length: LEASE, acquires: true });
+}
