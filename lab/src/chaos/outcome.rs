@@ -75,6 +75,7 @@ fn count(items: impl Iterator) -> u64 {
 }
 
 impl Outcome {
+    #[expect(clippy::too_many_lines, reason = "it fills one table of results")]
     pub fn of(options: &Options, raw: &Raw) -> Self {
         let setting = Setting { nodes: options.nodes, lease: options.lease_ms() * 1000, fencing: options.fencing };
         let model = check::model(&raw.events, &setting);

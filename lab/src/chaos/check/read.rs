@@ -32,6 +32,7 @@ impl Reader {
         self.holds.get_mut(index)
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of event")]
     pub fn read(&mut self, event: &Event) {
         let at = event.at;
         match event.what.clone() {
