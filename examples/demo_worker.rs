@@ -27,7 +27,7 @@ async fn add_15(locks: &Quorlock, worker: &str, file: &Path, found: u64) -> Resu
     let guard = locks.lock(NAME).acquire().await?;
     let sum = found + 15;
     std::fs::write(file, sum.to_string())?;
-    report(worker, &format!("added {} {} {sum}", guard.holds(), guard.token()));
+    report(worker, &format!("added {} {} {sum}", guard.hold_count(), guard.token()));
     guard.release().await?;
     Ok(())
 }

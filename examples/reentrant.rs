@@ -18,7 +18,7 @@ async fn inner_by_scope(locks: &Quorlock) -> Result<(), AcquireError> {
 }
 
 fn show(who: &str, guard: &Guard) {
-    println!("{who:<18} depth {}, token {}", guard.holds(), guard.token());
+    println!("{who:<18} depth {}, token {}", guard.hold_count(), guard.token());
 }
 
 #[tokio::main]

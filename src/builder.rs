@@ -18,9 +18,9 @@ pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
 /// The default of [`Builder::prefix`].
 pub const DEFAULT_PREFIX: &str = "quorlock:lock:";
 
-const DEFAULT_MEMORY: Duration = Duration::from_secs(10 * 60);
-const SHORTEST_MEMORY: Duration = Duration::from_secs(60);
-const LONGEST_MEMORY: Duration = Duration::from_secs(2 * 7 * 24 * 3600);
+const DEFAULT_BALLOT_TTL: Duration = Duration::from_secs(10 * 60);
+const SHORTEST_BALLOT_TTL: Duration = Duration::from_secs(60);
+const LONGEST_BALLOT_TTL: Duration = Duration::from_secs(2 * 7 * 24 * 3600);
 const DEFAULT_DRIFT_FACTOR: f64 = 0.01;
 
 /// Settings of a client; start with [`Quorlock::builder`].
@@ -33,9 +33,9 @@ pub struct Builder {
     prefix: Vec<u8>,
     node_timeout: Option<Duration>,
     drift_factor: f64,
-    memory: Option<Duration>,
+    ballot_ttl: Option<Duration>,
     extends: bool,
-    danger: Option<Duration>,
+    warn_before_expiry: Option<Duration>,
     label: String,
     /// In place of this machine's.
     environment: Option<Arc<dyn Environment>>,
@@ -67,9 +67,9 @@ impl Builder {
             prefix: DEFAULT_PREFIX.into(),
             node_timeout: None,
             drift_factor: DEFAULT_DRIFT_FACTOR,
-            memory: None,
+            ballot_ttl: None,
             extends: true,
-            danger: None,
+            warn_before_expiry: None,
             label: String::new(),
             environment: None,
         }
@@ -138,15 +138,15 @@ impl Builder {
     /// clock. The first client of a node decides; the node's record keeps it, and later ones go by that.
     ///
     /// Defaults to ten minutes, or twice the lease if that is longer.
-    pub fn ballot_memory(mut self, memory: Duration) -> Self {
-        self.memory = Some(memory);
+    pub fn ballot_ttl(mut self, ttl: Duration) -> Self {
+        self.ballot_ttl = Some(ttl);
         self
     }
 
     /// Whether held leases are extended in the background.
     ///
     /// Defaults to `true`.
-    pub fn extend(mut self, extend: bool) -> Self {
+    pub fn auto_extend(mut self, extend: bool) -> Self {
         self.extends = extend;
         self
     }
@@ -154,8 +154,8 @@ impl Builder {
     /// How much validity is left when a holder hears that its lease is [endangered](crate::Guard::endangered).
     ///
     /// Defaults to a third of the lease.
-    pub fn danger(mut self, before_the_end: Duration) -> Self {
-        self.danger = Some(before_the_end);
+    pub fn warn_before_expiry(mut self, before: Duration) -> Self {
+        self.warn_before_expiry = Some(before);
         self
     }
 
@@ -216,16 +216,18 @@ impl Builder {
             longest_lease: self.longest_lease.unwrap_or_default().max(self.lease),
             prefix: self.prefix.clone(),
             fixed_node_timeout: self.node_timeout,
-            memory: self.memory.unwrap_or_else(|| DEFAULT_MEMORY.max(self.lease.saturating_mul(2)).min(LONGEST_MEMORY)),
+            ballot_ttl: self
+                .ballot_ttl
+                .unwrap_or_else(|| DEFAULT_BALLOT_TTL.max(self.lease.saturating_mul(2)).min(LONGEST_BALLOT_TTL)),
             schedule: Schedule {
                 validity: Validity { drift_factor: self.drift_factor },
                 extends: self.extends,
-                danger: self.danger,
+                danger: self.warn_before_expiry,
             },
         };
-        if !(SHORTEST_MEMORY..=LONGEST_MEMORY).contains(&settings.memory) {
-            let (memory, shortest, longest) = (settings.memory, SHORTEST_MEMORY, LONGEST_MEMORY);
-            return Err(ConfigError::BallotMemory { memory, shortest, longest });
+        if !(SHORTEST_BALLOT_TTL..=LONGEST_BALLOT_TTL).contains(&settings.ballot_ttl) {
+            let (ttl, shortest, longest) = (settings.ballot_ttl, SHORTEST_BALLOT_TTL, LONGEST_BALLOT_TTL);
+            return Err(ConfigError::BallotTtl { ttl, shortest, longest });
         }
         settings.check_lease(self.lease)?;
         settings.check_lease(settings.longest_lease)?;
@@ -331,10 +333,10 @@ mod tests {
 
     #[test]
     fn ballots_are_kept_for_a_minute_at_least_and_not_for_ever() {
-        let memory = |seconds| three().ballot_memory(Duration::from_secs(seconds));
-        assert!(memory(60).settings().is_ok());
-        for builder in [&memory(59), &three().ballot_memory(Duration::MAX)] {
-            assert!(matches!(refused(builder), ConfigError::BallotMemory { .. }), "{builder:?}");
+        let ttl = |seconds| three().ballot_ttl(Duration::from_secs(seconds));
+        assert!(ttl(60).settings().is_ok());
+        for builder in [&ttl(59), &three().ballot_ttl(Duration::MAX)] {
+            assert!(matches!(refused(builder), ConfigError::BallotTtl { .. }), "{builder:?}");
         }
         assert!(three().lease(LONGEST_LEASE).settings().is_ok());
     }
@@ -350,8 +352,8 @@ mod tests {
         for factor in [-0.1, 0.5, f64::NAN] {
             assert!(matches!(refused(&three().drift_factor(factor)), ConfigError::DriftFactor(_)));
         }
-        let early = three().danger(Duration::from_millis(6566));
-        assert!(matches!(refused(&early), ConfigError::DangerTooEarly { .. }));
-        assert!(three().danger(Duration::from_millis(6564)).settings().is_ok());
+        let early = three().warn_before_expiry(Duration::from_millis(6566));
+        assert!(matches!(refused(&early), ConfigError::WarningTooEarly { .. }));
+        assert!(three().warn_before_expiry(Duration::from_millis(6564)).settings().is_ok());
     }
 }

@@ -79,10 +79,10 @@ pub enum ConfigError {
     },
     /// Nodes would keep a ballot for too short a time, or for ever.
     #[error("ballots cannot be kept for {}: it must be at least {} and at most {}",
-        format_duration(*memory), format_duration(*shortest), format_duration(*longest))]
-    BallotMemory {
+        format_duration(*ttl), format_duration(*shortest), format_duration(*longest))]
+    BallotTtl {
         /// The time that was set.
-        memory: Duration,
+        ttl: Duration,
         /// The shortest that works.
         shortest: Duration,
         /// The longest that works.
@@ -102,11 +102,11 @@ pub enum ConfigError {
     /// The warning would come before an extension had a chance.
     #[error(
         "a warning {} before the end is too early for a lease of {}: it must come after the first extension, \
-         so at most {} before the end", format_duration(*danger), format_duration(*lease), format_duration(*longest)
+         so at most {} before the end", format_duration(*before), format_duration(*lease), format_duration(*longest)
     )]
-    DangerTooEarly {
+    WarningTooEarly {
         /// The setting.
-        danger: Duration,
+        before: Duration,
         /// The lease.
         lease: Duration,
         /// The largest that works.

@@ -71,7 +71,7 @@ impl Guard {
     /// extension that was sent before a re-entry and arrives after it writes the older count there, until the next
     /// message of this client. No rule depends on it.
     #[must_use]
-    pub fn holds(&self) -> u32 {
+    pub fn hold_count(&self) -> u32 {
         self.holds.first().state().lease.holds
     }
 
@@ -114,7 +114,7 @@ impl Guard {
     }
 
     /// Resolves when the lease could not be renewed and its end is near, or it is lost: time to stop cleanly. How much
-    /// validity is left then is a [setting](crate::Builder::danger).
+    /// validity is left then is a [setting](crate::Builder::warn_before_expiry).
     ///
     /// # Cancel safety
     ///
@@ -284,22 +284,22 @@ impl Guard {
         if let Err(why @ ClientError::Forked { .. }) = self.core().check() {
             return Err(why.into());
         }
-        let parting = self.holds.give_back();
-        let limit = self.core().settings.node_timeout(parting.lease);
+        let pending_release = self.holds.give_back();
+        let limit = self.core().settings.node_timeout(pending_release.lease);
         let decided = |round: Option<Arc<Round>>| async move {
             let round = round?;
             let verdict = round.decided_within(limit).await;
             Some((round, verdict))
         };
-        let lowered = join_all(parting.lower.into_iter().map(|round| decided(Some(round))));
-        let (released, lowered) = join(decided(parting.release), lowered).await;
-        if let Some(resource) = parting.lost {
-            return Err(ReleaseError::NotHeld { resource, nodes: parting.said });
+        let lowered = join_all(pending_release.lower.into_iter().map(|round| decided(Some(round))));
+        let (released, lowered) = join(decided(pending_release.release), lowered).await;
+        if let Some(resource) = pending_release.lost {
+            return Err(ReleaseError::NotHeld { resource, nodes: pending_release.said });
         }
         if let Some((round, Verdict::Lost)) = &released {
             return Err(ReleaseError::NotHeld { resource: round.first_over(), nodes: round.reports(None) });
         }
-        if let Some(lease) = parting.lowered.iter().find(|lease| lease.phase() == Phase::Lost) {
+        if let Some(lease) = pending_release.lowered.iter().find(|lease| lease.phase() == Phase::Lost) {
             let (resource, nodes) = (lease.resource.to_string(), lease.reports(&lease.state()));
             return Err(ReleaseError::NotHeld { resource, nodes });
         }
@@ -313,7 +313,7 @@ impl Guard {
         }
         pending.sort_unstable();
         pending.dedup();
-        Ok(Released { pending, holds: parting.holds })
+        Ok(Released { pending, holds: pending_release.holds })
     }
 }
 

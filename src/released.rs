@@ -13,7 +13,7 @@ pub struct Released {
 impl Released {
     /// Has every node that ever had a part in it confirmed?
     #[must_use]
-    pub fn is_everywhere(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.pending.is_empty()
     }
 }

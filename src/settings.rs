@@ -17,7 +17,7 @@ pub(crate) struct Settings {
     pub(crate) longest_lease: Duration,
     pub(crate) prefix: Vec<u8>,
     pub(crate) fixed_node_timeout: Option<Duration>,
-    pub(crate) memory: Duration,
+    pub(crate) ballot_ttl: Duration,
     pub(crate) schedule: Schedule,
 }
 
@@ -41,8 +41,8 @@ impl Settings {
             return Err(ConfigError::LeaseTooShort { lease, drift, node_timeout });
         }
         let longest = lease.saturating_sub(drift + Schedule::extend_after(lease));
-        if let Some(danger) = self.schedule.danger.filter(|danger| *danger > longest) {
-            return Err(ConfigError::DangerTooEarly { danger, lease, longest });
+        if let Some(before) = self.schedule.danger.filter(|before| *before > longest) {
+            return Err(ConfigError::WarningTooEarly { before, lease, longest });
         }
         Ok(())
     }

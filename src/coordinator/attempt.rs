@@ -157,7 +157,7 @@ impl Attempt {
             ));
         }
         if verdict == Verdict::Won && !holds.remaining().is_zero() {
-            core.common.hearing.heard();
+            core.common.reachability.heard();
             waiter.granted(holds.leases());
             begun.reservation.fulfil(begun.holds.leases().iter());
             return Ok(begun.holds);
@@ -165,7 +165,7 @@ impl Attempt {
         let waits = offer.learn(core.now(), round.last_ends());
         let (error, advice) = self.explain(core, holds, round, verdict, limit);
         if !matches!(advice, RetryAdvice::WhenHeard) {
-            core.common.hearing.heard();
+            core.common.reachability.heard();
         }
         Err((error, advice.within(waits)))
     }

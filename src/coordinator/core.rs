@@ -10,7 +10,7 @@ use crate::environment::{Environment, Moment, random_time, within};
 use crate::error::{Answer, ClientError, ConfigError, NodeError, NodeReport, Reports};
 use crate::node::{Common, Driver, Node, NodeAddress};
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, Room};
+use crate::protocol::{self, AcceptedBallots, Ballot};
 use crate::resource::{LIST, Resource};
 use crate::settings::Settings;
 use crate::text::readable;
@@ -61,7 +61,7 @@ impl Core {
             count,
             list_key,
             timeout,
-            settings.memory / 2,
+            settings.ballot_ttl / 2,
             settings.lease,
         ));
         if settings.longest_lease > settings.lease {
@@ -116,7 +116,7 @@ impl Core {
 
     /// Waits until a request that no majority has answered is to ask again. Says whether a majority has been heard meanwhile.
     pub(crate) async fn next_try(&self) -> bool {
-        self.common.hearing.next_try(self.environment.as_ref()).await
+        self.common.reachability.next_try(self.environment.as_ref()).await
     }
 
     pub(crate) async fn sleep(&self, time: Duration) {
@@ -181,9 +181,9 @@ impl Core {
     }
 
     /// What a node would take whose clock agrees with this machine's, and that has seen no ballot.
-    pub(crate) fn room(&self) -> Room {
+    pub(crate) fn room(&self) -> AcceptedBallots {
         let window = u64::try_from(self.common.window.as_micros()).unwrap_or(u64::MAX);
-        Room { floor: Ballot::ZERO, clock: self.wall(), window }
+        AcceptedBallots { floor: Ballot::ZERO, clock: self.wall(), window }
     }
 
     /// A ballot larger than `floor`, and than every other one of this owner's here: none is ever used twice.

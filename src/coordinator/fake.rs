@@ -26,7 +26,7 @@ pub(super) fn core(nodes: usize) -> (Arc<Core>, UnboundedReceiver<DuplexStream>)
         longest_lease: LEASE,
         prefix: Vec::new(),
         fixed_node_timeout: None,
-        memory: Duration::from_secs(600),
+        ballot_ttl: Duration::from_secs(600),
         schedule: Schedule { validity: Validity { drift_factor: 0.01 }, extends: true, danger: None },
     };
     let address = |node| NodeAddress::parse(&format!("redis://node{node}")).expect("an address");

@@ -74,7 +74,7 @@ impl Holds {
         let now = core.now();
         let mut states = lock_states(&leases);
         let lease = shortest(states.iter().map(|state| state.lease.length));
-        let mut parting = PendingRelease {
+        let mut pending_release = PendingRelease {
             release: None,
             lower: Vec::new(),
             lowered: Vec::new(),
@@ -88,11 +88,11 @@ impl Holds {
         for (lease, state) in leases.iter().zip(&mut states) {
             let phase = state.lease.phase(now);
             state.lease.holds -= 1;
-            if phase == Phase::Lost && parting.lost.is_none() {
-                (parting.lost, parting.said) = (Some(lease.resource.to_string()), lease.reports(state));
+            if phase == Phase::Lost && pending_release.lost.is_none() {
+                (pending_release.lost, pending_release.said) = (Some(lease.resource.to_string()), lease.reports(state));
             }
             if lease.resource == self.first {
-                parting.holds = state.lease.holds;
+                pending_release.holds = state.lease.holds;
             }
             if state.lease.holds == 0 {
                 turns.extend(state.turn.take());
@@ -104,12 +104,12 @@ impl Holds {
                 }
             } else if matches!(phase, Phase::Held | Phase::Endangered) {
                 let length = state.lease.length;
-                parting.lower.push(hold_one(core, lease, state, length));
-                parting.lowered.push(Arc::clone(lease));
+                pending_release.lower.push(hold_one(core, lease, state, length));
+                pending_release.lowered.push(Arc::clone(lease));
             }
         }
         if !release.0.is_empty() {
-            parting.release = Some(send_release(core, &release.0, &mut release.1));
+            pending_release.release = Some(send_release(core, &release.0, &mut release.1));
         }
         // Whoever is next in this process asks behind the release, on the same connections. Until now the next of the same owner
         // has found the lease, and waits for its state.
@@ -119,7 +119,7 @@ impl Holds {
         drop(states);
         drop(turns);
         core.driver.send_last();
-        parting
+        pending_release
     }
 }
 

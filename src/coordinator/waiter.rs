@@ -15,21 +15,21 @@ pub(crate) struct Waiter<'a> {
     waits: bool,
     /// Not while too few nodes can be heard: each request then tries for itself, and is told so.
     takes_turns: bool,
-    stand: Option<Arc<Stand>>,
+    entry: Option<Arc<QueueEntry>>,
     /// Behind the place, so given up after it.
     turn: Option<Turn>,
 }
 
 /// A place in the lines of the nodes. Its end takes the ticket from there, unless a lease has it by then. So whatever may
 /// leave the ticket there must be over before: what is begun for a request shares its place with it.
-struct Stand {
+struct QueueEntry {
     core: Arc<Core>,
     resources: Arc<[Resource]>,
     ticket: Arc<Ticket>,
     is_granted: AtomicBool,
 }
 
-impl Drop for Stand {
+impl Drop for QueueEntry {
     fn drop(&mut self) {
         if !*self.is_granted.get_mut() {
             send_leave(&self.core, &self.resources, &self.ticket);
@@ -40,20 +40,20 @@ impl Drop for Stand {
 
 impl<'a> Waiter<'a> {
     pub(crate) fn new(core: &'a Arc<Core>, resources: &'a Arc<[Resource]>, waits: bool) -> Self {
-        Self { core, resources, waits, takes_turns: true, stand: None, turn: None }
+        Self { core, resources, waits, takes_turns: true, entry: None, turn: None }
     }
 
     pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
-        self.stand.as_ref().map(|stand| &stand.ticket)
+        self.entry.as_ref().map(|entry| &entry.ticket)
     }
 
     /// Another try begins. The first takes a ticket, which says since when the request has waited. Who does not wait needs
     /// none.
     pub(crate) fn begin_try(&mut self) {
-        match &self.stand {
-            Some(stand) => stand.ticket.begin_try(),
+        match &self.entry {
+            Some(entry) => entry.ticket.begin_try(),
             None if self.waits => {
-                self.stand = Some(Arc::new(Stand {
+                self.entry = Some(Arc::new(QueueEntry {
                     core: Arc::clone(self.core),
                     resources: Arc::clone(self.resources),
                     ticket: self.core.ticket(),
@@ -75,9 +75,9 @@ impl<'a> Waiter<'a> {
             [resource] if self.waits && self.takes_turns && self.turn.is_none() => resource,
             _ => return Some(start(self.ticket())),
         };
-        let stand = self.stand.clone();
+        let entry = self.entry.clone();
         // In this order they end should nobody want them any more.
-        let start = move || (start(stand.as_ref().map(|stand| &stand.ticket)), stand);
+        let start = move || (start(entry.as_ref().map(|entry| &entry.ticket)), entry);
         // Whoever waits is woken when what was started is about to leave, by the task that sends it. Woken before, it would
         // be one task more for the threads of the runtime to share, and the messages would leave one by one.
         let core = Arc::clone(self.core);
@@ -101,7 +101,7 @@ impl<'a> Waiter<'a> {
 
     /// Another task of the same owner is asking for the same: what it gets, this one will enter.
     pub(crate) fn stand_aside(&mut self) {
-        self.stand = None;
+        self.entry = None;
         self.turn = None;
     }
 
@@ -114,9 +114,9 @@ impl<'a> Waiter<'a> {
             lease.keep_turn(turn);
         }
         // What another task of the owner has got meanwhile, and is entered now, knows nothing of this ticket.
-        if let Some(stand) = self.stand.take() {
-            let is_granted = leases.iter().all(|lease| lease.has(&stand.ticket));
-            stand.is_granted.store(is_granted, Ordering::Relaxed);
+        if let Some(entry) = self.entry.take() {
+            let is_granted = leases.iter().all(|lease| lease.has(&entry.ticket));
+            entry.is_granted.store(is_granted, Ordering::Relaxed);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::environment::Environment;
 use crate::error::NodeError;
 use crate::protocol::{Newcomer, Wall, difference};
 use crate::sync::locked;
-use crate::waiting::Hearing;
+use crate::waiting::Reachability;
 use crate::waiting::Tickets;
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub(crate) struct Common {
     pub(crate) tickets: Arc<Tickets>,
     /// By node, how long the end of a program may wait for it, in µs.
     last_waits: Vec<AtomicU64>,
-    pub(crate) hearing: Hearing,
+    pub(crate) reachability: Reachability,
     pub(crate) clocks: NodeClocks,
 }
 
@@ -76,7 +76,7 @@ impl Common {
             client,
             tickets: Arc::default(),
             last_waits: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
-            hearing: Hearing::new(nodes),
+            reachability: Reachability::new(nodes),
             clocks: NodeClocks::new(nodes),
         }
     }
@@ -179,13 +179,13 @@ impl Common {
     /// The connection of the latest attempt is used from now on.
     pub(super) fn connected(&self, index: usize) {
         self.claims(|claims| claims.connected(index));
-        self.hearing.connected(index);
+        self.reachability.connected(index);
     }
 
     /// The connection in use has ended.
     pub(super) fn disconnected(&self, index: usize) {
         self.claims(|claims| claims.disconnected(index, self.environment.now()));
-        self.hearing.disconnected(index);
+        self.reachability.disconnected(index);
     }
 
     /// The latest attempt is over, and its connection, if any, is not used.

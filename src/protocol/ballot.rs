@@ -39,7 +39,7 @@ pub(crate) fn propose(last: u64, wall_micros: u64) -> u64 {
 
 /// What a node's answer says of the ballots that it would take: more than `floor`, and not too far ahead of its clock.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
+pub(crate) struct AcceptedBallots {
     pub(crate) floor: Ballot,
     /// Its clock when it answered, in µs.
     pub(crate) clock: u64,
@@ -47,7 +47,7 @@ pub(crate) struct Room {
     pub(crate) window: u64,
 }
 
-impl Room {
+impl AcceptedBallots {
     fn takes(&self, ballot: u64) -> bool {
         ballot > self.floor.0 && ballot <= self.clock.saturating_add(self.window)
     }
@@ -60,9 +60,9 @@ impl Room {
 /// It deliberately does not chase the largest floor: one node with a broken clock would otherwise drag every proposal to
 /// where all the other nodes refuse it.
 pub(crate) fn floor_for_a_quorum(
-    heard: &[Room],
+    heard: &[AcceptedBallots],
     unanswered: usize,
-    unheard: Room,
+    unheard: AcceptedBallots,
     used: Ballot,
     quorum: usize,
 ) -> Option<Ballot> {
@@ -131,11 +131,11 @@ mod tests {
     const NOW: u64 = 1_790_000_000_000_000;
     const HOUR: u64 = 3_600_000_000;
 
-    fn room(floor: u64, clock: u64) -> Room {
-        Room { floor: Ballot(floor), clock, window: HOUR / 2 }
+    fn room(floor: u64, clock: u64) -> AcceptedBallots {
+        AcceptedBallots { floor: Ballot(floor), clock, window: HOUR / 2 }
     }
 
-    fn floor(heard: &[Room], unanswered: usize, quorum: usize) -> Option<u64> {
+    fn floor(heard: &[AcceptedBallots], unanswered: usize, quorum: usize) -> Option<u64> {
         floor_for_a_quorum(heard, unanswered, room(0, NOW), Ballot(NOW - 1), quorum).map(Ballot::get)
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Ballot, RetryAdvice, Room, Tally, Verdict, floor_for_a_quorum};
+use super::{AcceptedBallots, Ballot, RetryAdvice, Tally, Verdict, floor_for_a_quorum};
 
 /// What is known of a round that did not give the lock. A refusal is an answer no; a node that failed gives none.
 #[derive(Clone, Debug)]
@@ -19,9 +19,9 @@ pub(crate) struct FailedRound<'a> {
     /// A node has seen a newer ballot.
     pub(crate) is_stale: bool,
     /// What the nodes that answered would take.
-    pub(crate) rooms: &'a [Room],
+    pub(crate) rooms: &'a [AcceptedBallots],
     /// What a node like this machine would take.
-    pub(crate) own_room: Room,
+    pub(crate) own_room: AcceptedBallots,
     /// The longest for which a node keeps the resource for another request.
     pub(crate) kept: Option<Duration>,
     pub(crate) holder: Option<MostNamed>,
@@ -122,8 +122,8 @@ mod tests {
         Ballot::from_wire(number).unwrap()
     }
 
-    fn room(floor: u64) -> Room {
-        Room { floor: ballot(floor), clock: NOW, window: 1_000_000 }
+    fn room(floor: u64) -> AcceptedBallots {
+        AcceptedBallots { floor: ballot(floor), clock: NOW, window: 1_000_000 }
     }
 
     fn tally(yes: usize, no: usize, unheard: usize) -> Tally {

@@ -19,7 +19,7 @@ mod validity;
 mod wall;
 
 pub use ballot::Token;
-pub(crate) use ballot::{Ballot, Room, floor_for_a_quorum, propose};
+pub(crate) use ballot::{AcceptedBallots, Ballot, floor_for_a_quorum, propose};
 pub(crate) use diagnosis::{Diagnosis, FailedRound, MostNamed};
 pub(crate) use lease::{Due, Lease, Phase};
 pub use moment::Moment;

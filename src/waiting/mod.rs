@@ -5,5 +5,5 @@ mod reachability;
 mod ticket;
 
 pub(crate) use local_queue::{Turn, Turns};
-pub(crate) use reachability::Hearing;
+pub(crate) use reachability::Reachability;
 pub(crate) use ticket::{Ticket, Tickets, channel};

@@ -18,7 +18,7 @@ const MOST_DOUBLINGS: u32 = 3;
 /// Of the requests that no majority has answered, one at a time asks again, after a pause that grows. The others wait until a
 /// majority has been heard by any request of the client.
 #[derive(Debug)]
-pub(crate) struct Hearing {
+pub(crate) struct Reachability {
     nodes: usize,
     /// One bit for each node to which there is a connection.
     connected: AtomicU64,
@@ -33,7 +33,7 @@ pub(crate) struct Hearing {
     heard: Notify,
 }
 
-impl Hearing {
+impl Reachability {
     pub(crate) fn new(nodes: usize) -> Self {
         Self {
             nodes,
@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    async fn tries(hearing: Arc<Hearing>, until: Instant) -> u32 {
+    async fn tries(hearing: Arc<Reachability>, until: Instant) -> u32 {
         let mut tries = 0;
         while timeout(until.saturating_duration_since(Instant::now()), hearing.next_try(&SHORTEST)).await.is_ok() {
             tries += 1;
@@ -153,7 +153,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn requests_of_one_client_ask_by_turns_and_less_and_less_often() {
         for waiters in [1, 50, 500] {
-            let (hearing, began) = (Arc::new(Hearing::new(5)), Instant::now());
+            let (hearing, began) = (Arc::new(Reachability::new(5)), Instant::now());
             let until = began + Duration::from_secs(10);
             let each: Vec<_> = (0..waiters).map(|_| tokio::spawn(tries(Arc::clone(&hearing), until))).collect();
             let mut all = 0;
@@ -166,8 +166,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_majority_that_is_heard_ends_all_pauses_but_the_first_part() {
-        let hearing = Arc::new(Hearing::new(5));
-        let waits = |hearing: &Arc<Hearing>| {
+        let hearing = Arc::new(Reachability::new(5));
+        let waits = |hearing: &Arc<Reachability>| {
             let hearing = Arc::clone(hearing);
             tokio::spawn(async move { (hearing.next_try(&LONGEST).await, Instant::now()) })
         };
@@ -187,7 +187,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_request_asks_when_a_majority_is_connected_again() {
-        let hearing = Arc::new(Hearing::new(5));
+        let hearing = Arc::new(Reachability::new(5));
         for _ in 0..6 {
             hearing.next_try(&LONGEST).await;
         }

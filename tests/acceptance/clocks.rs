@@ -15,7 +15,7 @@ const MINUTE: i64 = 60;
 const HOUR: i64 = 3600;
 
 async fn client(urls: &[String], extends: bool) -> Quorlock {
-    let builder = Quorlock::builder().nodes(urls).lease(LEASE).extend(extends);
+    let builder = Quorlock::builder().nodes(urls).lease(LEASE).auto_extend(extends);
     let locks = builder.connect().await.expect("settings that work");
     locks.flush().await;
     locks

@@ -64,7 +64,7 @@ async fn acc_07_the_same_process_number_in_two_namespaces_is_two_owners() {
 #[tokio::test]
 async fn acc_08_a_second_or_foreign_release_changes_nothing_and_says_so() {
     let cluster = Cluster::start(5);
-    let locks = cluster.builder().lease(SECOND).extend(false).connect().await.expect("settings that work");
+    let locks = cluster.builder().lease(SECOND).auto_extend(false).connect().await.expect("settings that work");
     let stale = locks.lock("theirs").acquire().await.expect("the lock");
     let second = locks.lock("theirs").owner(stale.owner()).acquire().await.expect("a re-entry");
     let exported = stale.export();

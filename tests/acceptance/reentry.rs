@@ -22,7 +22,7 @@ async fn acc_04_reentry_to_depth_five() {
         let mut guards: Vec<Guard> = Vec::new();
         for level in 1..=depth {
             let guard = locks.lock("deep").owner(&owner).acquire().await.expect("a re-entry");
-            assert_eq!(guard.holds(), level);
+            assert_eq!(guard.hold_count(), level);
             assert!(guards.iter().all(|outer| outer.token() == guard.token()), "re-entry keeps the token");
             guards.push(guard);
         }
@@ -56,7 +56,7 @@ async fn acc_05_ten_thousand_steps_agree_with_an_integer() {
             assert_eq!(released.holds as usize, guards.len(), "step {step}");
         }
         if let Some(guard) = guards.first() {
-            assert_eq!(guard.holds() as usize, guards.len(), "step {step}");
+            assert_eq!(guard.hold_count() as usize, guards.len(), "step {step}");
         }
         if step % 10 == 0 {
             locks.flush().await;
@@ -70,7 +70,7 @@ async fn acc_05_ten_thousand_steps_agree_with_an_integer() {
 #[tokio::test]
 async fn acc_15_reentry_never_shortens_the_lease() {
     let cluster = Cluster::start(5);
-    let locks = cluster.builder().lease(30 * SECOND).extend(false).connect().await.expect("settings that work");
+    let locks = cluster.builder().lease(30 * SECOND).auto_extend(false).connect().await.expect("settings that work");
     let outer = locks.lock("long").acquire().await.expect("the lock");
     let inner = locks.lock("long").owner(outer.owner()).lease(SECOND).acquire().await.expect("a re-entry");
     locks.flush().await;
@@ -87,7 +87,7 @@ async fn acc_15_reentry_never_shortens_the_lease() {
 #[tokio::test]
 async fn acc_16_reentry_after_loss_is_lost_and_frees_nobody() {
     let cluster = Cluster::start(5);
-    let locks = cluster.builder().lease(SECOND).extend(false).connect().await.expect("settings that work");
+    let locks = cluster.builder().lease(SECOND).auto_extend(false).connect().await.expect("settings that work");
     let contender = cluster.client(10 * SECOND).await;
     let outer = locks.lock("once").acquire().await.expect("the lock");
     let exported = outer.export();

@@ -86,8 +86,8 @@ async fn lost_on(nodes: usize, mode: Mode) {
     let inner = lossy.locks.lock("first").owner(&owner).try_acquire().await;
     assert_eq!(inner.is_ok(), majority, "{inner:?}");
     lossy.heal(nodes).await;
-    assert_eq!(outer.holds(), if majority { 2 } else { 1 });
-    lossy.expect_depth("first", outer.holds()).await;
+    assert_eq!(outer.hold_count(), if majority { 2 } else { 1 });
+    lossy.expect_depth("first", outer.hold_count()).await;
     let inner = match inner {
         Ok(guard) => guard,
         Err(_) => lossy.enter("first", &owner).await,
@@ -98,7 +98,7 @@ async fn lost_on(nodes: usize, mode: Mode) {
     lossy.lose(nodes, mode);
     let released = inner.release().await;
     assert_eq!(released.is_ok(), majority, "{released:?}");
-    assert_eq!(outer.holds(), 1);
+    assert_eq!(outer.hold_count(), 1);
     lossy.heal(nodes).await;
     lossy.expect_depth("first", 1).await;
 

@@ -14,7 +14,7 @@ async fn acc_22_a_node_that_forgot_its_vote_does_not_give_it_twice() {
     let urls = cluster.urls();
     // A holds on exactly three of five, and the other two know nothing of that.
     let reached = urls[..3].iter().cloned().chain([CUT_OFF.to_owned(), "redis://127.0.0.2:1".to_owned()]);
-    let builder = Quorlock::builder().nodes(reached).lease(LEASE).extend(false);
+    let builder = Quorlock::builder().nodes(reached).lease(LEASE).auto_extend(false);
     let holder = builder.connect().await.expect("settings that work");
     holder.flush().await;
     let knows = cluster.client(LEASE).await;

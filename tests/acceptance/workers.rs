@@ -44,7 +44,7 @@ async fn sleep_until(micros: u64) {
 async fn demo(urls: &str, name: &str, register: &str, start: u64, seconds: u64) {
     async fn inner(locks: &Quorlock, name: &str, register: &Register) -> u64 {
         let guard = locks.lock(name).acquire().await.expect("a re-entry");
-        assert_eq!(guard.holds(), 2);
+        assert_eq!(guard.hold_count(), 2);
         let sum = register.add(15, Duration::ZERO).await;
         guard.release().await.expect("an inner release");
         sum

@@ -19,12 +19,12 @@ async fn a_scope_reenters_without_passing_the_owner() {
             let inner = locks.lock("x").acquire().await.expect("a re-entry");
             assert_eq!(outer.token(), inner.token());
             assert_eq!(inner.owner(), &owner);
-            inner.holds()
+            inner.hold_count()
         })
         .await;
     assert_eq!(depth, 2);
     let guard = locks.lock("x").acquire().await.expect("the scope's holds are gone");
-    assert_eq!(guard.holds(), 1);
+    assert_eq!(guard.hold_count(), 1);
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn tasks_of_one_owner_share_one_acquisition() {
     for task in tasks {
         guards.push(task.await.expect("a task"));
     }
-    assert!(guards.iter().all(|guard| guard.token() == guards[0].token() && guard.holds() == 20));
+    assert!(guards.iter().all(|guard| guard.token() == guards[0].token() && guard.hold_count() == 20));
     drop(guards);
     locks.flush().await;
     assert_eq!(cluster.count_keys(&Cluster::lock_key("shared")), 0);
@@ -55,7 +55,7 @@ async fn another_client_joins_and_each_holds_by_itself() {
     let elsewhere = cluster.client(10 * SECOND).await;
     let outer = locks.lock("joined").acquire().await.expect("the lock");
     let joined = elsewhere.join(&outer.export()).await.expect("it is held");
-    assert_eq!((joined.token(), joined.holds()), (outer.token(), 1));
+    assert_eq!((joined.token(), joined.hold_count()), (outer.token(), 1));
     let again = elsewhere.lock("joined").owner(joined.owner()).acquire().await.expect("a re-entry");
     locks.flush().await;
     elsewhere.flush().await;
@@ -76,7 +76,7 @@ async fn joining_in_the_same_client_is_a_reentry() {
     let locks = cluster.client(10 * SECOND).await;
     let outer = locks.lock_all(["a", "b"]).acquire().await.expect("the locks");
     let joined = locks.join(&outer.export()).await.expect("it is held");
-    assert_eq!(joined.holds(), 2);
+    assert_eq!(joined.hold_count(), 2);
     outer.release().await.expect("a release");
     assert!(locks.lock("b").try_acquire().await.is_err_and(|error| error.is_held()));
     joined.release().await.expect("a release");

@@ -39,9 +39,9 @@ async fn what_is_held_is_entered_again_and_keeps_its_token() {
     let both = locks.lock_all(["b", "a"]).owner(outer.owner()).acquire().await.expect("both");
     assert_eq!(both.token_of("a"), Some(outer.token()));
     assert!(both.token_of("b") > Some(outer.token()));
-    assert_eq!(outer.holds(), 2);
+    assert_eq!(outer.hold_count(), 2);
     both.release().await.expect("a release");
-    assert_eq!(outer.holds(), 1);
+    assert_eq!(outer.hold_count(), 1);
     locks.flush().await;
     assert_eq!(cluster.count_keys(&Cluster::lock_key("a")), 5);
     assert_eq!(cluster.count_keys(&Cluster::lock_key("b")), 0);
@@ -65,7 +65,7 @@ async fn a_refused_set_takes_nothing_from_what_was_held() {
     for _ in 0..3 {
         locks.lock_all(["a", "b"]).owner(outer.owner()).try_acquire().await.expect_err("b is held");
     }
-    assert_eq!((outer.holds(), outer.is_lost()), (1, false), "a refusal for b is no loss of a");
+    assert_eq!((outer.hold_count(), outer.is_lost()), (1, false), "a refusal for b is no loss of a");
     outer.extend().await.expect("still held");
     locks.flush().await;
     assert_eq!(locks.inspect("a").await.expect("a look").holds, 1);

@@ -117,7 +117,7 @@ async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
     for asked in asked {
         guards.push(in_time(asked).await.expect("a task").expect("the lock, or a hold on it"));
     }
-    assert_eq!(guards[0].holds(), 3);
+    assert_eq!(guards[0].hold_count(), 3);
     locks.flush().await;
     assert_eq!(cluster.count_lines("shared"), 0, "nobody waits any more: {:?}", cluster.lines("shared"));
 }
@@ -139,7 +139,7 @@ async fn who_enters_what_another_task_has_got_waits_no_more() {
         cluster.each::<()>(redis::cmd("DEL").arg(&key));
         let guard = locks.lock("entered").owner(&owner).try_acquire().await.expect("a free lock");
         let entered = in_time(waiting).await.expect("a hold on it");
-        assert_eq!((guard.holds(), entered.token_of("entered")), (2, Some(guard.token())));
+        assert_eq!((guard.hold_count(), entered.token_of("entered")), (2, Some(guard.token())));
         locks.flush().await;
         assert_eq!(cluster.count_lines("entered"), 0, "{names:?}: {:?}", cluster.lines("entered"));
         drop((guard, entered));

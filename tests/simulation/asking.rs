@@ -40,7 +40,7 @@ impl Belief for Held {
     }
 
     fn depth(&self) -> u32 {
-        self.guard.holds()
+        self.guard.hold_count()
     }
 
     fn margin(&self) -> u32 {

@@ -205,9 +205,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/guard.rs",
-        old: "        if let Some(resource) = parting.lost {\n",
+        old: "        if let Some(resource) = pending_release.lost {\n",
         new: "        let honest = !crate::broken(\"release says yes after a loss\");
-        if let Some(resource) = parting.lost.filter(|_| honest) {
+        if let Some(resource) = pending_release.lost.filter(|_| honest) {
 ",
     },
     Change {

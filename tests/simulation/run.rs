@@ -146,7 +146,7 @@ impl Stage {
         let mut builder = Quorlock::builder()
             .nodes((0..scene.plan.nodes.len()).map(|node| format!("redis://node{node}")))
             .lease(plan.lease)
-            .extend(plan.extends)
+            .auto_extend(plan.extends)
             .environment(Arc::new(machine));
         if scene.plan.nodes.len() < 3 {
             // No other node knows how long leases were when one forgets.

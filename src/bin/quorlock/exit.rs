@@ -102,7 +102,7 @@ impl From<ConfigError> for Failure {
             ConfigError::NoNodes => "; see --nodes",
             ConfigError::LeaseTooShort { .. } => "; choose a longer --lease",
             ConfigError::LeaseTooLong { .. } => "; choose a shorter --lease",
-            ConfigError::DangerTooEarly { .. } => "; choose a shorter --grace or a longer --lease",
+            ConfigError::WarningTooEarly { .. } => "; choose a shorter --grace or a longer --lease",
             ConfigError::ReservedName(_) => "; choose another NAME or --prefix",
             _ => "",
         };

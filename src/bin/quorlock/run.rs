@@ -41,7 +41,7 @@ async fn connect(options: &RunOptions) -> Result<Quorlock, ConfigError> {
     let mut builder = options.place.builder().lease(options.lease).label(&options.label);
     if let Some(grace) = options.grace.filter(|grace| *grace > options.lease / 3) {
         // The warning comes with a third of the lease left unless told otherwise.
-        builder = builder.danger(grace);
+        builder = builder.warn_before_expiry(grace);
     }
     if let Some(longest) = options.longest_lease {
         builder = builder.longest_lease(longest);

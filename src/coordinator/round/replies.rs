@@ -6,7 +6,7 @@ use super::Round;
 use crate::error::{Answer, Reports};
 use crate::node::{LastEnd, Refusal, Vote};
 use crate::protocol::ROUND_TRIP;
-use crate::protocol::{Purpose, Room};
+use crate::protocol::{AcceptedBallots, Purpose};
 use crate::sync::locked;
 
 impl Round {
@@ -21,12 +21,14 @@ impl Round {
     }
 
     /// What the nodes that answered would take. One that granted goes by ballots alone, so its clock is taken to be right.
-    pub(crate) fn rooms(&self) -> Vec<Room> {
+    pub(crate) fn rooms(&self) -> Vec<AcceptedBallots> {
         let like_us = self.core.room();
         let room = |vote: &Vote| match vote {
             Vote::Yes => Some(like_us),
-            Vote::No(Refusal::Ahead { clock }) => Some(Room { clock: *clock, ..like_us }),
-            Vote::No(Refusal::Stale { floor, clock }) => Some(Room { floor: *floor, clock: *clock, ..like_us }),
+            Vote::No(Refusal::Ahead { clock }) => Some(AcceptedBallots { clock: *clock, ..like_us }),
+            Vote::No(Refusal::Stale { floor, clock }) => {
+                Some(AcceptedBallots { floor: *floor, clock: *clock, ..like_us })
+            }
             _ => None,
         };
         locked(&self.replies).votes().filter_map(room).collect()

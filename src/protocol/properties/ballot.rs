@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::SEVERAL;
-use crate::protocol::{Ballot, Room, floor_for_a_quorum, propose};
+use crate::protocol::{AcceptedBallots, Ballot, floor_for_a_quorum, propose};
 
 const NOW: u64 = 1_790_000_000_000_000;
 
@@ -18,7 +18,7 @@ fn ballot() -> impl Strategy<Value = Ballot> {
     number().prop_map(|number| Ballot::from_wire(number).expect("of this century"))
 }
 
-fn takes(room: &Room, number: u64) -> bool {
+fn takes(room: &AcceptedBallots, number: u64) -> bool {
     room.floor.get() < number && number <= room.clock + WINDOW
 }
 
@@ -41,9 +41,9 @@ proptest! {
         quorum in 1..=SEVERAL / 2 + 1,
         (used, probe) in (ballot(), number()),
     ) {
-        let heard: Vec<Room> = heard.into_iter().map(|(floor, clock)| Room { floor, clock, window: WINDOW }).collect();
+        let heard: Vec<AcceptedBallots> = heard.into_iter().map(|(floor, clock)| AcceptedBallots { floor, clock, window: WINDOW }).collect();
         let known = |number| heard.iter().filter(|room| takes(room, number)).count();
-        let like_us = Room { floor: Ballot::ZERO, clock: NOW, window: WINDOW };
+        let like_us = AcceptedBallots { floor: Ballot::ZERO, clock: NOW, window: WINDOW };
         let hoped = |number| known(number) + if takes(&like_us, number) { unanswered } else { 0 };
         match floor_for_a_quorum(&heard, unanswered, like_us, used, quorum) {
             Some(floor) => {

@@ -48,7 +48,7 @@ async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
     loop {
         let (from, remaining) = left(guard);
         let at = now();
-        let valid = What::Valid { op, from, remaining, tokens: tokens(guard, names), holds: guard.holds() };
+        let valid = What::Valid { op, from, remaining, tokens: tokens(guard, names), holds: guard.hold_count() };
         if remaining > 0 {
             // Between the two readings it may have become later: so much is certain.
             let shrank = at + remaining < deadline;

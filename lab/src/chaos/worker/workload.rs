@@ -105,7 +105,7 @@ impl Workload {
         match outcome {
             Ok(guard) => {
                 let (from, remaining) = belief::left(&guard);
-                let (owner, holds) = (guard.owner().id(), guard.holds());
+                let (owner, holds) = (guard.owner().id(), guard.hold_count());
                 let tokens = belief::tokens(&guard, wish.names);
                 self.diary.write(What::Grant { op, owner, tokens, holds, from, remaining });
                 Some((op, guard))

@@ -26,7 +26,7 @@ pub async fn declare(options: &DeclareOptions) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, message));
     }
     let DeclareOptions { place, ballot_ttl, longest_lease, .. } = options;
-    let builder = place.builder().lease(*longest_lease).ballot_memory(*ballot_ttl);
+    let builder = place.builder().lease(*longest_lease).ballot_ttl(*ballot_ttl);
     let mut nodes = reach(&builder).await?;
     let cluster = cluster(options, &nodes)?.unwrap_or_else(|| nodes[0].random());
     let prefix = place.prefix.as_bytes();
