@@ -167,8 +167,9 @@ impl Builder {
         self
     }
 
-    /// Replaces clocks, randomness and sockets: for simulation.
-    #[doc(hidden)]
+    /// Replaces clocks, timers, randomness and sockets: for simulation. See [`environment`](crate::environment).
+    ///
+    /// Defaults to those of the machine.
     pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
         self.environment = Some(environment);
         self

@@ -323,6 +323,7 @@ fn is_endangered(phase: Phase) -> bool {
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("leases", &self.leases()).finish_non_exhaustive()
+        let names: Vec<String> = self.leases().iter().map(|lease| lease.resource.to_string()).collect();
+        f.debug_struct("Guard").field("names", &names).field("remaining", &self.remaining()).finish_non_exhaustive()
     }
 }

@@ -23,6 +23,7 @@ pub struct Inspection {
 
 /// What the nodes' views of a name come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// Nobody has it, on any node that counts.
     Free,

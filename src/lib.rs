@@ -47,6 +47,11 @@
 //! hold, an [`Owner`] is who may enter again. Errors: [`ConfigError`], [`AcquireError`], [`ExtendError`],
 //! [`ReleaseError`]; each names the nodes and what every one of them said.
 //!
+//! # Testing code that locks
+//!
+//! [`environment`] is the seam to clocks, timers, randomness and sockets: with one of your own, a client runs against nodes in
+//! memory and under a clock that your test moves.
+//!
 //! # Features
 //!
 //! `tls`: `rediss://` nodes, by rustls. `cli`: the `quorlock` command.
@@ -60,7 +65,6 @@ pub mod admin;
 mod builder;
 mod client;
 mod coordinator;
-#[doc(hidden)]
 pub mod environment;
 mod error;
 mod export;
@@ -99,6 +103,6 @@ pub use error::{
 pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
 pub use owner::Owner;
-pub use protocol::Token;
+pub use protocol::{ParseTokenError, Token};
 pub use released::Released;
 pub use request::LockRequest;

@@ -1,5 +1,6 @@
 //! A request for a lock, and what can be done with it: to wait for the lock, to try for it, or to run work under it.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::error::{AcquireError, ConfigError, LostError, ReleaseError, RunError}
 use crate::guard::Guard;
 use crate::owner::Owner;
 use crate::resource::Resource;
+use crate::text::readable;
 
 const MOST_NAMES: usize = 500;
 
@@ -147,5 +149,17 @@ impl LockRequest {
         resources.dedup();
         let owner = self.owner.clone().or_else(Owner::scoped).unwrap_or_else(|| core.anonymous());
         Ok(Attempt::new(resources, first, owner, lease))
+    }
+}
+
+impl fmt::Debug for LockRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.names.iter().map(|name| readable(name)).collect();
+        f.debug_struct("LockRequest")
+            .field("names", &names)
+            .field("owner", &self.owner)
+            .field("lease", &self.lease)
+            .field("wait", &self.wait)
+            .finish_non_exhaustive()
     }
 }

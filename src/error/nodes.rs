@@ -111,6 +111,7 @@ impl fmt::Display for NodeReport {
 
 /// Every node's part in what happened, in the order of the node list.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Reports(pub Vec<NodeReport>);
 
 /// In words: this is what `fn main() -> Result<(), Box<dyn Error>>` shows.

@@ -109,12 +109,19 @@ impl fmt::Display for Token {
 }
 
 impl FromStr for Token {
-    type Err = std::num::ParseIntError;
+    type Err = ParseTokenError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
+        let number = text.parse().ok().filter(|number| (1..LIMIT).contains(number));
+        number.map(Self).ok_or(ParseTokenError)
     }
 }
+
+/// A string is not a fencing token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is not a fencing token, which is a number from 1 to 9007199254740991")]
+#[non_exhaustive]
+pub struct ParseTokenError;
 
 #[cfg(test)]
 mod tests {
@@ -211,6 +218,12 @@ mod tests {
         let token = Token::from(Ballot(1_790_000_000_000_000));
         assert_eq!(token.to_string().parse(), Ok(token));
         assert_eq!((token.get(), u64::from(token)), (1_790_000_000_000_000, 1_790_000_000_000_000));
-        assert!("12x".parse::<Token>().is_err());
+        for text in ["12x", "", "-1", "0", "9007199254740992", "18446744073709551616"] {
+            assert_eq!(text.parse::<Token>(), Err(ParseTokenError), "{text:?}");
+        }
+        for number in [1, LIMIT - 1] {
+            assert_eq!(number.to_string().parse().map(Token::get), Ok(number));
+        }
+        assert!(ParseTokenError.to_string().contains(&(LIMIT - 1).to_string()));
     }
 }

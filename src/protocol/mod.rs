@@ -18,8 +18,8 @@ mod tally;
 mod validity;
 mod wall;
 
-pub use ballot::Token;
 pub(crate) use ballot::{AcceptedBallots, Ballot, floor_for_a_quorum, propose};
+pub use ballot::{ParseTokenError, Token};
 pub(crate) use diagnosis::{Diagnosis, FailedRound, MostNamed};
 pub(crate) use lease::{Due, Lease, Phase};
 pub use moment::Moment;

@@ -50,7 +50,7 @@ fn verdict(seen: &Inspection) -> &'static str {
         Verdict::Free => "free",
         Verdict::Held => "held",
         Verdict::Split => "split",
-        Verdict::Unknown => "unknown",
+        _ => "unknown",
     }
 }
 
@@ -147,7 +147,7 @@ pub fn summary(seen: &Inspection) -> String {
         }
         (Verdict::Held, None) => "held, by a key that is not quorlock's".to_owned(),
         (Verdict::Split, _) => format!("split: some of {nodes} nodes have an owner, no quorum has the same"),
-        (Verdict::Unknown, _) => format!("unknown: too few of {nodes} nodes answered"),
+        _ => format!("unknown: too few of {nodes} nodes answered"),
     }
 }
 
