@@ -12,7 +12,7 @@ use crate::coordinator::{Core, Holds, Lease, Round, hold_one, lock_states, short
 use crate::error::{ClientError, ExtendError, LostError, ReleaseError, Reports};
 use crate::export::{Export, ExportedLease};
 use crate::owner::Owner;
-use crate::protocol::{Phase, Token, Verdict};
+use crate::protocol::{Phase, Token, VoteResult};
 use crate::released::Released;
 
 /// Between two tries of an extension that found nodes away.
@@ -237,7 +237,7 @@ impl Guard {
             if self.is_lost() {
                 return Err(self.lost_error().into());
             }
-            let Some(missing) = verdicts.iter().position(|verdict| *verdict != Verdict::Won) else { return Ok(()) };
+            let Some(missing) = verdicts.iter().position(|verdict| *verdict != VoteResult::Won) else { return Ok(()) };
             let round = &rounds[missing];
             // Connections that broke just now are being made again: there is time for that within the same limit.
             let left = limit.saturating_sub(core.now().since(began));
@@ -296,7 +296,7 @@ impl Guard {
         if let Some(resource) = pending_release.lost {
             return Err(ReleaseError::NotHeld { resource, nodes: pending_release.said });
         }
-        if let Some((round, Verdict::Lost)) = &released {
+        if let Some((round, VoteResult::Lost)) = &released {
             return Err(ReleaseError::NotHeld { resource: round.first_over(), nodes: round.reports(None) });
         }
         if let Some(lease) = pending_release.lowered.iter().find(|lease| lease.phase() == Phase::Lost) {
@@ -305,7 +305,7 @@ impl Guard {
         }
         let mut pending = Vec::new();
         for (round, verdict) in [released].into_iter().chain(lowered).flatten() {
-            if verdict != Verdict::Won {
+            if verdict != VoteResult::Won {
                 self.core().check()?;
                 return Err(ReleaseError::Unconfirmed { nodes: round.reports(Some(limit)) });
             }

@@ -21,7 +21,7 @@ use crate::error::{AcquireError, ClientError, Holder, OwnHold, Reports};
 use crate::export::ExportedLease;
 use crate::node::LastEnd;
 use crate::owner::{Owner, is_of_this_process};
-use crate::protocol::{self, Ballot, Phase, RetryAdvice, Verdict};
+use crate::protocol::{self, Ballot, Phase, RetryAdvice, VoteResult};
 use crate::resource::Resource;
 use crate::waiting::Ticket;
 
@@ -148,7 +148,7 @@ impl Attempt {
         let verdict = round.decided_within(limit).await;
         let acquires = round.facts().acquires;
         let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases();
-        if verdict == Verdict::Won && acquires && has_learnt {
+        if verdict == VoteResult::Won && acquires && has_learnt {
             // A node has told of longer leases meanwhile: what another one granted may be quarantined for these.
             let resource = self.first.to_string();
             return Err((
@@ -156,7 +156,7 @@ impl Attempt {
                 RetryAdvice::Above(Ballot::ZERO),
             ));
         }
-        if verdict == Verdict::Won && !holds.remaining().is_zero() {
+        if verdict == VoteResult::Won && !holds.remaining().is_zero() {
             core.common.reachability.heard();
             waiter.granted(holds.leases());
             begun.reservation.fulfil(begun.holds.leases().iter());
@@ -298,7 +298,7 @@ impl Attempt {
                 Some(lease) => (lease.token, Ballot::ZERO, false),
                 None => (ballot.into(), ballot, true),
             };
-            let lease = protocol::Lease::pending(token, known, self.lease, core.settings.schedule, now);
+            let lease = protocol::LeaseState::pending(token, known, self.lease, core.settings.schedule, now);
             let ticket = ticket.filter(|_| fresh).cloned();
             Lease::new(core, resource.clone(), self.owner.clone(), lease, fresh, ticket)
         };

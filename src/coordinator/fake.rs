@@ -40,7 +40,7 @@ pub(super) fn resource(name: &str) -> Resource {
 /// A lease that is being acquired.
 pub(super) fn lease(core: &Arc<Core>, resource: &Resource, owner: &Owner) -> Arc<Lease> {
     let ballot = core.propose_above(owner, Ballot::ZERO);
-    let lease = protocol::Lease::pending(ballot.into(), ballot, LEASE, core.settings.schedule, core.now());
+    let lease = protocol::LeaseState::pending(ballot.into(), ballot, LEASE, core.settings.schedule, core.now());
     Lease::new(core, resource.clone(), owner.clone(), lease, true, None)
 }
 

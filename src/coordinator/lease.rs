@@ -1,4 +1,4 @@
-//! A lease in use: the pure [state](protocol::Lease) behind a lock, and what its changes set in motion.
+//! A lease in use: the pure [state](protocol::LeaseState) behind a lock, and what its changes set in motion.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,7 +49,7 @@ pub(crate) struct Lease {
 }
 
 pub(crate) struct State {
-    pub(crate) lease: protocol::Lease,
+    pub(crate) lease: protocol::LeaseState,
     /// Not confirmed yet, and to be acquired anew.
     pub(crate) fresh: bool,
     /// The largest ballot that was sent for it, confirmed or not.
@@ -89,7 +89,7 @@ impl Lease {
         core: &Arc<Core>,
         resource: Resource,
         owner: Owner,
-        lease: protocol::Lease,
+        lease: protocol::LeaseState,
         fresh: bool,
         ticket: Option<Arc<Ticket>>,
     ) -> Arc<Self> {

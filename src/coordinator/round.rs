@@ -13,7 +13,7 @@ use super::lease::{Lease, Message};
 use crate::environment::Moment;
 use crate::error::{ClientError, Holder, Reports};
 use crate::node::{Exchange as _, Facts, Refusal, ReplyTo, Request, Vote, pack_open};
-use crate::protocol::{Effect, Purpose, Reply, RoundState, Tally, Verdict};
+use crate::protocol::{Effect, Purpose, Reply, RoundState, Tally, VoteResult};
 use crate::resource::Resource;
 use crate::sync::locked;
 use crate::waiting::Ticket;
@@ -200,7 +200,7 @@ impl Round {
     }
 
     pub(super) fn is_decided(&self) -> bool {
-        locked(&self.replies).state.verdict() != Verdict::Pending
+        locked(&self.replies).state.verdict() != VoteResult::Pending
     }
 
     /// When a majority takes no ballot of this machine's clock, ballots go by theirs.
@@ -215,7 +215,7 @@ impl Round {
 
     /// Waits for the verdict, for at most `limit`. What is still open then counts as unheard, in the reports too; a
     /// release has done its part when a majority has answered.
-    pub(crate) async fn decided_within(&self, limit: Duration) -> Verdict {
+    pub(crate) async fn decided_within(&self, limit: Duration) -> VoteResult {
         let decided = poll_fn(|cx| {
             let mut replies = locked(&self.replies);
             match replies.state.outcome(replies.is_confirmed) {

@@ -196,7 +196,7 @@ mod tests {
         assert!(timeout(SOON, server.command()).await.is_err(), "the end of the lease takes it back");
     }
 
-    fn protocol_lease(core: &Arc<Core>, owner: &Owner) -> crate::protocol::Lease {
+    fn protocol_lease(core: &Arc<Core>, owner: &Owner) -> crate::protocol::LeaseState {
         lease(core, &resource("a"), owner).state().lease.clone()
     }
 

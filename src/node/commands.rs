@@ -8,7 +8,7 @@ use redis::{Cmd, Script};
 
 use super::health::RECORD;
 use crate::owner::Owner;
-use crate::protocol::{Ballot, Change, Lease, Token};
+use crate::protocol::{Ballot, Change, LeaseState, Token};
 use crate::resource::Resource;
 use crate::waiting::Ticket;
 
@@ -51,7 +51,7 @@ impl std::fmt::Display for Share {
 /// One resource's part in a command.
 pub(crate) struct Entry<'a> {
     pub(crate) resource: &'a Resource,
-    pub(crate) lease: &'a Lease,
+    pub(crate) lease: &'a LeaseState,
     pub(crate) share: Share,
     /// Is this a new acquisition, and not the continuation of a lease?
     pub(crate) fresh: bool,
@@ -135,7 +135,7 @@ pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, wa
         waits.push_str(" +");
         waits.push_str(&round.raised.to_string());
     }
-    let is_usual = matches!(entries, [Entry { lease: Lease { holds: 1, .. }, fresh: true, .. }]);
+    let is_usual = matches!(entries, [Entry { lease: LeaseState { holds: 1, .. }, fresh: true, .. }]);
     if !is_usual || waits != NONE {
         command.arg(waits);
     }

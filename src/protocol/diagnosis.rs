@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::{AcceptedBallots, Ballot, RetryAdvice, Tally, Verdict, floor_for_a_quorum};
+use super::{AcceptedBallots, Ballot, RetryAdvice, Tally, VoteResult, floor_for_a_quorum};
 
 /// What is known of a round that did not give the lock. A refusal is an answer no; a node that failed gives none.
 #[derive(Clone, Debug)]
 pub(crate) struct FailedRound<'a> {
     pub(crate) nodes: usize,
     pub(crate) quorum: usize,
-    pub(crate) verdict: Verdict,
+    pub(crate) verdict: VoteResult,
     pub(crate) tally: Tally,
     pub(crate) took: Duration,
     pub(crate) ballot: Ballot,
@@ -50,7 +50,7 @@ pub(crate) enum Diagnosis {
 
 impl FailedRound<'_> {
     pub(crate) fn diagnose(&self) -> (Diagnosis, RetryAdvice) {
-        if self.verdict == Verdict::Won {
+        if self.verdict == VoteResult::Won {
             return (Diagnosis::TooLate, RetryAdvice::AfterRace(self.took));
         }
         if self.unheard() > self.nodes - self.quorum {
@@ -68,8 +68,8 @@ impl FailedRound<'_> {
     /// the nodes that are away made it the last that was needed.
     fn unheard(&self) -> usize {
         match self.verdict {
-            Verdict::Pending => self.nodes - self.tally.votes() - self.refusals,
-            Verdict::Won | Verdict::Lost => self.tally.unheard_votes(),
+            VoteResult::Pending => self.nodes - self.tally.votes() - self.refusals,
+            VoteResult::Won | VoteResult::Lost => self.tally.unheard_votes(),
         }
     }
 
@@ -84,8 +84,8 @@ impl FailedRound<'_> {
         }
         // A node that has not answered a round that was decided early may yet agree to another ballot.
         let unanswered = match self.verdict {
-            Verdict::Lost => self.nodes - self.tally.votes() - self.refusals - self.tally.unheard_votes(),
-            Verdict::Pending | Verdict::Won => 0,
+            VoteResult::Lost => self.nodes - self.tally.votes() - self.refusals - self.tally.unheard_votes(),
+            VoteResult::Pending | VoteResult::Won => 0,
         };
         let floor = floor_for_a_quorum(self.rooms, unanswered, self.own_room, self.ballot, self.quorum);
         floor.map(RetryAdvice::Above)
@@ -135,7 +135,7 @@ mod tests {
     }
 
     /// Of five nodes. The rest has not answered.
-    fn round(verdict: Verdict, yes: usize, no: usize, unheard: usize) -> FailedRound<'static> {
+    fn round(verdict: VoteResult, yes: usize, no: usize, unheard: usize) -> FailedRound<'static> {
         FailedRound {
             nodes: 5,
             quorum: 3,
@@ -164,19 +164,22 @@ mod tests {
 
     #[test]
     fn a_majority_that_came_too_late() {
-        assert_eq!(round(Verdict::Won, 3, 0, 0).diagnose(), (Diagnosis::TooLate, RACED));
+        assert_eq!(round(VoteResult::Won, 3, 0, 0).diagnose(), (Diagnosis::TooLate, RACED));
     }
 
     #[test]
     fn nodes_that_are_away_are_no_quorum_and_those_that_are_slow_are_not() {
         let table = [
-            (round(Verdict::Lost, 2, 0, 3), NO_QUORUM),
-            (FailedRound { holder: Some(named(3)), ..round(Verdict::Lost, 0, 3, 2) }, HELD),
-            (FailedRound { holder: Some(named(1)), ..round(Verdict::Lost, 0, 1, 2) }, HELD),
-            (FailedRound { holder: Some(named(2)), ..round(Verdict::Pending, 0, 2, 0) }, NO_QUORUM),
-            (FailedRound { holder: Some(named(3)), ..round(Verdict::Pending, 0, 3, 0) }, HELD),
-            (FailedRound { holder: Some(named(2)), ..round(Verdict::Pending, 1, 2, 0) }, (Diagnosis::Contended, RACED)),
-            (round(Verdict::Lost, 0, 3, 0), NO_QUORUM),
+            (round(VoteResult::Lost, 2, 0, 3), NO_QUORUM),
+            (FailedRound { holder: Some(named(3)), ..round(VoteResult::Lost, 0, 3, 2) }, HELD),
+            (FailedRound { holder: Some(named(1)), ..round(VoteResult::Lost, 0, 1, 2) }, HELD),
+            (FailedRound { holder: Some(named(2)), ..round(VoteResult::Pending, 0, 2, 0) }, NO_QUORUM),
+            (FailedRound { holder: Some(named(3)), ..round(VoteResult::Pending, 0, 3, 0) }, HELD),
+            (
+                FailedRound { holder: Some(named(2)), ..round(VoteResult::Pending, 1, 2, 0) },
+                (Diagnosis::Contended, RACED),
+            ),
+            (round(VoteResult::Lost, 0, 3, 0), NO_QUORUM),
         ];
         for (round, expected) in table {
             assert_eq!(round.diagnose(), expected, "{round:?}");
@@ -188,31 +191,36 @@ mod tests {
         let above = |floor| (Diagnosis::Contended, RetryAdvice::Above(ballot(floor)));
         let stale = |rooms, round| FailedRound { is_stale: true, rooms, ..round };
         let three = [room(NOW + 5), room(NOW + 9), room(NOW + 7)];
-        for verdict in [Verdict::Lost, Verdict::Pending] {
+        for verdict in [VoteResult::Lost, VoteResult::Pending] {
             assert_eq!(stale(&three, round(verdict, 0, 3, 0)).diagnose(), above(NOW + 9), "three are enough");
         }
         let raced = (Diagnosis::Contended, RACED);
-        assert_eq!(stale(&three[..2], round(Verdict::Lost, 0, 3, 0)).diagnose(), above(NOW + 5), "two may yet answer");
-        assert_eq!(stale(&three[..2], round(Verdict::Lost, 0, 3, 2)).diagnose(), raced, "two are away");
         assert_eq!(
-            stale(&three[..2], round(Verdict::Pending, 0, 3, 0)).diagnose(),
+            stale(&three[..2], round(VoteResult::Lost, 0, 3, 0)).diagnose(),
+            above(NOW + 5),
+            "two may yet answer"
+        );
+        assert_eq!(stale(&three[..2], round(VoteResult::Lost, 0, 3, 2)).diagnose(), raced, "two are away");
+        assert_eq!(
+            stale(&three[..2], round(VoteResult::Pending, 0, 3, 0)).diagnose(),
             raced,
             "two have not answered in time"
         );
-        let not_stale = FailedRound { rooms: &three, holder: Some(named(3)), ..round(Verdict::Lost, 0, 3, 0) };
+        let not_stale = FailedRound { rooms: &three, holder: Some(named(3)), ..round(VoteResult::Lost, 0, 3, 0) };
         assert_eq!(not_stale.diagnose(), HELD);
     }
 
     #[test]
     fn a_majority_of_clocks_that_are_behind_is_followed() {
-        let ahead = |ahead| FailedRound { ahead, holder: Some(named(3)), ..round(Verdict::Lost, 0, 3, 0) }.diagnose();
+        let ahead =
+            |ahead| FailedRound { ahead, holder: Some(named(3)), ..round(VoteResult::Lost, 0, 3, 0) }.diagnose();
         assert_eq!(ahead(3), (Diagnosis::Contended, RetryAdvice::Above(Ballot::ZERO)));
         assert_eq!(ahead(2), HELD);
     }
 
     #[test]
     fn what_is_in_the_way() {
-        let lost = round(Verdict::Lost, 1, 3, 0);
+        let lost = round(VoteResult::Lost, 1, 3, 0);
         let called = (Diagnosis::Contended, RetryAdvice::WhenCalled(5 * MS));
         let foreign = Some(MostNamed { votes: 3, free_in: None, is_foreign: true });
         let table = [
@@ -227,7 +235,7 @@ mod tests {
         for (holder, kept, expected) in table {
             assert_eq!(FailedRound { kept, holder, ..lost.clone() }.diagnose(), expected, "{holder:?} {kept:?}");
         }
-        let nothing_granted = FailedRound { holder: Some(named(2)), ..round(Verdict::Lost, 0, 3, 0) };
+        let nothing_granted = FailedRound { holder: Some(named(2)), ..round(VoteResult::Lost, 0, 3, 0) };
         assert_eq!(nothing_granted.diagnose(), HELD);
     }
 }

@@ -36,7 +36,7 @@ pub(crate) enum Due {
 /// Contract: `confirmed` gets the moment before the *first send* of the round that a majority honoured, and every call
 /// gets a `now` that never runs backwards. Nothing leaves [`Phase::Lost`] or [`Phase::Released`].
 #[derive(Clone, Debug)]
-pub(crate) struct Lease {
+pub(crate) struct LeaseState {
     pub(crate) token: Token,
     /// The ballot that a majority last honoured for this lease.
     pub(crate) known: Ballot,
@@ -62,7 +62,7 @@ struct Voted {
     before: usize,
 }
 
-impl Lease {
+impl LeaseState {
     pub(crate) fn pending(token: Token, known: Ballot, length: Duration, schedule: Schedule, now: Moment) -> Self {
         Self {
             token,
@@ -202,13 +202,13 @@ mod tests {
         Moment::new(Duration::from_millis(millis))
     }
 
-    fn lease(extends: bool) -> Lease {
+    fn lease(extends: bool) -> LeaseState {
         let schedule = Schedule { validity: Validity { drift_factor: 0.01 }, extends, danger: None };
-        Lease::pending(Token::from(NEXT.next()), NEXT.next(), Duration::from_secs(3), schedule, at(0))
+        LeaseState::pending(Token::from(NEXT.next()), NEXT.next(), Duration::from_secs(3), schedule, at(0))
     }
 
     /// A lease of 3 s, confirmed by a round that began at 100 ms: valid until 3068, danger at 2068, extension at 1100.
-    fn held(extends: bool) -> Lease {
+    fn held(extends: bool) -> LeaseState {
         let mut lease = lease(extends);
         assert_eq!(lease.confirmed(at(110), at(100), NEXT.next(), Duration::from_secs(3)), Phase::Held);
         lease

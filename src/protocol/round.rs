@@ -1,6 +1,6 @@
 //! What the replies to one round come to.
 
-use super::{Tally, Verdict};
+use super::{Tally, VoteResult};
 
 /// What a round is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +123,8 @@ impl RoundState {
         self.is_refused |= is_no;
         let effect = match (self.purpose, self.tally.verdict()) {
             (Purpose::Release | Purpose::Leave, _) => Effect::Nothing,
-            (Purpose::Hold, Verdict::Won) => {
-                let is_new = before == Verdict::Pending;
+            (Purpose::Hold, VoteResult::Won) => {
+                let is_new = before == VoteResult::Pending;
                 Effect::Honoured {
                     is_new,
                     votes: self.tally.votes(),
@@ -133,13 +133,13 @@ impl RoundState {
                     repairable: if is_new { self.gone } else { self.gone & (1 << node) },
                 }
             }
-            (Purpose::Hold, Verdict::Pending | Verdict::Lost) => match over {
+            (Purpose::Hold, VoteResult::Pending | VoteResult::Lost) => match over {
                 Some(lease) => Effect::Over(lease),
                 None if self.tally.is_complete() => Effect::Failed,
                 None => Effect::Nothing,
             },
         };
-        Some(Counted { is_settled: self.tally.is_complete() || self.verdict() != Verdict::Pending, effect })
+        Some(Counted { is_settled: self.tally.is_complete() || self.verdict() != VoteResult::Pending, effect })
     }
 
     /// A node says that this lease is over. Returns whether a majority does.
@@ -166,17 +166,17 @@ impl RoundState {
         }
     }
 
-    pub(crate) fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> VoteResult {
         match self.purpose {
             Purpose::Hold => self.tally.verdict(),
             Purpose::Release if !self.each.is_empty() && self.leases > 1 => {
                 let verdicts = || self.each.iter().map(released);
-                if verdicts().any(|verdict| verdict == Verdict::Lost) {
-                    Verdict::Lost
-                } else if verdicts().all(|verdict| verdict == Verdict::Won) {
-                    Verdict::Won
+                if verdicts().any(|verdict| verdict == VoteResult::Lost) {
+                    VoteResult::Lost
+                } else if verdicts().all(|verdict| verdict == VoteResult::Won) {
+                    VoteResult::Won
                 } else {
-                    Verdict::Pending
+                    VoteResult::Pending
                 }
             }
             Purpose::Release | Purpose::Leave => released(&self.tally),
@@ -187,29 +187,29 @@ impl RoundState {
     /// further reply comes: too few nodes have answered a release.
     ///
     /// `is_confirmed`: the leases of a hold that was won know of it. Only then does the caller.
-    pub(crate) fn outcome(&self, is_confirmed: bool) -> Option<Verdict> {
+    pub(crate) fn outcome(&self, is_confirmed: bool) -> Option<VoteResult> {
         match (self.verdict(), self.purpose) {
-            (Verdict::Won, Purpose::Hold) if !is_confirmed => None,
-            (Verdict::Pending, _) if !self.tally.is_complete() => None,
+            (VoteResult::Won, Purpose::Hold) if !is_confirmed => None,
+            (VoteResult::Pending, _) if !self.tally.is_complete() => None,
             (verdict, _) => Some(verdict),
         }
     }
 
     /// The outcome when the time to wait is over. A release has done its part when a majority has answered.
-    pub(crate) fn outcome_at_timeout(&self) -> Verdict {
-        if self.purpose == Purpose::Release && self.tally.is_free() { Verdict::Won } else { Verdict::Pending }
+    pub(crate) fn outcome_at_timeout(&self) -> VoteResult {
+        if self.purpose == Purpose::Release && self.tally.is_free() { VoteResult::Won } else { VoteResult::Pending }
     }
 
     /// The first lease of a release that had been lost before.
     pub(crate) fn first_lost(&self) -> Option<usize> {
-        self.each.iter().position(|tally| released(tally) == Verdict::Lost)
+        self.each.iter().position(|tally| released(tally) == VoteResult::Lost)
     }
 }
 
 /// The verdict on a release when no further reply comes: it is enough that a majority is known to be free.
-fn released(tally: &Tally) -> Verdict {
+fn released(tally: &Tally) -> VoteResult {
     match tally.release_verdict() {
-        Verdict::Pending if tally.is_complete() && tally.is_free() => Verdict::Won,
+        VoteResult::Pending if tally.is_complete() && tally.is_free() => VoteResult::Won,
         verdict => verdict,
     }
 }
@@ -246,7 +246,7 @@ mod tests {
         assert!(state.count(1, Reply::Yes).is_some());
         assert_eq!(state.count(1, Reply::Yes), None);
         assert_eq!(state.count(1, NO), None);
-        assert_eq!((state.tally().votes(), state.verdict()), (1, Verdict::Pending));
+        assert_eq!((state.tally().votes(), state.verdict()), (1, VoteResult::Pending));
     }
 
     #[test]
@@ -291,10 +291,10 @@ mod tests {
             last(&mut state, replies);
             (state.outcome(is_confirmed), state.outcome_at_timeout())
         };
-        assert_eq!(outcome(&[Yes], false), (None, Verdict::Pending));
-        assert_eq!(outcome(&[Yes, Yes], false), (None, Verdict::Pending));
-        assert_eq!(outcome(&[Yes, Yes], true), (Some(Verdict::Won), Verdict::Pending));
-        assert_eq!(outcome(&[NO, Unheard], false), (Some(Verdict::Lost), Verdict::Pending));
+        assert_eq!(outcome(&[Yes], false), (None, VoteResult::Pending));
+        assert_eq!(outcome(&[Yes, Yes], false), (None, VoteResult::Pending));
+        assert_eq!(outcome(&[Yes, Yes], true), (Some(VoteResult::Won), VoteResult::Pending));
+        assert_eq!(outcome(&[NO, Unheard], false), (Some(VoteResult::Lost), VoteResult::Pending));
     }
 
     #[test]
@@ -307,18 +307,18 @@ mod tests {
             assert_eq!(is_settled, state.outcome(false).is_some(), "{replies:?}");
             (state.outcome(false), state.outcome_at_timeout())
         };
-        let table: [(&[Reply<'_>], Option<Verdict>, Verdict); 7] = [
-            (&[Yes], None, Verdict::Pending),
-            (&[Yes, Yes], Some(Verdict::Won), Verdict::Won),
-            (&[GONE, GONE], Some(Verdict::Lost), Verdict::Won),
-            (&[Untouched, Yes], None, Verdict::Won),
-            (&[Untouched, Yes, Unheard], Some(Verdict::Won), Verdict::Won),
-            (&[Untouched, Unheard], None, Verdict::Pending),
-            (&[Untouched, Unheard, Unheard], Some(Verdict::Pending), Verdict::Pending),
+        let table: [(&[Reply<'_>], Option<VoteResult>, VoteResult); 7] = [
+            (&[Yes], None, VoteResult::Pending),
+            (&[Yes, Yes], Some(VoteResult::Won), VoteResult::Won),
+            (&[GONE, GONE], Some(VoteResult::Lost), VoteResult::Won),
+            (&[Untouched, Yes], None, VoteResult::Won),
+            (&[Untouched, Yes, Unheard], Some(VoteResult::Won), VoteResult::Won),
+            (&[Untouched, Unheard], None, VoteResult::Pending),
+            (&[Untouched, Unheard, Unheard], Some(VoteResult::Pending), VoteResult::Pending),
         ];
         for (replies, outcome, at_timeout) in table {
             assert_eq!(release(Purpose::Release, replies), (outcome, at_timeout), "{replies:?}");
-            assert_eq!(release(Purpose::Leave, replies), (outcome, Verdict::Pending), "{replies:?}");
+            assert_eq!(release(Purpose::Leave, replies), (outcome, VoteResult::Pending), "{replies:?}");
         }
     }
 
@@ -331,15 +331,15 @@ mod tests {
             (state.outcome(false), state.first_lost())
         };
         let (first, second) = (Partly(&[true, false]), Partly(&[false, true]));
-        let table: [(&[Reply<'_>], Option<Verdict>, Option<usize>); 8] = [
-            (&[Yes, Yes], Some(Verdict::Won), None),
+        let table: [(&[Reply<'_>], Option<VoteResult>, Option<usize>); 8] = [
+            (&[Yes, Yes], Some(VoteResult::Won), None),
             (&[Yes, first], None, None),
-            (&[Yes, first, second], Some(Verdict::Won), None),
-            (&[first, first], Some(Verdict::Lost), Some(1)),
-            (&[second, second], Some(Verdict::Lost), Some(0)),
-            (&[Untouched, Untouched], Some(Verdict::Lost), Some(0)),
-            (&[Yes, first, Unheard], Some(Verdict::Won), None),
-            (&[Yes, Unheard, Unheard], Some(Verdict::Pending), None),
+            (&[Yes, first, second], Some(VoteResult::Won), None),
+            (&[first, first], Some(VoteResult::Lost), Some(1)),
+            (&[second, second], Some(VoteResult::Lost), Some(0)),
+            (&[Untouched, Untouched], Some(VoteResult::Lost), Some(0)),
+            (&[Yes, first, Unheard], Some(VoteResult::Won), None),
+            (&[Yes, Unheard, Unheard], Some(VoteResult::Pending), None),
         ];
         for (replies, outcome, first_lost) in table {
             assert_eq!(release(replies), (outcome, first_lost), "{replies:?}");

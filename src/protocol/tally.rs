@@ -5,7 +5,7 @@ pub(crate) fn quorum(nodes: usize) -> usize {
 
 /// Where a count of votes stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum VoteResult {
     /// Neither is certain yet.
     Pending,
     /// A majority said yes; whatever else comes cannot change that.
@@ -54,27 +54,27 @@ impl Tally {
         self.unheard
     }
 
-    pub(crate) fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> VoteResult {
         let quorum = quorum(self.nodes);
         if self.yes >= quorum {
-            Verdict::Won
+            VoteResult::Won
         } else if self.no + self.unheard > self.nodes - quorum {
-            Verdict::Lost
+            VoteResult::Lost
         } else {
-            Verdict::Pending
+            VoteResult::Pending
         }
     }
 
     /// The verdict on a release, where yes means "it was still held here until now" and no "it was not": won when a
     /// majority still held it, lost when no majority can have. In between, one has to hear the rest.
-    pub(crate) fn release_verdict(&self) -> Verdict {
+    pub(crate) fn release_verdict(&self) -> VoteResult {
         let quorum = quorum(self.nodes);
         if self.yes >= quorum {
-            Verdict::Won
+            VoteResult::Won
         } else if self.no > self.nodes - quorum {
-            Verdict::Lost
+            VoteResult::Lost
         } else {
-            Verdict::Pending
+            VoteResult::Pending
         }
     }
 
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn truth_table() {
-        use Verdict::{Lost, Pending, Won};
+        use VoteResult::{Lost, Pending, Won};
         #[rustfmt::skip]
         let table = [
             // nodes, yes, no, unheard, verdict, refused
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn truth_table_of_releases() {
-        use Verdict::{Lost, Pending, Won};
+        use VoteResult::{Lost, Pending, Won};
         #[rustfmt::skip]
         let table = [
             // nodes, held, not held, unheard, verdict, free, complete
@@ -183,10 +183,10 @@ mod tests {
         tally.yes();
         tally.yes();
         tally.no();
-        assert_eq!((tally.votes(), tally.verdict()), (2, Verdict::Pending));
+        assert_eq!((tally.votes(), tally.verdict()), (2, VoteResult::Pending));
         tally.unheard();
         tally.unheard();
-        assert_eq!((tally.votes(), tally.unheard_votes(), tally.verdict()), (2, 2, Verdict::Lost));
+        assert_eq!((tally.votes(), tally.unheard_votes(), tally.verdict()), (2, 2, VoteResult::Lost));
         assert!(!tally.is_refused());
     }
 }

@@ -109,10 +109,10 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/protocol/round.rs",
-        old: "            (Verdict::Pending, _) if !self.tally.is_complete() => None,
+        old: "            (VoteResult::Pending, _) if !self.tally.is_complete() => None,
 ",
         new: "            _ if crate::broken(\"waiting for every node\") && !self.tally.is_complete() => None,
-            (Verdict::Pending, _) if !self.tally.is_complete() => None,
+            (VoteResult::Pending, _) if !self.tally.is_complete() => None,
 ",
     },
     Change {
@@ -175,9 +175,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/coordinator/attempt.rs",
-        old: "if verdict == Verdict::Won && !holds.remaining().is_zero() {",
+        old: "if verdict == VoteResult::Won && !holds.remaining().is_zero() {",
         new: "let spent = holds.remaining().is_zero() && !crate::broken(\"validity not checked last\");
-        if verdict == Verdict::Won && !spent {",
+        if verdict == VoteResult::Won && !spent {",
     },
     Change {
         file: "src/coordinator/attempt.rs",

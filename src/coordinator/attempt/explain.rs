@@ -10,7 +10,7 @@ use super::super::round::Round;
 use super::{Attempt, Failed, lost};
 use crate::error::{AcquireError, Holder, Reports};
 use crate::node::Refusal;
-use crate::protocol::{Diagnosis, FailedRound, MostNamed, Phase, Verdict};
+use crate::protocol::{Diagnosis, FailedRound, MostNamed, Phase, VoteResult};
 
 impl Attempt {
     /// Why the round did not give the lock.
@@ -19,12 +19,12 @@ impl Attempt {
         core: &Core,
         holds: &Holds,
         round: &Round,
-        verdict: Verdict,
+        verdict: VoteResult,
         limit: Duration,
     ) -> Failed {
         let quorum = core.settings.quorum;
         let refusals = round.refusals();
-        let nodes = round.reports((verdict == Verdict::Pending).then_some(limit));
+        let nodes = round.reports((verdict == VoteResult::Pending).then_some(limit));
         let over = |(i, lease): &(usize, &Arc<Lease>)| {
             let refused = refusals.iter().filter(|refusal| refusal.ends() == Some(*i)).count();
             let is_new = lease.state().lease.token == round.facts().ballot.into();

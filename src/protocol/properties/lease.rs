@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{MILLISECOND, at, millis};
-use crate::protocol::{Ballot, Due, Lease, Moment, Phase, Schedule, Token, Validity};
+use crate::protocol::{Ballot, Due, LeaseState, Moment, Phase, Schedule, Token, Validity};
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -43,8 +43,8 @@ fn ballot(number: u64) -> Ballot {
     Ballot::from_wire(number).expect("small")
 }
 
-fn asked_for(schedule: Schedule, length: Duration, now: Moment) -> Lease {
-    Lease::pending(Token::from(ballot(1)), ballot(1), length, schedule, now)
+fn asked_for(schedule: Schedule, length: Duration, now: Moment) -> LeaseState {
+    LeaseState::pending(Token::from(ballot(1)), ballot(1), length, schedule, now)
 }
 
 fn is_over(phase: Phase) -> bool {

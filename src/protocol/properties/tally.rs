@@ -3,7 +3,7 @@ use std::iter;
 use proptest::prelude::*;
 
 use super::SEVERAL;
-use crate::protocol::{Tally, Verdict};
+use crate::protocol::{Tally, VoteResult};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Answer {
@@ -38,8 +38,8 @@ proptest! {
     fn a_verdict_is_final_and_the_order_of_answers_does_not_matter((answers, shuffled) in answers()) {
         let (one, other) = (count(&answers), count(&shuffled));
         for verdict in [Tally::verdict, Tally::release_verdict] {
-            let verdicts: Vec<Verdict> = one.iter().map(verdict).collect();
-            let is_final = verdicts.windows(2).all(|pair| pair[0] == Verdict::Pending || pair[0] == pair[1]);
+            let verdicts: Vec<VoteResult> = one.iter().map(verdict).collect();
+            let is_final = verdicts.windows(2).all(|pair| pair[0] == VoteResult::Pending || pair[0] == pair[1]);
             prop_assert!(is_final, "{verdicts:?}");
             prop_assert_eq!(one.last().map(verdict), other.last().map(verdict));
         }
@@ -52,7 +52,7 @@ proptest! {
         let counted = count(&answers);
         let (all, some) = counted.split_last().expect("the count before the first answer");
         let yes = answers.iter().filter(|answer| **answer == Answer::Yes).count();
-        prop_assert_eq!(all.verdict(), if 2 * yes > answers.len() { Verdict::Won } else { Verdict::Lost });
+        prop_assert_eq!(all.verdict(), if 2 * yes > answers.len() { VoteResult::Won } else { VoteResult::Lost });
         prop_assert!(all.is_complete());
         prop_assert!(!some.iter().any(Tally::is_complete));
     }
@@ -63,7 +63,7 @@ proptest! {
             .iter()
             .map(|answer| if *answer == Answer::Yes { Answer::No } else { Answer::Yes })
             .collect();
-        let won = |answers: &[Answer]| count(answers).iter().any(|tally| tally.verdict() == Verdict::Won);
+        let won = |answers: &[Answer]| count(answers).iter().any(|tally| tally.verdict() == VoteResult::Won);
         prop_assert!(!(won(&answers) && won(&taken)));
     }
 }
