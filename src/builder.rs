@@ -151,7 +151,7 @@ impl Builder {
         self
     }
 
-    /// How much validity is left when a holder hears that its lease is [endangered](crate::Guard::endangered).
+    /// How much validity is left when a holder is warned that its lease is [endangered](crate::Guard::endangered).
     ///
     /// Defaults to a third of the lease.
     pub fn warn_before_expiry(mut self, before: Duration) -> Self {
@@ -159,7 +159,7 @@ impl Builder {
         self
     }
 
-    /// A name for people, shown to whoever finds a lock held by this client: `host:pid:name`.
+    /// A name for people. The error of a request that finds a lock held by this client shows it, as `host:pid:name`.
     ///
     /// Defaults to none.
     pub fn label(mut self, name: impl Into<String>) -> Self {

@@ -39,7 +39,7 @@ impl Quorlock {
     /// Asks for the lock on one resource. A name is any bytes, also none.
     ///
     /// To enter a lock that is held already, pass its [owner](LockRequest::owner) or run inside its
-    /// [scope](Owner::scope); anybody else waits, also the very task that holds it.
+    /// [scope](Owner::scope); any other request waits, also one of the very task that holds the lock.
     pub fn lock(&self, name: impl AsRef<[u8]>) -> LockRequest {
         LockRequest::new(Arc::clone(&self.0), vec![name.as_ref().to_vec()])
     }

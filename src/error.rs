@@ -330,7 +330,7 @@ pub enum ReleaseError {
         /// Every node's answer to the last message about the lease.
         nodes: Reports,
     },
-    /// No majority has confirmed it yet. Nodes that come back are still told; what they keep ends with the lease.
+    /// No majority has confirmed it yet. Nodes that come back still get it; what they keep ends with the lease.
     #[error("the release is not confirmed by a majority yet ({nodes})")]
     Unconfirmed {
         /// Every node's answer.

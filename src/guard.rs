@@ -23,7 +23,7 @@ const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// One hold on one resource, or on several that were acquired together.
 ///
 /// While it lives, the lease behind it is extended in the background. Dropping it gives the hold back without waiting;
-/// [`release`](Self::release) does the same and tells how that went, and [`LockRequest::run`](crate::LockRequest::run) awaits it
+/// [`release`](Self::release) does the same and returns the outcome, and [`LockRequest::run`](crate::LockRequest::run) awaits it
 /// in any case. A drop writes the release to the sockets itself, as far as they take it at once, unless the client's task
 /// is at it. When the last hold of an owner on a resource in this process goes, so does this process's share in the lease.
 ///
@@ -59,7 +59,7 @@ impl Guard {
         self.holds.token_of(name.as_ref())
     }
 
-    /// Whoever holds it; pass it to [`owner`](crate::LockRequest::owner) to enter again.
+    /// Returns the owner that holds it. Pass it to [`owner`](crate::LockRequest::owner) to enter again.
     #[must_use]
     pub fn owner(&self) -> &Owner {
         &self.holds.first().owner
@@ -251,7 +251,7 @@ impl Guard {
     }
 
     /// The lease as a string that another process (or the same one) can [`join`](crate::Quorlock::join) while it lasts.
-    /// Whoever has the string can hold the lock: pass it on as you would a key.
+    /// Any process that has the string can hold the lock: keep it as secret as a key.
     #[must_use]
     pub fn export(&self) -> String {
         let owner = self.owner();
@@ -268,13 +268,13 @@ impl Guard {
         Export { owner: owner.number(), label: owner.label().to_owned(), leases, inherited }.to_string()
     }
 
-    /// Gives the hold back and says how that went. It is on its way to every node before this first waits; it returns
+    /// Gives the hold back and returns the outcome. It is on its way to every node before this first waits; it returns
     /// when a majority has confirmed.
     ///
     /// # Errors
     ///
-    /// [`ReleaseError::NotHeld`] when the lease had been lost before: what the lock protected may have met somebody
-    /// else's work. [`ReleaseError::Unconfirmed`] when no majority has answered within the node timeout.
+    /// [`ReleaseError::NotHeld`] when the lease had been lost before: another owner may have worked on what the lock protected.
+    /// [`ReleaseError::Unconfirmed`] when no majority has answered within the node timeout.
     /// [`ReleaseError::Client`] when the client can be used no more.
     ///
     /// # Cancel safety

@@ -25,7 +25,7 @@ pub struct Inspection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// Nobody has it, on any node that counts.
+    /// No node that counts has a holder.
     Free,
     /// A quorum has the same holder.
     Held,
@@ -53,7 +53,7 @@ pub struct NodeState {
     pub holder: Option<Holder>,
     /// How deep, over all processes.
     pub holds: u32,
-    /// When that ends; `None` when never, or when nobody holds it.
+    /// When that ends; `None` when never, or when there is no holder.
     pub ttl: Option<Duration>,
     /// The highest ballot honoured there, if it remembers one.
     pub ballot: Option<u64>,

@@ -30,7 +30,7 @@
 //! - Tokens of a resource are unique and increase from one acquisition to the next, as long as a majority of nodes keeps
 //!   its ballots. A store that refuses a token smaller than one it has seen is safe even from a holder that does not know
 //!   that it lost the lock.
-//! - A lost lease never comes back, and its holder hears of the loss before another owner can be granted the lock.
+//! - A lost lease never comes back, and its holder learns of the loss before another owner can be granted the lock.
 //! - A release takes away its own share of a lease and no other, however late it arrives.
 //! - A minority of nodes that is dead, hung or slow costs no time. A node that may have forgotten its votes has none until
 //!   every lease that it may have forgotten is over.

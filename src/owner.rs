@@ -36,7 +36,7 @@ impl Owner {
         Self::labelled("")
     }
 
-    /// A new owner with a name for people: it is shown to whoever finds the lock held, as `host:pid:name`.
+    /// A new owner with a name for people. The error of a request that finds the lock held shows it, as `host:pid:name`.
     ///
     /// What is not a printable ASCII character becomes `_`; a long name is cut.
     #[must_use]
@@ -55,7 +55,7 @@ impl Owner {
         }))
     }
 
-    /// The owner of an [exported](crate::Guard::export) lease: whatever it acquires of the leases named there joins them.
+    /// The owner of an [exported](crate::Guard::export) lease: an acquisition of what is named there joins the lease.
     ///
     /// Pass it to [`owner`](crate::LockRequest::owner). What is not in the export is acquired anew, by the same owner.
     ///

@@ -2,8 +2,8 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Released {
-    /// Nodes that have not confirmed: slower than the others, or away. They are still told. What they keep is in the way of no
-    /// other owner, and ends with the lease.
+    /// Nodes that have not confirmed: slower than the others, or away. They still get the release. What they keep is in the way
+    /// of no other owner, and ends with the lease.
     pub pending: Vec<String>,
     /// How deep this owner is still nested on the (first) resource in this process. At 0 the resource is free, unless
     /// another process has joined.
@@ -11,7 +11,7 @@ pub struct Released {
 }
 
 impl Released {
-    /// Has every node that ever had a part in it confirmed?
+    /// Returns whether every node that had a part in it has confirmed.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.pending.is_empty()

@@ -50,8 +50,8 @@ impl LockRequest {
 
     /// How long [`acquire`](Self::acquire) waits.
     ///
-    /// Defaults to for ever while somebody holds the lock; but a majority that cannot be heard for half a lease is an
-    /// error also then.
+    /// Defaults to no limit while another owner holds the lock. Without a limit, it is an error when no majority has answered
+    /// for half a lease.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
         self

@@ -9,7 +9,7 @@ pub(crate) fn hidden(url: &str) -> String {
     }
 }
 
-/// Does a text that a server sent quote the password, as it is or escaped?
+/// Returns whether a text that a server sent quotes the password, as it is or escaped.
 pub(crate) fn quotes(text: &str, password: Option<&str>) -> bool {
     let is_in = |password: &str| !password.is_empty() && text.contains(password);
     password.is_some_and(|password| is_in(password) || is_in(&password.escape_debug().to_string()))

@@ -27,7 +27,7 @@ impl Settings {
         self.fixed_node_timeout.unwrap_or_else(|| (lease / 4).min(LONGEST_DEFAULT_NODE_TIMEOUT))
     }
 
-    /// Can a lease of this length work?
+    /// Checks that a lease of this length can work.
     pub(crate) fn check_lease(&self, lease: Duration) -> Result<(), ConfigError> {
         if lease > LONGEST_LEASE {
             return Err(ConfigError::LeaseTooLong { lease, longest: LONGEST_LEASE });

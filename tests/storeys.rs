@@ -21,6 +21,10 @@ const STOREYS: [(&str, &[&str]); 8] = [
 /// Within these, the files must not import each other in a circle either.
 const FOLDERS: [&str; 3] = ["coordinator", "node", "waiting"];
 
+/// The subject of a sentence is a thing of the field: the client, the node, the request, the caller.
+const VAGUE: [&str; 10] =
+    ["whoever", "whomever", "whatever", "somebody", "someone", "nobody", "anybody", "anyone", "everybody", "everyone"];
+
 /// A file, by its module path: `["node", "connection", "answers"]`. The code has no comments and no tests.
 struct File {
     module: Vec<String>,
@@ -196,6 +200,19 @@ fn no_modules_import_each_other_in_a_circle() {
         let graph = files_of(folder);
         println!("{folder}: {} files, {} arrows", graph.len(), graph.values().map(BTreeSet::len).sum::<usize>());
         assert_eq!(circle(&graph), None, "in {folder}");
+    }
+}
+
+#[test]
+fn the_library_names_what_it_speaks_of() {
+    let mut paths = Vec::new();
+    find(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut paths);
+    for path in paths {
+        let text = fs::read_to_string(&path).expect("source text").to_lowercase();
+        for (line, text) in text.lines().enumerate() {
+            let vague = text.split(|c: char| !c.is_alphanumeric()).find(|word| VAGUE.contains(word));
+            assert_eq!(vague, None, "{}:{}: name the thing that is meant", path.display(), line + 1);
+        }
     }
 }
 

@@ -30,7 +30,7 @@ mod explain;
 /// This many ends of leases are named to the nodes, the latest ones.
 const MOST_ENDS: usize = 32;
 
-/// What every try of one request has in common.
+/// A checked request: what all its tries have in common.
 #[derive(Clone)]
 pub(crate) struct Attempt {
     /// Sorted.
@@ -40,7 +40,7 @@ pub(crate) struct Attempt {
     lease: Duration,
 }
 
-/// What one try says that the tries before have learnt.
+/// What a try offers that the tries before have learnt.
 #[derive(Clone, Debug, Default)]
 struct Offer {
     /// The ballot must be above this one.
@@ -50,8 +50,8 @@ struct Offer {
 }
 
 impl Offer {
-    /// Nodes said of these leases that they may be in force for so long. Gives how long that is from now, for the last of them:
-    /// an end that has been waited for already is nearer than a node says again.
+    /// Records that these leases may be in force for this long. Returns how long that is from now, for the last of them: an end
+    /// that has been waited for already is nearer than a node says again.
     fn learn(&mut self, now: Moment, ends: Vec<(LastEnd, Duration)>) -> Option<Duration> {
         let mut longest = None;
         for (end, left) in ends {
@@ -121,7 +121,7 @@ impl Attempt {
 
 #[expect(clippy::result_large_err, reason = "the error of a try is the error of the request, and seldom moved")]
 impl Attempt {
-    /// One round. What it leaves behind when it fails or is dropped, the drop of the holds takes away.
+    /// Sends one round. The drop of the holds takes away what it leaves behind when it fails or is dropped.
     async fn make(
         &self,
         handle: &Arc<Handle>,
@@ -149,7 +149,7 @@ impl Attempt {
         let acquires = round.facts().acquires;
         let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases();
         if verdict == VoteResult::Won && acquires && has_learnt {
-            // A node has told of longer leases meanwhile: what another one granted may be quarantined for these.
+            // A node has reported longer leases meanwhile: another node that granted may be quarantined for these.
             let resource = self.first.to_string();
             return Err((
                 AcquireError::Contended { resource, nodes: round.reports(None) },
@@ -177,7 +177,7 @@ impl Attempt {
                 Ok(reserved) => return Ok(reserved),
                 Err(done) => done,
             };
-            // That one may be waiting for the turn that this request has from an earlier try.
+            // The other request may be waiting for the turn that this one has from an earlier try.
             waiter.stand_aside();
             let contended = || AcquireError::Contended { resource: self.first.to_string(), nodes: Reports(Vec::new()) };
             match retry.policy.left(core.now()) {
@@ -188,7 +188,7 @@ impl Attempt {
         }
     }
 
-    /// Is there anything that is neither held already nor to be joined?
+    /// Returns whether a resource is neither held already nor to be joined.
     fn acquires(&self, held: &[Option<Arc<Lease>>]) -> bool {
         let mut missing = self.resources.iter().zip(held).filter(|(_, lease)| lease.is_none());
         missing.any(|(resource, _)| self.inherited(resource).is_none())
@@ -198,7 +198,7 @@ impl Attempt {
         self.owner.inherited().and_then(|export| export.lease(resource))
     }
 
-    /// Sends the round when this request is the one of this process that may compete. `None` also when the turn was lost.
+    /// Sends the round when it is this request's turn in this process. `None` also when the turn was lost.
     async fn begin_in_turn(
         &self,
         handle: &Arc<Handle>,
@@ -216,7 +216,7 @@ impl Attempt {
         if let Poll::Ready(begun) = poll!(&mut begun) {
             return begun.unwrap_or(Ok(None));
         }
-        // Also what there is to tell when the turn comes too late for an answer.
+        // This is also the error when the turn comes too late for a reply.
         retry.has_met(self.not_our_turn(handle));
         let begun = match retry.policy.left(core.now()) {
             None => begun.await,
@@ -228,7 +228,7 @@ impl Attempt {
         begun.unwrap_or(Ok(None))
     }
 
-    /// Does the caller have it itself?
+    /// Returns in what way the caller has it itself.
     fn own_hold(&self, by: &Holder) -> Option<OwnHold> {
         match by {
             Holder::Owner { id, .. } if **id == *self.owner.fingerprint() => Some(OwnHold::Owner),
@@ -237,7 +237,7 @@ impl Attempt {
         }
     }
 
-    /// Another request of this process has the lock, or is asking for it.
+    /// Returns the error of a request while another one of this process has the lock, or is asking for it.
     fn not_our_turn(&self, handle: &Handle) -> AcquireError {
         let (resource, nodes) = (self.first.to_string(), Reports(Vec::new()));
         let Some(lease) = handle.registry.in_force(&self.first) else {
@@ -278,7 +278,7 @@ impl Attempt {
         let mut states = lock_states(&entered);
         let mut above = offer.above;
         for (lease, state) in entered.iter().zip(&states) {
-            // A later lease of the same owner is not the one that was handed over, which is over.
+            // A later lease of the same owner is not the one that was exported, which is over.
             if self.inherited(&lease.resource).is_some_and(|theirs| theirs.token != state.lease.token) {
                 return Err(lost(&lease.resource, lease.reports(state)));
             }
@@ -293,8 +293,8 @@ impl Attempt {
         // New leases have larger ids than all before, so the order by id holds.
         let create = |resource: &Resource| {
             let (token, known, fresh) = match self.inherited(resource) {
-                // What is over is not begun again by joining it: no key is repaired on its word before a majority still
-                // has one.
+                // Joining must not revive an expired lease. With `known = 0` no node recreates a missing key until a majority
+                // has confirmed the lease.
                 Some(lease) => (lease.token, Ballot::ZERO, false),
                 None => (ballot.into(), ballot, true),
             };

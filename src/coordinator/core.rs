@@ -114,7 +114,7 @@ impl Core {
         within(self.environment.as_ref(), limit, future).await
     }
 
-    /// Waits until a request that no majority has answered is to ask again. Says whether a majority has been heard meanwhile.
+    /// Waits until a request that no majority has answered is to ask again. Returns whether a majority has answered meanwhile.
     pub(crate) async fn next_try(&self) -> bool {
         self.common.reachability.next_try(self.environment.as_ref()).await
     }
@@ -189,8 +189,8 @@ impl Core {
     /// A ballot larger than `floor`, and than every other one of this owner's here: none is ever used twice.
     ///
     /// A floor that is a little ahead of this machine's clock pulls all later proposals of the client along, as a hybrid
-    /// logical clock does. One that is far ahead counts for this owner only, or a few broken clocks would pull everybody
-    /// to where sound nodes refuse them.
+    /// logical clock does. One that is far ahead counts for this owner only, or a few broken clocks would pull all clients to
+    /// where sound nodes refuse their ballots.
     pub(crate) fn propose_above(&self, owner: &Owner, floor: Ballot) -> Ballot {
         let wall = self.wall().saturating_sub(self.lead.load(Ordering::Relaxed));
         let trusted = wall.saturating_add(u64::try_from(TRUSTED_LEAD.as_micros()).unwrap_or(0));

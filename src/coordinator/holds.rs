@@ -111,8 +111,8 @@ impl Holds {
         if !release.0.is_empty() {
             pending_release.release = Some(send_release(core, &release.0, &mut release.1));
         }
-        // Whoever is next in this process asks behind the release, on the same connections. Until now the next of the same owner
-        // has found the lease, and waits for its state.
+        // The next request of this process leaves behind the release, on the same connections. Until now a request of the same
+        // owner has found the lease, and waits for its state.
         for (lease, _) in leases.iter().zip(&states).filter(|(_, state)| state.lease.holds == 0) {
             self.handle.registry.remove(lease);
         }

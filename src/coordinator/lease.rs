@@ -18,13 +18,13 @@ use crate::resource::Resource;
 use crate::sync::locked;
 use crate::waiting::{Ticket, Turn};
 
-/// How soon after a contested acquisition the nodes that refused are asked again.
+/// How soon after a contested acquisition the nodes that refused get an extension.
 const CONTESTED_EXTENSION_DELAY: Duration = Duration::from_millis(5);
 
 /// A message that was sent for a lease, as the lease looks back at it.
 pub(super) trait Message: Send + Sync {
-    /// Returns whether the same message, sent again now, would only be queued behind it: it waits in this client's own queues, where
-    /// no majority can have answered it, or at nodes that still have time to answer.
+    /// Returns whether the same message, sent again now, would only be queued behind it: it waits in this client's own queues,
+    /// where no majority can have answered it, or at nodes that still have time to answer.
     fn is_under_way(&self, now: Moment) -> bool;
 
     /// What each node has answered, or what is known of the node.
@@ -42,9 +42,9 @@ pub(crate) struct Lease {
     reasons: Mutex<Reasons>,
     /// The phase changed.
     pub(super) changed: Notify,
-    /// One bit for each node that was ever sent something that may have left a key.
+    /// One bit for each node that was sent something that may have left a key.
     sent_to: AtomicU64,
-    /// Of the request that asks, or asked, for it: to be taken from the nodes' lines when the lease ends.
+    /// The ticket of the request that asks, or asked, for it. The end of the lease takes it from the nodes' wait queues.
     pub(super) ticket: Option<Arc<Ticket>>,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct State {
     pub(super) sent_at: Moment,
     /// The latest end that was sent for it: of this machine's wall clock, in ms.
     pub(super) end: u64,
-    /// Whoever asked for it has not seen it yet.
+    /// The request that asked for it has not returned it yet.
     awaited: bool,
     /// The latest that was sent.
     pub(super) extension: Option<Weak<dyn Message>>,
@@ -72,7 +72,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// A request whose task has not run for so long may never run again: what it was granted ends by itself.
+    /// Returns whether the task of the request has not run for so long that it may never run again. What it was granted then
+    /// ends by itself.
     pub(super) fn is_left(&self, now: Moment) -> bool {
         self.awaited && now.since(self.began) >= Schedule::extend_after(self.lease.length)
     }
@@ -122,7 +123,7 @@ impl Lease {
         locked(&self.state)
     }
 
-    /// This client's part in it, as the nodes know it.
+    /// Returns the share of this client in it.
     pub(super) fn share(&self) -> Share {
         Share { client: self.core.common.client, lease: self.id }
     }
@@ -136,7 +137,7 @@ impl Lease {
         self.sent_to.fetch_or(1 << node, Ordering::Relaxed);
     }
 
-    /// This node refused the acquisition: whatever reached it left nothing there, so there is nothing to release.
+    /// Notes that this node refused the acquisition, which left nothing there. There is nothing to release.
     pub(crate) fn left_nothing_on(&self, node: usize) {
         // Only of a fresh lease is it certain that no other message is under way to the node.
         if self.state().fresh {
@@ -144,19 +145,19 @@ impl Lease {
         }
     }
 
-    /// May there be something of it on this node to take away? What only waited there keeps its place while its request
+    /// Returns whether this node may hold something of it that a release takes away. A ticket keeps its place while its request
     /// tries again.
     pub(crate) fn may_hold_state(&self, node: usize) -> bool {
         let is_in_line = || self.ticket.as_ref().is_some_and(|ticket| ticket.may_be_on(node)) && !self.state().fresh;
         self.sent_to.load(Ordering::Relaxed) & (1 << node) != 0 || is_in_line()
     }
 
-    /// Is this the ticket that it will take from the lines?
+    /// Returns whether its end takes this ticket from the wait queues.
     pub(crate) fn has(&self, ticket: &Arc<Ticket>) -> bool {
         self.ticket.as_ref().is_some_and(|own| Arc::ptr_eq(own, ticket))
     }
 
-    /// Whoever asked for it has it from now on.
+    /// Notes that the request that asked for it returns it now.
     pub(crate) fn is_taken(self: &Arc<Self>) {
         let now = self.core.now();
         let mut state = self.state();
@@ -188,7 +189,7 @@ impl Lease {
             if wanted(phase) {
                 return;
             }
-            // By its own timer: the watchdog ends with the client's runtime.
+            // By a timer of its own: the watchdog ends with the client's runtime.
             match left {
                 Some(left) => drop(self.core.within(left, changed).await),
                 None => changed.await,
@@ -196,12 +197,12 @@ impl Lease {
         }
     }
 
-    /// So many nodes honour the round of this ballot by now, and so many have not answered.
+    /// Records how many nodes honour the round of this ballot by now, and how many have not answered.
     pub(crate) fn voted(&self, ballot: Ballot, votes: usize, awaited: usize) {
         self.state().lease.voted(ballot, votes, awaited);
     }
 
-    /// A majority honours the round with these facts.
+    /// Records that a majority honours the round with these facts.
     pub(super) fn confirmed(self: &Arc<Self>, &Facts { started, ballot, length, .. }: &Facts) {
         let now = self.core.now();
         let mut state = self.state();
@@ -218,15 +219,15 @@ impl Lease {
         }
     }
 
-    /// What each node said to the latest message about the lease, or what is known of it.
+    /// Returns what each node answered to the latest message about the lease, or what is known of the node.
     pub(crate) fn reports(&self, state: &State) -> Reports {
         let known = locked(&self.reasons).reports.clone();
         let of_latest = || state.latest.as_ref().and_then(Weak::upgrade).map(|message| message.reports());
         known.or_else(of_latest).unwrap_or_else(|| self.core.reports(|_| None))
     }
 
-    /// The message with this ballot, which was to keep the lease, got no majority, and no node will answer it any more. The sender may
-    /// have the state locked.
+    /// The message with this ballot, which was to keep the lease, got no majority, and no node will answer it any more. The
+    /// sender may have the state locked.
     pub(super) fn failed(&self, ballot: Ballot, reports: Reports) {
         locked(&self.reasons).is_failed(ballot, reports);
     }
@@ -236,7 +237,7 @@ impl Lease {
         locked(&self.reasons).is_over(reports);
     }
 
-    /// So much earlier than others is this lease extended: many that were granted at once are not all extended at once.
+    /// Returns by how much this lease is extended earlier than others: many that were granted at once are not all extended at once.
     fn spread(&self, length: Duration) -> Duration {
         // The golden ratio spreads numbers that follow each other.
         let share = (self.id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;

@@ -110,7 +110,7 @@ impl Registry {
         });
     }
 
-    /// Returns the lease on this resource that is in force in this process, whichever owner has it.
+    /// Returns the lease on this resource that is in force in this process, of any owner.
     pub(super) fn in_force(&self, resource: &Resource) -> Option<Arc<Lease>> {
         // Where both are locked, the states of leases are locked before the registry.
         let held: Vec<Arc<Lease>> = locked(&self.0).get(resource)?.held.values().map(Arc::clone).collect();

@@ -34,8 +34,8 @@ impl Retry {
         self.met = Some(error);
     }
 
-    /// Returns when it is time for the next try, or with the error that ends the request. Says whether the try may wait for
-    /// its turn: not while no majority is known to be heard.
+    /// Returns when it is time for the next try, or with the error that ends the request. Returns whether the next try may wait
+    /// for its turn: not while no majority is known to answer.
     pub(super) async fn wait_after(
         &mut self,
         core: &Core,
@@ -69,8 +69,8 @@ impl Retry {
         Ok(true)
     }
 
-    /// Waits until it is worth while to ask again, although no majority has answered. Calls say nothing of that: they come
-    /// from the few nodes that are heard, also after this request's own release.
+    /// Waits until it is worth while to ask again, although no majority has answered. Calls do not show that: they come from
+    /// the few nodes that answer, also after this request's own release.
     async fn until_heard(&mut self, core: &Core, lease: Duration, error: AcquireError) -> Result<bool, AcquireError> {
         let now = core.now();
         let since = *self.unheard_since.get_or_insert(now);
@@ -104,7 +104,7 @@ impl Retry {
             last => last,
         };
         match last {
-            // Nobody's lock is in the way: say what is.
+            // No lock is in the way: the error names what is.
             AcquireError::NoQuorum { .. } => last,
             last => AcquireError::TimedOut { waited: self.policy.waited(now), last: Box::new(last) },
         }
@@ -120,7 +120,7 @@ async fn called(core: &Core, ticket: Option<&Arc<Ticket>>, pause: Duration) {
     ticket.called().await;
 }
 
-/// Is the quorum only missing because nodes are in quarantine, which ends by itself?
+/// Returns whether the quorum is missing only because nodes are in quarantine, which ends by itself.
 fn only_quarantined(error: &AcquireError) -> bool {
     let AcquireError::NoQuorum { needed, nodes } = error else { return false };
     let gone = nodes.0.iter().filter(|report| match &report.answer {

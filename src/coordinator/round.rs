@@ -20,8 +20,8 @@ use crate::waiting::Ticket;
 
 mod replies;
 
-/// A round that has been sent. It completes by itself, in the task of the connections, whether or not anybody waits for
-/// it: what it means for its leases happens when the deciding answer arrives.
+/// A round that has been sent. It completes in the task of the connections, also when no caller waits for it: the deciding
+/// reply changes its leases.
 pub(crate) struct Round {
     pub(super) core: Arc<Core>,
     pub(super) purpose: Purpose,
@@ -29,7 +29,7 @@ pub(crate) struct Round {
     pub(super) leases: Vec<Arc<Lease>>,
     /// One bit for each node that may have been sent it twice.
     pub(super) repeated: AtomicU64,
-    /// What it may leave in a node's wait queue, or what it takes from there.
+    /// The ticket that it may leave in a node's wait queue, or takes from there.
     pub(super) ticket: Option<Arc<Ticket>>,
     /// How often the connections had been polled before.
     polls: u64,
@@ -182,8 +182,8 @@ impl Round {
                     replies.is_confirmed = true;
                     waker = replies.waiting.take().or(waker);
                 }
-                // These nodes have met a ballot since the last confirmation, perhaps of a request that was not granted. The ballot that was
-                // confirmed just now is newer: with it they can be repaired, before another node fails.
+                // These nodes have met a ballot since the last confirmation, perhaps of a request that was not granted. The
+                // ballot that was confirmed just now is newer: with it they can be repaired, before another node fails.
                 if self.leases.len() == 1 && !self.facts.acquires {
                     follows.repairable = repairable;
                 }
@@ -213,8 +213,8 @@ impl Round {
         }
     }
 
-    /// Waits for the verdict, for at most `limit`. What is still open then counts as unheard, in the reports too; a
-    /// release has done its part when a majority has answered.
+    /// Waits for the result, for at most `limit`. What is still open then counts as unheard, in the reports too. A release has
+    /// done its part when a majority has answered.
     pub(crate) async fn decided_within(&self, limit: Duration) -> VoteResult {
         let decided = poll_fn(|cx| {
             let mut replies = locked(&self.replies);

@@ -16,7 +16,7 @@ use crate::protocol::{Ballot, Purpose};
 use crate::resource::Resource;
 use crate::waiting::Ticket;
 
-/// What a request offers for what it does not hold yet.
+/// What a request says of the resources that it does not hold yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bid {
     /// For acquisitions, whose token it is; otherwise the round takes one of its own.
@@ -25,8 +25,8 @@ pub(super) struct Bid {
     pub(super) waited_for: Vec<LastEnd>,
 }
 
-/// Sends a round that says how many holds these shares have. The callers hold the states, so that two rounds of one lease
-/// leave in the order in which their numbers were read.
+/// Sends a round that says how many holds these shares have. The caller keeps the states locked, so that two rounds of one
+/// lease leave in the order in which their numbers were read.
 pub(super) fn send_hold(
     core: &Arc<Core>,
     leases: &[Arc<Lease>],
@@ -52,7 +52,8 @@ pub(super) fn hold_round(
     let started = core.now();
     let owner = &leases[0].owner;
     let ballot = bid.ballot.unwrap_or_else(|| continued(owner, states, started));
-    // After `started`, and a millisecond more than the clock shows: the nodes must not think it over before this client does.
+    // Read after `started`, and a millisecond later than the clock shows: for the nodes the lease must not end before it does
+    // for this client.
     let shown = core.wall() / 1000 + 1 + node::millis(length);
     // For a lease that goes on it grows with every message, also for a shorter length: an end names the last message.
     let end = states.iter().filter(|state| !state.fresh).map(|state| state.end + 1).max().unwrap_or(0).max(shown);
@@ -68,8 +69,8 @@ pub(super) fn hold_round(
     (Round::new(core, Purpose::Hold, facts, leases.to_vec(), ticket), command)
 }
 
-/// The next ballot of leases that go on. It runs with the monotonic clock: a wall clock that is set meanwhile must not carry it to
-/// where no node takes it.
+/// Returns the next ballot of leases that go on. It runs with the monotonic clock: a wall clock that is set meanwhile must not
+/// carry it to where no node takes it.
 fn continued(owner: &Owner, states: &[&mut State], now: Moment) -> Ballot {
     let next = |state: &&mut State| {
         let passed = u64::try_from(now.since(state.sent_at).as_micros()).unwrap_or(u64::MAX);
@@ -80,8 +81,8 @@ fn continued(owner: &Owner, states: &[&mut State], now: Moment) -> Ballot {
     ballot
 }
 
-/// Sends a round that takes these shares' holds away. It needs no ballot of its own: whatever of these leases may yet arrive
-/// somewhere has none that is larger than the largest that was sent.
+/// Sends a round that takes these shares' holds away. It reuses the largest ballot sent for these leases: no delayed message
+/// can carry a larger one.
 pub(super) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut [&mut State]) -> Arc<Round> {
     let started = core.now();
     let ballot = largest_sent(states);
@@ -93,15 +94,15 @@ pub(super) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
     round
 }
 
-/// Takes the ticket of a request that has stopped waiting for these resources from the nodes' wait queues. Where it may stand is known when the
-/// message's turn comes at each of them, behind what may leave it there.
+/// Takes the ticket of a request that has stopped waiting for these resources from the nodes' wait queues. Each connection
+/// knows whether its node may have the ticket when the message leaves, behind what may enqueue it there.
 pub(super) fn send_leave(core: &Arc<Core>, resources: &[Resource], ticket: &Arc<Ticket>) {
     let command = node::leave(resources, ticket);
     let facts = Facts { started: core.now(), ballot: Ballot::ZERO, length: Duration::ZERO, acquires: false };
     Round::new(core, Purpose::Leave, facts, Vec::new(), Some(Arc::clone(ticket))).send(&command);
 }
 
-/// Of the request that asks for those of the leases that are not granted yet.
+/// Returns the ticket of the request that asks for those of the leases that are not granted yet.
 fn ticket_of(leases: &[Arc<Lease>], states: &[&mut State]) -> Option<Arc<Ticket>> {
     let mut fresh = leases.iter().zip(states).filter(|(_, state)| state.fresh);
     fresh.find_map(|(lease, _)| lease.ticket.clone())

@@ -8,20 +8,20 @@ use crate::protocol::RetryAdvice;
 use crate::resource::Resource;
 use crate::waiting::{Ticket, Turn};
 
-/// The places of a request that waits: in the lines of the nodes, and its turn in this process. Dropping it gives both up.
+/// What a waiting request has: its entry in the nodes' wait queues, and its turn in this process. Dropping it ends both.
 pub(crate) struct Waiter<'a> {
     core: &'a Arc<Core>,
     resources: &'a Arc<[Resource]>,
     waits: bool,
-    /// Not while too few nodes can be heard: each request then tries for itself, and is told so.
+    /// Not while too few nodes answer: each request then tries for itself, and gets that error.
     takes_turns: bool,
     entry: Option<Arc<QueueEntry>>,
-    /// Behind the place, so given up after it.
+    /// Behind the entry, so dropped after it.
     turn: Option<Turn>,
 }
 
-/// A place in the lines of the nodes. Its end takes the ticket from there, unless a lease has it by then. So whatever may
-/// leave the ticket there must be over before: what is begun for a request shares its place with it.
+/// The request's entry in the nodes' wait queues. Dropping it removes the ticket from every queue unless a granted lease has
+/// taken the ticket over. A round that may still enqueue the ticket must hold an `Arc` to this entry.
 struct QueueEntry {
     core: Arc<Core>,
     resources: Arc<[Resource]>,
@@ -47,8 +47,8 @@ impl<'a> Waiter<'a> {
         self.entry.as_ref().map(|entry| &entry.ticket)
     }
 
-    /// Another try begins. The first takes a ticket, which says since when the request has waited. Who does not wait needs
-    /// none.
+    /// Begins another try. The first takes a ticket, which shows since when the request has waited. A request that does not
+    /// wait needs none.
     pub(crate) fn begin_try(&mut self) {
         match &self.entry {
             Some(entry) => entry.ticket.begin_try(),
@@ -64,9 +64,9 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    /// Does `start` when it is this request's turn, or at once where there is none to wait for: for a request that does not
-    /// wait, or as long as too few nodes can be heard. Nor for several resources: some turns would be kept from others while
-    /// one is waited for, and two requests could wait for each other. `None` when the turn was lost.
+    /// Runs `start` when it is this request's turn. A request that does not wait runs it at once, and so does every request as
+    /// long as too few nodes answer. A request for several resources takes no turns: it would keep some of them from others
+    /// while it waits for one, and two such requests could wait for each other. `None` when the turn was lost.
     pub(crate) async fn in_turn<T: Send + 'static>(
         &mut self,
         start: impl FnOnce(Option<&Arc<Ticket>>) -> T + Send + 'static,
@@ -76,36 +76,36 @@ impl<'a> Waiter<'a> {
             _ => return Some(start(self.ticket())),
         };
         let entry = self.entry.clone();
-        // In this order they end should nobody want them any more.
+        // Dropped in this order if the request is dropped first.
         let start = move || (start(entry.as_ref().map(|entry| &entry.ticket)), entry);
-        // Whoever waits is woken when what was started is about to leave, by the task that sends it. Woken before, it would
+        // The waiting task is woken when what was started is about to leave, by the task that sends it. Woken before, it would
         // be one task more for the threads of the runtime to share, and the messages would leave one by one.
         let core = Arc::clone(self.core);
-        let tell = move |news| core.nodes[0].then(news);
-        let ((done, _), turn) = self.core.turns.take(resource, start, tell).await?;
+        let notify = move |wake| core.nodes[0].then(wake);
+        let ((done, _), turn) = self.core.turns.take(resource, start, notify).await?;
         self.turn = Some(turn);
         Some(done)
     }
 
-    /// A try has failed. Where no majority was heard, the next in this process may try, and be told so.
+    /// Notes that a try has failed. When no majority answered, the next request of this process may try.
     pub(crate) fn failed(&mut self, advice: RetryAdvice) {
         if let RetryAdvice::WhenHeard = advice {
             self.turn = None;
         }
     }
 
-    /// The next try waits for its turn, if it has none, or is made without one.
+    /// Sets whether the next try waits for its turn.
     pub(crate) fn takes_turns(&mut self, takes_turns: bool) {
         self.takes_turns = takes_turns;
     }
 
-    /// Another task of the same owner is asking for the same: what it gets, this one will enter.
+    /// Leaves the queues: another task of the same owner is asking for the same, and this one enters what that is granted.
     pub(crate) fn stand_aside(&mut self) {
         self.entry = None;
         self.turn = None;
     }
 
-    /// The lease keeps the turn until it is over, and the ticket to take it from the lines.
+    /// Hands the turn to the lease, which keeps it until it is over, and the ticket, which the lease takes from the wait queues.
     pub(crate) fn granted(&mut self, leases: &[Arc<Lease>]) {
         for lease in leases {
             lease.is_taken();
@@ -113,7 +113,7 @@ impl<'a> Waiter<'a> {
         if let (Some(turn), [lease]) = (self.turn.take(), leases) {
             lease.keep_turn(turn);
         }
-        // What another task of the owner has got meanwhile, and is entered now, knows nothing of this ticket.
+        // A lease that another task of the owner was granted meanwhile, and that is entered now, has another ticket.
         if let Some(entry) = self.entry.take() {
             let is_granted = leases.iter().all(|lease| lease.has(&entry.ticket));
             entry.is_granted.store(is_granted, Ordering::Relaxed);

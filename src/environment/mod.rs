@@ -2,8 +2,8 @@
 //!
 //! The shipped code is the code under simulation: a test supplies an [`Environment`] of its own to
 //! [`Builder::environment`](crate::Builder::environment), and nothing else changes. Its streams lead to nodes in memory, which
-//! speak the Redis protocol; its clocks go as the test moves them. This one refuses every connection and lives in tokio's time, which
-//! a test can pause:
+//! speak the Redis protocol; its clocks go as the test moves them. This one refuses every connection and lives in tokio's time,
+//! which a test can pause:
 //!
 //! ```
 //! use std::io;

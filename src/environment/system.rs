@@ -41,7 +41,7 @@ impl System {
 }
 
 impl Home {
-    /// Is the caller in it, and can its timers be used?
+    /// Returns whether the caller is in it, and its timers can be used.
     fn is_here(&self) -> bool {
         !self.has_ended.load(Ordering::SeqCst)
             && Handle::try_current().is_ok_and(|here| Some(here.id()) == self.runtime)

@@ -33,7 +33,7 @@ pub enum AcquireError {
         by: Holder,
         /// When it is free if it is not renewed; `None` when that is never.
         free_in: Option<Duration>,
-        /// Is that the caller itself, who did not pass the owner?
+        /// Set when that is the caller itself, which did not pass the owner.
         own: Option<OwnHold>,
         /// Every node's answer; empty when no node was asked because this process holds it.
         nodes: Reports,
@@ -46,7 +46,7 @@ pub enum AcquireError {
         /// Every node's answer; empty when no node was asked because another task of this process was asking.
         nodes: Reports,
     },
-    /// So many nodes cannot be heard that no majority is left.
+    /// So many nodes do not answer that no majority is left.
     #[error("{} ({nodes})", too_few(*needed, nodes))]
     NoQuorum {
         /// How many nodes must agree.
@@ -108,7 +108,7 @@ impl AcquireError {
         }
     }
 
-    /// May the same request succeed later, without a change of the program or of the deployment?
+    /// Returns whether the same request may succeed later, without a change of the program or of the deployment.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -134,7 +134,7 @@ impl AcquireError {
         matches!(self, Self::TimedOut { .. })
     }
 
-    /// No majority of the nodes can be heard.
+    /// No majority of the nodes answers.
     #[must_use]
     pub fn is_no_quorum(&self) -> bool {
         matches!(self, Self::NoQuorum { .. })

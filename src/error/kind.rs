@@ -8,7 +8,7 @@ pub enum ErrorKind {
     Usage,
     /// Another owner holds the lock, or asks for it at the same moment.
     Held,
-    /// Too few nodes can be heard, or they are too slow.
+    /// Too few nodes answer, or they are too slow.
     NoQuorum,
     /// Too few nodes can have a vote until the deployment is changed.
     Misconfigured,
@@ -19,7 +19,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// May the same request succeed later, without a change of the program or of the deployment?
+    /// Returns whether the same request may succeed later, without a change of the program or of the deployment.
     #[must_use]
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Held | Self::NoQuorum)

@@ -21,7 +21,7 @@ pub enum NodeError {
     /// Nothing came back in time: whether the node obeyed, or yet will, is unknown.
     #[error("no answer within {}", Rounded(*.0))]
     NoAnswer(Duration),
-    /// The node owes older answers, so nothing more is sent to it until it gives one.
+    /// Older replies are overdue, so nothing more is sent to the node until one comes.
     #[error("silent: it has owed an answer for {}", Rounded(*.0))]
     Silent(Duration),
     /// The node answered with an error of its own.
@@ -86,7 +86,7 @@ pub enum NodeError {
         /// The other node.
         node: String,
     },
-    /// The node does not know how many nodes there are, and too few others have been heard to tell it.
+    /// The node does not know how many nodes there are, and too few other nodes have answered to write it there.
     #[error("it does not know the list of nodes, and too few other nodes can be asked for it yet")]
     Unlisted,
     /// The node may throw keys away when its memory is full, and its votes with them.
@@ -179,7 +179,7 @@ impl NodeError {
         }
     }
 
-    /// Does the node say that this client's list is not the one that it knows?
+    /// Returns whether the node knows another list than this client's.
     pub(crate) fn is_about_list(&self) -> bool {
         matches!(self, Self::OtherList { .. } | Self::OtherCluster { .. } | Self::ListChanging)
     }

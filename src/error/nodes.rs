@@ -137,7 +137,7 @@ impl Reports {
         if can_vote < needed { ErrorKind::Misconfigured } else { ErrorKind::NoQuorum }
     }
 
-    /// Would enough nodes be left without those that stay like this?
+    /// Returns whether enough nodes are left without those that stay like this.
     pub(super) fn may_recover(&self, needed: usize) -> bool {
         self.without(|error| !error.is_retryable()) >= needed
     }

@@ -18,10 +18,10 @@ use super::stream::RespStream;
 use crate::environment::Environment;
 use crate::error::NodeError;
 
-/// At least this long may an attempt take: some eight round trips of half a second, for stream, TLS and introduction.
+/// The least limit of an attempt: some eight round trips of half a second, for stream, TLS and handshake.
 const LEAST_LIMIT: Duration = Duration::from_secs(4);
 
-/// A connection that has introduced itself.
+/// A connection after its handshake.
 pub(super) struct Made {
     pub(super) stream: RespStream,
     pub(super) known: Known,
@@ -31,7 +31,7 @@ pub(super) struct Made {
     pub(super) replaces: bool,
 }
 
-/// An attempt under way. Dropping it gives it up.
+/// An attempt under way. Dropping it ends it.
 pub(super) struct Attempt(Pin<Box<dyn Future<Output = Result<Made, NodeError>> + Send>>);
 
 impl Attempt {
@@ -69,7 +69,7 @@ impl Future for Attempt {
     }
 }
 
-/// How a panic is told.
+/// Returns the words for a panic.
 pub(super) fn panicked(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -1,4 +1,4 @@
-//! What waits until there is room for it, or a connection.
+//! The requests that wait until there is room for them, or a connection.
 
 use std::collections::{HashSet, VecDeque};
 use std::mem;
@@ -6,7 +6,7 @@ use std::mem;
 use super::request::{ReplyTo, Request};
 use crate::error::NodeError;
 
-/// When there are so many, it is time to look which of them are still worth sending.
+/// At this many requests, those that are not worth sending any more are dropped.
 const THIN_AT_REQUESTS: usize = 1024;
 
 /// Requests in order. A node that falls behind is not sent what has become pointless meanwhile, nor the releases of that;
@@ -31,7 +31,7 @@ impl Backlog {
         self.requests.is_empty()
     }
 
-    /// `why` is what those hear that are not worth sending any more.
+    /// `why` gives the error of requests that are not worth sending any more.
     pub(super) fn push(&mut self, request: Request, why: impl FnOnce() -> NodeError) {
         self.requests.push_back(request);
         if self.requests.len() >= self.thin_at {
@@ -50,7 +50,7 @@ impl Backlog {
         }
     }
 
-    /// All of them, however little they are worth.
+    /// Takes all requests, also those that are not worth sending.
     pub(super) fn take(&mut self) -> VecDeque<Request> {
         mem::take(&mut self.requests)
     }

@@ -42,13 +42,13 @@ impl Place {
         self.claims().find_map(|claim| claim.conflict.as_ref())
     }
 
-    /// Is it known to have nothing against this client's list?
+    /// Returns whether it is known to agree with this client's list.
     fn agrees(&self) -> bool {
         self.claims().next().is_some() && self.conflict().is_none()
     }
 }
 
-/// What a server is to be told of the list that it is part of.
+/// What is to be written to a server of the list that it is part of.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Listing {
     /// Nothing: it knows.

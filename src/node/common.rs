@@ -1,4 +1,4 @@
-//! What the nodes of one client must know of each other and of the client.
+//! What the connections of one client share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,11 +26,11 @@ pub(crate) struct Common {
     pub(crate) window: Duration,
     /// This client's own lease: others may have such, too.
     usual_lease: Duration,
-    /// The longest lease that this client was granted, or told of by its user, in µs.
+    /// The longest lease that this client was granted, or that its settings name, in µs.
     used_lease: AtomicU64,
-    /// The longest lease that the nodes have told of, in µs.
+    /// The longest lease that the nodes' records show, in µs.
     learnt_lease: AtomicU64,
-    /// The shortest that any of them has told of as its longest.
+    /// The least of the longest leases that they show.
     least_learnt: AtomicU64,
     claims: Mutex<Claims>,
     has_conflict: AtomicBool,
@@ -105,7 +105,7 @@ impl Common {
         difference(self.environment.now(), clock_micros)
     }
 
-    /// This client was granted a lease of this length, or was told that others are.
+    /// Records that this client was granted a lease of this length, or that its settings name it.
     pub(crate) fn use_lease(&self, lease: Duration) {
         self.used_lease.fetch_max(micros(lease), Ordering::SeqCst);
     }
@@ -121,7 +121,7 @@ impl Common {
         Duration::from_micros(self.learnt_lease.load(Ordering::SeqCst))
     }
 
-    /// Has any node told of shorter leases than another one?
+    /// Returns whether the records of two nodes show different longest leases.
     pub(crate) fn nodes_differ_on_leases(&self) -> bool {
         self.least_learnt.load(Ordering::SeqCst) < self.learnt_lease.load(Ordering::SeqCst)
     }
@@ -131,7 +131,7 @@ impl Common {
         Duration::from_micros(self.used_lease.load(Ordering::SeqCst)).max(self.learnt_lease())
     }
 
-    /// A node may still hear of what it has not answered: so long does that take, at most. Zero while it cannot be reached.
+    /// Records how long it takes at most until the node gets what it has not answered. Zero while it cannot be reached.
     pub(super) fn waits_for(&self, index: usize, time: Duration) {
         self.last_waits[index].store(micros(time), Ordering::Relaxed);
     }

@@ -1,8 +1,8 @@
 //! What is behind a [`Node`](super::Node), in the one task of all connections: connects, sends in order, delivers answers,
 //! reconnects.
 //!
-//! It has the stream to itself, so a request crosses one task on its way out and one on its way back, whatever the number
-//! of requests under way.
+//! It has the stream to itself, so a request crosses one task on its way out and one on its way back, for any number of
+//! requests under way.
 
 mod answers;
 
@@ -31,10 +31,10 @@ use super::request::{Message, ReplyTo, Request};
 use crate::environment::{Environment, random_time, within};
 use crate::error::{ClientError, NodeError};
 
-/// How many requests are taken in one go: callers that keep one node busy must not starve the others.
+/// How many requests are taken in one poll: callers that keep one node busy must not starve the others.
 const MOST_TAKEN: usize = 256;
 
-/// At least this long may a connection be silent before it is given up.
+/// The least time for which a connection may be silent before it is closed.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How the use of a connection ends.
@@ -59,8 +59,8 @@ pub(super) struct Connection {
     condition: Arc<Condition>,
     /// What came before the first connection was made or refused.
     early: Backlog,
-    /// Releases that the node has not acknowledged, in order; and what else was under way on a connection that broke, until
-    /// the first attempt to make another has ended.
+    /// Releases that the node has not acknowledged, in order, and what else was under way on a connection that broke, until the
+    /// first attempt to make another has ended.
     owed: VecDeque<Request>,
     /// The next connection, when it is already being made.
     attempt: Option<Attempt>,
@@ -99,7 +99,7 @@ impl Connection {
         }
     }
 
-    /// Until the client is gone, or its runtime.
+    /// Runs until the client or its runtime ends.
     pub(super) async fn run(mut self) {
         while let Some(made) = self.connect().await {
             let mut end = self.serve(made).await;
@@ -216,7 +216,7 @@ impl Connection {
         }
     }
 
-    /// Answers a request without a connection, unless it is a release that the node must hear of some day.
+    /// Answers a request without a connection, unless it is a release that the node must still get.
     fn turn_away(&mut self, request: Request) {
         match &request.reply_to {
             ReplyTo::Release(round) if round.may_hold_state(self.index) => self.owe(request),
@@ -379,10 +379,10 @@ impl Connection {
         }
     }
 
-    /// Looks whether the node owes an answer for too long. `None` when there is to be another look.
+    /// Checks whether a reply is overdue. `None` when it is to check again.
     ///
     /// A connection that is silent for longer than usual may have been forgotten by what lies between, without a word. So
-    /// another one is made beside it. That takes over if it works while this one still owes its answer.
+    /// another one is made beside it. That takes over if it works while the reply on this one is still due.
     fn watch(&mut self, inflight: &mut Inflight, nothing_waits: bool, cx: &mut Context<'_>) -> Poll<Option<End>> {
         if let Some(attempt) = &mut self.attempt {
             match Pin::new(attempt).poll(cx) {

@@ -1,4 +1,5 @@
-//! All connections of a client as one future. A task polls it while the client's runtime lives, and so does each guard that is dropped.
+//! All connections of a client as one future. A task polls it while the client's runtime lives, and so does each guard that is
+//! dropped.
 
 use std::mem;
 use std::panic::AssertUnwindSafe;
@@ -62,8 +63,8 @@ impl Driver {
         self.polls.load(Ordering::Relaxed)
     }
 
-    /// Does on this thread what the task would do next, unless it is at it: what was sent leaves at once, as far as the sockets take
-    /// it, whether or not the task ever runs again. Never waits. Not to be called with the state of a lease locked.
+    /// Does on this thread what the task would do next, unless it is at it: what was sent leaves at once, as far as the sockets
+    /// take it, whether or not the task ever runs again. Never waits. Not to be called with the state of a lease locked.
     pub(crate) fn send_now(&self) {
         // A thread that is ending has no place for a runtime to be in.
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
@@ -119,7 +120,7 @@ impl Drop for Driver {
     }
 }
 
-/// What wakes the task, whichever thread has polled the connections.
+/// Wakes the task, also after another thread has polled the connections.
 #[derive(Default)]
 struct Task(AtomicWaker);
 

@@ -1,4 +1,4 @@
-//! What is under way on one connection: what is sent when, and what the answers are to.
+//! The requests under way on one connection: when they are written, and which reply belongs to which.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -18,8 +18,8 @@ use super::stream::{MOST_READ_BYTES, RespStream};
 use crate::environment::{Environment, Moment, Sleeping};
 use crate::error::NodeError;
 
-/// How much may be under way to a node at once. What comes on top waits, and is turned away when the other nodes have
-/// decided it or when this one falls silent.
+/// How many requests may be under way to a node at once. Further ones wait. They are dropped when the other nodes have decided
+/// them or when this one falls silent.
 pub(super) const MOST_IN_FLIGHT: usize = 1024;
 
 /// How many unacknowledged releases are kept for a node that is away, or can do none now. Older ones are left to the end of
@@ -32,8 +32,8 @@ const MOST_UNSENT: usize = 1 << 22;
 /// How long a node is not read that sends more than can have been asked for.
 const READ_PAUSE: Duration = Duration::from_millis(4);
 
-/// So many unanswered requests may well be those of one task, which has nothing to add to the next: for the other poll that
-/// gathering takes the runtime would wake another thread.
+/// Up to this many requests in flight are written immediately instead of batched: they probably come from one task, and the
+/// extra poll would only wake another worker thread.
 const UNBATCHED_REQUESTS: usize = 2;
 
 /// A release that a node cannot do now is sent again after so long, and then after twice as long.
@@ -145,7 +145,7 @@ impl Inflight {
         }
     }
 
-    /// Is the next answer one to a release?
+    /// Returns whether the next reply is to a release.
     pub(super) fn awaits_release(&self) -> bool {
         matches!(self.unanswered.front(), Some(Sent { request: Request { reply_to: ReplyTo::Release(_), .. }, .. }))
     }
@@ -158,8 +158,8 @@ impl Inflight {
         self.unanswered.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
     }
 
-    /// Sends what there is. While answers are awaited, everybody who is about to run anyway may add to it first: one system
-    /// call for the requests of many tasks costs them, and the node, far less than one for each.
+    /// Sends what there is. While replies are awaited, all tasks that are about to run may add to it first: one system call for
+    /// the requests of many tasks costs them, and the node, far less than one for each.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), NodeError> {
         if self.gathers {
             cx.waker().wake_by_ref();
@@ -173,7 +173,7 @@ impl Inflight {
         self.unanswered.front().filter(|_| self.silent).map(|oldest| oldest.since)
     }
 
-    /// How its silence is told.
+    /// Returns the error of a request that is not sent because the node is silent.
     pub(super) fn overdue(&self, now: Moment) -> NodeError {
         NodeError::Silent(self.owes_for(now))
     }
@@ -183,7 +183,7 @@ impl Inflight {
         self.send(request, now, common, wait, false);
     }
 
-    /// Writes a request, and behind it what this very node is told.
+    /// Writes a request, and behind it the argument for this node.
     fn send(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait, again: bool) {
         self.stream.push(&request.command);
         match &request.reply_to {
@@ -198,8 +198,8 @@ impl Inflight {
         self.unanswered.push_back(Sent { request, since: now, again });
     }
 
-    /// The node has lost its scripts (`SCRIPT FLUSH`, a restart behind a proxy), or never had them: it gets them and the
-    /// request again.
+    /// Sends the scripts and the request again to a node that has lost them (`SCRIPT FLUSH`, a restart behind a proxy), or
+    /// never had them.
     ///
     /// If another client has loaded them meanwhile, what was sent behind the request is done before it. A late hold is refused
     /// by its ballot, or only says again how often a share holds what it still holds. A late release takes away its own share
@@ -215,7 +215,7 @@ impl Inflight {
         self.send(request, now, common, wait, true);
     }
 
-    /// The node does not take a script.
+    /// Records that the node refuses a script.
     pub(super) fn refuses_scripts(&mut self, error: NodeError, now: Moment) {
         self.refused = Some((error, now));
     }
@@ -226,7 +226,7 @@ impl Inflight {
         (now.since(*since) < SCRIPTS_PAUSE).then_some(error)
     }
 
-    /// The node has done something of what it was asked.
+    /// Records that the node has done something of what it was asked.
     pub(super) fn has_done(&mut self) {
         self.is_useful = true;
         if self.postponed.is_empty() {
@@ -251,7 +251,7 @@ impl Inflight {
         if self.postponed.len() > MOST_OWED { self.postponed.pop_front() } else { None }
     }
 
-    /// What is to be sent again now.
+    /// Returns what is to be sent again now.
     pub(super) fn poll_postponed(&mut self, cx: &mut Context<'_>) -> VecDeque<(Request, NodeError)> {
         if self.postponement.0.as_mut().is_none_or(|wait| wait.as_mut().poll(cx).is_pending()) {
             return VecDeque::new();
@@ -260,30 +260,30 @@ impl Inflight {
         mem::take(&mut self.postponed)
     }
 
-    /// All that the node has not done: what it has not answered, and what it could not do.
+    /// Returns all that the node has not done: what it has not answered, and what it could not do.
     pub(super) fn into_undone(self) -> impl Iterator<Item = Request> {
         let postponed = self.postponed.into_iter().map(|(request, _)| request);
         postponed.chain(self.unanswered.into_iter().map(|sent| sent.request))
     }
 
-    /// The oldest request has its answer.
+    /// Takes the oldest request, whose reply has come.
     pub(super) fn settle(&mut self) -> Option<Sent> {
         let sent = self.unanswered.pop_front()?;
         self.loading -= usize::from(matches!(sent.request.reply_to, ReplyTo::Loading));
         Some(sent)
     }
 
-    /// An answer came now to what was sent then.
+    /// Records that a reply came now to what was sent then.
     pub(super) fn heard(&mut self, sent: Moment, now: Moment) {
         self.pace.heard(sent, now);
     }
 
-    /// How long the end of a program may wait for an answer, when a majority has answered.
+    /// Returns how long the end of a program may wait for a reply, when a majority has answered.
     pub(super) fn last_wait(&self) -> Duration {
         self.pace.last_wait()
     }
 
-    /// Is another connection to be tried, as this one owes an answer for longer than usual?
+    /// Returns whether another connection is to be tried, as a reply on this one is late.
     pub(super) fn is_doubtful(&mut self, now: Moment) -> bool {
         self.unanswered.front().is_some_and(|oldest| self.pace.is_doubtful(oldest.since, now))
     }

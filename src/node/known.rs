@@ -15,7 +15,7 @@ const LONGEST_USUAL: Duration = Duration::from_secs(24 * 3600);
 /// The record of the node at the other end of one connection.
 pub(super) struct Known {
     record: Record,
-    /// No quarantine, or one that this client was told is over.
+    /// No quarantine, or one that a grant has shown to be over.
     is_over: bool,
     /// The node's clock less this machine's monotonic one, in µs.
     clock_ahead: i64,

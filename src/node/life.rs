@@ -18,12 +18,13 @@ impl Life {
         Self { process: std::process::id(), has_ended: AtomicBool::new(false), end: Notify::new() }
     }
 
-    /// Is this a copy of the process that connected? It has the same sockets, so it must neither read, write nor close any.
+    /// Returns whether this is a copy of the process that connected. It has the same sockets, so it must neither read, write
+    /// nor close any.
     pub(crate) fn is_copy(&self) -> bool {
         std::process::id() != self.process
     }
 
-    /// Has the runtime of the client ended?
+    /// Returns whether the runtime of the client has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::SeqCst)
     }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::environment::Moment;
 
-/// A connection on which nothing was heard for so long may have been forgotten by what lies between.
+/// A connection without a reply for this long may have been forgotten by a firewall in between.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// At least so long a connection may owe an answer before it is doubted: one that was quiet, and one that was in use.
+/// The least time for which a reply may be due before the connection is doubted: on one that was quiet, and on one that was in use.
 const LEAST_QUIET: Duration = Duration::from_millis(20);
 const LEAST_IN_USE: Duration = Duration::from_millis(250);
 
@@ -57,15 +57,15 @@ impl Pace {
         least.max(ROUND_TRIPS * self.usual)
     }
 
-    /// Is another connection to be tried, as the oldest answer is still owed? True once until the next answer.
+    /// Returns whether another connection is to be tried, as the oldest reply is late. True once until the next reply.
     pub(super) fn is_doubtful(&mut self, oldest: Moment, now: Moment) -> bool {
         let is_doubtful = !self.doubted && now.since(oldest) >= self.doubt_after(oldest);
         self.doubted |= is_doubtful;
         is_doubtful
     }
 
-    /// How long it takes at most until a node has heard what is sent to it now, if it only does not hear this connection,
-    /// which was quiet.
+    /// Returns how long it takes at most until the node gets what is sent to it now, if only this connection, which was quiet,
+    /// is broken.
     pub(super) fn last_wait(&self) -> Duration {
         LEAST_QUIET + SLACK + 2 * ROUND_TRIPS * self.usual
     }

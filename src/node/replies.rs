@@ -51,7 +51,7 @@ pub(crate) enum Refusal {
     Gone {
         resource: usize,
     },
-    /// Free, but kept for so long for somebody who has waited longer.
+    /// Free, but kept for this long for a request that has waited longer.
     Kept {
         left: Duration,
     },
@@ -330,7 +330,7 @@ mod tests {
         let held = look("string", "ql1 7 ab host:1 s:2 t:1", 900, "");
         assert_eq!(held.held.map(|(_, holds)| holds), Some(3));
         assert_eq!((held.ttl, held.ballot), (Some(Duration::from_millis(900)), None));
-        assert_eq!(look("none", "", -2, "0 0=- 7:51").ballot, None, "somebody waits, and nobody was ever here");
+        assert_eq!(look("none", "", -2, "0 0=- 7:51").ballot, None, "a request waits, and there was no owner yet");
         assert_eq!(look("list", "", -1, "").held, Some((Holder::Foreign, 1)));
         assert_eq!(look("string", "ql1 x", 5, "").held, Some((Holder::Foreign, 1)));
     }

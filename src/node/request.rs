@@ -58,7 +58,7 @@ pub(crate) trait Exchange: Send + Sync {
     /// Returns whether this node may hold something that the message takes away.
     fn may_hold_state(&self, node: usize) -> bool;
 
-    /// Returns whether the outcome is certain, whatever else is answered.
+    /// Returns whether the outcome is certain, so that no further reply changes it.
     fn is_decided(&self) -> bool;
 
     /// Returns whether every lease that the message is about is over.

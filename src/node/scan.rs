@@ -1,6 +1,6 @@
 //! Where an answer ends. A node decides what it sends, so each answer is bounded, and none of its bytes is looked at twice,
-//! however small the pieces are in which it comes. (RESP3, as
-//! <https://redis.io/docs/latest/develop/reference/protocol-spec/> describes it.)
+//! however small the pieces are in which it comes. (RESP3, as <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+//! describes it.)
 
 use std::mem;
 

@@ -71,7 +71,7 @@ impl RespStream {
         self.output.len() - self.written
     }
 
-    /// Is there nothing to send?
+    /// Returns whether there is nothing to send.
     pub(super) fn is_sent(&self) -> bool {
         self.output.is_empty()
     }
@@ -173,7 +173,7 @@ impl RespStream {
         .await;
         match talked {
             Ok(()) => Ok(answers),
-            // A server that turns somebody away says why and hangs up.
+            // A server that refuses a client sends the reason and closes the connection.
             Err(broken) => match answers.into_iter().find_map(|answer| said(answer).err()) {
                 Some(why) => Err(node_error(&why)),
                 None => Err(broken),

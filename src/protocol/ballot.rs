@@ -74,9 +74,9 @@ pub(crate) fn floor_for_a_quorum(
     surely.or_else(|| floors.iter().find(|floor| all_take(floor.0 + 1) >= quorum)).copied()
 }
 
-/// A fencing token: grows with every acquisition of a resource, by whomever.
+/// A fencing token: grows with every acquisition of a resource, by any owner.
 ///
-/// Hand it to whatever the lock protects and let that refuse a smaller token than the largest it has seen; then a holder
+/// Pass it to the store that the lock protects and let that refuse a smaller token than the largest it has seen; then a holder
 /// that slept through the end of its lease can do no harm. Re-entry and extension keep the token. Tokens of one resource
 /// are unique and strictly increasing; between resources they mean nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -23,7 +23,7 @@ pub(crate) enum Due {
     Nothing,
     /// Send an extension now.
     Extension,
-    /// The holder must hear that the end is near; send an extension too when `extend`.
+    /// Warn the holder that the end is near; send an extension too when `extend`.
     Danger {
         extend: bool,
     },
@@ -31,7 +31,7 @@ pub(crate) enum Due {
     Loss,
 }
 
-/// One resource's lease as one client sees it: a state machine that is told what happened and when.
+/// One resource's lease as one client sees it: a state machine whose inputs are what happened and when.
 ///
 /// Contract: `confirmed` gets the moment before the *first send* of the round that a majority honoured, and every call
 /// gets a `now` that never runs backwards. Nothing leaves [`Phase::Lost`] or [`Phase::Released`].
@@ -77,7 +77,7 @@ impl LeaseState {
         }
     }
 
-    /// The phase at `now`: a lease whose validity is spent is lost, whether or not anybody has noticed.
+    /// The phase at `now`: a lease whose validity is spent is lost, also before the watchdog has noticed.
     pub(crate) fn phase(&self, now: Moment) -> Phase {
         match self.phase {
             Phase::Held | Phase::Endangered if now >= self.valid_until => Phase::Lost,
@@ -106,8 +106,8 @@ impl LeaseState {
     pub(crate) fn confirmed(&mut self, now: Moment, started: Moment, ballot: Ballot, length: Duration) -> Phase {
         let phase = self.phase(now);
         let deadline = self.schedule.validity.deadline(started, length);
-        // What comes after the end changes nothing: the loss is still to be told. What was granted too late to be of use
-        // stays pending: whoever waits for it sees no validity.
+        // What comes after the end changes nothing: the loss is still to be reported. What was granted too late to be of use
+        // stays pending: the request that waits for it sees no validity.
         let over = matches!(phase, Phase::Lost | Phase::Released);
         if over || (phase == Phase::Pending && deadline <= now) {
             return phase;
@@ -122,7 +122,7 @@ impl LeaseState {
         self.phase(now)
     }
 
-    /// A majority refused: somebody newer was granted, or this session was released. `true` when that is news.
+    /// A majority refused: a newer owner was granted, or this share was released. Returns `true` when that changes the phase.
     pub(crate) fn refused(&mut self) -> bool {
         self.end(Phase::Lost)
     }
@@ -318,7 +318,7 @@ mod tests {
     fn nothing_brings_back_a_lost_lease() {
         let mut late = held(true);
         assert_eq!(late.confirmed(at(3068), at(3000), NEXT, Duration::from_secs(3)), Phase::Lost);
-        assert_eq!(late.next_due(), Some(at(1100)), "nobody has said it yet");
+        assert_eq!(late.next_due(), Some(at(1100)), "the loss has not been reported yet");
         assert_eq!(late.due(at(3068)), Due::Loss);
         let mut refused = held(true);
         assert!(refused.refused());

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 /// A point on a monotonic clock that keeps counting while the machine sleeps.
 ///
-/// Only differences mean anything: the epoch is whatever the [`Environment`](crate::environment::Environment) chose
+/// Only differences mean anything: the epoch is the one that the [`Environment`](crate::environment::Environment) chose
 /// (for the operating system's own, the boot of the machine).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(Duration);

@@ -49,7 +49,7 @@ impl Record {
         words.next().is_none().then_some(Self { word, longest, ends, window, cluster, keeps, run_id })
     }
 
-    /// Has it no quarantine, not even one that is over?
+    /// Returns whether it has no quarantine, not even one that is over.
     pub(crate) fn is_settled(&self) -> bool {
         self.ends.0 == 0
     }
@@ -96,7 +96,7 @@ impl Process {
 }
 
 impl Process {
-    /// Can it have all that its predecessor wrote, if that kept every write?
+    /// Returns whether it can have all that its predecessor wrote, if that kept every write.
     fn may_keep(&self, record: &Record) -> bool {
         let database = |run_id: &str| run_id.split_once('/').map(|(_, database)| database.to_owned());
         self.logs && !self.was_replica && database(&self.run_id) == database(&record.run_id)

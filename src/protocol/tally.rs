@@ -8,13 +8,13 @@ pub(crate) fn quorum(nodes: usize) -> usize {
 pub(crate) enum VoteResult {
     /// Neither is certain yet.
     Pending,
-    /// A majority said yes; whatever else comes cannot change that.
+    /// A majority said yes. No further reply can change that.
     Won,
     /// A majority can no longer say yes.
     Lost,
 }
 
-/// The votes of one round: each node says yes, says no, or cannot be heard.
+/// The votes of one round: each node says yes, says no, or gives no reply.
 ///
 /// | of 5 | yes | no | unheard | verdict |
 /// |---|---|---|---|---|
@@ -66,7 +66,7 @@ impl Tally {
     }
 
     /// The verdict on a release, where yes means "it was still held here until now" and no "it was not": won when a
-    /// majority still held it, lost when no majority can have. In between, one has to hear the rest.
+    /// majority still held it, lost when no majority can have. In between, the other replies decide.
     pub(crate) fn release_verdict(&self) -> VoteResult {
         let quorum = quorum(self.nodes);
         if self.yes >= quorum {
@@ -78,7 +78,7 @@ impl Tally {
         }
     }
 
-    /// A majority has answered a release, either way: it stands in nobody's way any more.
+    /// A majority has answered a release, either way: what is left is in the way of no other owner.
     pub(crate) fn is_free(&self) -> bool {
         self.yes + self.no >= quorum(self.nodes)
     }
@@ -92,7 +92,7 @@ impl Tally {
         self.awaited() == 0
     }
 
-    /// A majority said no: not a doubt about who can be heard, but an answer.
+    /// A majority said no. Missing replies do not count.
     pub(crate) fn is_refused(&self) -> bool {
         self.no >= quorum(self.nodes)
     }

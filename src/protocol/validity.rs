@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::Moment;
 
-/// What is always taken off a lease, whatever its length: Redis expires keys by the millisecond.
+/// What is taken off every lease, of any length: Redis expires keys by the millisecond.
 const DRIFT_FLOOR: Duration = Duration::from_millis(2);
 
 /// Until when a client may believe in a lease, after the Redlock description in the Redis documentation: from before the
@@ -27,7 +27,7 @@ impl Validity {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Schedule {
     pub(crate) validity: Validity,
-    /// Extend by itself?
+    /// Whether the lease is extended in the background.
     pub(crate) extends: bool,
     /// How much validity is left when the holder is warned; a third of the lease when not set.
     pub(crate) danger: Option<Duration>,

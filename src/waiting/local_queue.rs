@@ -1,5 +1,5 @@
-//! The line inside this process: of all its requests for one resource, one at a time competes over the network, in the
-//! order in which they came.
+//! The queue inside this process: of all its requests for one resource, one at a time competes over the network, in the order
+//! in which they came.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 use crate::resource::Resource;
 use crate::sync::locked;
 
-/// Who has the turn for which resource, and who is next.
+/// The turns for all resources, and the requests that wait for them.
 #[derive(Default)]
 pub(crate) struct Turns {
-    /// Of the resources whose turn somebody has.
+    /// For each resource whose turn is taken.
     queues: Mutex<HashMap<Resource, Queue>>,
     places: AtomicU64,
 }
@@ -21,18 +21,19 @@ pub(crate) struct Turns {
 /// The requests that wait for a turn, by number of their places, which grows.
 type Queue = VecDeque<(u64, Start)>;
 
-/// What is done for somebody whose turn has come.
+/// What is run when the turn has come.
 type Start = Box<dyn FnOnce(Turn) + Send>;
 
 impl Turns {
-    /// Does `start` when the turn comes. Then whoever hands the turn on does it, on the spot: what it sends leaves with what
-    /// was sent before, and no other task has to run first. `tell` is how the news gets to whoever waits here; should it be
-    /// lost on the way, so is the turn, and this gives `None`. Dropping the future gives up the place, or what was started.
+    /// Queues for `resource` and runs `start` at the head of the queue. `start` runs on the task that drops the previous
+    /// `Turn`, so its commands leave in the same write as that task's release. `notify` gets the call that wakes the waiting
+    /// future. If that is dropped uncalled, the turn passes on and the result is `None`. Dropping the future leaves the queue,
+    /// or drops what was started.
     pub(crate) async fn take<T: Send + 'static>(
         self: &Arc<Self>,
         resource: &Resource,
         start: impl FnOnce() -> T + Send + 'static,
-        tell: impl FnOnce(Box<dyn FnOnce() + Send>) + Send + 'static,
+        notify: impl FnOnce(Box<dyn FnOnce() + Send>) + Send + 'static,
     ) -> Option<(T, Turn)> {
         let turn = || Turn { turns: Arc::clone(self), resource: resource.clone() };
         let (place, started) = {
@@ -43,10 +44,10 @@ impl Turns {
                 let turn = turn();
                 return Some((start(), turn));
             };
-            let (teller, started) = oneshot::channel();
+            let (sender, started) = oneshot::channel();
             let start = move |turn| {
                 let done = (start(), turn);
-                tell(Box::new(move || drop(teller.send(done))));
+                notify(Box::new(move || drop(sender.send(done))));
             };
             let number = self.places.fetch_add(1, Ordering::Relaxed);
             queue.push_back((number, Box::new(start)));
@@ -58,7 +59,7 @@ impl Turns {
     }
 }
 
-/// A place in a queue. Dropping it gives it up.
+/// A place in a queue. Dropping it leaves the queue.
 struct Place<'a> {
     turns: &'a Turns,
     resource: &'a Resource,
@@ -77,7 +78,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// A turn. Dropping it lets the next one go.
+/// The right to compete for a resource. Dropping it begins the turn of the next request.
 pub(crate) struct Turn {
     turns: Arc<Turns>,
     resource: Resource,
@@ -112,7 +113,7 @@ mod tests {
     }
 
     async fn take(turns: &Arc<Turns>, resource: &Resource) -> Turn {
-        turns.take(resource, || (), |tell| tell()).await.expect("the news are told at once").1
+        turns.take(resource, || (), |notify| notify()).await.expect("notified at once").1
     }
 
     fn is_empty(turns: &Turns) -> bool {
@@ -125,7 +126,7 @@ mod tests {
         let first = take(&turns, &a).await;
         let (mut second, mut third) = (pin!(take(&turns, &a)), pin!(take(&turns, &a)));
         assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
-        let other = timeout(Duration::from_secs(5), take(&turns, &b)).await.expect("nobody has it");
+        let other = timeout(Duration::from_secs(5), take(&turns, &b)).await.expect("no other request has it");
         drop(first);
         assert!(poll!(&mut third).is_pending(), "it is not its turn");
         drop(second.await);
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_gives_up_is_passed_over() {
+    async fn a_dropped_waiter_is_passed_over() {
         let (turns, a) = (Arc::new(Turns::default()), resource("a"));
         let first = take(&turns, &a).await;
         let (mut second, mut third) = (Box::pin(take(&turns, &a)), pin!(take(&turns, &a)));
@@ -155,30 +156,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_hands_the_turn_on_begins_for_the_next_and_takes_that_back_when_nobody_wants_it() {
+    async fn the_drop_of_a_turn_starts_the_next_and_a_dropped_waiter_drops_what_was_started() {
         let (turns, a, notes) = (Arc::new(Turns::default()), resource("a"), Arc::new(Mutex::default()));
         let started = |note| {
             let notes = Arc::clone(&notes);
             move || Note(note, notes)
         };
         let first = take(&turns, &a).await;
-        let (told, news) = std::sync::mpsc::channel();
-        let mut second = Box::pin(turns.take(&a, started("second"), move |tell| told.send(tell).expect("kept below")));
-        let mut third = pin!(turns.take(&a, started("third"), |tell| tell()));
+        let (sender, calls) = std::sync::mpsc::channel();
+        let mut second =
+            Box::pin(turns.take(&a, started("second"), move |notify| sender.send(notify).expect("kept below")));
+        let mut third = pin!(turns.take(&a, started("third"), |notify| notify()));
         assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
         drop(first);
-        let tell = news.try_recv().expect("it has begun");
-        assert!(poll!(&mut second).is_pending(), "it has not been told");
+        let notify = calls.try_recv().expect("it has begun");
+        assert!(poll!(&mut second).is_pending(), "it has not been notified");
         drop(second);
-        tell();
+        notify();
         assert_eq!(*locked(&notes), ["second"], "dropped before the turn went on");
-        let (third, turn) = third.await.expect("told at once");
+        let (third, turn) = third.await.expect("notified at once");
         drop((third, turn));
         assert!(is_empty(&turns));
     }
 
     #[tokio::test]
-    async fn a_turn_of_which_nobody_is_told_is_lost_and_goes_on() {
+    async fn a_dropped_notification_passes_the_turn_on() {
         let (turns, a) = (Arc::new(Turns::default()), resource("a"));
         let first = take(&turns, &a).await;
         let (mut second, mut third) = (pin!(turns.take(&a, || (), drop)), pin!(take(&turns, &a)));

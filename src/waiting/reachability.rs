@@ -1,4 +1,4 @@
-//! Whether a majority of the nodes can be heard, as the requests of one client find out for each other.
+//! Whether a majority of the nodes answers, as the requests of one client find out for each other.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -16,7 +16,7 @@ const LEAST_PAUSE: Range<Duration> = Duration::from_millis(20)..Duration::from_m
 const MOST_DOUBLINGS: u32 = 3;
 
 /// Of the requests that no majority has answered, one at a time asks again, after a pause that grows. The others wait until a
-/// majority has been heard by any request of the client.
+/// majority has answered any request of the client.
 #[derive(Debug)]
 pub(crate) struct Reachability {
     nodes: usize,
@@ -24,11 +24,11 @@ pub(crate) struct Reachability {
     connected: AtomicU64,
     /// A majority is connected again.
     reconnected: Notify,
-    /// So many requests wait.
+    /// How many requests wait.
     waiting: AtomicU32,
     /// The request that asks next holds this during its pause.
     asks_next: Mutex<()>,
-    /// So many have asked since a majority was heard.
+    /// How many have asked since a majority answered.
     asked: AtomicU32,
     heard: Notify,
 }
@@ -67,14 +67,14 @@ impl Reachability {
         }
     }
 
-    /// Returns when a request that no majority has answered is to ask again, and whether a majority has been heard meanwhile.
+    /// Waits until a request that no majority has answered is to ask again. Returns whether a majority has answered meanwhile.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub(crate) async fn next_try(&self, environment: &dyn Environment) -> bool {
         let _waiting = Waiting::new(&self.waiting);
-        // It hears from here on, also while it is not polled.
+        // It is notified from here on, also while it is not polled.
         let heard = self.heard.notified();
         environment.sleep(random_time(environment, LEAST_PAUSE)).await;
         let asks = async {

@@ -1,4 +1,4 @@
-//! A waiter's place in the lines that the nodes keep, and the calls that reach it.
+//! The ticket of a waiting request in the nodes' wait queues, and the calls that reach it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::sync::locked;
 pub(crate) struct Tickets(Mutex<HashMap<u64, Weak<Ticket>>>);
 
 impl Tickets {
-    /// A request that may have to wait takes its number when it begins, and keeps it over all its tries.
+    /// Makes the ticket of a request that begins. The request keeps it over all its tries.
     pub(crate) fn issue(self: &Arc<Self>, number: u64, session: u64, quorum: usize) -> Arc<Ticket> {
         let ticket = Arc::new(Ticket {
             issuer: Arc::clone(self),
@@ -35,7 +35,7 @@ impl Tickets {
         ticket
     }
 
-    /// What a node sends unasked. Says whether it is a call.
+    /// Takes what a node sends unasked. Returns whether it is a call.
     pub(crate) fn heard(&self, node: usize, kind: &PushKind, data: &[Value]) -> bool {
         let (PushKind::Message, [_, Value::BulkString(number)]) = (kind, data) else { return false };
         let number = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok());
@@ -49,7 +49,7 @@ impl Tickets {
     }
 }
 
-/// Where nodes call the waiters of one client.
+/// Returns the channel on which nodes call the waiters of one client.
 pub(crate) fn channel(session: u64) -> String {
     format!("quorlock:call:{session:016x}")
 }
@@ -60,15 +60,15 @@ pub(crate) struct Ticket {
     /// Of the client, which names its channel.
     session: u64,
     quorum: usize,
-    /// One bit for each node in whose line it may stand. Never taken back: an answer to an older message says nothing of
-    /// what a newer one has left.
+    /// One bit for each node in whose wait queue it may stand. Never cleared: a reply to an older message does not show what a
+    /// newer one has left.
     left_on: AtomicU64,
-    /// One bit for each node that has put it in its line since the last try began, and so will call.
+    /// One bit for each node that has enqueued it since the last try began, and so will call.
     waits_on: AtomicU64,
     /// One bit for each node that has called since the last try.
     called_by: AtomicU64,
-    /// One bit for each node where this client's own release has freed the resource since the last try began. Its call says
-    /// nothing new.
+    /// One bit for each node where this client's own release has freed the resource since the last try began. Its call is no
+    /// reason to try again.
     freed_on: AtomicU64,
     called: Notify,
     met: Mutex<Met>,
@@ -87,23 +87,23 @@ struct Met {
 }
 
 impl Ticket {
-    /// As it stands in a node's line: number and channel.
+    /// Returns the ticket as it stands in a node's wait queue: number and channel.
     pub(crate) fn text(&self) -> String {
         format!("{}:{:016x}", self.number, self.session)
     }
 
-    /// This node is about to be sent what may leave the ticket there.
+    /// Notes that this node is about to be sent what may enqueue the ticket there.
     pub(crate) fn leave_on(&self, node: usize) {
         self.left_on.fetch_or(1 << node, Ordering::Relaxed);
     }
 
-    /// This node was busy, and will call, or has called before its answer was looked at.
+    /// Notes that this node has enqueued the ticket. It will call, or has called before its reply was read.
     pub(crate) fn wait_on(&self, node: usize) {
         self.waits_on.fetch_or(1 << node, Ordering::SeqCst);
         self.wake_if_called();
     }
 
-    /// This node is about to be sent this client's own release, which leaves the ticket there.
+    /// Notes that this node is about to be sent this client's own release, which leaves the ticket there.
     pub(crate) fn free_on(&self, node: usize) {
         self.freed_on.fetch_or(1 << node, Ordering::SeqCst);
         self.wait_on(node);
@@ -118,7 +118,7 @@ impl Ticket {
         self.wake_if_called();
     }
 
-    /// After a change of either side, in whichever order the two make theirs.
+    /// Called after a change of either side, in any order.
     fn wake_if_called(&self) {
         let (called_by, waits_on) = (self.called_by.load(Ordering::SeqCst), self.waits_on.load(Ordering::SeqCst));
         let by_others = called_by & !self.freed_on.load(Ordering::SeqCst) != 0;
@@ -128,7 +128,7 @@ impl Ticket {
         }
     }
 
-    /// Another try begins: earlier calls are answered by it.
+    /// Begins another try, which answers all earlier calls.
     pub(crate) fn begin_try(&self) {
         self.called_by.store(0, Ordering::SeqCst);
         self.waits_on.store(0, Ordering::SeqCst);
@@ -141,7 +141,7 @@ impl Ticket {
 
     /// This lease was in the way of a request for several resources. It may be for long, unless another one was in the way
     /// before, so that the resource is known to change hands. Then the request is to leave the queues of the other resources,
-    /// whose calls it cannot use: says so once for each try.
+    /// whose calls it cannot use: returns `true` once for each try.
     pub(crate) fn meets(&self, resource: &Resource, holder: Option<Token>) -> bool {
         let mut met = locked(&self.met);
         met.now.insert(resource.clone(), holder);
@@ -152,13 +152,13 @@ impl Ticket {
         is_news
     }
 
-    /// Was this resource in the way last? It is asked for first then: where it still is in the way, the request leaves the others
-    /// alone.
+    /// Returns whether this resource was in the way last. It is asked for first then: where it still is in the way, the request
+    /// leaves the others alone.
     pub(crate) fn asks_first_for(&self, resource: &Resource) -> bool {
         locked(&self.met).first.as_ref() == Some(resource)
     }
 
-    /// Is the ticket to stand in the queues of this resource after a try that failed?
+    /// Returns whether the ticket stays in the queues of this resource after a try that failed.
     pub(crate) fn waits_for(&self, resource: &Resource) -> bool {
         let met = locked(&self.met);
         !met.waits_for_these || met.now.contains_key(resource)
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_calls_that_will_not_come() {
+    async fn calls_of_all_nodes_that_enqueued_it_wake_it() {
         let tickets = Arc::new(Tickets::default());
         let ticket = tickets.issue(1, 7, 3);
         ticket.wait_on(1);

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::Moment;
 
-/// As many nodes as anybody has.
+/// More nodes than clusters have.
 const SEVERAL: usize = 9;
 const MILLISECOND: Duration = Duration::from_millis(1);
 
