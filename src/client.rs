@@ -86,8 +86,8 @@ impl Quorlock {
     /// Cancel safe.
     pub async fn inspect(&self, name: impl AsRef<[u8]>) -> Result<Inspection, ConfigError> {
         let resource = self.0.core.resource(name.as_ref())?;
-        let sightings = self.ask_all(node::inspect(&resource), parse_inspect).await;
-        let mut seen = Inspection::new(resource.name(), sightings);
+        let replies = self.ask_all(node::inspect(&resource), parse_inspect).await;
+        let mut seen = Inspection::new(resource.name(), replies);
         for (view, known) in seen.nodes.iter_mut().zip(self.known().0) {
             if let (Ok(state), Answer::Failed(NodeError::Quarantined { left })) = (&mut view.state, known.answer) {
                 state.quarantine = Some(left);

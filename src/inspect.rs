@@ -62,14 +62,14 @@ pub struct NodeState {
 }
 
 impl Inspection {
-    pub(crate) fn new(name: &[u8], sightings: Vec<(String, Result<InspectReply, NodeError>)>) -> Self {
-        let needed = quorum(sightings.len());
-        let unheard = sightings.iter().filter(|(_, sighting)| sighting.is_err()).count();
+    pub(crate) fn new(name: &[u8], replies: Vec<(String, Result<InspectReply, NodeError>)>) -> Self {
+        let needed = quorum(replies.len());
+        let unheard = replies.iter().filter(|(_, reply)| reply.is_err()).count();
         let mut counts: HashMap<(Holder, Vec<u8>), (usize, u32)> = HashMap::new();
-        for sighting in sightings.iter().filter_map(|(_, sighting)| sighting.as_ref().ok()) {
-            let Some((holder, holds)) = &sighting.held else { continue };
+        for reply in replies.iter().filter_map(|(_, reply)| reply.as_ref().ok()) {
+            let Some((holder, holds)) = &reply.held else { continue };
             // Foreign holders are told apart by their values; quorlock's own by owner and token.
-            let raw = if *holder == Holder::Foreign { sighting.raw.clone() } else { Vec::new() };
+            let raw = if *holder == Holder::Foreign { reply.raw.clone() } else { Vec::new() };
             let count = counts.entry((holder.clone(), raw)).or_default();
             count.0 += 1;
             count.1 = count.1.max(*holds);
@@ -89,14 +89,14 @@ impl Inspection {
             Some(((holder, _), (_, holds))) => (Some(holder), holds),
             None => (None, 0),
         };
-        let view = |(node, sighting): (String, Result<InspectReply, NodeError>)| {
-            let state = sighting.map(|InspectReply { held, ttl, ballot, .. }| {
+        let view = |(node, reply): (String, Result<InspectReply, NodeError>)| {
+            let state = reply.map(|InspectReply { held, ttl, ballot, .. }| {
                 let (holder, holds) = held.unzip();
                 NodeState { holder, holds: holds.unwrap_or(0), ttl, ballot, quarantine: None }
             });
             NodeView { node, state }
         };
-        Self { name: name.to_vec(), verdict, holder, holds, nodes: sightings.into_iter().map(view).collect() }
+        Self { name: name.to_vec(), verdict, holder, holds, nodes: replies.into_iter().map(view).collect() }
     }
 }
 
@@ -105,13 +105,13 @@ mod tests {
     use super::*;
 
     fn verdict(nodes: &[&str]) -> Verdict {
-        let sighting = |what: &str| match what {
+        let reply = |what: &str| match what {
             "down" => Err(NodeError::NoAnswer(Duration::ZERO)),
             "free" => Ok(InspectReply { held: None, raw: Vec::new(), ttl: None, ballot: None }),
             who => Ok(InspectReply { held: Some((Holder::Foreign, 1)), raw: who.into(), ttl: None, ballot: None }),
         };
-        let sightings = nodes.iter().map(|what| ((*what).to_owned(), sighting(what)));
-        Inspection::new(b"name", sightings.collect()).verdict
+        let replies = nodes.iter().map(|what| ((*what).to_owned(), reply(what)));
+        Inspection::new(b"name", replies.collect()).verdict
     }
 
     #[test]

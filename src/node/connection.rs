@@ -35,7 +35,7 @@ use crate::error::{ClientError, NodeError};
 const MOST_TAKEN: usize = 256;
 
 /// The least time for which a connection may be silent before it is closed.
-const LEAST_PATIENCE: Duration = Duration::from_secs(1);
+const LEAST_SILENCE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How the use of a connection ends.
 enum End {
@@ -136,8 +136,8 @@ impl Connection {
         }
     }
 
-    fn patience(&self) -> Duration {
-        LEAST_PATIENCE.max(2 * self.common.timeout)
+    fn silence_limit(&self) -> Duration {
+        LEAST_SILENCE_LIMIT.max(2 * self.common.timeout)
     }
 
     fn begin(&self) -> Attempt {
@@ -160,7 +160,7 @@ impl Connection {
             }
             let mut attempt = self.attempt.take().unwrap_or_else(|| self.begin());
             let environment = Arc::clone(&self.environment);
-            let soon = within(environment.as_ref(), self.patience(), &mut attempt);
+            let soon = within(environment.as_ref(), self.silence_limit(), &mut attempt);
             let made = if let Some(made) = self.meanwhile(soon).await? {
                 made
             } else {
@@ -400,7 +400,7 @@ impl Connection {
             return Poll::Pending;
         };
         self.condition.is_silent(inflight.silent_since());
-        if owed >= self.patience() {
+        if owed >= self.silence_limit() {
             return Poll::Ready(Some(End::Broken(NodeError::NoAnswer(owed))));
         }
         // Not before what was gathered has left.

@@ -24,19 +24,19 @@ use crate::waiting::channel;
 /// So often what is due in a record is written, when other clients write there at the same time.
 pub(super) const MOST_WRITES: usize = 4;
 
-/// Connects, greets the server, and leaves its record and list as they are to be, all within `patience`.
+/// Connects, greets the server, and leaves its record and list as they are to be, all within `limit`.
 pub(super) async fn handshake(
     environment: &dyn Environment,
     address: &NodeAddress,
     common: &Common,
     index: usize,
     name: &Arc<str>,
-    patience: Duration,
+    limit: Duration,
 ) -> Result<(RespStream, Known), NodeError> {
     let is_open = AtomicBool::new(false);
     let attempt = settle(environment, address, common, index, name, &is_open);
-    let made = within(environment, patience, attempt).await;
-    made.unwrap_or_else(|| Err(not_in_time(address, patience, is_open.load(Ordering::Relaxed))))
+    let made = within(environment, limit, attempt).await;
+    made.unwrap_or_else(|| Err(not_in_time(address, limit, is_open.load(Ordering::Relaxed))))
 }
 
 /// `is_open` becomes true when there is a connection to speak on.
@@ -74,14 +74,14 @@ async fn settle(
 }
 
 /// What it means that a connection was not made in time.
-pub(super) fn not_in_time(address: &NodeAddress, patience: Duration, is_open: bool) -> NodeError {
+pub(super) fn not_in_time(address: &NodeAddress, limit: Duration, is_open: bool) -> NodeError {
     match address.info.addr() {
-        _ if is_open => NodeError::NoAnswer(patience),
+        _ if is_open => NodeError::NoAnswer(limit),
         ConnectionAddr::TcpTls { .. } => {
-            let waited = Rounded(patience);
+            let waited = Rounded(limit);
             NodeError::Connect(format!("no TLS handshake within {waited} (a port without TLS needs the scheme redis)"))
         }
-        _ => NodeError::Connect(format!("no connection within {}", Rounded(patience))),
+        _ => NodeError::Connect(format!("no connection within {}", Rounded(limit))),
     }
 }
 

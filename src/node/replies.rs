@@ -162,10 +162,10 @@ pub(crate) struct InspectReply {
 }
 
 pub(crate) fn parse_inspect(value: &Value) -> Result<InspectReply, NodeError> {
-    sighting(value).ok_or_else(|| nonsense(value))
+    inspect_reply(value).ok_or_else(|| nonsense(value))
 }
 
-fn sighting(value: &Value) -> Option<InspectReply> {
+fn inspect_reply(value: &Value) -> Option<InspectReply> {
     let Value::Array(fields) = value else { return None };
     let [Value::Int(_), kind, Value::BulkString(raw), Value::Int(pttl), Value::BulkString(ballot)] = fields.as_slice()
     else {
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn sightings() {
+    fn inspect_replies() {
         let look = |kind: &str, value: &str, pttl, ballot: &str| {
             parse_inspect(&array(vec![Value::Int(1), text(kind), text(value), Value::Int(pttl), text(ballot)])).unwrap()
         };

@@ -7,7 +7,7 @@ const READING_ERROR: i64 = 10_000; // µs
 
 /// A wall clock as it runs on from when it was first read, in µs: the monotonic clock and an offset.
 ///
-/// A step of the machine's wall clock does not reach what it shows. A step that lasts does, after `patience`: a machine
+/// A step of the machine's wall clock does not reach what it shows. A step that lasts does, after `steady_for`: a machine
 /// whose clock was set only after the client had started would otherwise stay behind for as long as the client lives.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wall {
@@ -23,14 +23,14 @@ impl Wall {
     }
 
     /// What the clock shows at `now`, when the machine's wall clock shows `wall_micros`.
-    pub(crate) fn read(&mut self, now: Moment, wall_micros: u64, patience: Duration) -> u64 {
+    pub(crate) fn read(&mut self, now: Moment, wall_micros: u64, steady_for: Duration) -> u64 {
         let seen = difference(now, wall_micros);
         if (seen - self.offset).abs() <= READING_ERROR {
             self.other = None;
         } else {
             match self.other {
                 Some((other, since)) if is_steady(seen - other, now.since(since)) => {
-                    if now.since(since) >= patience {
+                    if now.since(since) >= steady_for {
                         (self.offset, self.other) = (seen, None);
                     }
                 }
@@ -59,13 +59,13 @@ fn signed(micros: u64) -> i64 {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const STEADY_FOR: Duration = Duration::from_secs(10);
     const START: u64 = 1_790_000_000;
 
     /// Both in seconds; the machine's wall clock is `ahead` of START and the time that has passed.
     fn read(wall: &mut Wall, at: u64, ahead: i64) -> u64 {
         let now = Moment::new(Duration::from_secs(at));
-        wall.read(now, (START + at).saturating_add_signed(ahead) * 1_000_000, PATIENCE) / 1_000_000 - START - at
+        wall.read(now, (START + at).saturating_add_signed(ahead) * 1_000_000, STEADY_FOR) / 1_000_000 - START - at
     }
 
     fn started() -> Wall {
@@ -103,7 +103,7 @@ mod tests {
     fn a_reading_error_is_not_a_step() {
         let mut wall = started();
         let now = Moment::new(Duration::from_secs(5));
-        let shown = wall.read(now, (START + 5) * 1_000_000 + 9_000, PATIENCE);
+        let shown = wall.read(now, (START + 5) * 1_000_000 + 9_000, STEADY_FOR);
         assert_eq!(shown, (START + 5) * 1_000_000);
         assert_eq!(wall.other, None);
     }
@@ -113,7 +113,7 @@ mod tests {
         let mut wall = started();
         for (at, ahead_millis) in [(5, 3_600_000), (10, 3_600_040), (15, 3_600_080)] {
             let now = Moment::new(Duration::from_secs(at));
-            wall.read(now, ((START + at) * 1000 + ahead_millis) * 1000, PATIENCE);
+            wall.read(now, ((START + at) * 1000 + ahead_millis) * 1000, STEADY_FOR);
         }
         assert_eq!(wall.offset, (START * 1000 + 3_600_080).cast_signed() * 1000);
     }

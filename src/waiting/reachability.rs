@@ -142,9 +142,9 @@ mod tests {
         }
     }
 
-    async fn tries(hearing: Arc<Reachability>, until: Instant) -> u32 {
+    async fn tries(reachability: Arc<Reachability>, until: Instant) -> u32 {
         let mut tries = 0;
-        while timeout(until.saturating_duration_since(Instant::now()), hearing.next_try(&SHORTEST)).await.is_ok() {
+        while timeout(until.saturating_duration_since(Instant::now()), reachability.next_try(&SHORTEST)).await.is_ok() {
             tries += 1;
         }
         tries
@@ -153,9 +153,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn requests_of_one_client_ask_by_turns_and_less_and_less_often() {
         for waiters in [1, 50, 500] {
-            let (hearing, began) = (Arc::new(Reachability::new(5)), Instant::now());
+            let (reachability, began) = (Arc::new(Reachability::new(5)), Instant::now());
             let until = began + Duration::from_secs(10);
-            let each: Vec<_> = (0..waiters).map(|_| tokio::spawn(tries(Arc::clone(&hearing), until))).collect();
+            let each: Vec<_> = (0..waiters).map(|_| tokio::spawn(tries(Arc::clone(&reachability), until))).collect();
             let mut all = 0;
             for each in each {
                 all += each.await.expect("no panic");
@@ -166,17 +166,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_majority_that_is_heard_ends_all_pauses_but_the_first_part() {
-        let hearing = Arc::new(Reachability::new(5));
-        let waits = |hearing: &Arc<Reachability>| {
-            let hearing = Arc::clone(hearing);
-            tokio::spawn(async move { (hearing.next_try(&LONGEST).await, Instant::now()) })
+        let reachability = Arc::new(Reachability::new(5));
+        let waits = |reachability: &Arc<Reachability>| {
+            let reachability = Arc::clone(reachability);
+            tokio::spawn(async move { (reachability.next_try(&LONGEST).await, Instant::now()) })
         };
-        assert!(!hearing.next_try(&LONGEST).await && !hearing.next_try(&LONGEST).await);
-        let (began, early) = (Instant::now(), [(); 20].map(|()| waits(&hearing)));
+        assert!(!reachability.next_try(&LONGEST).await && !reachability.next_try(&LONGEST).await);
+        let (began, early) = (Instant::now(), [(); 20].map(|()| waits(&reachability)));
         sleep(Duration::from_millis(150)).await;
-        let late = waits(&hearing);
+        let late = waits(&reachability);
         sleep(Duration::from_millis(20)).await;
-        hearing.heard();
+        reachability.heard();
         for waiting in early {
             let (heard, at) = waiting.await.expect("no panic");
             assert!(heard && at - began == Duration::from_millis(170), "{heard}, after {:?}", at - began);
@@ -187,27 +187,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_request_asks_when_a_majority_is_connected_again() {
-        let hearing = Arc::new(Reachability::new(5));
+        let reachability = Arc::new(Reachability::new(5));
         for _ in 0..6 {
-            hearing.next_try(&LONGEST).await;
+            reachability.next_try(&LONGEST).await;
         }
         let waits = || {
-            let hearing = Arc::clone(&hearing);
-            tokio::spawn(async move { hearing.next_try(&LONGEST).await })
+            let reachability = Arc::clone(&reachability);
+            tokio::spawn(async move { reachability.next_try(&LONGEST).await })
         };
         let (first, second) = (waits(), waits());
         sleep(Duration::from_millis(150)).await;
         for node in [0, 1, 1] {
-            hearing.connected(node);
+            reachability.connected(node);
         }
         tokio::task::yield_now().await;
         assert!(!first.is_finished(), "two are no majority");
-        hearing.connected(4);
+        reachability.connected(4);
         assert!(!first.await.expect("no panic"), "it asks without having heard a majority");
         tokio::task::yield_now().await;
         assert!(!second.is_finished(), "one is enough");
-        hearing.disconnected(4);
-        hearing.connected(3);
+        reachability.disconnected(4);
+        reachability.connected(3);
         assert!(!second.await.expect("no panic"));
     }
 }
