@@ -4,10 +4,11 @@
 # A proxy in front of node I, which lives as long as the cluster.
 start_link() { # I LAB
   local i=$1 lab=$2 node=$DIR/node-$1 port tries
-  if is_process "$node/link-pid"; then
+  if is_process "$i" link-pid; then
     if read_port "$node/link-port"; then return; fi
     stop_link "$i" # Its port was not written down: cluster/up was interrupted.
   fi
+  no_links "$node/link.log"
   [[ -s $node/link ]] || replace "$node/link" pass
   port=$((20000 + RANDOM % 12001))
   # shellcheck disable=SC2153 # read_port sets PORT
@@ -15,30 +16,37 @@ start_link() { # I LAB
   for ((tries = 0; tries < 20; tries++, port = 20000 + RANDOM % 12001)); do
     look "$i"
     (
-      leave_all "$node/link-pid"
+      leave_all "$i" link-pid
       exec setsid "$lab" proxy --listen "127.0.0.1:$port" --to "127.0.0.1:$PORT" --state "$node/link"
     ) </dev/null >>"$node/link.log" 2>&1 &
     disown
-    if listens "$node/link-pid" "$port"; then
+    if listens "$i" "$port"; then
       replace "$node/link-port" "$port"
       return
     fi
+    stop_link "$i"
   done
   die 69 "the link of node $i did not start (log: $node/link.log). Run cluster/up --lab again"
 }
 
-listens() { # PIDFILE PORT: waits until it does, or is gone
+listens() { # I PORT: waits until the link does, or is gone
   local tries
   for ((tries = 0; tries < 200; tries++)); do
-    if (: <>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; then is_process "$1" && return; fi
+    if (: <>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; then is_process "$1" link-pid && return; fi
     sleep 0.05
-    is_process "$1" || return 1
+    is_process "$1" link-pid || return 1
   done
   return 1
 }
 
 stop_link() { # I
-  if is_process "$DIR/node-$1/link-pid"; then kill -KILL "$PID" 2>/dev/null || true; fi
+  local tries
+  for ((tries = 0; tries < 200; tries++)); do
+    is_process "$1" link-pid || return 0
+    kill -KILL "$PID" 2>/dev/null || true
+    sleep 0.02
+  done
+  die 1 "the link of node $1 (pid $PID) is still there 4 s after SIGKILL; look at it with: ps -p $PID"
 }
 
 set_link() { # I STATE

@@ -1,23 +1,29 @@
 # shellcheck shell=bash
 # One node: a process, its port, its record. Part of lib.sh.
 
-proc() { # PID: sets PSTATE and PSTART (fields 3 and 22 of its stat); fails when it is gone
+proc() { # PID: sets PSTATE, PARENT and PSTART (fields 3, 4 and 22 of its stat); fails when it is gone
   local stat fields
   { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
   read -ra fields <<<"${stat##*) }" # the name before may hold spaces
-  PSTATE=${fields[0]-} PSTART=${fields[19]-}
+  PSTATE=${fields[0]-} PARENT=${fields[1]-} PSTART=${fields[19]-}
   [[ $PSTATE != [ZXx] ]]
 }
 
-# Is the process there that the file names ("PID STARTTIME"), and is it ours? Sets PID, PSTATE, PSTART. A pid that now
-# belongs to another process has another start time.
-is_process() { # FILE
-  local pid='' start=''
+is_child() { # PID
+  proc "$1" && ((PARENT == $$))
+}
+
+# Is the process there that a file of the node names ("PID STARTTIME"), and is it the node's? Sets PID, PSTATE, PSTART. A
+# pid that now belongs to another process has another start time, and the processes of a node work in its folder.
+is_process() { # I FILE
+  local node=$DIR/node-$1 pid='' start=''
   PID=''
-  if [[ -f $1 ]]; then { read -r pid start <"$1"; } 2>/dev/null || true; fi
+  if [[ -f $node/$2 ]]; then { read -r pid start <"$node/$2"; } 2>/dev/null || true; fi
   [[ $pid =~ ^[1-9][0-9]{0,9}$ && $start =~ ^[0-9]+$ ]] || return 1
   PID=$pid
-  proc "$PID" && [[ $PSTART == "$start" && -O /proc/$PID ]]
+  proc "$PID" && [[ $PSTART == "$start" && -O /proc/$PID ]] || return 1
+  [[ /proc/$PID/cwd -ef $node/data || /proc/$PID/cwd -ef $node ]] ||
+    [[ $(readlink -- "/proc/$PID/cwd") == "$node"/* ]] # which was removed by hand
 }
 
 read_port() { # FILE: sets PORT
@@ -34,7 +40,7 @@ look() { # I
   local node=$DIR/node-$1
   STATE=down
   read_port "$node/port" || true
-  if is_process "$node/pid"; then
+  if is_process "$1" pid; then
     STATE=up
     if [[ $PSTATE == [Tt] ]]; then STATE=paused; fi
   fi
@@ -59,7 +65,7 @@ is_master() { # I: as is_answering
 
 # Sends the arguments as a command, or the lines of stdin as commands, to the node that look or is_answering has found.
 ask() { # [ARGUMENT...]
-  REDISCLI_AUTH=$PASSWORD timeout 5 "$CLI" -h 127.0.0.1 -p "$PORT" "$@" 2>/dev/null
+  REDISCLI_AUTH=$PASSWORD timeout --foreground 5 "$CLI" -h 127.0.0.1 -p "$PORT" "$@" 2>/dev/null
 }
 
 info() { # FIELD [SECTION]: prints what INFO says of it
@@ -93,12 +99,11 @@ kill_node() { # I
   fi
 }
 
-# In a child that is about to become a process of the cluster: writes down who it is, and keeps no pipe or lock of the
-# caller open.
-leave_all() { # FILE
+# In a child that is about to become a process of node I: goes to its folder, writes down who it is, and keeps no pipe of
+# the caller open. The cluster's lock is kept until that is written, whatever becomes of the caller.
+leave_all() { # I FILE
   local fd
-  proc "$BASHPID"
-  printf '%s %s\n' "$BASHPID" "$PSTART" >"$1"
+  cd -- "$DIR/node-$1" && proc "$BASHPID" && replace "$2" "$BASHPID $PSTART" || exit
   for fd in /proc/self/fd/*; do
     fd=${fd##*/}
     if ((fd > 2)); then exec {fd}>&-; fi
@@ -120,7 +125,8 @@ greet() { # I: sets RUN_ID
 # one started. 1: it ended (port taken?). 2: it is silent, and was killed.
 launch() { # I PORT
   local i=$1 port=$2 node=$DIR/node-$1 pid end
-  mkdir -p "$node/data"
+  mkdir -p -- "$node/data"
+  no_links "$node" "$node/data" "$node/redis.log"
   rm -f -- "$node/pid" "$node/run_id" "$node/redis.conf"
   replace "$node/port" "$port"
   # Every write is on disk before it is answered: a node that forgets a vote in
@@ -139,8 +145,7 @@ no-appendfsync-on-rewrite no
 repl-diskless-sync-delay 0
 CONF
   (
-    cd -- "$node" || exit
-    leave_all pid
+    leave_all "$i" pid
     # The loader takes a space or a colon for the end of a path, and $DIR may have one.
     if is_lab; then export LD_PRELOAD=../clock.so QUORLOCK_CLOCK=$node/clock; fi
     exec setsid "$SERVER" ./redis.conf
@@ -155,6 +160,14 @@ CONF
   done
   signal KILL "$i" down
   return 2
+}
+
+# Of what is written in place no more than the name is ours to choose: behind a link would be a file of somebody else.
+no_links() { # FILE...
+  local file
+  for file; do
+    [[ ! -L $file ]] || die 69 "$file is a symbolic link, which cluster/up has not made. Remove it: rm '$file'"
+  done
 }
 
 start_node() { # I: on the port it had, or on a free one when it has not been in use yet
@@ -222,12 +235,12 @@ declare_node() { # I; call look before
     [[ $(ask EXISTS quorlock:node) == 1 ]] ||
       die 69 "node $i has not taken its record (log: $node/redis.log). Run cluster/up again"
   fi
-  : >"$node/declared"
+  replace "$node/declared" yes
 }
 
 # What has forgotten is not new, also when it had not been declared yet.
 not_new() { # I
-  : >"$DIR/node-$1/declared"
+  replace "$DIR/node-$1/declared" yes
 }
 
 start_empty() { # I: another process, which knows nothing
@@ -244,4 +257,54 @@ why() { # LOG CODE
     printf 'it ended at once, last words: "%s"' "$(tail -n 1 -- "$1")"
   fi
   printf ' (log: %s).' "$1"
+}
+
+# ---- the end ----
+
+NODE_FILES=(pid run_id redis.conf redis.log declared link link-pid link-port link.log clock port)
+
+is_empty() { # FOLDER
+  [[ ! -L $1 && ! $(ls -A -- "$1" 2>&1) ]]
+}
+
+is_node_folder() { # FOLDER: may it be removed, all of it?
+  local file
+  [[ -d $1 && ! -L $1 ]] || return 1
+  for file in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+    [[ -e $file || -L $file ]] || continue
+    file=${file##*/}
+    if [[ $file == data ]]; then
+      [[ -e $1/port ]] || is_empty "$1/data" || return 1
+    elif [[ " ${NODE_FILES[*]} " != *" ${file%.draft} "* ]]; then
+      return 1
+    fi
+  done
+}
+
+# Kills the child that was started last, unless it is one of these. The caller may have been interrupted before it, or the
+# child, has written down its pid.
+kill_last() { # [PID...]
+  local last
+  set +u
+  last=$!
+  set -u
+  if [[ $last && " $* " != *" $last "* ]] && is_child "$last"; then kill -KILL "$last" || true; fi
+}
+
+# Stops all processes and removes all files of the cluster, but not its folder. When it is interrupted the next cluster/up or
+# cluster/down does the rest.
+take_down() {
+  local node file i
+  replace "$DIR/size" 0
+  # Not as many as `size` has said: that may have been damaged.
+  for node in "$DIR"/node-[1-9] "$DIR"/node-[1-9][0-9]; do
+    [[ -d $node && ! -L $node ]] || continue
+    i=${node##*/node-}
+    kill_node "$i"
+    stop_link "$i"
+    rm -rf -- "$node/data"
+    for file in "${NODE_FILES[@]}"; do rm -f -- "$node/$file" "$node/$file.draft"; done
+    rmdir -- "$node" 2>/dev/null || say "$node is kept: it holds files that are not the cluster's"
+  done
+  rm -f -- "$DIR"/{cluster,password,clock.so,size}{.draft,}
 }

@@ -3,7 +3,7 @@
 # links and clocks.
 #
 # State folder ($DIR):
-#   size             number of nodes; its presence marks the folder as ours
+#   size             number of nodes, 0 while cluster/down is at work; its presence marks the folder as ours
 #   cluster          the word that all nodes of the cluster share
 #   password         of all nodes, as other users of the machine reach their ports, too
 #   node-I/          port, pid ("PID STARTTIME"), run_id, redis.conf, redis.log, data/
@@ -40,6 +40,26 @@ help_or_go() { # "$@": print the usage when it is asked for
 no_args() { # "$@": for verbs that take none
   help_or_go "$@"
   if (($#)); then usage "unexpected argument '$1'"; fi
+}
+
+# ---- signals ----
+
+# A signal ends a verb between two of its steps, and by the signal itself: a shell that has called it then ends, too. What is
+# half done is undone, or is mended by the next cluster/up or cluster/down.
+catch_signals() {
+  local name
+  # bash 5.2 may run a trap while it has read the "$(" of a command, and then wants a ")" to end what the trap says (a fault of
+  # its parser). Otherwise the second line is never read, as the first one ends the process.
+  for name in HUP INT QUIT PIPE TERM; do trap "interrupted $name"$'\n)' "$name"; done
+}
+
+undo() { :; } # what a verb does to that end, if anything
+
+interrupted() { # SIGNAL
+  trap '' HUP INT QUIT PIPE TERM
+  if ((BASHPID == $$)); then (trap - EXIT && undo) || true; fi # else a child that has not become its program yet
+  trap - EXIT "$1"
+  kill -s "$1" "$BASHPID"
 }
 
 [[ -r /proc/self/stat ]] || die 69 "needs Linux: /proc is not there"
@@ -114,10 +134,10 @@ build_lab() { # sets LAB
 is_cluster() { [[ -e $DIR/size ]]; }
 
 # Another user could name processes of ours, or files of ours behind links, in the files there.
-own_folder() {
-  local mode
-  [[ -O $DIR ]] || die 69 "$DIR belongs to another user. Set QUORLOCK_CLUSTER_DIR to a folder of your own"
-  mode=$(stat -c %a -- "$DIR")
+own_folder() { # [FILE DESCRIPTOR OF $DIR]
+  local folder=${1-$DIR} mode
+  [[ -O $folder ]] || die 69 "$DIR belongs to another user. Set QUORLOCK_CLUSTER_DIR to a folder of your own"
+  mode=$(stat -Lc %a -- "$folder")
   ((!(8#$mode & 022))) || die 69 "other users can write to $DIR. Take that right from them: chmod go-w $DIR"
 }
 
@@ -126,6 +146,7 @@ need_cluster() { # sets SIZE
   is_cluster || die 69 "no cluster is up in $DIR. Start one: cluster/up"
   own_folder
   if [[ -f $DIR/size ]]; then { read -r size <"$DIR/size"; } 2>/dev/null || true; fi
+  [[ $size != 0 ]] || die 69 "the cluster in $DIR is being taken down, or was in part. To finish that: cluster/down"
   [[ $size =~ ^[1-9][0-9]?$ ]] ||
     die 69 "$DIR/size is no number of nodes from 1 to 99. To begin anew: cluster/down, then cluster/up"
   SIZE=$size
@@ -138,33 +159,53 @@ read_password() { # sets PASSWORD
     die 69 "$DIR/password is not what cluster/up has written there. To begin anew: cluster/down, then cluster/up"
 }
 
-# A cluster/up that was interrupted early leaves nothing but these; an empty folder is one, too.
+# A cluster that was begun or taken down only in part, or an empty folder: no number of nodes, and nothing that is not ours.
 is_half_made() {
-  local file
-  if [[ -s $DIR/size ]]; then return 1; fi
-  for file in "$DIR"/* "$DIR"/.[!.]*; do
+  local file size=''
+  if [[ -f $DIR/size ]]; then { read -r size <"$DIR/size"; } 2>/dev/null || true; fi
+  [[ ! $size || $size == 0 ]] || return 1
+  for file in "$DIR"/* "$DIR"/.[!.]* "$DIR"/..?*; do
     [[ -e $file || -L $file ]] || continue
     case ${file##*/} in
       size | size.draft | cluster | cluster.draft | password | password.draft | clock.so | clock.so.draft) ;;
+      node-[1-9] | node-[1-9][0-9]) is_node_folder "$file" || return 1 ;;
       *) return 1 ;;
     esac
   done
 }
 
-# One verb at a time works on a cluster. The lock is on the folder itself, so
-# that nothing is left behind.
-lock_cluster() {
+need_flock() {
   type -P flock >/dev/null || die 69 "flock is not on PATH. Install it (Debian, Ubuntu: apt-get install util-linux)"
-  own_folder
-  { exec 9<"$DIR"; } 2>/dev/null || die 69 "cannot open $DIR; run this again"
-  flock -w 60 9 || die 69 "another command has been at work on $DIR for 60 s; let it end, then run this again"
-  [[ $DIR -ef /proc/self/fd/9 ]] || die 69 "the cluster was taken down meanwhile; run this again"
+}
+
+# One verb at a time works on a cluster. The lock is on the folder itself, so
+# that nothing is left behind. Fails when the folder is not there any more.
+lock_folder() {
+  local tries
+  need_flock
+  if ! { exec 9<"$DIR"; } 2>/dev/null; then
+    [[ ! -d $DIR ]] || die 69 "cannot read the folder $DIR. Set QUORLOCK_CLUSTER_DIR to one of your own"
+    return 1
+  fi
+  own_folder /proc/self/fd/9
+  [[ -w /proc/self/fd/9 && -x /proc/self/fd/9 ]] || die 69 "cannot write to $DIR. Give that right back: chmod u+rwx $DIR"
+  for ((tries = 0; ; tries++)); do # A signal to this process alone ends it within a second.
+    if flock -w 1 9; then break; fi
+    ((tries < 60)) || die 69 "another command has been at work on $DIR for 60 s; let it end, then run this again"
+  done
+  [[ $DIR -ef /proc/self/fd/9 ]] || return 1
   umask 077 # What is written from here on is for this user alone.
+  catch_signals
+}
+
+lock_cluster() {
+  lock_folder || die 69 "the cluster in $DIR was taken down meanwhile. Start another: cluster/up"
 }
 
 replace() { # FILE LINE: as a whole, so that no reader finds half of it
+  if [[ -e $1.draft || -L $1.draft ]]; then rm -f -- "$1.draft"; fi
   printf '%s\n' "$2" >"$1.draft"
-  mv -f -- "$1.draft" "$1"
+  mv -fT -- "$1.draft" "$1"
 }
 
 is_lab() { [[ -e $DIR/clock.so ]]; }

@@ -1,0 +1,490 @@
+//! The scripts in `cluster/`: what they leave behind when they are interrupted, called wrongly, called twice at once, or find a
+//! damaged state folder.
+//!
+//! `QUORLOCK_INTERRUPTIONS=50 cargo test --test scripts` interrupts each of them 50 times instead of 10.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// No call of a script takes longer, on a busy machine either.
+const LIMIT: Duration = Duration::from_secs(60);
+const SIGNALS: [(&str, i32); 3] = [("INT", 130), ("TERM", 143), ("HUP", 129)];
+const NODES: usize = 3;
+
+/// A folder with a space in its name, for the state folder of one cluster and for all other files of a test.
+struct Place {
+    root: PathBuf,
+    dir: PathBuf,
+}
+
+/// A script at work. Its output goes to files without a name: the end of a pipe would wait for processes that are left.
+struct Call {
+    child: Child,
+    stdout: File,
+    stderr: File,
+}
+
+struct Outcome {
+    /// As a shell shows it: 128 and the number of a signal that ended the script.
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster")
+}
+
+fn interruptions() -> u32 {
+    std::env::var("QUORLOCK_INTERRUPTIONS").map_or(10, |text| text.parse().expect("a number of interruptions"))
+}
+
+fn unique() -> usize {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    COUNT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Sends a signal to a process, or to a process group when `target` begins with a minus.
+fn kill(signal: &str, target: &str) {
+    let status = Command::new("kill").args(["-s", signal, "--", target]).stderr(Stdio::null()).status();
+    status.expect("kill is in every system"); // The process may have ended before.
+}
+
+/// Parent and start time of a process that is not a zombie.
+fn stat(pid: u32) -> Option<(u32, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    (fields[0] != "Z").then(|| (fields[1].parse().expect("a pid"), fields[19].parse().expect("a time")))
+}
+
+impl Place {
+    fn new() -> Self {
+        let name = format!("quorlock scripts {}.{}", std::process::id(), unique());
+        let root = fs::canonicalize(std::env::temp_dir()).expect("a temporary folder").join(name);
+        DirBuilder::new().mode(0o700).create(&root).expect("a folder of our own");
+        Self { dir: root.join("state folder"), root }
+    }
+
+    fn command(&self, verb: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("env");
+        // A terminal lets all of these end a script, whatever the caller of this test ignores.
+        command.arg("--default-signal=HUP,INT,QUIT,TERM,PIPE").arg(scripts().join(verb)).args(args);
+        command.env("QUORLOCK_CLUSTER_DIR", &self.dir).env("TMPDIR", &self.root).current_dir(&self.root);
+        command.stdin(Stdio::null()).process_group(0);
+        command
+    }
+
+    fn spawn(&self, verb: &str, args: &[&str]) -> Call {
+        self.call(self.command(verb, args))
+    }
+
+    fn call(&self, mut command: Command) -> Call {
+        let scratch = || {
+            let path = self.root.join(format!("output {}", unique()));
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).expect("a file");
+            fs::remove_file(path).expect("our file");
+            file
+        };
+        let (stdout, stderr) = (scratch(), scratch());
+        command.stdout(stdout.try_clone().expect("a file")).stderr(stderr.try_clone().expect("a file"));
+        Call { child: command.spawn().expect("the script starts"), stdout, stderr }
+    }
+
+    fn run(&self, verb: &str, args: &[&str]) -> Outcome {
+        finish(self.spawn(verb, args))
+    }
+
+    fn succeed(&self, verb: &str, args: &[&str]) -> String {
+        let outcome = self.run(verb, args);
+        assert_eq!(outcome.code, 0, "{verb} {args:?}: {}", outcome.stderr);
+        outcome.stdout
+    }
+
+    /// Sends a signal after a while, to the process group as a terminal does, or to the script alone as a supervisor does.
+    fn interrupt(&self, verb: &str, args: &[&str], after: Duration, round: u32) -> Interrupted {
+        let (signal, code) = SIGNALS[round as usize % SIGNALS.len()];
+        let call = self.spawn(verb, args);
+        sleep(after);
+        let group = if round.is_multiple_of(2) { "-" } else { "" };
+        kill(signal, &format!("{group}{}", call.child.id()));
+        let outcome = finish(call);
+        let words = format!("{verb}, SIG{signal} to {group}PID after {after:?}");
+        if outcome.code != 0 {
+            assert_eq!(outcome.code, code, "{words}: {}{}", outcome.stdout, outcome.stderr);
+        }
+        Interrupted { was: outcome.code != 0, words }
+    }
+
+    /// All processes that work in this place, written down or not, and those that have lost their folder.
+    fn processes(&self) -> Vec<u32> {
+        let all = fs::read_dir("/proc").expect("/proc").flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| {
+            let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
+            cwd.is_ok_and(|cwd| cwd.starts_with(&self.root)) && stat(*pid).is_some()
+        })
+        .collect()
+    }
+
+    /// The children of an interrupted script, which the signal may have found in a sleep, have a moment to end.
+    #[track_caller]
+    fn assert_no_process(&self, words: &str) {
+        let end = Instant::now() + Duration::from_secs(2);
+        while !self.processes().is_empty() {
+            assert!(Instant::now() < end, "{words}: processes {:?} are left", self.processes());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[track_caller]
+    fn assert_nothing(&self, words: &str) {
+        self.assert_no_process(words);
+        assert!(!self.dir.exists(), "{words}: the state folder is left: {:?}", entries(&self.dir));
+    }
+
+    fn node(&self, node: usize, file: &str) -> PathBuf {
+        self.dir.join(format!("node-{node}")).join(file)
+    }
+
+    fn pid(&self, node: usize) -> u32 {
+        let text = fs::read_to_string(self.node(node, "pid")).expect("a pid file");
+        text.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid")
+    }
+
+    /// Every node is up, answers, and has a record of its own.
+    #[track_caller]
+    fn assert_whole(&self, words: &str) {
+        let urls = self.succeed("nodes", &[]);
+        let urls: Vec<&str> = urls.trim().split(',').collect();
+        assert_eq!(urls.len(), NODES, "{words}");
+        for url in urls {
+            let (password, address) = url.strip_prefix("redis://:").and_then(|url| url.split_once('@')).expect("a URL");
+            let mut stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{words}: {url}: {error}"));
+            stream.set_read_timeout(Some(LIMIT)).expect("a time limit");
+            write!(stream, "AUTH {password}\r\nEXISTS quorlock:node\r\n").expect("a command");
+            let mut lines = BufReader::new(stream).lines();
+            let mut line = || lines.next().expect("an answer").expect("an answer");
+            assert_eq!((line(), line()), ("+OK".to_owned(), ":1".to_owned()), "{words}: {url} is not declared");
+        }
+        let servers = (1..=NODES).map(|node| self.pid(node)).filter(|pid| stat(*pid).is_some()).count();
+        assert_eq!((servers, self.processes().len()), (NODES, NODES), "{words}: one process for each node");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.run("down", &[]);
+        for pid in self.processes() {
+            kill("KILL", &pid.to_string()); // It works in our folder, so it is ours.
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+struct Interrupted {
+    was: bool,
+    words: String,
+}
+
+fn finish(call: Call) -> Outcome {
+    let Call { mut child, stdout, stderr } = call;
+    let end = Instant::now() + LIMIT;
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("our child") {
+            break status;
+        }
+        if Instant::now() > end {
+            kill("KILL", &format!("-{}", child.id()));
+            panic!("the script has not ended within {LIMIT:?}");
+        }
+        sleep(Duration::from_millis(5));
+    };
+    let read = |mut file: File| {
+        let mut text = String::new();
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("text");
+        text
+    };
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("it has ended");
+    Outcome { code, stdout: read(stdout), stderr: read(stderr) }
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).map(|all| all.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+}
+
+fn replace(file: &Path, text: &str) {
+    fs::write(file, text).expect("a file of ours");
+}
+
+#[test]
+fn interrupted_up_leaves_nothing() {
+    let place = Place::new();
+    let begin = Instant::now();
+    place.succeed("up", &["3"]);
+    let whole = begin.elapsed();
+    place.succeed("down", &[]);
+    place.assert_nothing("down");
+    let (rounds, mut hits) = (interruptions(), 0);
+    for round in 0..rounds {
+        let stop = place.interrupt("up", &["3"], whole * round / rounds, round);
+        if stop.was {
+            hits += 1;
+            place.assert_no_process(&stop.words);
+            // Before it has the folder's lock it may leave the folder, empty, which the next call uses or removes.
+            assert!(entries(&place.dir).is_empty(), "{}: {:?}", stop.words, entries(&place.dir));
+        } else {
+            place.assert_whole(&stop.words);
+        }
+        place.succeed("down", &[]);
+        place.assert_nothing(&stop.words);
+    }
+    assert!(hits > 0, "no signal came before the end");
+}
+
+#[test]
+fn interrupted_down_is_finished_by_the_next_call() {
+    let place = Place::new();
+    place.succeed("up", &["3"]);
+    let begin = Instant::now();
+    place.succeed("down", &[]);
+    let whole = begin.elapsed();
+    let (rounds, mut hits) = (interruptions(), 0);
+    place.succeed("up", &["3"]);
+    for round in 0..rounds {
+        let stop = place.interrupt("down", &[], whole * round / rounds, round);
+        hits += u32::from(stop.was);
+        if round % 4 < 2 {
+            place.succeed("down", &[]);
+            place.assert_nothing(&stop.words);
+        }
+        place.succeed("up", &["3"]);
+        place.assert_whole(&stop.words);
+    }
+    place.succeed("down", &[]);
+    place.assert_nothing("the last down");
+    assert!(hits > 0, "no signal came before the end");
+}
+
+#[test]
+fn interrupted_up_of_an_older_cluster_is_finished_by_the_next() {
+    let place = Place::new();
+    place.succeed("up", &["3"]);
+    let kept = place.pid(1);
+    let rounds = interruptions();
+    for round in 0..rounds {
+        place.succeed("kill", &["2", "3"]);
+        let stop = place.interrupt("up", &[], Duration::from_millis(400) * round / rounds, round);
+        place.succeed("up", &[]);
+        place.assert_whole(&stop.words);
+        assert_eq!(place.pid(1), kept, "{}: what was up stays", stop.words);
+    }
+}
+
+/// The demo's worker is one that never gets the lock, and `cargo` says where it is. Every other time the demo alone is
+/// interrupted, with its workers at work.
+#[test]
+fn interrupted_demo_leaves_nothing() {
+    let place = Place::new();
+    let tool = |name: &str, text: &str| {
+        let file = place.root.join("tools").join(name);
+        replace(&file, &format!("#!/bin/sh\n{text}\n"));
+        fs::set_permissions(&file, Permissions::from_mode(0o755)).expect("a program");
+        file
+    };
+    fs::create_dir(place.root.join("tools")).expect("a folder");
+    let at_work = place.root.join("tools/at work");
+    let worker = tool("worker", "[ \"$1\" != clock ] || exec date +%s%6N\n: >\"${0%/*}/at work\"\nexec sleep 100");
+    tool("cargo", &format!("echo '{{\"executable\":\"{}\"}}'", worker.display()));
+    let path = format!("{}:{}", place.root.join("tools").display(), std::env::var("PATH").expect("PATH"));
+    let rounds = interruptions() / 2;
+    for round in 0..rounds {
+        let (signal, code) = SIGNALS[round as usize % SIGNALS.len()];
+        let mut command = place.command("demo", &[]);
+        command.env("PATH", &path);
+        let call = place.call(command);
+        let begin = Instant::now();
+        let after = Duration::from_millis(50) + Duration::from_secs(3) * round / rounds;
+        let group = if round.is_multiple_of(2) { "-" } else { "" };
+        while if group == "-" { begin.elapsed() < after } else { !at_work.exists() } {
+            assert!(begin.elapsed() < LIMIT, "the demo does not start its workers");
+            sleep(Duration::from_millis(10));
+        }
+        kill(signal, &format!("{group}{}", call.child.id()));
+        let outcome = finish(call);
+        let words = format!("demo, SIG{signal} to {group}PID after {:?}", begin.elapsed());
+        assert_eq!(outcome.code, code, "{words}: {}{}", outcome.stdout, outcome.stderr);
+        place.assert_no_process(&words);
+        assert_eq!(entries(&place.root), [place.root.join("tools")], "{words}");
+        let _ = fs::remove_file(&at_work);
+    }
+}
+
+#[test]
+fn wrong_use_is_refused_and_leaves_nothing() {
+    let place = Place::new();
+    let refused = |verb: &str, args: &[&str], code: i32, words: &str| {
+        let outcome = place.run(verb, args);
+        assert_eq!(outcome.code, code, "{verb} {args:?}: {}{}", outcome.stdout, outcome.stderr);
+        assert!(outcome.stderr.contains(words), "{verb} {args:?}: {}", outcome.stderr);
+        assert!(code != 64 || outcome.stderr.contains("usage:"), "{verb} {args:?}: {}", outcome.stderr);
+    };
+    let of_nodes = ["kill", "start", "restart", "replace", "flush", "swap", "promote", "pause", "resume"];
+    for verb in of_nodes {
+        refused(verb, &[], 64, "which node?");
+        refused(verb, &["1"], 69, "Start one: cluster/up");
+    }
+    let of_links: [(&str, &[&str]); 6] = [
+        ("cut", &["1", "--answers"]),
+        ("mute", &["1"]),
+        ("delay", &["1", "50ms"]),
+        ("heal", &[]),
+        ("clock", &["1", "+5s"]),
+        ("replica", &["1", "2"]),
+    ];
+    for (verb, args) in of_links {
+        refused(verb, args, 69, "Start one: cluster/up");
+    }
+    refused("replica", &["1", "1"], 64, "replica of itself");
+    refused("delay", &["1", "soon"], 64, "'soon' is no duration");
+    refused("clock", &["1", "soon"], 64, "'soon' is none of");
+    for (verb, arg) in [("status", "1"), ("nodes", "1"), ("down", "--now"), ("demo", "5")] {
+        refused(verb, &[arg], 64, "unexpected argument");
+    }
+    for number in ["0", "2", "-1", "1x", "101", "03", "$(id)", "a[$(id)]"] {
+        refused("up", &[number], 64, "is not an odd number from 1 to 99");
+    }
+    for verb in ["status", "nodes"] {
+        refused(verb, &[], 69, "Start one: cluster/up");
+    }
+    place.succeed("down", &[]);
+    place.assert_nothing("wrong use");
+
+    place.succeed("up", &["3"]);
+    for verb in of_nodes {
+        for number in ["0", "4", "99", "1x", "01", "-1", "a[$(id)]"] {
+            refused(verb, &["1", number], 64, "this cluster has nodes 1 to 3");
+        }
+    }
+    for (verb, args) in &of_links[..5] {
+        refused(verb, args, 69, "neither links nor clocks");
+    }
+    let other = place.run("up", &["5"]);
+    assert_eq!(other.code, 64, "{}", other.stderr);
+    assert!(other.stderr.contains("run cluster/down first"), "{}", other.stderr);
+    place.assert_whole("refused calls change nothing");
+}
+
+#[test]
+fn calls_at_the_same_time_wait_for_each_other() {
+    let place = Place::new();
+    for _ in 0..2 {
+        let calls: Vec<Call> = (0..3).map(|_| place.spawn("up", &["3"])).collect();
+        for outcome in calls.into_iter().map(finish) {
+            assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+        }
+        place.assert_whole("three calls of up");
+        let calls: Vec<Call> = (0..3).map(|_| place.spawn("down", &[])).collect();
+        for outcome in calls.into_iter().map(finish) {
+            assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+        }
+        place.assert_nothing("three calls of down");
+    }
+    let (down, up) = (place.spawn("down", &[]), place.spawn("up", &["3"]));
+    assert_eq!((finish(down).code, finish(up).code), (0, 0));
+}
+
+/// A pid that belongs to another process by now: with the old start time, or with that process's own.
+#[test]
+fn processes_of_others_are_never_signalled() {
+    let place = Place::new();
+    let mut other = Command::new("sleep").arg("100").spawn().expect("a process of somebody else");
+    let (_, start) = stat(other.id()).expect("it is there");
+    place.succeed("up", &["3"]);
+    for forged in [format!("{} 1", other.id()), format!("{} {start}", other.id()), other.id().to_string()] {
+        for (node, verb) in [(1, "kill"), (2, "restart"), (3, "down")] {
+            let server = place.pid(node);
+            place.succeed("kill", &[&node.to_string()]);
+            assert_eq!(stat(server), None);
+            replace(&place.node(node, "pid"), &forged);
+            assert!(place.succeed("status", &[]).contains(" down"), "{forged}");
+            place.succeed(verb, if verb == "down" { &[] } else { &["1", "2", "3"][node - 1..node] });
+            assert!(other.try_wait().expect("our child").is_none(), "{verb} has killed another process: '{forged}'");
+        }
+        place.assert_nothing(&forged);
+        place.succeed("up", &["3"]);
+    }
+    other.kill().expect("our child");
+    other.wait().expect("our child");
+}
+
+#[test]
+fn damaged_folders_are_mended_or_refused() {
+    let place = Place::new();
+    let proof = place.root.join("proof");
+    let refused = |verb: &str, args: &[&str], words: &str| {
+        let outcome = place.run(verb, args);
+        assert_eq!(outcome.code, 69, "{verb}: {}{}", outcome.stdout, outcome.stderr);
+        assert!(outcome.stderr.contains(words), "{verb}: {}", outcome.stderr);
+    };
+    place.succeed("up", &["3"]);
+    let code = format!("X[$(touch '{}')]", proof.display());
+    for size in [&code, "", "-1", "100", "3 x\n3"] {
+        replace(&place.dir.join("size"), size);
+        refused("status", &[], "cluster/down, then cluster/up");
+        refused("kill", &["1"], "cluster/down, then cluster/up");
+    }
+    replace(&place.dir.join("size"), "0");
+    refused("status", &[], "To finish that: cluster/down");
+    place.succeed("up", &["3"]);
+    place.assert_whole("a cluster that was taken down in part");
+
+    // As left by a `cargo clean` that was interrupted.
+    fs::remove_file(place.dir.join("size")).expect("the file");
+    place.succeed("down", &[]);
+    place.assert_nothing("a cluster without its size");
+
+    place.succeed("up", &["3"]);
+    replace(&place.node(1, "port"), &code);
+    replace(&place.node(1, "pid"), &code);
+    place.succeed("status", &[]);
+    assert!(!proof.exists(), "what a file says was executed");
+
+    let kept = place.root.join("kept");
+    replace(&kept, "precious");
+    for file in ["declared.draft", "run_id.draft", "declared", "redis.log"] {
+        let link = place.node(2, file);
+        let _ = fs::remove_file(&link);
+        symlink(&kept, &link).expect("a link");
+        let outcome = place.run("restart", &["2", "--empty"]);
+        assert_eq!(fs::read_to_string(&kept).expect("the file"), "precious", "{file} {}", outcome.stderr);
+        let _ = fs::remove_file(&link);
+    }
+
+    let notes = place.node(3, "notes");
+    replace(&notes, "of the user");
+    let outcome = place.run("down", &[]);
+    assert!(outcome.stderr.contains("not the cluster's"), "{}", outcome.stderr);
+    assert!(notes.exists(), "a file of the user is gone");
+    let other = place.run("up", &["3"]);
+    assert_eq!(other.code, 64, "{}", other.stderr);
+    assert!(other.stderr.contains("holds other files"), "{}", other.stderr);
+    fs::remove_file(notes).expect("our file");
+    place.succeed("down", &[]);
+    // Node 1 ran on when its pid file was damaged. Nobody knows its process then, and nothing is signalled.
+    for pid in place.processes() {
+        kill("KILL", &pid.to_string());
+    }
+    place.assert_nothing("damaged folders");
+
+    fs::create_dir_all(&place.dir).expect("a folder");
+    fs::set_permissions(&place.dir, Permissions::from_mode(0o777)).expect("rights");
+    refused("up", &["3"], "other users can write to");
+}
