@@ -231,6 +231,9 @@ node_args() { # "$@" = I...: checks them all before anything is done; sets NODES
   # shellcheck disable=SC2034 # the verbs use it
   NODES=("$@")
   lock_cluster
+  for i; do
+    [[ -d $DIR/node-$i ]] || die 69 "node $i has never started (an interrupted cluster/up?). Run: cluster/up"
+  done
   read_password
 }
 

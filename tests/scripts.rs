@@ -446,6 +446,13 @@ fn damaged_folders_are_mended_or_refused() {
     place.succeed("up", &["3"]);
     place.assert_whole("a cluster that was taken down in part");
 
+    place.succeed("kill", &["3"]);
+    fs::remove_dir_all(place.dir.join("node-3")).expect("its folder");
+    refused("restart", &["3", "--empty"], "node 3 has never started");
+    refused("start", &["1", "3"], "node 3 has never started");
+    place.succeed("up", &[]);
+    place.assert_whole("a cluster without the folder of a node");
+
     // As left by a `cargo clean` that was interrupted.
     fs::remove_file(place.dir.join("size")).expect("the file");
     place.succeed("down", &[]);
