@@ -248,7 +248,8 @@ impl Judge<'_> {
             );
             if fresh {
                 // The same message may come twice, if no other has come between.
-                let again = before.value == after.value && (before.ballot, after.ballot) == (token as f64, token as f64);
+                let again =
+                    before.value == after.value && (before.ballot, after.ballot) == (token as f64, token as f64);
                 let newest = self.oracle.newest.insert((self.place.node, key), token);
                 let new = newest.is_none_or(|newest| newest < token || (newest == token && again));
                 self.judge(Invariant::TokenUnique, i, new, "granted a token that is not new");
