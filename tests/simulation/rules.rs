@@ -270,7 +270,7 @@ impl<'k> Deed<'_, '_, 'k> {
         let mut fresh = one.token == b"0";
         let head = [b"ql1 ".as_slice(), if fresh { asked.next } else { one.token }, b" ", asked.owner, b" "].concat();
         let entry = [b" ", one.share, b":", one.holds].concat();
-        fresh &= next != highest || value != Some([&head, asked.label, &entry].concat().as_slice());
+        fresh &= self.left > 0.0 || next != highest || value != Some([&head, asked.label, &entry].concat().as_slice());
         let last_value = mark.as_ref().and_then(|mark| mark.last.clone());
         let is_ours = last_value.as_ref().is_some_and(|(_, last)| last.starts_with(&head));
 

@@ -171,7 +171,7 @@ for k = 1, #KEYS, 2 do
   local head = 'ql1 ' .. (fresh and next_text or token) .. ' ' .. owner .. ' '
   local entry = ' ' .. share .. ':' .. holds
   -- The same message once more, on another connection: it was granted here, and no other has come since.
-  if fresh and next == highest and value == head .. label .. entry then fresh = false end
+  if fresh and left == 0 and next == highest and value == head .. label .. entry then fresh = false end
   local last_head, last_shares
   if mark and mark.last then last_head, last_shares = mark.last_words() end
   local new
