@@ -1,16 +1,16 @@
-//! Re-entry: a function that holds a lock calls others that take the same lock, and nobody waits for itself.
+//! Re-entry: a function that holds a lock calls others that take the same lock, and no function waits for itself.
 //!
 //! `cluster/up`, export what it prints, then `cargo run --example reentrant`.
 use quorlock::{AcquireError, Guard, Owner, Quorlock};
 
-/// Is told who holds the lock, and enters as that owner.
+/// Gets the owner of the lock as an argument, and re-enters as that owner.
 async fn inner_by_owner(locks: &Quorlock, owner: &Owner) -> Result<(), AcquireError> {
     let guard = locks.lock("report:daily").owner(owner).acquire().await?;
     show("  inner, by owner", &guard);
     Ok(()) // Dropping the guard gives this hold back; the outer one stays.
 }
 
-/// Is told nothing: it enters as the owner in whose scope it runs.
+/// Gets no owner: it re-enters as the owner in whose scope it runs.
 async fn inner_by_scope(locks: &Quorlock) -> Result<(), AcquireError> {
     let guard = locks.lock("report:daily").acquire().await?;
     show("  inner, by scope", &guard);

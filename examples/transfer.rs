@@ -11,8 +11,8 @@ use quorlock::{Quorlock, Token};
 struct Account(Mutex<(i64, Option<Token>)>);
 
 impl Account {
-    /// As SQL: `UPDATE account SET token = $1 WHERE id = $2 AND token <= $1 RETURNING balance`. Whoever reads in order to
-    /// write shows the token, or an older holder could still write in between.
+    /// As SQL: `UPDATE account SET token = $1 WHERE id = $2 AND token <= $1 RETURNING balance`. A read that
+    /// a write follows passes the token, or an older holder could still write in between.
     fn read(&self, token: Option<Token>) -> Result<i64, String> {
         self.show(token).map(|row| row.0)
     }
@@ -42,7 +42,7 @@ async fn transfer(locks: Quorlock, accounts: Accounts, from: usize, to: usize, a
         let guard = locks.lock_all([NAMES[from], NAMES[to]]).acquire().await.map_err(|error| error.to_string())?;
         let tokens = (guard.token_of(NAMES[from]), guard.token_of(NAMES[to]));
         let (a, b) = (accounts[from].read(tokens.0)?, accounts[to].read(tokens.1)?);
-        tokio::time::sleep(Duration::from_millis(2)).await; // Whoever came in now would spoil the sums.
+        tokio::time::sleep(Duration::from_millis(2)).await; // A second transfer at this point would lose an update.
         accounts[from].write(a - amount, tokens.0)?;
         accounts[to].write(b + amount, tokens.1)?;
         first.get_or_insert(guard.token());

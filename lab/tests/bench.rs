@@ -10,7 +10,7 @@ use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// With this folder for whatever it needs.
+/// Runs the bench with this folder for its temporary files.
 fn bench(dir: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock-lab"));
     command.arg("bench").args(arguments).env("TMPDIR", dir).env_remove("QUORLOCK_NODES");

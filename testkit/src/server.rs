@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Names the server program, when it is not `redis-server`.
 const PROGRAM_VARIABLE: &str = "QUORLOCK_TEST_SERVER";
 
-/// So often another port is tried when somebody else takes the one that was free just now.
+/// How many ports a start tries: another process may take a free port first.
 const PORTS_TRIED: usize = 20;
 
 /// Returns a random password.

@@ -1,4 +1,4 @@
-//! Rows 03, 06 and 30: nobody else at the same time, everybody else elsewhere, and tokens that order the holders.
+//! Rows 03, 06 and 30: one holder at a time, independent resources, and tokens that order the holders.
 
 use std::time::{Duration, Instant};
 

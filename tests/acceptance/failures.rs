@@ -76,7 +76,7 @@ async fn acc_20_two_paused_nodes_cost_the_usual_cycle_nothing() {
     let locks = cluster.client(60 * SECOND).await;
     cycles(&locks, 100).await;
     let (mut all_up, mut paused) = (Vec::new(), Vec::new());
-    // In turns, so that whatever else the machine does falls on both.
+    // Alternating, so that other load on the machine affects both alike.
     for _ in 0..5 {
         all_up.extend(cycles(&locks, 60).await);
         cluster.pause(1);
@@ -210,7 +210,7 @@ async fn a_client_comes_back_to_a_node_that_was_silent() {
 }
 
 #[tokio::test]
-async fn a_node_that_comes_back_is_repaired_although_somebody_waits() {
+async fn a_recovered_node_is_repaired_while_a_request_waits() {
     let mut cluster = Cluster::with_options(3, &["--appendonly", "yes", "--appendfsync", "always"]);
     let holder = cluster.client(2 * SECOND).await;
     let waiter = cluster.client(2 * SECOND).await;

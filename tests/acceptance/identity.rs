@@ -102,7 +102,7 @@ async fn acc_09_a_release_leaves_anothers_lock_alone() {
     let swapped: Vec<String> =
         cluster.each(redis::cmd("SET").arg(Cluster::lock_key("swapped")).arg("another's").arg("PX").arg(60_000));
     assert_eq!(swapped.len(), 5);
-    let error = guard.release().await.expect_err("somebody else has it");
+    let error = guard.release().await.expect_err("another owner holds it");
     assert!(error.is_lost(), "{error}");
     let left: Vec<String> = cluster.each(redis::cmd("GET").arg(Cluster::lock_key("swapped")));
     assert_eq!(left, ["another's"; 5]);

@@ -1,4 +1,4 @@
-//! Row 23: the nodes do as they are asked, and nobody hears of it.
+//! Row 23: the nodes execute the requests, and their answers are lost.
 
 use std::time::Duration;
 

@@ -131,7 +131,7 @@ async fn acc_29_tasks_of_one_process_are_served_in_order() {
         let (request, served) = (locks.lock("in order").acquire(), Arc::clone(&served));
         waiting.push(tokio::spawn(async move {
             let guard = request.await.expect("its turn");
-            served.lock().expect("nobody panics").push(i);
+            served.lock().expect("no task panics").push(i);
             guard.release().await.expect("a release");
         }));
         tokio::task::yield_now().await; // It queues up before the next one does.
@@ -140,7 +140,7 @@ async fn acc_29_tasks_of_one_process_are_served_in_order() {
     for task in waiting {
         task.await.expect("a task");
     }
-    assert_eq!(*served.lock().expect("nobody panics"), (0..20).collect::<Vec<_>>());
+    assert_eq!(*served.lock().expect("no task panics"), (0..20).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn acc_19_a_request_dropped_when_it_has_been_granted_leaves_nothing() {
     let locks = cluster.client(60 * SECOND).await;
     let mut request = Box::pin(locks.lock("granted").acquire());
     assert!(futures::poll!(request.as_mut()).is_pending());
-    locks.flush().await; // Every node has agreed, and nobody has looked.
+    locks.flush().await; // Every node has granted, and the future has not been polled since.
     assert_eq!(cluster.count_keys(&Cluster::lock_key("granted")), 5);
     drop(request);
     locks.flush().await;

@@ -86,7 +86,7 @@ async fn a_grant_is_told_when_it_is_in_force() {
         let locks = locks.clone();
         tokio::spawn(async move {
             for _ in 0..400 {
-                let guard = locks.lock(format!("task-{task}")).try_acquire().await.expect("nobody else wants it");
+                let guard = locks.lock(format!("task-{task}")).try_acquire().await.expect("a free lock");
                 guard.release().await.expect("a release");
             }
         })

@@ -111,7 +111,7 @@ async fn who_waits_for_several_keeps_nobody_from_one_of_them() {
     let both = tokio::spawn(locks.lock_all(["one", "two"]).acquire());
     eventually(10 * SECOND, "it waits for both", || cluster.count_lines("two") == 3).await;
     // Were its place kept, these two would wait for each other for ever.
-    let one = locks.lock("one").wait(5 * SECOND).acquire().await.expect("nobody has it");
+    let one = locks.lock("one").wait(5 * SECOND).acquire().await.expect("a free lock");
     one.release().await.expect("a release");
     two.release().await.expect("a release");
     both.await.expect("a task").expect("both are free").release().await.expect("a release");

@@ -1,4 +1,4 @@
-//! Many tasks on several threads, in no order that a test decides: what every moment has to show, whoever is first.
+//! Many tasks on several threads, in an order that no test decides: what must hold at every moment in any order.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,10 +22,10 @@ const HELD: &str = "held";
 const TASKS: usize = 12;
 const STEPS: usize = 250;
 
-/// Who is inside, by name: an owner with so many guards.
+/// The owner inside each resource, by name, with its number of guards.
 type Inside = Arc<Mutex<HashMap<String, (String, usize)>>>;
 
-/// Somebody in the midst of what the lock protects.
+/// A task inside the section that the lock protects.
 struct Visit {
     inside: Inside,
     name: String,
@@ -156,7 +156,7 @@ impl World {
         }
     }
 
-    /// Joins what somebody else holds, while others of the same client do, and leave.
+    /// Joins the held lease, while other tasks of the same client join and release it.
     async fn come_and_go(&self, export: &str, rng: &mut SmallRng) {
         let client = &self.clients[1];
         match client.locks.join(export).await {
@@ -193,7 +193,7 @@ impl World {
         }
     }
 
-    /// A majority of the nodes must have what this client was told that it has.
+    /// A majority of the nodes must store the lease that this client was granted.
     fn check(&self, client: &Client, names: &[&str], guard: &Guard) {
         for name in names {
             let key = redis::cmd("GET").arg(Cluster::lock_key(name)).clone();
@@ -209,7 +209,7 @@ impl World {
     }
 }
 
-/// Somebody else has it, or is asking for it; or scripts were lost in the midst of it.
+/// Another owner holds the lock or requests it, or nodes lost their scripts during the request.
 fn is_expected(error: &AcquireError) -> bool {
     error.is_held() || error.is_no_quorum() || matches!(error, AcquireError::Contended { .. })
 }
@@ -222,7 +222,7 @@ async fn give_back(guard: Guard) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
-async fn whoever_is_first_the_nodes_have_what_their_clients_were_told() {
+async fn nodes_honour_every_granted_guard_in_any_order() {
     let cluster = Cluster::start(NODES);
     let clients = [Client::new(&cluster).await, Client::new(&cluster).await];
     let nodes = cluster.urls().into_iter().map(|url| redis::Client::open(url).expect("a URL")).collect();
@@ -234,7 +234,7 @@ async fn whoever_is_first_the_nodes_have_what_their_clients_were_told() {
         taken: AtomicUsize::new(0),
         shown: AtomicUsize::new(0),
     });
-    // Somebody holds this one all the time, so that others can come and go.
+    // This lock is held throughout, so that tasks can join and leave its lease.
     let held = world.clients[0].locks.lock(HELD).acquire().await.expect("a free lock");
     let export: Arc<str> = held.export().into();
     let mut tasks = tokio::task::JoinSet::new();

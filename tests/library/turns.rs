@@ -12,10 +12,10 @@ use crate::clocks::Ahead;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Whoever had to wait for another task of this process, and whose own try then had less time than a node may take, has met
-/// that task and not nodes that are away.
+/// A request that waits for another task of this process, and then has less time left than the node timeout, fails because
+/// of that task and not for want of a quorum.
 #[tokio::test]
-async fn a_turn_that_comes_too_late_is_told_as_what_was_waited_for() {
+async fn a_wait_whose_turn_comes_too_late_fails_as_held() {
     let mut cluster = Cluster::start(3);
     let locks = cluster.client(Duration::from_secs(60)).await;
     let guard = locks.lock("turn").acquire().await.expect("the lock");
@@ -25,7 +25,7 @@ async fn a_turn_that_comes_too_late_is_told_as_what_was_waited_for() {
         cluster.pause(node);
     }
     drop(guard);
-    let error = waiting.await.expect_err("nobody answers");
+    let error = waiting.await.expect_err("no node answers");
     assert!(error.is_timed_out() && error.is_held(), "{error}");
 }
 
@@ -58,9 +58,9 @@ async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(20 * SECOND, future).await.expect("in time")
 }
 
-/// A task that has stopped running must not keep everybody else from the lock for ever.
+/// A task that has stopped running must not block the lock for longer than a lease.
 #[tokio::test]
-async fn what_nobody_takes_up_ends_with_its_lease() {
+async fn a_grant_to_an_unpolled_request_ends_with_its_lease() {
     let cluster = Cluster::start(3);
     let (first, second) = (cluster.client(SECOND).await, cluster.client(SECOND).await);
     let is_held = || cluster.count_keys(&Cluster::lock_key("left")) == 3;
@@ -74,8 +74,9 @@ async fn what_nobody_takes_up_ends_with_its_lease() {
         drop(guard);
         eventually(5 * SECOND, "it is granted", is_held).await;
         first.flush().await;
-        let guard = in_time(second.lock("left").acquire()).await.expect("nobody extends that lease");
-        assert!(poll!(&mut left).is_pending(), "what it was granted is over, and it asks again");
+        let guard =
+            in_time(second.lock("left").acquire()).await.expect("the unpolled request does not extend its lease");
+        assert!(poll!(&mut left).is_pending(), "its grant has expired, and it sends a new request");
         guard.release().await.expect("a release");
         let guard = in_time(left).await.expect("the lock");
         guard.release().await.expect("a release");
@@ -83,10 +84,10 @@ async fn what_nobody_takes_up_ends_with_its_lease() {
     }
 }
 
-/// What is begun for a request that has just been dropped, but does not know it yet, leaves nothing behind it: no key, and
-/// no ticket that the nodes would call and wait for.
+/// A round that begins for a request that has just been dropped leaves no key, and no ticket that the nodes would call and
+/// wait for.
 #[tokio::test]
-async fn who_gives_up_as_the_turn_comes_leaves_nothing() {
+async fn cancel_at_handoff_leaves_no_ticket() {
     let cluster = Cluster::start(3);
     let (locks, other) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
     let guard = locks.lock("ghost").acquire().await.expect("the lock");
@@ -98,10 +99,10 @@ async fn who_gives_up_as_the_turn_comes_leaves_nothing() {
     locks.flush().await; // The first made sure that everything has been sent.
     assert_eq!(cluster.count_keys(&Cluster::lock_key("ghost")), 0);
     assert_eq!(cluster.count_lines("ghost"), 0);
-    drop(other.lock("ghost").try_acquire().await.expect("nobody wants it"));
+    drop(other.lock("ghost").try_acquire().await.expect("a free lock"));
 }
 
-/// One of them has the turn from a try before, while the other is the one that may ask for their owner.
+/// One task has the turn from an earlier try, while the other has the right to send requests for their owner.
 #[tokio::test]
 async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
     let cluster = Cluster::start(3);
@@ -119,13 +120,13 @@ async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
     }
     assert_eq!(guards[0].hold_count(), 3);
     locks.flush().await;
-    assert_eq!(cluster.count_lines("shared"), 0, "nobody waits any more: {:?}", cluster.lines("shared"));
+    assert_eq!(cluster.count_lines("shared"), 0, "no ticket is left: {:?}", cluster.lines("shared"));
 }
 
-/// The other one's lease does not know of the ticket of the one that waited and entered it, be it for this resource alone or for
-/// a new one, too.
+/// A waiting request enters a lease that another task of its owner was granted, and removes its own ticket. The request is
+/// for this resource alone, or for another one too.
 #[tokio::test]
-async fn who_enters_what_another_task_has_got_waits_no_more() {
+async fn entering_a_lease_of_another_task_removes_the_ticket() {
     let cluster = Cluster::start(3);
     let locks = cluster.client(10 * SECOND).await;
     for names in [&["entered"][..], &["entered", "new"]] {
@@ -149,7 +150,7 @@ async fn who_enters_what_another_task_has_got_waits_no_more() {
 
 /// On another thread, the next acquisition of the same owner must not get ahead of the release.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_release_is_not_overtaken_by_the_next_of_its_owner() {
+async fn a_release_is_not_overtaken_by_the_owners_next_acquisition() {
     let cluster = Cluster::start(1);
     let locks = cluster.client(60 * SECOND).await;
     let owner = Owner::new();
@@ -157,7 +158,7 @@ async fn a_release_is_not_overtaken_by_the_next_of_its_owner() {
         let (locks, owner) = (locks.clone(), owner.clone());
         tokio::spawn(async move {
             for _ in 0..1000 {
-                // Somebody else of the same owner may be asking, or releasing.
+                // Another task of the same owner may be acquiring or releasing.
                 if let Ok(guard) = locks.lock("overtaken").owner(&owner).try_acquire().await {
                     guard.release().await.expect("it was held");
                 }
@@ -169,9 +170,9 @@ async fn a_release_is_not_overtaken_by_the_next_of_its_owner() {
     }
 }
 
-/// Calls that are published by hand bring about tries, but not as many as there are calls.
+/// Calls that a test publishes cause tries, but far fewer tries than calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn false_calls_bring_about_few_tries() {
+async fn false_calls_cause_few_tries() {
     const FOR: Duration = Duration::from_secs(1);
     let cluster = Cluster::start(3);
     let (holder, locks) = (cluster.client(60 * SECOND).await, cluster.client(60 * SECOND).await);

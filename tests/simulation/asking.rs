@@ -1,4 +1,4 @@
-//! Asking for a lock and giving it back, with the ledger told of every step.
+//! Requests and releases, each step of which is recorded in the ledger.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -27,7 +27,7 @@ struct Held {
 
 impl Belief for Held {
     fn remaining(&self) -> u64 {
-        // Whatever is left is not nothing.
+        // The least time that is left counts as more than zero.
         u64::try_from(self.guard.remaining().as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
     }
 
@@ -66,7 +66,7 @@ impl Belief for Held {
     }
 }
 
-/// A request under way; the ledger hears of its end even when it is dropped.
+/// A request in progress. Its end is recorded in the ledger even when it is dropped.
 struct Asking<'a> {
     ledger: &'a Mutex<Ledger>,
     client: usize,
@@ -181,7 +181,7 @@ impl User {
             lock(&self.scene.world).note(format_args!("{who} hold {id} given back"));
         }
         let Some(guard) = Arc::into_inner(guard) else {
-            let what = format!("hold {id} is given back, and somebody still looks at it");
+            let what = format!("hold {id} is released while a task still reads it");
             return lock(&self.scene.ledger).findings.violated(Invariant::Simulation, at, what);
         };
         match way {

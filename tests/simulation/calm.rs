@@ -32,7 +32,7 @@ pub async fn judge(stage: &mut Stage) {
     let finished = timeout(patience, stage.users_finish()).await.is_ok();
     let at = stage.scene.now();
     lock(&stage.scene.ledger).findings.judge(Invariant::MinorityFaultLive, at, finished, || {
-        "after all has healed, somebody still waits for a lock that nobody holds".to_owned()
+        "after all faults have ended, a request still waits for a free lock".to_owned()
     });
     if !finished {
         return;
@@ -45,7 +45,7 @@ pub async fn judge(stage: &mut Stage) {
     long_leases_begin(stage).await;
     sleep(2 * LEASE).await;
     long_leases_begin(stage).await;
-    everybody_acquires(stage, round_trip).await;
+    every_client_acquires(stage, round_trip).await;
     minority_fails(stage, round_trip).await;
     requests_are_dropped(stage, round_trip).await;
     let resources = [plan.resources + 1, plan.resources + 6];
@@ -71,7 +71,7 @@ async fn acquires(stage: &Stage, place: usize, resource: usize, limit: Duration,
     let mut began = stage.scene.now();
     let mut asked = user.ask(&[resource], None, Some(LEASE), How::Wait(Some(limit))).await;
     if asked.as_ref().is_err_and(|error| !is_held(error) && !is_quarantined(error)) {
-        // The quarantine that was waited for may have ended just before the time to wait, and is not told of then.
+        // The awaited quarantine may have ended just before the wait did, and the error does not name it then.
         began = stage.scene.now();
         asked = user.ask(&[resource], None, Some(LEASE), How::Wait(Some(limit))).await;
     }
@@ -85,10 +85,10 @@ async fn acquires(stage: &Stage, place: usize, resource: usize, limit: Duration,
             judge(invariant, Some(at - began), "");
             user.give_back(holding).await;
         }
-        // Whoever is told that somebody holds it met what the invariant is about; otherwise too few could be asked.
+        // An answer "held" violates the invariant; without one, too few nodes answered.
         Err(error) if is_held(&error) => judge(invariant, None, &error.to_string()),
-        // A node's clock was seen to jump just now, when it was first asked after all was mended: it is not counted, and
-        // beside nodes that are of no use anyway, or with a minority away, that is one too many.
+        // The client has just noticed a jump of a node's clock, in its first request after the faults ended. That node has
+        // no vote. Beside useless nodes, or with a minority down, no majority is left.
         Err(error) if is_quarantined(&error) => {}
         Err(error) => judge(Invariant::MinorityFaultLive, None, &error.to_string()),
     }
@@ -105,17 +105,17 @@ fn is_quarantined(error: &quorlock::AcquireError) -> bool {
     error.nodes().iter().any(quarantined)
 }
 
-async fn everybody_acquires(stage: &Stage, round_trip: Duration) {
+async fn every_client_acquires(stage: &Stage, round_trip: Duration) {
     for resource in 0..stage.scene.plan.resources {
         for place in 0..stage.clients.len() {
-            // What a client with a clock that is ahead has left behind ends for others by waiting.
+            // A lease of a client whose clock is ahead ends later for other clients.
             let limit = 6 * round_trip + 150 * MILLI + stage.scene.plan.behind(LEASE);
             acquires(stage, place, resource, limit, Invariant::NoOrphan, "after all has healed").await;
         }
     }
 }
 
-/// No minority makes anybody wait for more than a few round trips, whatever is wrong with it.
+/// A failed minority delays no request by more than a few round trips, however it fails.
 async fn minority_fails(stage: &Stage, round_trip: Duration) {
     let plan = &stage.scene.plan;
     let spare = plan.spare();
@@ -133,8 +133,8 @@ async fn minority_fails(stage: &Stage, round_trip: Duration) {
             }
         }
         for place in 0..stage.clients.len() {
-            // Whoever meets another's release that is still under way may have to hear of a hung node that it hangs: the
-            // node timeout (1.25 s at most), and a pause after a lost race. The first meets nobody.
+            // A request that meets another client's unfinished release may have to wait for a hung node: the node timeout
+            // (1.25 s at most), and a pause after a lost race. The first request meets no other.
             let limit = if place == 0 { 6 * round_trip + 150 * MILLI } else { 8 * round_trip + 2500 * MILLI };
             acquires(stage, place, plan.resources, limit, Invariant::MinorityFaultLive, "with a minority away").await;
         }
@@ -142,7 +142,7 @@ async fn minority_fails(stage: &Stage, round_trip: Duration) {
     }
 }
 
-/// A dropped request leaves nothing behind that stands in anybody's way.
+/// A dropped request leaves nothing behind that blocks another request.
 async fn requests_are_dropped(stage: &Stage, round_trip: Duration) {
     let resource = stage.scene.plan.resources + 1;
     let resources = [resource];
@@ -211,8 +211,8 @@ async fn holder_is_cut_off(stage: &mut Stage, round_trip: Duration) {
     asking.await.expect("no panic");
 }
 
-/// What a crashed client held is free when its lease is over, and not before its validity is; also for somebody whose wall
-/// clock is so far behind that it proposes the very number that the lost lease had.
+/// A crashed client's lock is free when its lease has ended, and not before its validity has. This holds also for a client
+/// whose wall clock is so far behind that it proposes the ballot of the lost lease again.
 async fn holder_crashes(stage: &mut Stage, round_trip: Duration) {
     let (resource, twin) = (stage.scene.plan.resources + 2, stage.scene.plan.resources + 3);
     let lease = stage.clients[0].plan.lease;
@@ -253,10 +253,10 @@ async fn holder_crashes(stage: &mut Stage, round_trip: Duration) {
     sleep_until(time.at(moment)).await;
     // It waits for as long as a lease may last, as its clock says nothing of this one.
     let limit = 6 * round_trip + 200 * MILLI + LEASE;
-    acquires(stage, 0, twin, limit, Invariant::FreeAfterTtl, "with the clock of somebody who crashed").await;
+    acquires(stage, 0, twin, limit, Invariant::FreeAfterTtl, "with the clock of a crashed client").await;
 }
 
-/// No lock stands on any node once everybody has released.
+/// No node stores a lock once every client has released.
 async fn nothing_is_left(stage: &Stage) {
     sleep(stage.clients[0].plan.lease + Duration::from_secs(2)).await;
     for node in 0..stage.scene.plan.nodes.len() {

@@ -214,7 +214,7 @@ const ILLEGAL: [(Invariant, &str, History); 29] = [
         let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
         ledger.loss_noticed(2, id);
     }),
-    (NoOrphan, "a lock that nobody holds", |ledger| {
+    (NoOrphan, "a lock key without a holder", |ledger| {
         ledger.left_over(1, 0, &[("r0".to_owned(), "ql1 7 a x s:1".to_owned())]);
     }),
     (FreeAfterTtl, "a crashed holder's lock that is not to be had", |ledger| {
@@ -314,7 +314,7 @@ pub fn legal_is_legal() -> Vec<String> {
     wrong
 }
 
-/// Whoever was handed a lease may enter it until the last release has come to the nodes.
+/// A client with an export may join the lease until the last release has reached the nodes.
 fn an_heir_is_as_quick_as_a_release() -> Vec<String> {
     let mut ledger = ledger();
     let first = grant(&mut ledger, 1, 0, "a", &Puppet::new(7));

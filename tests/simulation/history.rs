@@ -23,7 +23,7 @@ pub enum What {
     /// confirmed is not a hold.
     Enter,
     /// A re-entry or a join that gave no guard. Perhaps it was granted all the same and keeps the lease from being over when
-    /// everybody else has given it back.
+    /// every other session has released it.
     Attempt,
     /// A release that was confirmed, and the depth that it said is left.
     Leave { left: Option<u32> },
@@ -51,7 +51,7 @@ pub struct Mutex {
     owner: u32,
     /// Not given back by all its sessions.
     open: bool,
-    /// Perhaps somebody unknown has a part in it.
+    /// An unknown session may have a share in it.
     kept: bool,
     /// How deep each session is nested.
     depths: Vec<(u32, u32)>,

@@ -62,7 +62,7 @@ pub struct Hold {
     pub was_lost: bool,
     /// Of a joined lease over several resources it is not known which was named first, and so of which the depth is.
     pub depth_known: bool,
-    /// True time that the validity may not reach beyond: somebody else has completed an acquisition.
+    /// The true time at which the validity must end: another owner has completed an acquisition.
     pub cap: u64,
 }
 
@@ -84,7 +84,7 @@ pub struct FencedStore {
     pub latest_turn: u64,
 }
 
-/// What was known of one resource when somebody asked for it.
+/// What was known of one resource when a client requested it.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     pub resource: usize,
@@ -122,6 +122,6 @@ pub enum Said {
     /// So many holds are left.
     Released(u32),
     NotHeld,
-    /// Not to be known, or nobody waited for it.
+    /// The outcome is unknown, or no caller awaited it.
     Nothing,
 }

@@ -21,9 +21,9 @@ macro_rules! invariants {
 }
 
 invariants! {
-    /// Nobody believes to hold what somebody else believes to hold.
+    /// No two owners believe to hold the same lock at the same time.
     MutualExclusion,
-    /// A guard knows how deep its owner is nested, and a node writes what it was told.
+    /// A guard shows how deep its owner is nested, and a node stores the count that the message contains.
     ReentrantDepth,
     /// No token is granted twice.
     TokenUnique,
@@ -41,13 +41,13 @@ invariants! {
     NoResurrection,
     /// A loss is signalled when the validity is over, neither before nor long after.
     LossOnTime,
-    /// Nothing on a node stands in anybody's way once its owner has given it back.
+    /// Nothing on a node blocks a request once its owner has released it.
     NoOrphan,
     /// Neither the validity nor what a node keeps of a lease gets shorter.
     LeaseNeverShrinks,
     /// What a crashed holder had is free when its lease is over.
     FreeAfterTtl,
-    /// A minority that is away, hung or cut off stops nobody.
+    /// A minority of nodes that is down, hung or cut off blocks no request.
     MinorityFaultLive,
     /// No quorum for a new acquisition needs a node that may have forgotten a vote of a lease that still runs.
     QuarantineHolds,
@@ -55,7 +55,7 @@ invariants! {
     RecordHolds,
     /// Requests that wait for a majority ask the other nodes seldom, and are served soon when it is back.
     NoStorm,
-    /// A request that is dropped, at whichever await, leaves nothing that stands in anybody's way.
+    /// A request that is dropped, at any await, leaves nothing that blocks another request.
     CancelSafe,
     /// The same seed does the same.
     Deterministic,

@@ -1,5 +1,5 @@
-//! The judge of what clients see. It is told of every hold when it is granted and before it is given back, looks at all of
-//! them again and again (`looks.rs`), and knows nothing of how the lock works.
+//! The judge of what clients observe. It records every hold at its grant and before its release, reads all of them again
+//! and again (`looks.rs`), and is independent of how the lock works.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl Ledger {
         written.collect()
     }
 
-    /// Somebody asks for these resources. `owner` is empty when it is to be a new one.
+    /// Records a request for these resources. `owner` is empty for a new owner.
     pub fn asks(&mut self, client: usize, owner: &Arc<str>, resources: &[usize]) -> Vec<Asked> {
         let when = self.moment();
         let asked = |resource: &usize| {
@@ -125,7 +125,7 @@ impl Ledger {
         }
     }
 
-    /// The request gave no guard, or nobody waited for it.
+    /// Records a request that returned no guard, or whose future was dropped.
     pub fn failed(&mut self, client: usize, owner: &Arc<str>, asked: &[Asked], joined: Option<&[(usize, u64)]>) {
         for Asked { resource, held, when, .. } in asked {
             let exported =
@@ -211,8 +211,8 @@ impl Ledger {
         });
     }
 
-    /// Does somebody hold this very lease of this owner now, or may yet? A release that is not confirmed may still be on its
-    /// way to the nodes.
+    /// Returns whether another hold of this lease exists, or may still exist: an unconfirmed release may still be on its way
+    /// to the nodes.
     fn is_held_elsewhere(&self, owner: &str, resource: usize, token: u64) -> bool {
         let same = |share: Share| share.token == token;
         let held = self
@@ -240,7 +240,7 @@ impl Ledger {
         });
     }
 
-    /// Nobody else may believe to hold the resource now, nor ever for longer than what was under way allows.
+    /// Checks that no other owner believes to hold the resource now. Messages in transit may extend an older hold up to a limit.
     fn exclude(&mut self, at: u64, name: &str, owner: &str, resource: usize, token: u64) {
         let limit = at + self.longest_lease + self.longest_lease / 200;
         let watch = Arc::clone(&self.findings.watch);

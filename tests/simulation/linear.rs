@@ -28,7 +28,7 @@ pub fn judge(history: &[Op]) -> Verdict {
     for op in history {
         blocks.entry(op.token).or_default().push(*op);
     }
-    // What claims nothing of a lease that nobody was granted can only come after a larger token.
+    // An operation without a claim on a lease that was never granted can only follow a larger token.
     let mut carried: Vec<Op> = Vec::new();
     for block in blocks.values_mut() {
         block.append(&mut carried);
@@ -37,7 +37,7 @@ pub fn judge(history: &[Op]) -> Verdict {
         }
     }
     if let Some(op) = carried.first() {
-        return Verdict::Illegal(format!("nobody was granted what {op:?} is about"));
+        return Verdict::Illegal(format!("no session was granted the lease of {op:?}"));
     }
     // The earliest end of an operation with a larger token.
     let mut newer: Option<Op> = None;

@@ -123,7 +123,7 @@ impl Ledger {
         });
     }
 
-    /// Somebody who asked for what should have been to be had waited so long for it, or in vain.
+    /// Checks how long a request for a free lock took. `None` stands for a request that failed.
     pub fn waited(
         &mut self,
         at: u64,
@@ -148,7 +148,7 @@ impl Ledger {
         }
     }
 
-    /// A lock that stands on a node although everybody has given back everything.
+    /// Records a lock key that is left on a node after every hold was released.
     pub fn left_over(&mut self, at: u64, node: usize, locks: &[(String, String)]) {
         self.findings.judge(Invariant::NoOrphan, at, locks.is_empty(), || format!("node {node} still has {locks:?}"));
     }

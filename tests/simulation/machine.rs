@@ -33,7 +33,7 @@ pub struct Clock {
     skew_us: AtomicI64,
     bounded: bool,
     paused_at: AtomicU64,
-    /// Set back by somebody, in the one broken variant that has such a clock.
+    /// How far it was set back, in the one broken variant that has such a clock.
     pub set_back_us: AtomicI64,
     /// Judges see what the clock would show.
     watch: Arc<Watch>,

@@ -54,7 +54,7 @@ pub fn histories() -> Vec<(bool, &'static str, Vec<Op>)> {
         ),
         (
             true,
-            "or kept by somebody who never heard of it",
+            "or kept by a session that got no answer",
             vec![op(0, 5, Enter, 1, 2), op(1, 5, Attempt, 2, NEVER), op(0, 5, LEFT(0), 3, 4), op(1, 5, Enter, 5, 6)],
         ),
         (false, "two at once", vec![op(0, 5, Enter, 1, 2), op(2, 6, Enter, 3, 4), op(0, 5, DEEP(1), 5, 5)]),

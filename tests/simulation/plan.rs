@@ -12,7 +12,7 @@ pub struct Broken {
     pub rules: Rules,
     /// A crashed node comes back empty at once, and is declared to be new.
     pub forgets_at_once: bool,
-    /// The client's monotonic clock is a wall clock that somebody sets back.
+    /// The client's monotonic clock is a wall clock that is set back.
     pub clock_is_set_back: bool,
     /// Two answers of a node change places.
     pub swaps_answers: bool,
@@ -80,7 +80,7 @@ pub struct ClientPlan {
 pub struct NodeClock {
     pub offset_us: i64,
     pub ppm: i64,
-    /// Hours off: such a node refuses everybody.
+    /// Hours off: such a node refuses every client.
     pub useless: bool,
     /// Its append-only file keeps every vote.
     pub durable: bool,
@@ -105,7 +105,7 @@ pub struct Plan {
     pub late: f64,
     pub lost: f64,
     pub split: f64,
-    /// The mean time between two faults that somebody causes.
+    /// The mean time between two faults that the simulation causes.
     pub faults_every: Duration,
 }
 
@@ -220,7 +220,7 @@ impl Plan {
         (self.nodes.len() - self.quorum()) - self.nodes.iter().filter(|node| node.useless).count()
     }
 
-    /// The longest lease that anybody asks for.
+    /// The longest lease that any client requests.
     pub fn longest_lease(&self) -> Duration {
         self.clients.iter().map(|client| client.lease).max().unwrap_or_default()
     }

@@ -15,7 +15,7 @@ pub struct Rules {
     pub repairs_over_newer: bool,
     /// A release that leaves no mark.
     pub releases_without_mark: bool,
-    /// A release that deletes whatever key is there.
+    /// A release that deletes any key, also another owner's.
     pub releases_blindly: bool,
     /// An extension that sets the TTL instead of raising it.
     pub shrinks_leases: bool,
@@ -23,7 +23,7 @@ pub struct Rules {
     pub increments_counts: bool,
     /// A key that is not ours is taken over.
     pub grants_over_others: bool,
-    /// A fresh acquisition is granted whatever its number.
+    /// A fresh acquisition is granted with any ballot.
     pub ignores_ballots: bool,
     /// A node counts what it grants, and says the count beside its yes.
     pub counts_grants: bool,
@@ -39,7 +39,7 @@ pub struct Rules {
     pub ends_without_lease: bool,
     /// A repair of a key that has gone leaves out the other shares.
     pub repairs_alone: bool,
-    /// A hold message is honoured whatever record it carries.
+    /// A hold message is honoured with any node record.
     pub ignores_record: bool,
     /// A new record begins without a quarantine.
     pub no_quarantine: bool,

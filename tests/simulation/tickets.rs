@@ -171,7 +171,7 @@ impl Mark {
         let (Some(me), Some(Data::Queue(tickets))) = (&self.leaving, store.data_mut(&self.queue, now)) else {
             return false;
         };
-        // A member is there once, whatever its score.
+        // A set has each member once, with any score.
         let before = tickets.len();
         tickets.retain(|(_, ticket)| ticket != me);
         let is_out = tickets.len() < before;

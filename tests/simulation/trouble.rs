@@ -1,4 +1,4 @@
-//! Faults that somebody causes, at times and places that the seed decides.
+//! Faults that the simulation causes, at times and places that the seed decides.
 
 use std::time::Duration;
 

@@ -18,7 +18,7 @@ use crate::plan::Plan;
 use crate::world::{Shared, lock};
 
 const DEEPEST: usize = 5;
-/// Exported leases that wait for somebody to join.
+/// The most exported leases that wait for a client to join.
 const MOST_MAIL: usize = 4;
 
 pub fn name_of(resource: usize) -> String {
@@ -43,7 +43,7 @@ pub struct Client {
     pub shorter: Duration,
 }
 
-/// What everybody shares.
+/// What all clients share.
 #[derive(Clone)]
 pub struct Scene {
     pub plan: Arc<Plan>,
@@ -230,11 +230,11 @@ impl User {
                 }
                 74..82 => {
                     self.export(&holdings[which]);
-                    // Time for somebody to join; sometimes only just.
+                    // Time for a client to join; sometimes only just enough.
                     self.stay(&holdings[which], 200).await;
                 }
                 82..86 => self.stay(&holdings[which], 3000).await,
-                // Somebody who does not listen.
+                // A user that ignores the loss.
                 86..90 => self.pause(800).await,
                 _ => self.stay(&holdings[which], 30).await,
             }

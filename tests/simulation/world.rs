@@ -130,7 +130,7 @@ impl World {
     /// Does what is due; says when the next event is.
     fn run_due(&mut self) -> Option<u64> {
         let now = self.time.now();
-        self.alarm = 0; // Whatever is pushed meanwhile is seen below.
+        self.alarm = 0; // The lines below see events that are pushed meanwhile.
         while let Some(event) = self.queue.pop(now) {
             match event {
                 Event::Request { conn, bytes } => self.arrive(conn, bytes),

@@ -52,8 +52,8 @@ impl Stretch {
     }
 }
 
-/// The same stretches again and again, one implementation after the other: whatever disturbs the machine for longer than
-/// a stretch disturbs them all. Implementations and circumstances are the columns.
+/// The same stretches again and again, one implementation after the other: a disturbance of the machine that lasts longer
+/// than a stretch affects all of them. Implementations and circumstances are the columns.
 #[derive(Default)]
 pub struct Rounds(Vec<Vec<Stretch>>);
 

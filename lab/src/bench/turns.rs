@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_hand_overs_to_somebody_else_count() {
+    fn only_hand_overs_between_contenders_count() {
         let mut turns = Turns::new(2);
         let turn = |who, entered, left| {
             let ms = Duration::from_millis;

@@ -1,4 +1,4 @@
-//! Processes that the bench starts of itself: contenders from outside, and clients whose memory nobody else has stretched.
+//! Processes that the bench starts from its own program: contenders in other processes, and clients with fresh memory.
 //!
 //! A worker says `ready`, waits for a line, works, and reports in lines. It ends when its standard input does.
 
@@ -23,7 +23,7 @@ use super::turns::{Turn, now};
 use super::{Bench, Flags, Peer, connect, fleet};
 use crate::exit::Failure;
 
-/// Where a worker finds its nodes: they may hold passwords, and everybody can see a command line.
+/// The variable with the node URLs for a worker: they may hold passwords, and a command line is public.
 const NODES_VARIABLE: &str = "QUORLOCK_BENCH_NODES";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -182,7 +182,7 @@ fn say(line: &str) {
     }
 }
 
-/// `false` when there is nobody to wait for.
+/// Returns `false` when there is no line to wait for.
 fn is_told() -> bool {
     io::stdin().lock().read_line(&mut String::new()).is_ok_and(|read| read > 0)
 }

@@ -14,10 +14,10 @@ use super::history::{Event, What, now};
 use super::ledger::Place;
 use super::worker::{Job, LEDGER_VARIABLE};
 
-/// How long a worker may take to end when it is told to.
+/// How long a worker may take to end after the command to end.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// What workers do, and that one has ended though nobody made it.
+/// An event of a worker, or the unexpected end of a worker process.
 pub enum Said {
     Event(Event),
     Ended { worker: usize, life: u64 },
@@ -33,7 +33,7 @@ pub struct Crew {
 struct Worker {
     job: Job,
     process: Mutex<Option<Process>>,
-    /// Wakes whoever waits for this worker to be between reading and writing balances.
+    /// Wakes the task that waits for this worker to be between reading and writing balances.
     section: std::sync::Arc<Notify>,
 }
 
@@ -114,7 +114,7 @@ impl Crew {
         Ok(())
     }
 
-    /// Is this life over because somebody ended it?
+    /// Returns whether the run itself ended this life.
     pub async fn was_ended(&self, worker: usize, life: u64) -> bool {
         self.workers[worker].process.lock().await.as_ref().is_none_or(|process| process.life != life)
     }

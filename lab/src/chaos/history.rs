@@ -38,12 +38,12 @@ pub enum What {
         names: Vec<String>,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         within: Option<u64>,
-        /// Whether it goes on asking while somebody else holds one of them.
+        /// Whether the request waits while another owner holds one of them.
         waits: bool,
     },
     /// It was granted: the guard says this of itself. `from` was just before it was asked how much is left.
     Grant { op: u64, owner: String, tokens: Vec<u64>, holds: u32, from: u64, remaining: u64 },
-    /// Where it is not that somebody has it: what each node said.
+    /// What each node answered, unless another owner holds the lock.
     Refuse {
         op: u64,
         why: Refusal,
@@ -106,7 +106,7 @@ pub enum What {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// Somebody else has it, or nobody won.
+    /// Another owner holds the lock, or no request won a majority.
     Held,
     NoQuorum,
     /// The majority came when the lease was spent.

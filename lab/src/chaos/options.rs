@@ -117,7 +117,7 @@ impl Options {
         if !(2..=MOST_WORKERS).contains(&flags.workers) {
             let count = flags.workers;
             return Err(wrong(format!(
-                "--workers {count}: choose from 2 to {MOST_WORKERS}; one alone waits for nobody"
+                "--workers {count}: choose from 2 to {MOST_WORKERS}; a single worker never waits"
             )));
         }
         if let Some(url) = &flags.ledger

@@ -99,9 +99,9 @@ impl Progress {
         }
     }
 
-    #[expect(clippy::unused_self, reason = "only whoever has the line may write")]
+    #[expect(clippy::unused_self, reason = "only the owner of the line may write")]
     fn write(&self, text: &str) {
-        // Nobody to see it is no reason to end.
+        // A closed stderr does not end the run.
         drop(io::stderr().lock().write_all(text.as_bytes()));
     }
 }

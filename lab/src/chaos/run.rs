@@ -39,7 +39,7 @@ const CALMING: Duration = Duration::from_secs(120);
 const INTERRUPTING: Duration = Duration::from_millis(300);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What a run has to say before anybody judges it.
+/// The raw result of a run, before the checks.
 pub struct Raw {
     pub settings: Settings,
     pub plan: Plan,

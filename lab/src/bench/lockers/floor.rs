@@ -237,8 +237,8 @@ impl Loom {
         }
     }
 
-    /// As if so many had one lock in turn, and nobody had to be told whose turn it is: released and acquired again in one
-    /// message to each node.
+    /// Hands one lock around this number of contenders without notifying them: each message to a node releases the lock and
+    /// acquires it again.
     fn turns(&mut self, contenders: usize, inside: Duration, stretch: Duration) -> io::Result<Turns> {
         let began = Instant::now();
         let (mut taken, mut failed) = (Vec::new(), 0);

@@ -87,7 +87,7 @@ pub struct InRuntime<L> {
     pub name: &'static str,
     pub locker: L,
     pub runtime: Handle,
-    /// Whether it waits for a lock that somebody else has.
+    /// Whether it waits for a lock that another owner holds.
     pub waits: bool,
 }
 

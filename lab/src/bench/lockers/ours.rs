@@ -47,7 +47,7 @@ impl Locker for Ours {
     }
 }
 
-/// Enters, whatever the name, the one lock that it holds already.
+/// Re-enters the one lock that it already holds, for any name.
 #[derive(Clone)]
 pub struct Nested {
     pub locks: Quorlock,

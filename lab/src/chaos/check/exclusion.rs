@@ -6,7 +6,7 @@ use super::Verdict;
 use super::model::{Hold, Model};
 use crate::chaos::history::Outcome;
 
-/// Nobody gets what somebody else believes to hold.
+/// Checks that no lock is granted while another owner believes to hold it.
 pub fn mutual_exclusion(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("MutualExclusion", "no two owners believe at the same time that they hold a lock");
     let mut by_name: BTreeMap<&str, Vec<&Hold>> = BTreeMap::new();
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_knows_of_the_loss_holds_nothing() {
+    fn a_hold_ends_when_its_loss_is_signalled() {
         let mut story = Story::new(3);
         story.granted(1, "a", "x", 10, 100, 1, 1000);
         story.lost(1, 400, 400);

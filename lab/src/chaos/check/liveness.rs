@@ -4,11 +4,11 @@ use super::Verdict;
 use super::model::{Answer, Ask, Model};
 use crate::chaos::history::Refusal;
 
-/// How much later than its lease a lock may be granted again, in µs: whoever is not called looks again after one to two
-/// seconds, and may lose a race.
+/// How much later than its lease a lock may be granted again, in µs: a waiter that is not called tries again after one to
+/// two seconds, and may lose a race.
 const LOOKING: u64 = 2_500_000;
 
-/// While a majority is well, somebody is granted something at least as often as this many longest leases.
+/// The longest time without any grant while a majority of the nodes is well, in longest leases.
 const LONGEST_SILENCE: u64 = 2;
 
 /// In the end, when every lease is over, no node has a lock.
@@ -56,9 +56,10 @@ pub fn free_after_ttl(model: &Model) -> Verdict {
     verdict
 }
 
-/// Has this request asked for nothing but `name`, from before that must have been free until long after, with a majority
-/// of nodes that were well? Not when somebody else was stopped, killed or cut off while asking for it, too: what that one got
-/// from a minority of nodes stands there for its own lease, and beside nodes in trouble may be one too many.
+/// Returns whether this request waited for `name` alone, from before the lock had to be free until long after, while a
+/// majority of the nodes was well. A request does not count when another worker was stopped, killed or cut off while it
+/// requested the same lock: the votes that it got from a minority of the nodes last for its own lease, and beside nodes in
+/// trouble may block a majority.
 fn waits_in_vain(model: &Model, ask: &Ask, name: &str, down: u64, due: u64) -> bool {
     let until = ask.answered().unwrap_or(model.end);
     ask.waits
@@ -76,7 +77,7 @@ fn was_cut_short(model: &Model, ask: &Ask, name: &str, down: u64, due: u64) -> b
     ask.names.iter().any(|asked| asked == name) && until >= down && model.worker_was_troubled(ask.worker, ask.at, until)
 }
 
-/// A holder that runs, and hears a majority of the nodes, keeps its lock by extending the lease.
+/// Checks that a holder that runs, and reaches a majority of the nodes, keeps its lock by extending the lease.
 pub fn keeps_while_well(model: &Model) -> Verdict {
     let mut verdict =
         Verdict::of("KeepsWhileWell", "a holder that is well, as a majority of the nodes is, does not lose its lock");
@@ -96,8 +97,8 @@ pub fn keeps_while_well(model: &Model) -> Verdict {
     verdict
 }
 
-/// While a minority of nodes is in trouble, no request fails for want of a quorum; somebody gets on; and when all is over,
-/// everybody does.
+/// Checks that no request fails for want of a quorum while a minority of the nodes is in trouble, that grants continue, and
+/// that every worker acquires every lock after the faults.
 pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
     let mut verdict =
         Verdict::of("MinorityFaultLive", "locks go on being granted while a minority of the nodes has failed");
@@ -118,7 +119,7 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
         if (1..=model.spare()).contains(&disturbed) {
             verdict.check(!without_quorum, || {
                 format!(
-                    "worker {} op {} on {} heard no quorum in {} us, with {disturbed} nodes in trouble: {}",
+                    "worker {} op {} on {} got no quorum in {} us, with {disturbed} nodes in trouble: {}",
                     ask.worker + 1,
                     ask.op,
                     ask.names.join(" "),
@@ -128,30 +129,30 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
             });
         }
     }
-    someone_gets_on(model, &mut verdict);
+    grants_continue(model, &mut verdict);
     for (worker, acquired, of) in &model.calms {
         verdict
             .check(acquired == of, || format!("worker {} had {acquired} of {of} locks when all was well", worker + 1));
     }
     if complete && model.calms.is_empty() {
-        verdict.unknown("no worker has told whether it gets on when all is well");
+        verdict.unknown("no worker has reported its locks after the faults");
     }
     verdict
 }
 
-/// Looks at each stretch without any grant.
-fn someone_gets_on(model: &Model, verdict: &mut Verdict) {
+/// Checks the length of each stretch without any grant.
+fn grants_continue(model: &Model, verdict: &mut Verdict) {
     let limit = LONGEST_SILENCE * model.setting.lease + LOOKING;
-    // In the end nobody asks any more.
+    // At the end of a run there are no more requests.
     let Some(last) = model.asks.last() else { return };
     let grants = model.holds.iter().map(|hold| hold.granted).filter(|at| *at <= last.at);
     let mut before = model.begin;
     for at in grants.chain([last.at]) {
         if at.saturating_sub(before) > limit {
-            let nobody = usize::MAX; // Not troubled by what is done to a single worker.
-            let disturbed = model.most_disturbed(nobody, before, at);
+            let no_worker = usize::MAX; // Faults of a single worker do not count.
+            let disturbed = model.most_disturbed(no_worker, before, at);
             verdict.check(disturbed > model.spare() || model.stood_still(before, at), || {
-                format!("nobody was granted anything for {} us, with {disturbed} nodes in trouble", at - before)
+                format!("no worker was granted a lock for {} us, with {disturbed} nodes in trouble", at - before)
             });
         }
         before = at;
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_nobody_looked_at_is_unknown() {
+    fn a_node_without_a_scan_is_unknown() {
         let mut story = Story::new(2);
         story.scanned(0, &[]);
         assert_eq!(no_orphan(&story.model(), true).state, State::Unknown);
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stopped_request_may_have_got_stands_for_its_own_lease() {
+    fn votes_of_a_stopped_request_last_for_its_own_lease() {
         for (stopped, expected) in [(ms(1200), State::NotExercised), (ms(4900), State::Violated)] {
             let mut story = Story::new(5);
             story.granted(1, "a", "x", 10, ms(100), 1, ms(900));

@@ -158,7 +158,7 @@ pub struct Model {
     pub scans: BTreeMap<usize, Vec<String>>,
     /// Life, and from when to when it was not let run.
     pub stalls: Vec<(u64, u64, u64)>,
-    /// When the machine stood still for somebody who had not been stopped on purpose.
+    /// When the machine stood still for a process that the run had not stopped.
     pub standstills: Vec<(u64, u64)>,
     /// When the first worker was ready, and when the last thing happened.
     pub begin: u64,

@@ -30,7 +30,7 @@ pub fn no_resurrection(model: &Model) -> Verdict {
 
 /// The loss is signalled when the lease is over, by the holder's own clock.
 pub fn loss_on_time(model: &Model) -> Verdict {
-    let mut verdict = Verdict::of("LossOnTime", "a holder hears of a loss when its lease is over, or before");
+    let mut verdict = Verdict::of("LossOnTime", "a loss is signalled when the lease is over, or before");
     for hold in &model.holds {
         let awake = model.excused(hold.ask.worker, hold.ask.life, hold.deadline(), LATENESS);
         let due = awake.saturating_add(LATENESS);
@@ -40,10 +40,10 @@ pub fn loss_on_time(model: &Model) -> Verdict {
             Some((at, _)) if at > due && model.stood_still(hold.deadline(), at) => {}
             None if over.is_some_and(|over| over > due && model.stood_still(hold.deadline(), over)) => {}
             Some((at, _)) => {
-                verdict.check(at <= due, || format!("{} heard of it {} us late", hold.named(), at - awake));
+                verdict.check(at <= due, || format!("{}: the loss was signalled {} us late", hold.named(), at - awake));
             }
             None if over.is_some_and(|over| over > due) => {
-                verdict.check(false, || format!("{} has never heard of it", hold.named()));
+                verdict.check(false, || format!("{}: the loss was never signalled", hold.named()));
             }
             None => {}
         }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_stopped_hears_of_it_afterwards() {
+    fn a_stopped_process_may_signal_the_loss_when_it_continues() {
         let mut story = Story::new(3);
         story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
         story.worker_fault(1, Kind::WorkerPause, 0, ms(200)..ms(1500));

@@ -34,7 +34,7 @@ pub fn token_unique(model: &Model) -> Verdict {
 
 /// An acquisition that begins after another was granted has a larger token.
 pub fn token_monotonic(model: &Model) -> Verdict {
-    let mut verdict = Verdict::of("TokenMonotonic", "whoever asks after a grant gets a larger token");
+    let mut verdict = Verdict::of("TokenMonotonic", "an acquisition that begins after a grant gets a larger token");
     for (name, mut grants) in outermost(model) {
         let mut granted = grants.clone();
         granted.sort_by_key(|(_, hold)| hold.granted);
@@ -98,7 +98,7 @@ pub fn fenced_store(model: &Model, audit: Option<&Audit>) -> Verdict {
         format!("{} in the beginning, {} in the end", audit.opened_with, audit.closed_with)
     });
     if rejected == 0 && verdict.state == State::Held {
-        // Nobody has tried the fence.
+        // No write was rejected, so the fence was not exercised.
         verdict.state = State::NotExercised;
     }
     verdict
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_that_nobody_met_is_not_exercised() {
+    fn a_fence_without_a_rejected_write_is_not_exercised() {
         let mut story = Story::new(3);
         story.granted(1, "a", "x", 10, 100, 1, 1000);
         story.wrote(1, 300, true);

@@ -26,7 +26,7 @@ pub struct Audit {
     pub closed_with: i64,
     /// Accounts whose balance is not what the journal's transfers make of it.
     pub wrong_balances: usize,
-    /// Balances that were replaced by somebody who had read an older one.
+    /// Balances that were replaced by a writer that had read an older one.
     pub lost_updates: usize,
     /// Writes that were accepted although their account had seen a larger token.
     pub stale_accepted: usize,

@@ -17,7 +17,7 @@ impl Desk {
         let (opened, outcome) = oneshot::channel();
         std::thread::spawn(move || match place.open() {
             Ok(mut store) => {
-                // If nobody waits for it any more, the channel is closed.
+                // The channel is closed when the caller has dropped its future.
                 let _ = opened.send(Ok(()));
                 for errand in errands {
                     errand(store.as_mut());

@@ -89,8 +89,8 @@ pub trait Store: Send {
     /// Makes the tables, with so many accounts.
     fn create(&mut self, accounts: usize) -> Result<(), Error>;
 
-    /// Reads both balances. With tokens, the accounts have seen these from then on, so nobody with an older one can write
-    /// between this and the write that follows from it; `None` when an account has seen a larger token.
+    /// Reads both balances. With tokens, the accounts store them, so no writer with an older token can write between this
+    /// read and the write that follows. Returns `None` when an account has seen a larger token.
     fn read(&mut self, accounts: [usize; 2], tokens: Option<[i64; 2]>) -> Result<Option<[i64; 2]>, Error>;
 
     /// Writes both balances and a line in the journal, or nothing. `fenced`: `false` when the database refuses because
@@ -145,7 +145,7 @@ mod tests {
         assert!(!store.write(&transfer(2, read, 4), true).expect("a write"), "an older token");
         assert_eq!(store.read([0, 1], None).expect("balances"), Some([990, 1010]), "a refused write leaves nothing");
         assert!(store.write(&transfer(3, [990, 1010], 5), true).expect("a write"), "the same token again");
-        assert!(store.write(&transfer(4, read, 4), false).expect("a write"), "nobody asks for tokens");
+        assert!(store.write(&transfer(4, read, 4), false).expect("a write"), "no token is checked");
         let (balances, journal) = store.audit().expect("the journal");
         assert_eq!(balances, [990, 1010, 1000]);
         assert_eq!(journal.iter().map(|entry| entry.op).collect::<Vec<_>>(), [1, 3, 4]);

@@ -125,8 +125,8 @@ fn timeline(page: &mut String) {
          owner's nested holds.</p><canvas id=\"overview\" height=\"54\"></canvas><p class=\"tools\">\
          <button data-zoom=\"in\">closer</button><button data-zoom=\"out\">wider</button>\
          <button data-zoom=\"all\">all</button><span id=\"window\"></span></p><canvas id=\"timeline\"></canvas>\
-         <div id=\"legend\" class=\"legend\"></div><h3>Latency, in ms</h3><p class=\"quiet\">A re-entry never waits for \
-         anybody: it shows what one round to the nodes takes. A first acquisition waits for its turn. Faults are \
+         <div id=\"legend\" class=\"legend\"></div><h3>Latency, in ms</h3><p class=\"quiet\">A re-entry waits for \
+         no other owner: it shows how long one round to the nodes takes. A first acquisition waits for its turn. Faults are \
          shaded, outages of a majority darker.</p><canvas id=\"latency\" height=\"190\"></canvas>\
          <div id=\"latency-legend\" class=\"legend\"></div><h3>Rates, per second</h3>\
          <canvas id=\"rates\" height=\"150\"></canvas><div id=\"rates-legend\" class=\"legend\"></div>\

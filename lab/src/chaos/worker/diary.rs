@@ -36,8 +36,8 @@ impl Diary {
     }
 }
 
-/// One write for one line, so that a process which is killed leaves whole lines. Without anybody to read them there is
-/// nothing left to do.
+/// Writes each line in one call, so that a killed process leaves whole lines. When the reader is gone, the process
+/// ends.
 pub fn tell(event: &Event) {
     let Ok(mut line) = serde_json::to_vec(event) else { return };
     line.push(b'\n');

@@ -184,7 +184,7 @@ impl Workload {
         self.leave(op, guard).await;
     }
 
-    /// A request whose future is dropped, at whatever point it has reached.
+    /// Drops the future of a request at a random point.
     async fn given_up(&mut self) {
         let names = [lock_name(self.rng.below(self.job.locks))];
         let owner = Owner::new();
@@ -196,8 +196,8 @@ impl Workload {
         self.diary.write(What::Cancel { op });
     }
 
-    /// Money from one account to another. Whoever is stopped here and goes on after the lease is over, writes all the same:
-    /// only the token can stop that.
+    /// Moves money from one account to another. A worker that is stopped here and continues after the end of the lease still
+    /// writes. Only the token prevents that write.
     async fn transfer(&mut self) -> Result<(), ledger::Error> {
         let from = self.rng.below(self.job.accounts);
         let to = (from + 1 + self.rng.below(self.job.accounts - 1)) % self.job.accounts;
@@ -211,8 +211,8 @@ impl Workload {
         let work = async {
             let (begun, fenced) = (now(), self.job.fencing);
             let tokens = [&names[0], &names[1]].map(|name| guard.token_of(name).map_or(0, u64::from).cast_signed());
-            // The reading carries the token, too: else somebody whose lease is over could write between it and our write,
-            // and be written over.
+            // The read carries the token, too. Without it, a worker whose lease is over could write between this read and
+            // our write, and our write would lose that update.
             let read = self.ledger.ask(move |store| store.read([from, to], fenced.then_some(tokens))).await?;
             let Some(balances) = read else {
                 self.diary.write(What::Write { op, from: begun, accepted: false });
