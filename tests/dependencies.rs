@@ -56,7 +56,7 @@ fn is_allowed(expression: &str) -> bool {
 }
 
 #[test]
-fn licences_can_be_passed_on() {
+fn licences_of_dependencies_are_compatible() {
     assert!(is_allowed("(MIT OR GPL-3.0) AND Unicode-3.0"));
     assert!(!is_allowed("MIT AND GPL-3.0") && !is_allowed("GPL-3.0") && !is_allowed(""));
     for package in packages() {
@@ -66,7 +66,7 @@ fn licences_can_be_passed_on() {
 }
 
 #[test]
-fn nothing_comes_from_anywhere_but_the_registry() {
+fn all_dependencies_come_from_the_registry() {
     for package in packages() {
         let source = package["source"].as_str();
         let is_own = package["manifest_path"].as_str().is_some_and(|path| path.starts_with(env!("CARGO_MANIFEST_DIR")));
@@ -79,7 +79,7 @@ fn nothing_comes_from_anywhere_but_the_registry() {
 }
 
 #[test]
-fn no_dependency_needs_a_newer_compiler_than_we_promise() {
+fn no_dependency_needs_a_newer_compiler() {
     let version = |text: &str| -> Vec<u32> { text.split('.').map(|part| part.parse().expect("a number")).collect() };
     let promised = version(env!("CARGO_PKG_RUST_VERSION"));
     for package in packages() {

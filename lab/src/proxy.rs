@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_that_say_something() {
+    fn link_states_are_parsed() {
         assert_eq!(parse("pass\n"), Some(State::default()));
         assert_eq!(parse("cut answers"), Some(State { answers: Flow::Hold, ..State::default() }));
         assert_eq!(parse("mute"), Some(State { answers: Flow::Lose, ..State::default() }));

@@ -28,7 +28,7 @@ fn is_empty(dir: &Path) -> bool {
 }
 
 #[test]
-fn cycles_as_json_for_every_implementation() {
+fn cycles_are_reported_as_json_for_every_implementation() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let pictures = tempfile::tempdir().expect("a temporary folder");
     let plot = pictures.path().join("cycle.svg");
@@ -63,7 +63,7 @@ fn cycles_as_json_for_every_implementation() {
 }
 
 #[test]
-fn wrong_words_are_refused_before_anything_starts() {
+fn wrong_arguments_are_refused_before_any_server_starts() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     for (arguments, part) in [
         (["--case", "cycles"], "possible values: cycle, tasks,"),
@@ -80,7 +80,7 @@ fn wrong_words_are_refused_before_anything_starts() {
 }
 
 #[test]
-fn nodes_that_are_not_there_are_named_without_password() {
+fn unreachable_nodes_are_named_without_password() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let ended = bench(dir.path(), &["--case", "cycle", "--nodes", "redis://:hunter2@127.0.0.1:1"]);
     let said = String::from_utf8_lossy(&ended.stderr);
@@ -107,7 +107,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn an_interrupted_bench_takes_its_servers_along() {
+fn an_interrupted_bench_stops_its_servers() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock-lab"));
     let running = command

@@ -113,7 +113,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn a_short_run_keeps_every_promise_and_tells_about_it() {
+fn a_short_run_holds_every_invariant_and_reports_it() {
     let place = Place::new("short");
     let output = place.end("--for 8s --seed 3 --nodes-count 3 --workers 4 --lease 1s --json");
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
@@ -151,7 +151,7 @@ fn a_short_run_keeps_every_promise_and_tells_about_it() {
 
 /// Whether a request falls into a quarantine comes by chance, so other seeds are tried when none did. No run may show a violation.
 #[test]
-fn nodes_that_forget_and_clocks_that_are_set_break_no_promise() {
+fn memory_loss_and_clock_steps_violate_no_invariant() {
     let place = Place::new("forgetting");
     let seen_all = (11..=13).find(|seed| {
         let output = place.end(&format!("--for 45s --seed {seed} --nodes-count 3 --workers 4 --lease 1s"));
@@ -172,7 +172,7 @@ fn nodes_that_forget_and_clocks_that_are_set_break_no_promise() {
 
 /// A clock fault that does nothing must not count as done.
 #[test]
-fn a_server_that_does_not_take_the_clock_is_found_before_the_run() {
+fn a_server_without_the_clock_library_is_found_before_the_run() {
     let place = Place::new("clockless");
     let server = place.dir.path().join("server");
     fs::write(&server, "#!/bin/sh\nunset LD_PRELOAD\nexec redis-server \"$@\"\n").expect("a script");
@@ -230,7 +230,7 @@ fn interrupted(child: Child) -> Output {
 }
 
 #[test]
-fn what_cannot_work_is_refused() {
+fn invalid_options_are_refused() {
     let place = Place::new("refused");
     for (arguments, reason) in [
         ("--nodes-count 0", "choose from 1 to 63"),
@@ -310,7 +310,7 @@ fn tools() -> Option<PathBuf> {
 }
 
 #[test]
-fn postgres_can_have_the_ledger() {
+fn postgres_can_store_the_ledger() {
     let place = Place::new("postgres");
     let server = match Postgres::start() {
         Ok(server) => server,

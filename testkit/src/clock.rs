@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_rate_does_not_make_the_clock_leap() {
+    fn a_new_rate_does_not_step_the_clock() {
         let fast = Setting::default().stepped(500).at_rate(4000, 1_000_000);
         assert_eq!(fast.offset_at(1_000_000), 500);
         assert_eq!(fast.offset_at(2_000_000), 4500);

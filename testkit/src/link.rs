@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_held_arrives_when_the_link_is_whole() {
+    async fn held_bytes_arrive_when_the_link_recovers() {
         for way in [Way::Requests, Way::Answers] {
             let link = Link::start(shouter().await).await.expect("a link");
             let mut stream = connect(&link).await;
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_gap_the_connection_breaks() {
+    async fn a_connection_breaks_after_lost_bytes() {
         let link = Link::start(shouter().await).await.expect("a link");
         let mut stream = connect(&link).await;
         link.change(|state| state.answers = Flow::Lose);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reset_throws_away_what_is_held() {
+    async fn a_reset_discards_held_bytes() {
         let link = Link::start(shouter().await).await.expect("a link");
         let mut stream = connect(&link).await;
         stream.write_all(b"a").await.expect("a write");
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_delay_is_kept_both_ways_and_keeps_the_order() {
+    async fn a_delay_applies_both_ways_and_keeps_the_order() {
         let link = Link::start(shouter().await).await.expect("a link");
         let mut stream = connect(&link).await;
         link.change(|state| (state.delay, state.jitter) = (Duration::from_millis(30), Duration::from_millis(20)));

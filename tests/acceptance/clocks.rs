@@ -82,7 +82,7 @@ async fn refused_while_held(locks: &Quorlock, name: &str, guard: &Guard, what: &
 }
 
 #[tokio::test]
-async fn acc_35_one_clock_that_is_set_under_a_holder_gives_no_second_one() {
+async fn acc_35_one_clock_step_under_a_holder_gives_no_second_holder() {
     let Some(mut cluster) = Setup::new(3).longest(LEASE).with_clocks() else { return };
     for seconds in [2, MINUTE, 10 * MINUTE, HOUR, -10 * MINUTE] {
         Step { nodes: &[1], seconds }.under_holders(&mut cluster).await;
@@ -90,7 +90,7 @@ async fn acc_35_one_clock_that_is_set_under_a_holder_gives_no_second_one() {
 }
 
 #[tokio::test]
-async fn acc_35_all_clocks_that_are_set_ahead_under_a_holder_give_no_second_one() {
+async fn acc_35_all_clocks_set_ahead_give_no_second_holder() {
     let Some(mut cluster) = Setup::new(3).longest(LEASE).with_clocks() else { return };
     for seconds in [2, MINUTE, 10 * MINUTE, HOUR] {
         Step { nodes: &[0, 1, 2], seconds }.under_holders(&mut cluster).await;
@@ -99,7 +99,7 @@ async fn acc_35_all_clocks_that_are_set_ahead_under_a_holder_give_no_second_one(
 
 /// What a request that is given up leaves behind is a newer ballot. Where the lease was the last one, it is repaired all the same.
 #[tokio::test]
-async fn acc_35_requests_that_are_given_up_do_not_cost_a_holder_whose_keys_are_gone_its_lease() {
+async fn acc_35_cancelled_requests_do_not_end_a_lease_without_keys() {
     let mut cluster = Cluster::start(3);
     let holder = cluster.client(60 * SECOND).await;
     let asks = cluster.client(60 * SECOND).await;
@@ -154,7 +154,7 @@ impl Stalls {
 }
 
 #[tokio::test]
-async fn acc_35_a_dead_holders_lock_is_free_after_its_lease_beside_clocks_that_were_set() {
+async fn acc_35_a_dead_holders_lock_is_free_after_its_lease() {
     let Some(mut cluster) = Setup::new(3).longest(LEASE).quiet().with_clocks() else { return };
     let reached = without_third(&cluster).join(",");
     let steps: [(&[usize], i64); 5] =

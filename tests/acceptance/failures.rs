@@ -71,7 +71,7 @@ async fn acc_20_a_minority_refuses() {
 }
 
 #[tokio::test]
-async fn acc_20_two_paused_nodes_cost_the_usual_cycle_nothing() {
+async fn acc_20_two_paused_nodes_do_not_slow_a_cycle() {
     let mut cluster = Cluster::quiet(5);
     let locks = cluster.client(60 * SECOND).await;
     cycles(&locks, 100).await;
@@ -115,7 +115,7 @@ async fn acc_20_the_winner_of_a_race_soon_has_every_node() {
 }
 
 #[tokio::test]
-async fn acc_21_a_majority_that_stalls_is_no_quorum_and_leaves_nothing() {
+async fn acc_21_a_stalled_majority_is_no_quorum_and_leaves_nothing() {
     let mut cluster = Cluster::quiet(5);
     let locks = cluster.client(60 * SECOND).await;
     for node in 0..3 {
@@ -148,7 +148,7 @@ async fn acc_21_a_majority_that_stalls_is_no_quorum_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn acc_21_a_majority_that_is_dead_is_no_quorum_even_without_a_limit() {
+async fn acc_21_a_dead_majority_is_no_quorum_without_a_limit() {
     let mut cluster = Cluster::start(5);
     let locks = cluster.client(2 * SECOND).await;
     for node in 1..4 {
@@ -191,7 +191,7 @@ async fn acc_24_late_commands_leave_no_orphan() {
 }
 
 #[tokio::test]
-async fn a_client_comes_back_to_a_node_that_was_silent() {
+async fn a_client_reconnects_to_a_node_that_was_paused() {
     let mut cluster = Cluster::start(5);
     let locks = cluster.client(2 * SECOND).await;
     let guard = locks.lock("margin").acquire().await.expect("the lock");

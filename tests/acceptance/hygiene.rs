@@ -40,7 +40,7 @@ fn others(cluster: &Cluster, node: usize) -> BTreeMap<Vec<u8>, Vec<u8>> {
 }
 
 #[tokio::test]
-async fn acc_26_users_keys_stay_as_they_are_and_only_ballots_stay_behind() {
+async fn acc_26_user_keys_are_unchanged_and_only_ballots_remain() {
     let cluster = Cluster::start(5);
     for node in 0..5 {
         for kind in TYPES {
@@ -91,7 +91,7 @@ async fn acc_26_users_keys_stay_as_they_are_and_only_ballots_stay_behind() {
 }
 
 #[tokio::test]
-async fn acc_27_a_foreign_key_on_one_node_costs_one_vote_and_on_three_the_lock() {
+async fn acc_27_each_foreign_key_costs_one_vote() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     for kind in TYPES {
@@ -172,7 +172,7 @@ async fn acc_32_database_numbers_connections_and_reconnection() {
 }
 
 #[tokio::test]
-async fn acc_33_a_lost_script_cache_is_not_noticed() {
+async fn acc_33_a_lost_script_cache_has_no_effect() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     let forget = || cluster.each::<()>(redis::cmd("SCRIPT").arg("FLUSH"));
@@ -192,7 +192,7 @@ async fn acc_33_a_lost_script_cache_is_not_noticed() {
 }
 
 #[tokio::test]
-async fn acc_33_a_flush_waits_for_what_is_sent_again_with_the_scripts() {
+async fn acc_33_flush_waits_for_requests_repeated_with_scripts() {
     let mut cluster = Cluster::start(3);
     let locks = cluster.client(10 * SECOND).await;
     locks.lock("scripted").acquire().await.expect("the lock").release().await.expect("a release");

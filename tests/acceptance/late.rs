@@ -120,7 +120,7 @@ async fn acc_37_a_late_release_at_all_nodes_leaves_the_later_share() {
 
 /// The first try of one request is late, with its release behind it; the second one joins.
 #[tokio::test]
-async fn acc_37_a_late_try_leaves_the_share_of_the_next_try() {
+async fn acc_37_a_late_try_keeps_the_share_of_the_next_try() {
     let scene = Scene::start(3).await;
     let owner = Owner::import(&scene.guard.export()).expect("an export");
     scene.hold_requests(&[0, 1, 2]);

@@ -8,7 +8,7 @@ use quorlock_testkit::Cluster;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn acc_12_leases_that_cannot_work_are_refused_before_any_command() {
+async fn acc_12_invalid_leases_are_refused_before_any_command() {
     let cluster = Cluster::start(5);
     for lease in
         [Duration::ZERO, Duration::from_nanos(1), Duration::from_millis(2), Duration::MAX, 8 * 24 * 3600 * SECOND]
@@ -34,7 +34,7 @@ async fn acc_12_leases_that_cannot_work_are_refused_before_any_command() {
 }
 
 #[tokio::test]
-async fn acc_12_a_lease_that_is_longer_than_ballots_are_kept_works() {
+async fn acc_12_a_lease_longer_than_the_ballot_lifetime_works() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
@@ -71,7 +71,7 @@ async fn acc_13_a_section_longer_than_the_lease_keeps_the_lock() {
 }
 
 #[tokio::test]
-async fn acc_14_loss_is_signalled_before_the_lease_ends_and_stays() {
+async fn acc_14_loss_is_signalled_before_the_lease_ends_and_is_final() {
     let mut cluster = Cluster::quiet(5);
     let locks = cluster.client(SECOND).await;
     let guard = locks.lock("endangered").acquire().await.expect("the lock");

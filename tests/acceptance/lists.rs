@@ -74,7 +74,7 @@ async fn acc_44_a_client_that_lists_a_node_of_another_cluster_is_refused() {
 }
 
 #[tokio::test]
-async fn acc_44_the_first_list_that_new_nodes_are_told_of_stays() {
+async fn acc_44_new_nodes_keep_their_first_list() {
     let cluster = Setup::new(5).undeclared().start();
     let urls = cluster.urls();
     let first = client(&urls[..3]).await;
@@ -94,7 +94,7 @@ async fn acc_44_the_first_list_that_new_nodes_are_told_of_stays() {
 }
 
 #[tokio::test]
-async fn acc_44_of_two_lists_that_come_at_once_at_most_one_holds() {
+async fn acc_44_of_two_concurrent_lists_at_most_one_is_accepted() {
     for _ in 0..3 {
         let cluster = Setup::new(5).undeclared().start();
         let urls = cluster.urls();

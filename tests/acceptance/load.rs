@@ -17,7 +17,7 @@ const KEEPS_EVERY_WRITE: [&str; 6] =
 
 // Looking at the nodes and waiting for processes blocks a thread; the holder has another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn acc_38_an_outage_is_no_storm_on_the_nodes_that_live() {
+async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
     const PROCESSES: usize = 10;
     const WAITERS_EACH: usize = 5;
     const OUTAGE: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ impl Drop for Contenders {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn acc_41_sets_that_wait_stall_no_lock_and_get_their_turn() {
+async fn acc_41_waiting_sets_block_no_lock_and_get_their_turn() {
     const SETS: usize = 16;
     let cluster = Cluster::quiet(5);
     let holder = cluster.client(10 * SECOND).await;
@@ -126,7 +126,7 @@ async fn acc_41_sets_that_wait_stall_no_lock_and_get_their_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn acc_45_a_crowd_at_one_lock_slows_its_hand_overs_little_and_loses_no_lease() {
+async fn acc_45_a_crowd_hardly_slows_hand_overs_and_loses_no_lease() {
     const CROWDS: [usize; 2] = [20, 300];
     const HELD: usize = 20;
     let cluster = Cluster::quiet(5);

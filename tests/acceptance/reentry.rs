@@ -85,7 +85,7 @@ async fn acc_15_reentry_never_shortens_the_lease() {
 }
 
 #[tokio::test]
-async fn acc_16_reentry_after_loss_is_lost_and_frees_nobody() {
+async fn acc_16_reentry_after_loss_fails_and_releases_no_other_owner() {
     let cluster = Cluster::start(5);
     let locks = cluster.builder().lease(SECOND).auto_extend(false).connect().await.expect("settings that work");
     let contender = cluster.client(10 * SECOND).await;

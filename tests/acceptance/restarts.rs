@@ -9,7 +9,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(3);
 
 #[tokio::test]
-async fn acc_22_a_node_that_forgot_its_vote_does_not_give_it_twice() {
+async fn acc_22_a_node_that_lost_its_vote_does_not_vote_twice() {
     let mut cluster = Setup::new(5).longest(LEASE).start();
     let urls = cluster.urls();
     // A holds on exactly three of five, and the other two know nothing of that.

@@ -43,7 +43,7 @@ impl Forgetful {
 }
 
 #[tokio::test]
-async fn acc_40_a_first_try_on_forgotten_connections_is_hardly_later() {
+async fn acc_40_a_first_try_on_dead_connections_is_hardly_delayed() {
     let net = Forgetful::start().await;
     let cycle = async |name: &str| {
         let start = Instant::now();
@@ -64,7 +64,7 @@ async fn acc_40_a_first_try_on_forgotten_connections_is_hardly_later() {
 }
 
 #[tokio::test]
-async fn acc_40_a_release_on_forgotten_connections_reaches_the_nodes_before_the_process_ends() {
+async fn acc_40_a_release_on_dead_connections_reaches_the_nodes() {
     let net = Forgetful::start().await;
     for nodes in [5, 2] {
         let guard = net.locks.lock("x").acquire().await.expect("a free lock");

@@ -34,7 +34,7 @@ async fn acc_17_a_waiter_is_granted_soon_after_the_release() {
 }
 
 #[tokio::test]
-async fn acc_18_a_limit_is_kept_and_a_try_is_quick() {
+async fn acc_18_a_wait_limit_is_kept_and_a_try_is_quick() {
     let cluster = Cluster::quiet(5);
     let holder = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
@@ -88,7 +88,7 @@ async fn acc_28_fifty_waiters_cost_two_commands_a_second_each() {
 }
 
 #[tokio::test]
-async fn acc_28_waiters_of_one_process_cost_one_of_them() {
+async fn acc_28_waiters_of_one_process_cost_as_much_as_one() {
     let cluster = Cluster::quiet(5);
     let holder = cluster.client(10 * SECOND).await;
     let locks = cluster.client(10 * SECOND).await;
@@ -104,7 +104,7 @@ async fn acc_28_waiters_of_one_process_cost_one_of_them() {
 }
 
 #[tokio::test]
-async fn acc_29_three_workers_that_ask_again_at_once_share_alike() {
+async fn acc_29_three_eager_workers_get_equal_shares() {
     let cluster = Cluster::quiet(5);
     let urls = cluster.urls().join(",");
     let begin = || Worker::spawn(&["take-turns", &urls, "shared", "10"]);
@@ -144,7 +144,7 @@ async fn acc_29_tasks_of_one_process_are_served_in_order() {
 }
 
 #[tokio::test]
-async fn acc_29_a_waiter_that_died_does_not_keep_the_next_one_waiting() {
+async fn acc_29_a_dead_waiter_does_not_delay_the_next_one() {
     let cluster = Cluster::quiet(5);
     let holder = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
@@ -166,7 +166,7 @@ async fn acc_29_a_waiter_that_died_does_not_keep_the_next_one_waiting() {
 
 // Looking at the nodes blocks a thread; the clients have another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn acc_19_nothing_of_a_cancelled_waiter_is_left() {
+async fn acc_19_a_cancelled_waiter_leaves_nothing() {
     let cluster = Cluster::quiet(5);
     let holder = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
@@ -229,7 +229,7 @@ async fn acc_19_a_request_dropped_when_it_has_been_granted_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn acc_18_a_held_lock_is_held_also_while_a_minority_is_away() {
+async fn acc_18_a_held_lock_is_reported_held_while_a_minority_is_down() {
     let mut cluster = Cluster::start(5);
     let holder = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use crate::sandbox::{Sandbox, finish};
 
 #[test]
-fn the_command_s_own_code_and_128_plus_its_signal() {
+fn the_exit_code_is_the_commands_or_128_plus_its_signal() {
     let sandbox = Sandbox::new(3);
     for (script, code) in
         [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
@@ -19,7 +19,7 @@ fn the_command_s_own_code_and_128_plus_its_signal() {
 }
 
 #[test]
-fn a_command_that_cannot_be_run() {
+fn a_command_that_cannot_be_run_has_its_own_codes() {
     let sandbox = Sandbox::new(3);
     let missing = sandbox.end(&["run", "job", "--", "no-such-command-anywhere"]);
     assert_eq!(missing.code, Some(127));
@@ -34,7 +34,7 @@ fn a_command_that_cannot_be_run() {
 }
 
 #[test]
-fn usage() {
+fn wrong_usage_has_exit_code_64() {
     let sandbox = Sandbox::new(1);
     let nodes = sandbox.cluster.urls().join(",");
     let twice = format!("{nodes},{nodes}/1");
@@ -87,7 +87,7 @@ fn help_names_every_exit_code() {
 }
 
 #[test]
-fn no_quorum() {
+fn no_quorum_has_its_own_exit_code() {
     let mut sandbox = Sandbox::new(3);
     sandbox.cluster.kill(0);
     assert_eq!(sandbox.end(&["run", "job", "--", "true"]).code, Some(0), "two of three are a quorum");
@@ -104,7 +104,7 @@ fn no_quorum() {
 }
 
 #[test]
-fn the_command_knows_what_it_holds() {
+fn the_environment_of_the_command_describes_the_lock() {
     let sandbox = Sandbox::new(3);
     let script =
         "echo $QUORLOCK_NAME; echo $QUORLOCK_TOKEN; echo $QUORLOCK_LEASE; echo $QUORLOCK_NODES; echo $QUORLOCK_PREFIX";
@@ -121,7 +121,7 @@ fn the_command_knows_what_it_holds() {
 }
 
 #[test]
-fn an_empty_prefix_from_the_environment() {
+fn an_empty_prefix_in_the_environment_is_used() {
     let sandbox = Sandbox::new(1);
     let holding = sandbox
         .quorlock(&["run", "plain", "--", "sh", "-c", "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done"])
@@ -135,7 +135,7 @@ fn an_empty_prefix_from_the_environment() {
 }
 
 #[test]
-fn standard_streams_are_the_command_s() {
+fn the_command_has_the_standard_streams() {
     let sandbox = Sandbox::new(3);
     let mut command = sandbox.quorlock(&["run", "job", "--", "sh", "-c", "cat; echo err >&2"]);
     let mut child = command.stdin(Stdio::piped()).spawn().expect("quorlock");
@@ -155,7 +155,7 @@ fn standard_streams_are_the_command_s() {
 /// The variables of the command have a limit, of 128 KiB each on Linux. A byte of a name may take three in the lease.
 #[test]
 #[cfg(target_os = "linux")]
-fn names_that_do_not_fit_into_the_environment_are_refused_before_the_lock_is_acquired() {
+fn names_too_long_for_the_environment_are_refused_early() {
     let sandbox = Sandbox::new(3);
     let names: Vec<String> = ["a", "b", "c"].map(|letter| letter.repeat(50_000)).into();
     let spaces = " ".repeat(60_000);
@@ -184,7 +184,7 @@ fn names_that_do_not_fit_into_the_environment_are_refused_before_the_lock_is_acq
 /// The arguments and all variables together have a limit as well: a quarter of the stack's.
 #[test]
 #[cfg(target_os = "linux")]
-fn names_and_arguments_that_do_not_fit_together_are_refused_before_the_lock_is_acquired() {
+fn names_and_arguments_too_long_together_are_refused_early() {
     let sandbox = Sandbox::new(1);
     let many = "a=$(printf %0105000d 0); set -- $a $a $a $a $a $a $a $a $a; ulimit -s 4096; \
                 exec \"$QUORLOCK\" run \"$(printf %060000d 0)\" -- touch $DIR/ran \"$@\"";

@@ -21,7 +21,7 @@ fn pause_three(sandbox: &mut Sandbox) {
 }
 
 #[test]
-fn a_command_that_ends_when_told() {
+fn a_command_that_obeys_sigterm_is_not_killed() {
     let mut sandbox = Sandbox::new(5);
     let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", OBEDIENT]);
     sandbox.wait_for("ready");
@@ -34,7 +34,7 @@ fn a_command_that_ends_when_told() {
 }
 
 #[test]
-fn a_command_that_does_not_listen() {
+fn a_command_that_ignores_sigterm_is_killed() {
     let mut sandbox = Sandbox::new(5);
     let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", DEAF]);
     sandbox.wait_for("ready");
@@ -48,7 +48,7 @@ fn a_command_that_does_not_listen() {
 
 /// With no grace, two thirds into a lease of six seconds: two seconds before what it must not outlive.
 #[test]
-fn nothing_of_it_outlives_the_lock() {
+fn no_process_of_the_command_outlives_the_lock() {
     let mut sandbox = Sandbox::around(Cluster::quiet(5));
     let beat = "while :; do read up rest < /proc/uptime; echo $up > $DIR/beat.new; mv $DIR/beat.new $DIR/beat; sleep 0.01; done";
     let script = format!("trap '' TERM; ({beat}) & echo > $DIR/ready; wait");
@@ -70,7 +70,7 @@ fn nothing_of_it_outlives_the_lock() {
 }
 
 #[test]
-fn a_danger_that_passes_does_not_undo_it() {
+fn a_recovered_quorum_does_not_stop_the_kill() {
     let mut sandbox = Sandbox::new(5);
     let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", DEAF]);
     sandbox.wait_for("ready");
@@ -86,7 +86,7 @@ fn a_danger_that_passes_does_not_undo_it() {
 }
 
 #[test]
-fn a_majority_that_has_another_owner() {
+fn a_command_is_killed_when_another_owner_has_a_majority() {
     let sandbox = Sandbox::new(5);
     let run = sandbox.start(&["run", "--lease", "1minute", "job", "--", "sh", "-c", DEAF]);
     sandbox.wait_for("ready");
@@ -102,7 +102,7 @@ fn a_majority_that_has_another_owner() {
 
 /// The inner lock lasts, the outer one does not: the inner command is in a group of its own, and must not go on.
 #[test]
-fn a_nested_command_goes_with_the_outer_lock() {
+fn a_nested_command_is_killed_with_the_outer_lock() {
     let mut sandbox = Sandbox::new(5);
     let quorlock = env!("CARGO_BIN_EXE_quorlock");
     let inner = [quorlock, "run", "--lease", "1minute", "inner", "--", "sh", "-c", DEAF];
@@ -115,7 +115,7 @@ fn a_nested_command_goes_with_the_outer_lock() {
 }
 
 #[test]
-fn a_command_that_ended_by_itself_after_the_lock_was_lost() {
+fn a_command_that_ends_after_the_loss_reports_the_loss() {
     let sandbox = Sandbox::new(3);
     let script = "echo $$ > $DIR/ready; until [ -e $DIR/end ]; do sleep 0.01; done";
     let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", script]);
@@ -135,7 +135,7 @@ fn a_command_that_ended_by_itself_after_the_lock_was_lost() {
 
 /// Without the permission to kill, as a command that has changed its user is not quorlock's to kill.
 #[test]
-fn a_command_that_may_not_be_killed_is_named_at_once_and_in_the_end() {
+fn a_command_that_cannot_be_killed_is_named_twice() {
     let mut sandbox = Sandbox::new(5);
     if !rustix::process::geteuid().is_root() {
         return println!("skipped: only root can start a command as another user");
@@ -167,7 +167,7 @@ fn a_command_that_may_not_be_killed_is_named_at_once_and_in_the_end() {
 
 /// The leader ends when it is told, and a process that it has started takes its time.
 #[test]
-fn the_whole_group_is_waited_for() {
+fn the_grace_applies_to_the_whole_process_group() {
     let mut sandbox = Sandbox::new(5);
     let slow = r#"trap "echo > \$DIR/slow; until [ -e \$DIR/go ]; do sleep 0.01; done; echo > \$DIR/done; exit" TERM
                   echo > $DIR/deep; while :; do sleep 0.01; done"#;
@@ -190,7 +190,7 @@ fn the_whole_group_is_waited_for() {
 
 /// Two runs on the same nodes, one with no grace: under the same outage it is killed while the other still has time.
 #[test]
-fn a_shorter_grace_is_an_earlier_kill() {
+fn a_shorter_grace_kills_earlier() {
     let mut sandbox = Sandbox::new(5);
     let start = |name: &str, grace: &[&str]| {
         let script = DEAF.replace("ready", &format!("{name}-ready"));
@@ -208,7 +208,7 @@ fn a_shorter_grace_is_an_earlier_kill() {
 
 /// Saying that the lock was acquired takes until the lock is lost, as its stderr is not read.
 #[test]
-fn a_lock_that_is_lost_before_the_command_begins_does_not_begin_it() {
+fn a_lock_lost_before_the_start_starts_no_command() {
     let sandbox = Sandbox::new(3);
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
     // Full, up to what a page may still take.

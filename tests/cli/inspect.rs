@@ -22,7 +22,7 @@ fn keys(object: &Value) -> Vec<&String> {
 }
 
 #[test]
-fn every_verdict_as_json() {
+fn inspect_prints_every_verdict_as_json() {
     let mut sandbox = Sandbox::new(3);
     let free = json(&sandbox, "job", 0);
     assert_eq!((&free["resource"], &free["verdict"], &free["holds"]), (&"job".into(), &"free".into(), &0.into()));
@@ -70,7 +70,7 @@ fn every_verdict_as_json() {
 }
 
 #[test]
-fn a_table_for_people() {
+fn inspect_prints_a_table_by_default() {
     let mut sandbox = Sandbox::new(3);
     sandbox.cluster.kill(1);
     let run = sandbox.start(&["run", "--label", "nightly", "job", "--", "sh", "-c", HOLD]);

@@ -13,7 +13,7 @@ fn nest(sandbox: &Sandbox, args: &[&str], script: &str) -> crate::sandbox::Ended
 }
 
 #[test]
-fn three_deep_on_one_name() {
+fn three_nested_runs_on_one_name() {
     let sandbox = Sandbox::new(5);
     let ended = nest(
         &sandbox,
@@ -38,7 +38,7 @@ fn three_deep_on_one_name() {
 }
 
 #[test]
-fn other_names_join_the_same_owner_and_the_way_back_is_open() {
+fn nested_runs_on_other_names_share_the_owner() {
     let sandbox = Sandbox::new(5);
     let ended = nest(
         &sandbox,
@@ -63,7 +63,7 @@ fn other_names_join_the_same_owner_and_the_way_back_is_open() {
 }
 
 #[test]
-fn only_where_the_enclosing_lock_is() {
+fn a_nested_run_enters_only_the_same_lock() {
     let sandbox = Sandbox::new(3);
     let ended = nest(
         &sandbox,
@@ -91,7 +91,7 @@ fn only_where_the_enclosing_lock_is() {
 
 /// Without the lease (as under sudo), a nested run would wait for its own end.
 #[test]
-fn a_nested_run_without_the_lease_hears_that_it_waits_for_itself() {
+fn a_nested_run_without_the_lease_is_warned_of_a_deadlock() {
     let sandbox = Sandbox::new(3);
     let script = r#"env -u QUORLOCK_LEASE "$QUORLOCK" run --wait 1300ms job -- true"#;
     let ended = nest(&sandbox, &["job"], script);
@@ -105,7 +105,7 @@ fn a_nested_run_without_the_lease_hears_that_it_waits_for_itself() {
 }
 
 #[test]
-fn a_lease_that_is_over_is_not_entered() {
+fn a_nested_run_does_not_enter_an_ended_lease() {
     let sandbox = Sandbox::new(3);
     let lease = sandbox.end(&["run", "job", "--", "sh", "-c", "echo $QUORLOCK_LEASE"]).stdout;
     let mut late = sandbox.quorlock(&["run", "job", "--", "touch", "/nowhere"]);
@@ -116,7 +116,7 @@ fn a_lease_that_is_over_is_not_entered() {
 
 /// The inner lock is another one, though both have the same name.
 #[test]
-fn a_run_on_other_nodes_inside_does_not_enter_the_outer_lock() {
+fn a_nested_run_on_other_nodes_does_not_enter_the_outer_lock() {
     let (outer, inner) = (Sandbox::new(3), Sandbox::new(3));
     let script = r#"QUORLOCK_NODES=$INNER "$QUORLOCK" run --try job -- sh -c 'echo inner; "$QUORLOCK" run --try job -- echo again'
                     "$QUORLOCK" run --try job -- echo outer
@@ -129,7 +129,7 @@ fn a_run_on_other_nodes_inside_does_not_enter_the_outer_lock() {
 
 /// Users and passwords do not tell one node from another.
 #[test]
-fn a_run_as_another_user_of_the_same_nodes_inside_enters_the_outer_lock() {
+fn a_nested_run_with_other_credentials_enters_the_outer_lock() {
     let sandbox = Sandbox::new(3);
     let allow = redis::cmd("ACL").arg(&["SETUSER", "me", "on", ">hunter2", "~*", "&*", "+@all"]).to_owned();
     sandbox.cluster.each::<()>(&allow);

@@ -148,7 +148,7 @@ fn declare_new_needs_every_node() {
 }
 
 #[test]
-fn servers_that_can_have_no_vote_are_not_declared() {
+fn servers_without_a_vote_are_not_declared() {
     let sandbox = undeclared(3);
     let urls = sandbox.cluster.urls();
     let twice = format!("{},{},{}", urls[0], urls[1], urls[0].replace("127.0.0.1", "localhost"));
@@ -173,7 +173,7 @@ fn servers_that_can_have_no_vote_are_not_declared() {
 }
 
 #[test]
-fn a_node_keeps_every_write_when_its_settings_say_so() {
+fn a_node_with_synchronous_logging_is_declared_durable() {
     let options = ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"];
     let sandbox = Sandbox::around(Cluster::undeclared(3, &options));
     let config = |node: usize, name: &str, value: &str| {
@@ -194,7 +194,7 @@ fn a_node_keeps_every_write_when_its_settings_say_so() {
 }
 
 #[test]
-fn wrong_usage_of_nodes() {
+fn wrong_usage_of_nodes_is_refused() {
     let sandbox = undeclared(1);
     let cases: &[(&[&str], &str)] = &[
         (&["nodes"], "nodes declare-new"),
@@ -318,7 +318,7 @@ fn a_change_that_one_node_refuses_is_undone() {
 }
 
 #[test]
-fn set_list_joins_clusters_only_when_told_to() {
+fn set_list_joins_clusters_only_with_its_option() {
     let sandbox = undeclared(3);
     assert_eq!(with_nodes(&sandbox, &[0], &DECLARE).code, Some(0));
     assert_eq!(with_nodes(&sandbox, &[1, 2], &DECLARE).code, Some(0));
@@ -352,7 +352,7 @@ fn a_change_that_was_interrupted_blocks_until_it_is_repeated() {
 }
 
 #[test]
-fn no_verb_shows_a_password() {
+fn no_nodes_command_shows_a_password() {
     let sandbox = undeclared(1);
     let allow = redis::cmd("ACL").arg(&["SETUSER", "me", "on", ">hunter2", "~*", "&*", "+@all"]).to_owned();
     sandbox.cluster.each::<()>(&allow);
@@ -369,7 +369,7 @@ fn no_verb_shows_a_password() {
 
 /// What this client knows of the node that it cannot reach is in the way of no other.
 #[test]
-fn a_list_for_another_prefix_costs_a_holder_nothing_while_one_of_its_nodes_is_away() {
+fn a_list_for_another_prefix_does_not_affect_a_holder() {
     let mut sandbox = undeclared(4);
     let declared = with_nodes(&sandbox, &[0, 1, 2], &[&DECLARE[..], &["--longest-lease", "2s"]].concat());
     assert_eq!(declared.code, Some(0), "{declared:?}");

@@ -12,7 +12,7 @@ fn without_variable(sandbox: &Sandbox, args: &[&str]) -> Ended {
 
 /// There may be a server on the default port, which is not the test's: `inspect` changes nothing there.
 #[test]
-fn without_nodes_the_local_one_is_used_only_when_that_is_asked_for() {
+fn the_local_node_is_used_only_on_request() {
     let sandbox = Sandbox::new(1);
     for args in [&["run", "job", "--", "touch", "/nowhere"][..], &["inspect", "job"], &["inspect", "-q", "job"]] {
         let refused = without_variable(&sandbox, args);
@@ -30,7 +30,7 @@ fn without_nodes_the_local_one_is_used_only_when_that_is_asked_for() {
 }
 
 #[test]
-fn on_a_terminal_the_local_node_is_used_without_being_asked_for_and_that_is_said() {
+fn the_local_node_is_the_default_on_a_terminal_with_a_notice() {
     let sandbox = Sandbox::new(1);
     let mut terminal = Pty::start(&sandbox, "sh", &["-c", "unset QUORLOCK_NODES; \"$QUORLOCK\" inspect job"]);
     assert!([Some(0), Some(69)].contains(&terminal.end().code()), "{}", terminal.screen());
@@ -38,7 +38,7 @@ fn on_a_terminal_the_local_node_is_used_without_being_asked_for_and_that_is_said
 }
 
 #[test]
-fn nodes_from_a_file() {
+fn nodes_are_read_from_a_file() {
     let sandbox = Sandbox::new(3);
     let text = format!("# our nodes\n\n{}\n", sandbox.cluster.urls().join("\n"));
     fs::write(sandbox.path("nodes"), text).expect("a file");
@@ -64,7 +64,7 @@ fn nodes_from_a_file() {
 }
 
 #[test]
-fn a_file_of_nodes_that_cannot_be_used() {
+fn an_unusable_nodes_file_is_refused() {
     let sandbox = Sandbox::new(1);
     fs::write(sandbox.path("empty"), "# none yet\n").expect("a file");
     fs::write(sandbox.path("wrong"), "redis://me:hunter2@host:port\n").expect("a file");
@@ -78,7 +78,7 @@ fn a_file_of_nodes_that_cannot_be_used() {
 }
 
 #[test]
-fn a_command_that_is_given_nothing_to_lock_with() {
+fn no_export_removes_lease_and_nodes_from_the_environment() {
     let sandbox = Sandbox::new(3);
     let script = "env | grep QUORLOCK_ | sed s/=.*// | sort";
     let mut command = sandbox.quorlock(&["run", "--no-export", "job", "--", "sh", "-c", script]);

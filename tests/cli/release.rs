@@ -19,7 +19,7 @@ fn shortest(sandbox: &Sandbox, args: &[&str], code: i32) -> Duration {
 }
 
 #[test]
-fn a_stopped_node_does_not_delay_the_end_of_a_run() {
+fn a_paused_node_does_not_delay_the_end_of_a_run() {
     let mut sandbox = Sandbox::around(Cluster::quiet(3));
     let hold = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
     let holder = sandbox.start(&["run", "held", "--", "sh", "-c", hold]);
@@ -40,7 +40,7 @@ fn a_stopped_node_does_not_delay_the_end_of_a_run() {
 
 /// Something between forgets all connections, without a word, while the command runs.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_on_forgotten_connections_reaches_all_nodes_before_the_end_of_a_run() {
+async fn a_release_on_dead_connections_reaches_all_nodes() {
     let sandbox = Sandbox::around(Cluster::quiet(5));
     let mut proxies = Vec::new();
     for port in sandbox.cluster.ports() {
@@ -63,7 +63,7 @@ async fn a_release_on_forgotten_connections_reaches_all_nodes_before_the_end_of_
 
 /// What two of five nodes had granted would otherwise lie there for the lease of an hour.
 #[test]
-fn an_interrupted_wait_releases_what_it_has_got() {
+fn an_interrupted_wait_releases_its_votes() {
     let mut sandbox = Sandbox::new(5);
     for node in 0..3 {
         sandbox.cluster.pause(node);

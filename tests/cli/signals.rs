@@ -32,7 +32,7 @@ fn signals_reach_the_whole_group() {
 }
 
 #[test]
-fn what_the_command_inherits() {
+fn the_command_inherits_signal_masks_and_ignored_signals() {
     let sandbox = Sandbox::new(1);
     let own = sandbox.end(&[
         "run",
@@ -62,7 +62,7 @@ fn what_the_command_inherits() {
 /// A signal that the caller blocks or ignores must not keep quorlock from hearing of it, and the command gets what the
 /// caller has set.
 #[test]
-fn signals_that_the_caller_blocks_or_ignores_reach_quorlock_and_are_so_for_the_command() {
+fn blocked_and_ignored_signals_reach_quorlock_and_pass_to_the_command() {
     let sandbox = Sandbox::new(1);
     for set in [&["--block-signal"][..], &["--block-signal=CHLD"], &["--ignore-signal=CHLD"]] {
         let status = ["cat", "/proc/self/status"];
@@ -162,7 +162,7 @@ fn the_first_process_of_a_container_waits_for_orphans() {
 
 /// A process that quorlock has from the shell whose place it took, as it would have orphans.
 #[test]
-fn children_are_waited_for_also_before_the_lock_is_acquired() {
+fn inherited_children_are_reaped_before_the_lock_is_acquired() {
     let sandbox = Sandbox::new(1);
     let hold = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
     let holder = sandbox.start(&["run", "job", "--", "sh", "-c", hold]);
@@ -183,7 +183,7 @@ fn bit(signal: Signal) -> u64 {
 }
 
 #[test]
-fn when_quorlock_is_killed() {
+fn a_killed_quorlock_ends_its_command_and_its_lease() {
     let sandbox = Sandbox::new(5);
     let script = r#"trap "echo > \$DIR/told; exit" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
     let mut run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", script]);
@@ -211,7 +211,7 @@ fn go_on(sandbox: &Sandbox) -> File {
 
 /// In a group of its own, as a shell has its jobs: there the kernel lets a process stop.
 #[test]
-fn a_stopped_job_stops_with_its_command_and_goes_on_with_it() {
+fn a_job_stops_and_continues_with_its_command() {
     let sandbox = Sandbox::new(3);
     let script = format!("{WAIT}; exit 6");
     let mut run = sandbox.quorlock(&["run", "--lease", "1minute", "job", "--", "sh", "-c", &script]);
@@ -227,7 +227,7 @@ fn a_stopped_job_stops_with_its_command_and_goes_on_with_it() {
 }
 
 #[test]
-fn a_job_that_was_stopped_for_too_long_does_not_go_on() {
+fn a_job_stopped_past_its_lease_does_not_continue() {
     let sandbox = Sandbox::new(3);
     let script = format!("{WAIT}; echo went on > $DIR/on");
     let mut run = sandbox.quorlock(&["run", "--lease", "3s", "job", "--", "sh", "-c", &script]);
@@ -247,7 +247,7 @@ fn a_job_that_was_stopped_for_too_long_does_not_go_on() {
 /// `script` gives it a terminal. A command that is not in the foreground would be stopped when it reads, and one that
 /// keeps the foreground would stop the shell that reads after it.
 #[test]
-fn the_terminal_goes_to_the_command_and_back() {
+fn the_command_gets_the_terminal_and_returns_it() {
     let sandbox = Sandbox::new(3);
     let line = "\"$QUORLOCK\" run job -- sh -c 'read x < /dev/tty; echo got=$x'; read y < /dev/tty; echo after=$y; \
                 \"$QUORLOCK\" run job -- sh -c 'read x < /dev/tty; echo piped=$x' | cat";

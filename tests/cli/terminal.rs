@@ -37,7 +37,7 @@ const DIES: &str = "echo begun; while :; do sleep 0.01; done";
 const CATCHES_AND_SUCCEEDS: &str = "trap \"echo caught; exit 0\" INT QUIT; echo begun; while :; do sleep 0.01; done";
 
 #[test]
-fn a_key_that_ends_the_command_ends_the_script() {
+fn a_key_that_kills_the_command_ends_the_script() {
     let sandbox = Sandbox::new(3);
     for shell in shells() {
         let ended = Outcome { code: None, signal: Some(2), said_two: false };
@@ -50,7 +50,7 @@ fn a_key_that_ends_the_command_ends_the_script() {
 
 /// bash goes on then, and dash does not.
 #[test]
-fn a_key_that_the_command_handles_does_to_the_script_what_it_does_without_quorlock() {
+fn a_key_handled_by_the_command_acts_as_without_quorlock() {
     let sandbox = Sandbox::new(3);
     for shell in shells() {
         for keys in [INTERRUPT, QUIT] {
@@ -158,7 +158,7 @@ fn a_hangup_ends_the_command_and_reaches_the_script() {
 const READS: &str = "echo $$ > $DIR/pid; echo begun; while read line; do echo got=$line; done";
 
 #[test]
-fn a_job_stops_goes_on_in_the_background_and_comes_back() {
+fn a_job_stops_continues_in_the_background_and_returns() {
     let sandbox = Sandbox::new(3);
     for shell in shells() {
         let mut terminal = Pty::shell(&sandbox, shell);
@@ -210,7 +210,7 @@ fn parent_of(pid: Pid) -> i32 {
 
 /// A job that runs in the background without the terminal goes on there.
 #[test]
-fn a_stopped_job_goes_on_in_the_background() {
+fn a_stopped_job_continues_in_the_background() {
     let sandbox = Sandbox::new(3);
     // It starts no program: a process that waits for another one's vfork cannot be seen to stop.
     let script = "mkfifo $DIR/line; echo $$ > $DIR/pid; echo begun; read line < $DIR/line; echo > $DIR/done";

@@ -10,7 +10,7 @@ const HOLD: &str =
     "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done; echo first $QUORLOCK_TOKEN >> $DIR/log";
 
 #[test]
-fn the_second_is_turned_away_or_waits() {
+fn a_second_run_is_refused_or_waits() {
     let sandbox = Sandbox::new(5);
     let first = sandbox.start(&["run", "--label", "nightly", "job", "--", "sh", "-c", HOLD]);
     sandbox.wait_for("held");
@@ -45,7 +45,7 @@ fn the_second_is_turned_away_or_waits() {
 
 /// The last try of a wait is cut short by its end; that must not look as if the nodes were silent.
 #[test]
-fn a_wait_that_ends_is_a_conflict_every_time() {
+fn a_timed_out_wait_is_always_a_conflict() {
     let sandbox = Sandbox::new(5);
     let first = sandbox.start(&["run", "job", "--", "sh", "-c", HOLD]);
     sandbox.wait_for("held");
@@ -60,7 +60,7 @@ fn a_wait_that_ends_is_a_conflict_every_time() {
 }
 
 #[test]
-fn a_wait_that_is_interrupted_leaves_nothing() {
+fn an_interrupted_wait_leaves_nothing() {
     let sandbox = Sandbox::new(3);
     let first = sandbox.start(&["run", "job", "--", "sh", "-c", HOLD]);
     sandbox.wait_for("held");

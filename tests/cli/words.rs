@@ -30,7 +30,7 @@ fn set(sandbox: &Sandbox, name: &str, value: &[u8]) {
 }
 
 #[test]
-fn what_stands_in_a_key_is_escaped_wherever_it_is_shown() {
+fn key_content_is_escaped_in_every_output() {
     let sandbox = Sandbox::new(1);
     let label = NASTY.replace(' ', "_");
     let words = [
@@ -93,7 +93,7 @@ fn impostor(words: &'static [u8]) -> String {
 }
 
 #[test]
-fn what_a_node_says_is_escaped_and_its_quotes_of_the_password_are_left_out() {
+fn node_messages_are_escaped_and_hide_the_password() {
     let sandbox = Sandbox::new(1);
     let servers: [&[u8]; 5] = [
         b"-ERR \x1b[31mred\xc2\x9b2J\r\n-ERR\r\n-ERR\r\n-ERR\r\n-ERR\r\n",

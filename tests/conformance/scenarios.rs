@@ -164,7 +164,7 @@ fn token(token: u64) -> String {
 }
 
 #[test]
-fn an_old_wait_does_not_count_for_a_lease_that_was_extended_since() {
+fn a_wait_for_a_lease_extended_since_does_not_count() {
     let mut node = Scenario::start(FIRST_RECORD);
     let holder = node.message(0);
     says(&node.hold(&holder, &[("x", None)]), YES);
@@ -186,7 +186,7 @@ fn an_old_wait_does_not_count_for_a_lease_that_was_extended_since() {
 }
 
 #[test]
-fn an_end_that_was_raised_shows_the_clock_of_its_sender_all_the_same() {
+fn a_raised_end_still_shows_the_senders_clock() {
     let mut node = Scenario::start(FIRST_RECORD);
     let (left, holder) = (node.message(0), node.message(1));
     says(&node.hold(&left, &[("x", None)]), YES);
@@ -202,7 +202,7 @@ fn an_end_that_was_raised_shows_the_clock_of_its_sender_all_the_same() {
 }
 
 #[test]
-fn who_is_a_day_off_waits_by_the_time_and_the_record_of_each_node() {
+fn a_client_a_day_off_waits_separately_for_each_node() {
     let mut node = Scenario::start(FIRST_RECORD);
     let mut other = Scenario::start(&FIRST_RECORD.replace("af", "bf"));
     for days in [-2_i64, 2] {
@@ -225,7 +225,7 @@ fn who_is_a_day_off_waits_by_the_time_and_the_record_of_each_node() {
 }
 
 #[test]
-fn a_clock_that_is_behind_ends_no_quarantine_too_early_for_others() {
+fn a_slow_clock_does_not_end_a_quarantine_early_for_others() {
     let mut node = Scenario::start(FIRST_RECORD);
     node.pair.remove(RECORD);
     let newcomer_wall = node.ms - 60 * MINUTE;
@@ -248,7 +248,7 @@ fn a_clock_that_is_behind_ends_no_quarantine_too_early_for_others() {
 }
 
 #[test]
-fn a_queue_without_a_ballot_is_no_ballot() {
+fn a_queue_key_without_a_ballot_counts_as_none() {
     let mut node = Scenario::start(FIRST_RECORD);
     let tickets = [(1003, format!("1003:{}", SESSIONS[0]).into_bytes())];
     node.put(&ballot_key("x"), "0 | 0=-");
@@ -263,7 +263,7 @@ fn a_queue_without_a_ballot_is_no_ballot() {
 }
 
 #[test]
-fn only_the_last_lease_honoured_goes_on_with_ballots_that_are_far_ahead() {
+fn only_the_last_honoured_lease_extends_with_far_ahead_ballots() {
     let mut node = Scenario::start(FIRST_RECORD);
     // The node's clock was set back: what it has honoured before is far ahead of it.
     let far = node.us + 2 * WINDOW_US;
@@ -283,7 +283,7 @@ fn only_the_last_lease_honoured_goes_on_with_ballots_that_are_far_ahead() {
 }
 
 #[test]
-fn a_quarantine_is_lengthened_by_leases_that_were_granted_and_by_no_others() {
+fn a_quarantine_is_extended_by_granted_leases_only() {
     let mut node = Scenario::start(FIRST_RECORD);
     let end = node.ms + MINUTE;
     node.pair.set_record(&format!("00000000000000af {LONGEST} {end} {end} 300000 - 0 0123456789abcdef"));
@@ -301,7 +301,7 @@ fn a_quarantine_is_lengthened_by_leases_that_were_granted_and_by_no_others() {
 }
 
 #[test]
-fn an_acquisition_that_comes_twice_is_granted_twice_unless_another_message_has_come_between() {
+fn a_repeated_acquisition_is_granted_unless_superseded() {
     let mut node = Scenario::start(FIRST_RECORD);
     let asker = node.message(0);
     let of = [("x", None), ("y", None)];
@@ -317,7 +317,7 @@ fn an_acquisition_that_comes_twice_is_granted_twice_unless_another_message_has_c
 }
 
 #[test]
-fn an_extension_for_less_shortens_no_lease_also_when_the_senders_clock_has_stepped_ahead() {
+fn a_shorter_extension_never_shortens_the_lease() {
     let mut node = Scenario::start(FIRST_RECORD);
     let asker = node.message(0);
     says(&node.hold(&asker, &[("x", None)]), YES);

@@ -92,7 +92,7 @@ async fn client(cluster: &Cluster, ahead: i64) -> (Quorlock, Arc<Ahead>) {
 }
 
 #[tokio::test]
-async fn clients_whose_clocks_differ_by_minutes_take_turns_in_order() {
+async fn clients_with_clocks_minutes_apart_take_turns_in_order() {
     let cluster = Cluster::start(5);
     let (fast, _) = client(&cluster, 20 * 60).await;
     let (slow, _) = client(&cluster, -20 * 60).await;
@@ -108,7 +108,7 @@ async fn clients_whose_clocks_differ_by_minutes_take_turns_in_order() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_hours_behind_costs_a_round_and_nothing_else() {
+async fn a_client_clock_hours_behind_costs_one_round() {
     let cluster = Cluster::start(5);
     let (behind, _) = client(&cluster, -5 * 3600).await;
     let mut last = None;
@@ -123,7 +123,7 @@ async fn a_clock_that_is_hours_behind_costs_a_round_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_hours_ahead_costs_a_round_and_pulls_tokens_no_further_than_ballots_may_be() {
+async fn a_client_clock_hours_ahead_keeps_tokens_within_the_window() {
     const WINDOW: u128 = 300_000_000; // us
     let cluster = Cluster::start(5);
     let (ahead, _) = client(&cluster, 5 * 3600).await;
@@ -143,7 +143,7 @@ async fn a_clock_that_is_hours_ahead_costs_a_round_and_pulls_tokens_no_further_t
 }
 
 #[tokio::test]
-async fn setting_the_wall_clock_while_a_lock_is_held_changes_nothing() {
+async fn a_wall_clock_step_under_a_held_lock_changes_nothing() {
     let cluster = Cluster::start(5);
     let (locks, environment) = client(&cluster, 0).await;
     let guard = locks.lock("x").acquire().await.expect("the lock");
@@ -157,7 +157,7 @@ async fn setting_the_wall_clock_while_a_lock_is_held_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_loss_is_heard_of_although_a_late_answer_is_the_first_to_see_it() {
+async fn a_loss_found_by_a_late_answer_is_signalled() {
     let cluster = Cluster::start(3);
     let (locks, environment) = client(&cluster, 0).await;
     let guard = locks.lock("x").acquire().await.expect("the lock");
@@ -180,7 +180,7 @@ fn end_ahead(cluster: &Cluster, name: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_right_after_the_start_is_followed_after_the_longest_lease() {
+async fn a_corrected_clock_is_used_after_the_longest_lease() {
     const HOUR: i64 = 3_600_000;
     let cluster = Setup::new(1).longest(SECOND).start();
     let environment = Arc::new(Ahead { wall: AtomicI64::new(-5 * 3600), ..Ahead::default() });
@@ -208,7 +208,7 @@ async fn a_clock_that_is_set_right_after_the_start_is_followed_after_the_longest
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_hours_ahead_under_a_connection_moves_no_ballot_out_of_reach() {
+async fn a_client_clock_set_hours_ahead_keeps_ballots_reachable() {
     let cluster = Setup::new(1).longest(SECOND).start();
     let environment = Arc::new(Ahead::default());
     let builder = cluster.builder().lease(SECOND).environment(environment.clone());
@@ -235,7 +235,7 @@ async fn a_clock_that_is_set_hours_ahead_under_a_connection_moves_no_ballot_out_
 
 /// Where a node and its asker are a day apart, the node may have forgotten a lease with a leap of its clock.
 #[tokio::test]
-async fn a_client_that_is_a_day_behind_waits_for_the_longest_lease_once_for_each_name() {
+async fn a_client_a_day_behind_waits_one_longest_lease_per_name() {
     let cluster = Setup::new(3).longest(SECOND).start();
     let environment = Arc::new(Ahead { wall: AtomicI64::new(-2 * 24 * 3600), ..Ahead::default() });
     let builder = cluster.builder().lease(SECOND).environment(environment);
@@ -254,7 +254,7 @@ async fn a_client_that_is_a_day_behind_waits_for_the_longest_lease_once_for_each
 
 /// A process that was stopped past the end of its lease goes on before any timer has fired.
 #[tokio::test]
-async fn work_is_not_polled_again_when_the_lease_is_over() {
+async fn protected_work_is_not_polled_after_the_lease() {
     let cluster = Cluster::start(3);
     let (locks, environment) = client(&cluster, 0).await;
     let guard = locks.lock("x").acquire().await.expect("the lock");
@@ -273,7 +273,7 @@ async fn work_is_not_polled_again_when_the_lease_is_over() {
 
 /// Turns go by how long a request has waited, not by the number that its client's clock shows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_whose_clocks_are_behind_get_their_share_of_turns_and_no_more() {
+async fn clients_with_slow_clocks_get_an_equal_share_of_turns() {
     const TURNS: usize = 300;
     let cluster = Cluster::start(3);
     let taken = Arc::new(AtomicUsize::new(0));

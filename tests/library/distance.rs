@@ -47,7 +47,7 @@ async fn nodes_half_a_second_away_lock_with_a_longer_node_timeout() {
 /// An introduction to a node that is not declared writes its record and its list: more round trips, each of which is within the
 /// node timeout.
 #[tokio::test]
-async fn nodes_that_are_not_declared_may_be_far_away() {
+async fn undeclared_nodes_may_be_far_away() {
     let (cluster, round_trip) = (Cluster::undeclared(3, &[]), Duration::from_millis(420));
     let links = far_away(&cluster, round_trip).await;
     // A stream takes two round trips: for TCP, and for TLS.

@@ -50,7 +50,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn the_loss_is_told_when_the_runtime_of_the_client_has_ended() {
+fn a_loss_is_signalled_after_the_client_runtime_ended() {
     let cluster = Cluster::start(3);
     let (elsewhere, home) = (single(), runtime());
     let (_locks, guard) = home.block_on(held(&cluster, SECOND, "x"));
@@ -66,7 +66,7 @@ fn the_loss_is_told_when_the_runtime_of_the_client_has_ended() {
 }
 
 #[test]
-fn the_loss_is_told_while_no_thread_drives_the_runtime_of_the_client() {
+fn a_loss_is_signalled_while_the_client_runtime_is_stalled() {
     let cluster = Cluster::start(3);
     let home = single();
     let (_locks, guard) = home.block_on(held(&cluster, SECOND, "x"));
@@ -90,7 +90,7 @@ fn the_loss_is_told_while_no_thread_drives_the_runtime_of_the_client() {
 }
 
 #[test]
-fn a_guard_that_is_dropped_releases_while_no_thread_drives_the_runtime_of_the_client() {
+fn a_dropped_guard_releases_while_the_client_runtime_is_stalled() {
     let cluster = Cluster::start(3);
     let home = single();
     let (locks, guard) = home.block_on(held(&cluster, 60 * SECOND, "x"));
@@ -104,7 +104,7 @@ fn a_guard_that_is_dropped_releases_while_no_thread_drives_the_runtime_of_the_cl
 }
 
 #[test]
-fn errors_say_that_the_runtime_of_the_client_has_ended() {
+fn errors_name_the_end_of_the_client_runtime() {
     let cluster = Cluster::start(3);
     let (elsewhere, home) = (single(), runtime());
     let (locks, guard) = home.block_on(held(&cluster, 60 * SECOND, "x"));
@@ -137,7 +137,7 @@ fn locks_wait(locks: &Quorlock) -> bool {
 }
 
 #[test]
-fn a_guard_that_outlives_the_runtime_releases_by_the_sockets_that_are_left() {
+fn a_guard_releases_on_the_sockets_of_an_ended_runtime() {
     let cluster = Cluster::start(3);
     for (number, home) in [single(), runtime()].into_iter().enumerate() {
         let names: Vec<String> = ["a", "b", "c"].iter().map(|name| format!("{name}{number}")).collect();
@@ -162,7 +162,7 @@ fn a_guard_that_outlives_the_runtime_releases_by_the_sockets_that_are_left() {
 
 #[cfg(feature = "tls")]
 #[test]
-fn streams_of_all_kinds_take_the_last_release() {
+fn every_kind_of_stream_sends_the_last_release() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = |name: &str| dir.path().join(name).to_str().expect("a plain path").to_owned();
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
@@ -196,7 +196,7 @@ fn streams_of_all_kinds_take_the_last_release() {
 }
 
 #[test]
-fn all_is_done_outside_of_runtimes_while_that_of_the_client_lives() {
+fn calls_outside_a_runtime_use_the_client_runtime() {
     let cluster = Cluster::start(3);
     let home = runtime();
     let locks = home.block_on(cluster.client(10 * SECOND));
@@ -216,7 +216,7 @@ fn all_is_done_outside_of_runtimes_while_that_of_the_client_lives() {
 }
 
 #[test]
-fn a_wait_goes_on_in_another_runtime() {
+fn a_wait_continues_in_another_runtime() {
     let cluster = Cluster::start(3);
     let home = runtime();
     let (locks, guard) = home.block_on(held(&cluster, 10 * SECOND, "x"));
@@ -241,7 +241,7 @@ fn busy() -> Duration {
 
 /// Tokio's clock jumps where all tasks wait for a timer of tokio's, and the nodes' clocks and this machine's do not.
 #[tokio::test(start_paused = true)]
-async fn a_paused_clock_of_tokio_makes_no_busy_loop() {
+async fn a_paused_tokio_clock_causes_no_busy_loop() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let silent = format!("redis://{}", listener.local_addr().expect("its address"));
     let cluster = Cluster::start(3);
@@ -262,7 +262,7 @@ async fn a_paused_clock_of_tokio_makes_no_busy_loop() {
 }
 
 #[test]
-fn a_client_connects_in_a_runtime() {
+fn connect_outside_a_runtime_fails() {
     let error = block_on(Quorlock::builder().nodes(["redis://127.0.0.1:1"]).connect()).expect_err("there is none");
     assert!(error.to_string().contains("tokio runtime"), "{error}");
 }
@@ -271,7 +271,7 @@ fn a_client_connects_in_a_runtime() {
 const ENDS: [&str; 8] = ["error", "panic", "end", "single error", "single panic", "single exit", "task", "request"];
 
 #[test]
-fn a_process_that_ends_releases_what_it_holds() {
+fn an_ending_process_releases_its_locks() {
     let cluster = Cluster::start(3);
     let urls = cluster.urls().join(",");
     for end in ENDS {
@@ -337,7 +337,7 @@ async fn body(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn std::erro
 }
 
 #[test]
-fn a_fork_has_no_part_in_the_connections() {
+fn a_forked_child_does_not_use_the_connections() {
     let cluster = Cluster::start(3);
     let mut worker = Worker::spawn(&["fork", &cluster.urls().join(",")]);
     assert_eq!(worker.next().as_deref(), Some("the child was told"));

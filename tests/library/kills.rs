@@ -13,7 +13,7 @@ const SECONDS: &str = "QUORLOCK_KILL_SECONDS";
 
 /// What is under way on a killed connection is sent again on the next one, so an extension needs no second try.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_outlasts_connections_that_are_killed_in_turn() {
+async fn a_lease_survives_connections_killed_in_turn() {
     let seconds = std::env::var(SECONDS).map_or(8, |seconds| seconds.parse().expect("a number"));
     let cluster = Cluster::quiet(3);
     let locks = cluster.client(LEASE).await;
@@ -50,7 +50,7 @@ async fn a_lease_outlasts_connections_that_are_killed_in_turn() {
 
 /// The nodes release, and the next client has the lock, before the release is sent again on another connection.
 #[tokio::test]
-async fn a_release_that_was_done_and_not_answered_is_no_loss() {
+async fn an_executed_release_without_an_answer_is_no_loss() {
     let cluster = Cluster::quiet(3);
     let mut proxies = Vec::new();
     for port in cluster.ports() {

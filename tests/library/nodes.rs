@@ -40,7 +40,7 @@ pub async fn run(job: &[String]) {
 
 // In the other kind of runtime they would leave together anyway.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_many_tasks_ask_leaves_together() {
+async fn requests_of_many_tasks_are_batched() {
     const TASKS: usize = 32;
     let mut cluster = Cluster::start(3);
     let environment = Arc::new(Ahead::default());
@@ -65,7 +65,7 @@ async fn what_many_tasks_ask_leaves_together() {
 }
 
 #[tokio::test]
-async fn full_nodes_say_who_has_the_lock_and_let_it_go() {
+async fn nodes_out_of_memory_name_the_holder_and_release() {
     let cluster = Cluster::start(3);
     let (first, second) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
     let guard = first.lock("x").acquire().await.expect("a free lock");
@@ -86,7 +86,7 @@ async fn full_nodes_say_who_has_the_lock_and_let_it_go() {
 
 /// A node that takes no writes now does not forget a lease that it was to let go.
 #[tokio::test]
-async fn a_release_that_nodes_cannot_do_now_is_sent_again_until_they_do() {
+async fn a_failed_release_is_repeated_until_the_nodes_execute_it() {
     let cluster = Cluster::start(3);
     let locks = cluster.client(60 * SECOND).await;
     let guard = locks.lock("x").acquire().await.expect("a free lock");
@@ -103,7 +103,7 @@ async fn a_release_that_nodes_cannot_do_now_is_sent_again_until_they_do() {
 
 /// Nor does a client keep everything that it can do nothing about: each lease would cost memory for as long as it may be.
 #[tokio::test]
-async fn a_node_that_can_do_nothing_for_long_is_sent_the_latest_releases_again() {
+async fn only_the_latest_failed_releases_are_repeated() {
     const CYCLES: usize = 9000;
     let cluster = Cluster::quiet(3);
     let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
@@ -134,7 +134,7 @@ async fn a_node_that_can_do_nothing_for_long_is_sent_the_latest_releases_again()
 
 /// All connections of a client share a task; a bug in what one of them does must stay there.
 #[tokio::test]
-async fn a_connection_that_panics_takes_no_other_with_it() {
+async fn a_panic_in_one_connection_leaves_the_others_working() {
     let cluster = Setup::new(2).listed(3).start();
     let urls = cluster.urls().into_iter().chain(["unix:///nowhere/redis.sock".to_owned()]);
     let environment = Arc::new(Ahead::default());
@@ -171,7 +171,7 @@ impl Environment for Clumsy {
 }
 
 #[tokio::test]
-async fn no_panic_loses_a_node_for_ever() {
+async fn a_node_recovers_after_panics_in_its_connection() {
     let cluster = Cluster::start(3);
     let builder = cluster.builder().environment(Arc::new(Clumsy::default()));
     let locks = builder.connect().await.expect("settings that work");
@@ -186,7 +186,7 @@ async fn no_panic_loses_a_node_for_ever() {
 }
 
 #[tokio::test]
-async fn any_number_of_nodes() {
+async fn clusters_of_any_size_work() {
     for (nodes, margin) in [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (7, 3)] {
         let cluster = Cluster::start(nodes);
         assert_eq!(cycle(cluster.urls()).await, Ok(margin), "{nodes} nodes");
@@ -204,7 +204,7 @@ async fn an_even_number_needs_more_than_half() {
 }
 
 #[tokio::test]
-async fn unix_sockets() {
+async fn nodes_on_unix_sockets_work() {
     let dir = tempfile::tempdir().expect("a folder");
     let socket = dir.path().join("redis.sock");
     let path = socket.to_str().expect("a plain path");
@@ -240,7 +240,7 @@ async fn users_and_passwords_are_used_and_never_shown() {
 }
 
 #[tokio::test]
-async fn a_restart_costs_a_node_that_logs_every_write_nothing_unless_its_disk_is_gone() {
+async fn a_durable_node_keeps_its_vote_over_a_restart() {
     let mut cluster = Cluster::with_options(1, &["--appendonly", "yes", "--appendfsync", "always"]);
     let locks = cluster.client(60 * SECOND).await;
     cycle(cluster.urls()).await.expect("a new node counts");
@@ -261,7 +261,7 @@ async fn a_restart_costs_a_node_that_logs_every_write_nothing_unless_its_disk_is
 
 /// The log is there after the restart, but the last votes may be missing in it.
 #[tokio::test]
-async fn a_node_whose_log_may_lag_behind_its_answers_is_quarantined_after_a_restart() {
+async fn a_node_with_a_lagging_log_is_quarantined_after_a_restart() {
     let always = ["--appendonly", "yes", "--appendfsync", "always"];
     let not_on_rewrite = [&always[..], &["--no-appendfsync-on-rewrite", "yes"]].concat();
     let on_rewrite = [&always[..], &["--no-appendfsync-on-rewrite", "no"]].concat();
@@ -297,7 +297,7 @@ async fn one_server_under_two_names_has_one_vote() {
 
 /// What the others have decided meanwhile is not worth sending, but every release of what was sent is.
 #[tokio::test]
-async fn a_node_that_stops_under_load_is_spared_and_owed_nothing() {
+async fn a_node_paused_under_load_gets_its_releases_and_no_old_requests() {
     const CYCLES: usize = 3000;
     for stops_before in [false, true] {
         let mut cluster = Cluster::start(3);
@@ -332,7 +332,7 @@ fn lock_keys(cluster: &Cluster, node: usize) -> Vec<String> {
 
 /// However many guards go at once, and the client with them.
 #[tokio::test]
-async fn a_client_that_goes_leaves_nothing_behind() {
+async fn a_dropped_client_releases_all_its_leases() {
     let cluster = Cluster::start(3);
     let locks = cluster.builder().lease(60 * SECOND).connect().await.expect("a client");
     let ask = |i: usize| locks.lock(format!("many:{i}")).acquire();
@@ -345,7 +345,7 @@ async fn a_client_that_goes_leaves_nothing_behind() {
 
 #[cfg(feature = "tls")]
 #[tokio::test]
-async fn tls_with_a_trusted_certificate_and_with_any() {
+async fn tls_verifies_certificates_unless_insecure() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = |name: &str| dir.path().join(name).to_str().expect("a plain path").to_owned();
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
@@ -393,7 +393,7 @@ async fn tls_with_a_trusted_certificate_and_with_any() {
 /// serve.
 #[cfg(feature = "tls")]
 #[tokio::test]
-async fn certificates_that_cannot_be_read_cost_their_node_alone() {
+async fn unreadable_certificates_affect_only_their_node() {
     let cluster = Setup::new(2).listed(3).start();
     let pipe = cluster.dir().join("certificates");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");

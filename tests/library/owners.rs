@@ -49,7 +49,7 @@ async fn tasks_of_one_owner_share_one_acquisition() {
 }
 
 #[tokio::test]
-async fn another_client_joins_and_each_holds_by_itself() {
+async fn a_joined_client_has_its_own_share() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     let elsewhere = cluster.client(10 * SECOND).await;
@@ -71,7 +71,7 @@ async fn another_client_joins_and_each_holds_by_itself() {
 }
 
 #[tokio::test]
-async fn joining_in_the_same_client_is_a_reentry() {
+async fn a_join_in_the_same_client_is_a_reentry() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     let outer = locks.lock_all(["a", "b"]).acquire().await.expect("the locks");
@@ -85,7 +85,7 @@ async fn joining_in_the_same_client_is_a_reentry() {
 }
 
 #[tokio::test]
-async fn an_export_of_a_released_lease_is_lost() {
+async fn a_join_of_a_released_lease_fails_as_lost() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     let guard = locks.lock("over").acquire().await.expect("the lock");
@@ -101,7 +101,7 @@ async fn an_export_of_a_released_lease_is_lost() {
 }
 
 #[tokio::test]
-async fn two_clients_of_one_process_do_not_mix_up_an_owners_holds() {
+async fn holds_of_an_owner_are_kept_per_client() {
     let cluster = Cluster::start(5);
     let one = cluster.client(10 * SECOND).await;
     let two = cluster.client(10 * SECOND).await;
@@ -114,7 +114,7 @@ async fn two_clients_of_one_process_do_not_mix_up_an_owners_holds() {
 }
 
 #[tokio::test]
-async fn what_was_inherited_can_be_entered_further_down_but_is_not_joined() {
+async fn an_inherited_lease_is_not_joined_but_can_be_entered() {
     let cluster = Cluster::start(3);
     let grandparent = cluster.client(10 * SECOND).await;
     let parent = cluster.client(10 * SECOND).await;
@@ -131,7 +131,7 @@ async fn what_was_inherited_can_be_entered_further_down_but_is_not_joined() {
 }
 
 #[tokio::test]
-async fn what_was_handed_over_is_not_a_later_lease_of_the_same_owner() {
+async fn an_export_does_not_join_a_later_lease_of_its_owner() {
     let cluster = Cluster::start(3);
     let (first, second) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
     let guard = first.lock("x").acquire().await.expect("a free lock");
@@ -210,7 +210,7 @@ impl Forgetful {
 
 /// Each join has a share of its own, so the late release of the one before takes nothing from it.
 #[tokio::test]
-async fn a_release_that_is_repeated_takes_away_nothing_that_counts() {
+async fn a_repeated_release_leaves_later_shares() {
     let mut nodes = Forgetful::start().await;
     let guard = nodes.elsewhere.lock("repeated").acquire().await.expect("the lock");
     let joined = nodes.locks.join(&guard.export()).await.expect("it is held");
@@ -235,7 +235,7 @@ async fn a_release_that_is_repeated_takes_away_nothing_that_counts() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_repeated_after_it_was_given_up_leaves_nothing() {
+async fn a_repeated_request_after_cancellation_leaves_nothing() {
     let mut nodes = Forgetful::start().await;
     let _guard = nodes.elsewhere.lock("repeated").acquire().await.expect("the lock");
     nodes.forget().await;

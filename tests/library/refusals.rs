@@ -53,7 +53,7 @@ async fn a_user_who_may_only_run_scripts_can_lock() {
 }
 
 #[tokio::test]
-async fn a_node_that_denies_info_has_no_vote_however_long_the_client_waits() {
+async fn a_node_that_denies_info_never_has_a_vote() {
     let options: [&[&str]; 2] = [&[], &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]];
     for options in options {
         for setup in [Setup::new(1), Setup::new(1).undeclared()] {
@@ -97,7 +97,7 @@ async fn a_replica_has_no_vote() {
 
 /// Its reason is told at once, and it counts again when it has come to its senses.
 #[tokio::test]
-async fn a_node_that_may_not_learn_scripts_says_so() {
+async fn a_node_that_denies_script_loading_is_named() {
     let cluster = Cluster::start(1);
     let locks = cluster.client(SECOND).await;
     let acl = |words: &[&str]| redis::cmd("ACL").arg(&["SETUSER", "default"]).arg(words).exec(&mut cluster.redis(0));
@@ -159,14 +159,14 @@ async fn speaks(words: &'static [u8], hangs_up: bool) -> String {
 }
 
 #[tokio::test]
-async fn a_node_that_is_no_redis_costs_its_vote_only() {
+async fn a_server_that_is_not_redis_costs_only_its_vote() {
     let cluster = Setup::new(2).listed(3).start();
     let urls = cluster.urls().into_iter().chain([impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n").await]);
     assert_eq!(cycle(urls).await, Ok(0));
 }
 
 #[tokio::test]
-async fn a_server_that_is_too_old_or_has_no_room_is_told_from_one_that_is_away() {
+async fn old_and_full_servers_differ_from_unreachable_ones() {
     // It knows none of the five commands of an introduction but the first.
     let words = b"-ERR unknown command `HELLO`, with args beginning with: `3`, \r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n";
     let locks = Quorlock::builder().nodes([impostor(words).await]).connect().await.expect("a client");

@@ -12,7 +12,7 @@ fn connections(cluster: &Cluster) -> usize {
 }
 
 #[test]
-fn guards_outlive_their_runtime_without_harm() {
+fn guards_may_outlive_their_runtime() {
     let cluster = Cluster::start(3);
     for multi_thread in [false, true] {
         let mut builder = if multi_thread {
@@ -56,7 +56,7 @@ fn a_guard_dropped_while_unwinding_out_of_the_runtime_releases() {
 }
 
 #[tokio::test]
-async fn nothing_outlives_the_client() {
+async fn a_dropped_client_closes_all_its_connections() {
     let mut cluster = Cluster::start(3);
     let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let locks = cluster.client(10 * SECOND).await;
@@ -79,7 +79,7 @@ async fn nothing_outlives_the_client() {
 
 /// The task that asks and the one that has the connections run at once: what the last vote decides is told only when it is in force.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_grant_is_told_when_it_is_in_force() {
+async fn a_grant_returns_only_when_it_is_in_force() {
     let cluster = Cluster::start(3);
     let locks = cluster.client(Duration::from_secs(60)).await;
     let cycles = (0..8).map(|task| {
@@ -98,7 +98,7 @@ async fn a_grant_is_told_when_it_is_in_force() {
 
 /// Each of them polls the connections where it is dropped, also while their task begins.
 #[test]
-fn a_client_works_whose_first_requests_were_dropped_at_once() {
+fn a_client_works_after_its_first_requests_were_dropped() {
     let cluster = Cluster::start(1);
     for client in 0..400 {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

@@ -37,7 +37,7 @@ async fn work_runs_under_the_lock_and_its_release_is_awaited() {
 }
 
 #[tokio::test]
-async fn work_that_loses_its_lock_is_dropped() {
+async fn work_is_dropped_when_its_lock_is_lost() {
     let mut cluster = Cluster::start(3);
     let locks = cluster.client(SECOND).await;
     let error = locks

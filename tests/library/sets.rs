@@ -8,7 +8,7 @@ use quorlock_testkit::{Cluster, eventually};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn all_or_none() {
+async fn a_set_is_acquired_entirely_or_not_at_all() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
@@ -32,7 +32,7 @@ async fn all_or_none() {
 }
 
 #[tokio::test]
-async fn what_is_held_is_entered_again_and_keeps_its_token() {
+async fn reentry_of_a_set_keeps_the_token() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     let outer = locks.lock("a").acquire().await.expect("the lock");
@@ -56,7 +56,7 @@ async fn what_is_held_is_entered_again_and_keeps_its_token() {
 }
 
 #[tokio::test]
-async fn a_refused_set_takes_nothing_from_what_was_held() {
+async fn a_refused_set_leaves_existing_holds_unchanged() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
@@ -90,7 +90,7 @@ async fn opposite_orders_do_not_deadlock() {
 }
 
 #[tokio::test]
-async fn sets_that_cannot_be() {
+async fn invalid_sets_are_refused() {
     let cluster = Cluster::start(1);
     let locks = cluster.client(10 * SECOND).await;
     let error = locks.lock_all(Vec::<String>::new()).acquire().await.expect_err("no name");
@@ -104,7 +104,7 @@ async fn sets_that_cannot_be() {
 
 /// Who waits for several holds none of them: not a node's vote, and not a place in this process.
 #[tokio::test]
-async fn who_waits_for_several_keeps_nobody_from_one_of_them() {
+async fn a_waiting_set_blocks_no_single_lock() {
     let cluster = Cluster::start(3);
     let locks = cluster.client(10 * SECOND).await;
     let two = locks.lock("two").acquire().await.expect("the lock");
@@ -151,7 +151,7 @@ async fn an_extension_of_a_set_succeeds_when_each_resource_has_its_own_majority(
 }
 
 #[tokio::test]
-async fn a_release_of_a_set_tells_which_resource_was_lost() {
+async fn a_release_of_a_set_names_the_lost_resource() {
     let (cluster, _locks, guard) = each_is_lost_on_another_node().await;
     let mut redis = cluster.redis(1);
     redis::cmd("SET").arg(Cluster::lock_key("b")).arg("another's").exec(&mut redis).expect("another's key");

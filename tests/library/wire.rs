@@ -84,7 +84,7 @@ fn holds(written: &[u8]) -> Vec<(u64, u64, u64)> {
 }
 
 #[tokio::test]
-async fn each_message_of_a_lease_has_a_later_end_and_shows_the_senders_clock() {
+async fn each_hold_message_raises_the_end_and_carries_the_clock() {
     let cluster = Cluster::start(1);
     let environment = Arc::new(Recorded::default());
     let wall = || u64::try_from(environment.wall().as_millis()).expect("this century");

@@ -15,7 +15,7 @@ fn trouble(answer: &Answer) -> Option<&NodeError> {
 }
 
 #[tokio::test]
-async fn a_missing_quorum_says_what_each_node_is_known_to_be() {
+async fn no_quorum_shows_the_state_of_each_node() {
     let mut cluster = Setup::new(5).longest(60 * SECOND).start();
     let locks = cluster.client(10 * SECOND).await;
     cluster.kill(0);
@@ -48,7 +48,7 @@ async fn a_missing_quorum_says_what_each_node_is_known_to_be() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_just_begun_says_that_it_is_connecting() {
+async fn a_new_client_shows_its_nodes_as_connecting() {
     let cluster = Cluster::start(1);
     let locks = cluster.builder().connect().await.expect("settings that work");
     assert_eq!(locks.known().0[0].answer, Answer::Failed(NodeError::Connecting));
@@ -59,7 +59,7 @@ async fn a_client_that_has_just_begun_says_that_it_is_connecting() {
 
 /// A user that the node does not let in, one that may not enough, and none where one is wanted.
 #[tokio::test]
-async fn a_node_that_refuses_the_client_is_told_from_one_that_is_away() {
+async fn a_refused_login_differs_from_an_unreachable_node() {
     let cluster = Cluster::start(1);
     let acl = |words: &[&str]| cluster.each::<()>(redis::cmd("ACL").arg("SETUSER").arg(words));
     acl(&["weak", "on", ">secret", "~*", "+@all", "-evalsha", "-eval"]);
@@ -80,7 +80,7 @@ async fn a_node_that_refuses_the_client_is_told_from_one_that_is_away() {
 }
 
 #[tokio::test]
-async fn a_loss_says_what_the_nodes_answered() {
+async fn a_loss_shows_the_answers_of_the_nodes() {
     let mut cluster = Cluster::start(3);
     let locks = cluster.client(SECOND).await;
     let guard = locks.lock("x").acquire().await.expect("a free lock");
@@ -113,7 +113,7 @@ async fn a_loss_says_what_the_nodes_answered() {
 
 /// The reasons are those of the loss, and not what is known later.
 #[tokio::test]
-async fn the_reasons_of_a_loss_stay() {
+async fn the_reasons_of_a_loss_do_not_change() {
     let mut cluster = Cluster::start(3);
     let locks = cluster.client(SECOND).await;
     let guard = locks.lock("x").acquire().await.expect("a free lock");
@@ -130,7 +130,7 @@ async fn the_reasons_of_a_loss_stay() {
 }
 
 #[tokio::test]
-async fn a_loss_to_another_owner_says_so() {
+async fn a_loss_to_another_owner_names_it() {
     let cluster = Cluster::start(3);
     let locks = cluster.client(2 * SECOND).await;
     let guard = locks.lock("x").acquire().await.expect("a free lock");
@@ -143,7 +143,7 @@ async fn a_loss_to_another_owner_says_so() {
 }
 
 #[tokio::test]
-async fn who_holds_a_lock_that_is_the_callers_own_hears_how_to_enter_it() {
+async fn an_error_for_the_callers_own_lock_explains_reentry() {
     let cluster = Cluster::start(3);
     let (first, second) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
     let guard = first.lock("x").acquire().await.expect("a free lock");
@@ -174,7 +174,7 @@ async fn who_holds_a_lock_that_is_the_callers_own_hears_how_to_enter_it() {
 
 /// A message, or what `inspect` shows, is not enough to make an export.
 #[tokio::test]
-async fn nothing_that_is_shown_of_a_holder_lets_the_reader_in() {
+async fn errors_and_inspect_do_not_reveal_an_export() {
     let cluster = Cluster::start(3);
     let (first, second) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
     let guard = first.lock("x").acquire().await.expect("a free lock");
@@ -193,7 +193,7 @@ async fn nothing_that_is_shown_of_a_holder_lets_the_reader_in() {
 }
 
 #[tokio::test]
-async fn an_imported_label_is_as_long_as_an_own_one() {
+async fn an_imported_label_has_the_same_length_limit() {
     let cluster = Cluster::start(1);
     let locks = cluster.client(10 * SECOND).await;
     let longest = Owner::labelled(&"x".repeat(500));
@@ -205,7 +205,7 @@ async fn an_imported_label_is_as_long_as_an_own_one() {
 }
 
 #[tokio::test]
-async fn a_deployment_that_is_wrong_is_no_reason_to_try_again() {
+async fn a_wrong_deployment_is_not_retryable() {
     let cluster = Cluster::with_options(1, &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
     let locks = cluster.client(SECOND).await;
     let error = locks.lock("x").try_acquire().await.expect_err("no vote");

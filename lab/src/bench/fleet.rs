@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statistics_of_commands_are_read() {
+    fn command_statistics_are_parsed() {
         let line = "cmdstat_evalsha:calls=3,usec=152,usec_per_call=50.67,rejected_calls=0,failed_calls=0";
         let (command, calls) = parse_calls(line).expect("a statistic");
         assert_eq!((command, calls.count, calls.micros), ("evalsha", 3, 152));

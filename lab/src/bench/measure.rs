@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_memory_and_uses_time() {
+    fn memory_and_processor_time_are_measured() {
         let before = cpu_time();
         while cpu_time() < before + Duration::from_millis(2) {}
         assert!(!cfg!(target_os = "linux") || resident(std::process::id()).is_some_and(|bytes| bytes > 1 << 20));

@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_limits_on_either_side() {
+    fn targets_may_be_upper_or_lower_limits() {
         let finding = |figure, target| Finding { what: String::new(), figure, unit: " ×", target };
         assert!(!finding(1.3, Some(Target::AtMost(1.3))).is_missed());
         assert!(finding(1.31, Some(Target::AtMost(1.3))).is_missed());

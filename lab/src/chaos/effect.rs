@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_node_without_effect_is_a_failure() {
+    fn one_node_without_effect_fails_the_fault() {
         let failed = Proof::Failed("late".to_owned());
         assert_eq!(Proof::failure(&[Proof::Seen, Proof::Unasked]), None);
         assert_eq!(Proof::failure(&[Proof::Unasked, failed.clone()]), Some("late".to_owned()));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_is_the_first_of_the_record() {
+    fn the_word_is_the_first_field_of_the_record() {
         assert_eq!(first_word("00ff 10000 0 0 300000 - 1 abc"), "00ff");
     }
 }

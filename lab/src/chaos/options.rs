@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_folders_of_runs_are_written_into_again() {
+    fn only_folders_of_earlier_runs_are_reused() {
         let dir = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder(Some(dir.path().join(name)), 1);
         assert!(at("new/below").is_ok());
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_replaced_and_what_it_names_is_not_written() {
+    fn a_symlink_is_replaced_and_its_target_is_not_written() {
         let dir = tempfile::tempdir().expect("a folder");
         let (own, link) = (dir.path().join("own"), dir.path().join("history.jsonl"));
         fs::write(&own, "mine").expect("a file");

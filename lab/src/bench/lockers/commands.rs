@@ -152,12 +152,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_arrays_of_strings() {
+    fn commands_are_encoded_as_arrays_of_strings() {
         assert_eq!(encode(&["GET", "ä"]), "*2\r\n$3\r\nGET\r\n$2\r\nä\r\n".as_bytes());
     }
 
     #[test]
-    fn every_ballot_and_every_end_of_a_command_is_filled_in() {
+    fn every_ballot_and_end_in_a_command_is_filled_in() {
         let mut command = Command::new(&["SET", &format!("{BALLOT} {END} {BALLOT}"), BALLOT]);
         command.fill_in("1700000000000001", "1700000010000");
         let filled = ["SET", "1700000000000001 1700000010000 1700000000000001", "1700000000000001"];
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn each_node_is_told_its_own_record() {
+    fn each_node_gets_its_own_record() {
         let (mut told, mut untold) = (Vec::new(), Vec::new());
         Command::new(&["SET", "key", RECORD]).write_to(&mut told, argument("other words").as_bytes());
         Command::new(&["SET", RECORD, "key"]).write_to(&mut untold, argument("other words").as_bytes());

@@ -55,7 +55,7 @@ mod tests {
     use crate::chaos::check::story::Story;
 
     #[test]
-    fn two_that_follow_each_other() {
+    fn two_consecutive_holds_do_not_overlap() {
         let mut story = Story::new(3);
         story.held(1, "a", "x", 10, 100..200);
         story.held(2, "b", "x", 11, 200..300);
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn two_at_once_violate_mutual_exclusion() {
+    fn two_overlapping_holds_violate_mutual_exclusion() {
         let mut story = Story::new(3);
         story.held(1, "a", "x", 10, 100..200);
         story.held(2, "b", "x", 11, 150..160);
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_hold_is_not_forgotten_behind_a_short_one() {
+    fn a_long_hold_is_compared_after_a_short_one() {
         let mut story = Story::new(3);
         story.held(1, "a", "x", 10, 100..900);
         story.held(2, "a", "x", 10, 200..300);

@@ -167,7 +167,7 @@ mod tests {
     use crate::chaos::fault::Kind;
 
     #[test]
-    fn a_key_that_is_left_violates_no_orphan() {
+    fn a_remaining_key_violates_no_orphan() {
         for (keys, expected) in [(&[][..], State::Held), (&["quorlock:lock:x"][..], State::Violated)] {
             let mut story = Story::new(2);
             story.scanned(0, &[]);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_was_extended_shows_keeps_while_well() {
+    fn an_extended_lease_exercises_keeps_while_well() {
         for (released, expected) in [(900, State::NotExercised), (1500, State::Held)] {
             let mut story = Story::new(3);
             story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_makes_a_quarantine_longer() {
+    fn a_clock_step_extends_a_quarantine() {
         for (stepped, expected) in [(0, State::NotExercised), (2, State::Violated)] {
             let mut story = Story::new(3);
             story.fault_with_tail(1, Kind::Flush, &[0], ms(100)..ms(101), ms(1500));
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_to_a_quarantine_costs_clients_that_connect() {
+    fn a_clock_set_back_into_a_quarantine_affects_new_clients() {
         for (amount, expected) in [(-60_000, State::NotExercised), (-1_000, State::Violated)] {
             let mut story = Story::new(3);
             story.fault_with_tail(1, Kind::Flush, &[0], ms(100)..ms(101), ms(1500));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_beyond_the_window_costs_its_node_and_any_other_costs_nothing() {
+    fn only_a_clock_beyond_the_window_costs_its_node() {
         for (amount, expected) in [(-600_000, State::NotExercised), (60_000, State::Violated)] {
             let mut story = Story::new(3);
             story.stepped(1, &[0], ms(100)..ms(900), amount);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_holders_lock_may_be_busy_for_one_lease_more_when_a_clock_was_set() {
+    fn a_clock_step_may_keep_a_dead_holders_lock_one_lease_longer() {
         for (next, expected) in [(ms(5000), State::Held), (ms(7000), State::Violated)] {
             let mut story = Story::new(3);
             story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_stands_still_is_no_fault_of_the_lock() {
+    fn a_stall_of_the_machine_violates_nothing() {
         let mut story = Story::new(3);
         story.fault(1, Kind::Pause, &[0], ms(100)..ms(900));
         story.asked(1, "a", "x", ms(300));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_gets_nothing_in_the_end_violates_minority_fault_live() {
+    fn a_worker_without_locks_at_the_end_violates_minority_fault_live() {
         for (acquired, expected) in [(5, State::Held), (4, State::Violated)] {
             let mut story = Story::new(3);
             story.calm(0, acquired, 5);

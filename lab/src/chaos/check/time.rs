@@ -78,7 +78,7 @@ mod tests {
     use crate::chaos::fault::Kind;
 
     #[test]
-    fn a_lease_that_comes_back_violates_no_resurrection() {
+    fn a_revived_lease_violates_no_resurrection() {
         for (later, expected) in [(None, State::Held), (Some(700), State::Violated)] {
             let mut story = Story::new(3);
             story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn entering_what_is_lost_violates_no_resurrection() {
+    fn entering_a_lost_lease_violates_no_resurrection() {
         let mut story = Story::new(3);
         story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
         story.lost(1, ms(500), ms(500));
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_when_the_machine_stands_still_is_not_judged() {
+    fn lateness_during_a_stall_of_the_machine_is_not_judged() {
         for (during, expected) in [(ms(450)..ms(900), State::NotExercised), (ms(910)..ms(950), State::Violated)] {
             let mut story = Story::new(3);
             story.granted(1, "a", "x", 10, ms(100), 1, ms(400));

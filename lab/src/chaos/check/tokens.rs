@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_at_the_same_time_have_no_order() {
+    fn concurrent_requests_have_no_order() {
         let mut story = Story::new(3);
         story.asked(1, "a", "x", 90);
         story.asked(2, "b", "x", 95);

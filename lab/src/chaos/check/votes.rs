@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_in_an_outage_violates_no_false_grant() {
+    fn a_grant_during_an_outage_violates_no_false_grant() {
         for (silent, expected) in [(1, State::Held), (2, State::Violated)] {
             let mut story = Story::new(3);
             story.fault(1, Kind::Cut, &[0], ms(100)..ms(900));
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_that_ends_meanwhile_is_none() {
+    fn an_outage_that_ends_during_the_request_does_not_count() {
         let mut story = Story::new(3);
         story.fault(1, Kind::Cut, &[0, 1], ms(100)..ms(305));
         story.asked(1, "a", "x", ms(300));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vote_out_of_quarantine_violates_quarantine_holds() {
+    fn a_vote_from_quarantine_violates_quarantine_holds() {
         for (asked, expected) in [(600, State::Violated), (1200, State::NotExercised)] {
             let mut story = Story::new(3);
             story.fault(1, Kind::Forget, &[0], ms(100)..ms(200));
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_that_are_set_ahead_end_no_quarantine() {
+    fn clocks_set_ahead_end_no_quarantine() {
         for seen in [true, false] {
             let mut story = Story::new(3);
             story.stepped(3, &[0, 1, 2], ms(300)..ms(2000), 600_000);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_what_quarantine_is_for() {
+    fn a_refusal_exercises_quarantine_holds() {
         let mut story = Story::new(3);
         story.fault(1, Kind::Forget, &[0], ms(100)..ms(200));
         story.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));

@@ -79,27 +79,27 @@ mod tests {
     }
 
     #[test]
-    fn books_in_order() {
+    fn an_audit_accepts_correct_books() {
         let audit = Audit::of(&[970, 1030, 1000], &[entry(10, [1000, 1000], 1), entry(20, [990, 1010], 2)]);
         assert!(audit.is_sound());
         assert_eq!((audit.transfers, audit.stale_accepted), (2, 0));
     }
 
     #[test]
-    fn an_update_that_was_lost() {
+    fn an_audit_finds_a_lost_update() {
         let audit = Audit::of(&[980, 1020], &[entry(10, [1000, 1000], 1), entry(20, [1000, 1000], 2)]);
         assert_eq!((audit.lost_updates, audit.wrong_balances), (2, 2));
         assert!(!audit.is_sound(), "though the sum is right");
     }
 
     #[test]
-    fn a_stale_write_that_was_accepted() {
+    fn an_audit_finds_an_accepted_stale_write() {
         let audit = Audit::of(&[970, 1030], &[entry(10, [1000, 1000], 2), entry(20, [990, 1010], 1)]);
         assert_eq!(audit.stale_accepted, 2);
     }
 
     #[test]
-    fn money_that_came_from_nowhere() {
+    fn an_audit_finds_money_from_no_transfer() {
         assert!(!Audit::of(&[1000, 1010], &[]).is_sound());
     }
 }

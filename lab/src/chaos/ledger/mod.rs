@@ -154,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn sqlite_fences() {
+    fn sqlite_refuses_stale_tokens() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut store = Place::Sqlite(dir.path().join("ledger")).open().expect("a database");
         fences(store.as_mut());
     }
 
     #[test]
-    fn a_place_survives_the_journey() {
+    fn a_ledger_place_round_trips_as_text() {
         let places = [
             Place::Sqlite("/tmp/a b/ledger".into()),
             Place::Postgres { url: "postgres://me:x@host/db".to_owned(), schema: "s1".to_owned() },

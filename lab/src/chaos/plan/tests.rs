@@ -20,7 +20,7 @@ fn disturbed(plan: &Plan, at: u64) -> (BTreeSet<usize>, bool) {
 }
 
 #[test]
-fn a_seed_always_means_the_same_plan() {
+fn the_same_seed_gives_the_same_plan() {
     for seed in 0..20 {
         assert_eq!(Plan::new(&settings(seed, 5)), Plan::new(&settings(seed, 5)));
     }
@@ -28,7 +28,7 @@ fn a_seed_always_means_the_same_plan() {
 }
 
 #[test]
-fn ninety_seconds_hold_every_kind() {
+fn a_run_of_90_seconds_has_every_kind_of_fault() {
     for nodes in [1, 2, 3, 4, 5, 7] {
         for seed in 0..300 {
             let settings = settings(seed, nodes);
@@ -78,7 +78,7 @@ fn nodes_forget_one_at_a_time() {
 }
 
 #[test]
-fn a_node_that_does_not_keep_its_votes_is_not_restarted_as_one_that_does() {
+fn only_durable_nodes_are_restarted_with_their_data() {
     for seed in 0..100 {
         let plan = Plan::new(&settings(seed, 5));
         for restart in plan.faults.iter().filter(|fault| fault.kind == Kind::Restart) {
@@ -88,7 +88,7 @@ fn a_node_that_does_not_keep_its_votes_is_not_restarted_as_one_that_does() {
 }
 
 #[test]
-fn clocks_of_any_number_of_nodes_step_beside_anything() {
+fn clock_steps_combine_with_every_other_fault() {
     let (mut numbers, mut ahead, mut back, mut beside) = (BTreeSet::new(), 0, 0, 0);
     for seed in 0..50 {
         let plan = Plan::new(&settings(seed, 5));
@@ -104,7 +104,7 @@ fn clocks_of_any_number_of_nodes_step_beside_anything() {
 }
 
 #[test]
-fn far_steps_ahead_hit_one_node_and_no_clocks_are_further_apart_than_the_window() {
+fn clock_steps_never_overlap_and_far_ones_ahead_hit_one_node() {
     for seed in 0..100 {
         let plan = Plan::new(&settings(seed, 5));
         let steps: Vec<&Fault> = plan.faults.iter().filter(|fault| fault.kind == Kind::Step).collect();
@@ -120,7 +120,7 @@ fn far_steps_ahead_hit_one_node_and_no_clocks_are_further_apart_than_the_window(
 }
 
 #[test]
-fn all_clocks_leap_once_and_stay() {
+fn all_clocks_go_ahead_once_and_stay_ahead() {
     for seed in 0..50 {
         let plan = Plan::new(&settings(seed, 5));
         let leaps: Vec<&Fault> = plan.faults.iter().filter(|fault| fault.kind == Kind::Leap).collect();
@@ -130,7 +130,7 @@ fn all_clocks_leap_once_and_stay() {
 }
 
 #[test]
-fn no_clock_is_set_while_a_server_counts_a_pause_by_it() {
+fn no_clock_is_set_during_a_client_pause_of_its_server() {
     let mut pauses = 0;
     for seed in 0..100 {
         let plan = Plan::new(&settings(seed, 3));
@@ -148,7 +148,7 @@ fn no_clock_is_set_while_a_server_counts_a_pause_by_it() {
 }
 
 #[test]
-fn what_is_copied_is_another_node_that_is_well() {
+fn a_replica_copies_another_node_that_is_well() {
     for nodes in [3, 5] {
         for seed in 0..50 {
             let plan = Plan::new(&settings(seed, nodes));
@@ -164,7 +164,7 @@ fn what_is_copied_is_another_node_that_is_well() {
 }
 
 #[test]
-fn every_kind_has_a_name_and_words_of_its_own() {
+fn every_kind_has_its_own_name_and_description() {
     let names: BTreeSet<String> = Kind::ALL.iter().map(|kind| kind.name()).collect();
     let words: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.words()).collect();
     assert_eq!((names.len(), words.len()), (Kind::ALL.len(), Kind::ALL.len()));
@@ -187,7 +187,7 @@ fn rates_stay_within_the_drift_allowance() {
 }
 
 #[test]
-fn without_a_shim_no_clock_is_touched() {
+fn without_the_clock_library_no_clock_is_set() {
     let plan = Plan::new(&Settings { clocks: false, ..settings(1, 5) });
     assert!(plan.faults.iter().all(|fault| !fault.kind.is_of_clocks()));
 }

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_of_few_and_of_many() {
+    fn percentiles_work_for_few_and_many_values() {
         assert_eq!(percentile(&[], 50), None);
         assert_eq!(percentile(&[3000], 99), Some(3.0));
         let hundred: Vec<u64> = (1..=101).map(|i| i * 1000).collect();

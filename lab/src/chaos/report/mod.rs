@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_becomes_markup() {
+    fn report_data_is_escaped() {
         assert_eq!(escaped("<a href=\"x\">&"), "&lt;a href=&quot;x&quot;&gt;&amp;");
     }
 }
