@@ -22,7 +22,7 @@ fn report(worker: &str, event: &str) {
     println!("{} {worker} {event}", clock().as_micros());
 }
 
-/// Knows of the lock, but not that its caller holds it.
+/// Takes the lock without knowing that its caller holds it.
 async fn add_15(locks: &Quorlock, worker: &str, file: &Path, found: u64) -> Result<(), Box<dyn Error>> {
     let guard = locks.lock(NAME).acquire().await?;
     let sum = found + 15;
@@ -40,7 +40,7 @@ async fn work(locks: &Quorlock, worker: &str, time: Duration, file: &Path) -> Re
     let found = std::fs::read_to_string(file)?.trim().parse()?;
     tokio::time::sleep(time).await;
     guard.owner().scope(add_15(locks, worker, file, found)).await?;
-    report(worker, "released"); // Said before it is true, so that no two intervals touch by mere delay.
+    report(worker, "released"); // Printed before the release, so that a delay makes no two intervals touch.
     guard.release().await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Loss: a holder that can no longer renew its lease is warned, then told that it is over, and there is no way back.
+//! Loss: a holder that can no longer extend its lease gets a warning, then the signal of the loss, which is final.
 //!
 //! `cluster/up`, export what it prints, then `cargo run --example lost`; while it works, in another terminal, freeze a
 //! majority: `cluster/pause 1 2 3`. Afterwards: `cluster/resume 1 2 3`.

@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     guard.owner().scope(inner_by_scope(&locks)).await?;
     show("outer again", &guard);
 
-    // Without the owner it is a stranger, although it is the same task of the same process.
+    // Without the owner it counts as another owner, although it is the same task of the same process.
     match locks.lock("report:daily").try_acquire().await {
         Ok(_) => println!("a stranger got in"),
         Err(refused) => println!("a stranger is refused: {refused}"),

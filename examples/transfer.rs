@@ -1,4 +1,4 @@
-//! Two locks at once: transfers that name their accounts in opposite orders, and none waits for the other for ever.
+//! Two locks at once: transfers that name their accounts in opposite orders do not deadlock.
 //!
 //! `cluster/up`, export what it prints, then `cargo run --example transfer`.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quorlock::{Quorlock, Token};
 
-/// Stands for a row of a database. It remembers the newest token it has seen, and refuses a write with an older one.
+/// A stand-in for a row of a database. It stores the newest token it has seen, and refuses a write with an older one.
 #[derive(Default)]
 struct Account(Mutex<(i64, Option<Token>)>);
 
@@ -35,7 +35,7 @@ impl Account {
 type Accounts = Arc<[Account; 2]>;
 const NAMES: [&str; 2] = ["account:0", "account:1"];
 
-/// Moves `amount` between two accounts, ten times. Gives the token of the first time.
+/// Moves `amount` between two accounts, ten times. Returns the token of the first one.
 async fn transfer(locks: Quorlock, accounts: Accounts, from: usize, to: usize, amount: i64) -> Result<Token, String> {
     let mut first = None;
     for _ in 0..10 {

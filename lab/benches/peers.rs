@@ -1,6 +1,6 @@
 //! `cargo bench -p quorlock-lab`: the cases of `quorlock-lab bench` with another crate beside it, [rslock](https://docs.rs/rslock).
 //!
-//! The same program, options and cases, so `cargo bench -p quorlock-lab -- --help` tells about them. rslock is used as its documentation
+//! The same program, options and cases, so `cargo bench -p quorlock-lab -- --help` describes them. rslock is used as its documentation
 //! does: one `LockManager`, whose multiplexed connections are warm, with its defaults, which are three tries with a pause
 //! of up to 200 ms between. It has no call for several locks, so it takes them one after the other.
 
@@ -19,7 +19,7 @@ struct Command {
     #[command(flatten)]
     flags: bench::Flags,
 
-    /// What `cargo bench` says to every benchmark.
+    /// The flag that `cargo bench` passes to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }

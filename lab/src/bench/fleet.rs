@@ -1,4 +1,4 @@
-//! The nodes that are measured on: servers of our own, or those that were given.
+//! The nodes under measurement: the bench's own servers, or given ones.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -10,7 +10,7 @@ use redis::Client;
 
 use crate::exit::{Exit, Failure};
 
-/// What only a client can send. The server counts a script's inner commands under their own names, which are not these.
+/// Commands that only a client can send. The server counts a script's inner commands under other names.
 const FROM_CLIENTS: [&str; 12] = [
     "blpop",
     "brpop",
@@ -33,11 +33,11 @@ const WAKE_LIMIT: Duration = Duration::from_secs(30);
 pub struct Fleet {
     servers: Vec<Server>,
     urls: Vec<String>,
-    /// Gone when the fleet is.
+    /// The temporary folder, removed with the fleet.
     dir: Option<tempfile::TempDir>,
 }
 
-/// How often a command was called, and what that cost the server, on all nodes together.
+/// How often a command was called, and how much time that took, on all nodes together.
 #[derive(Clone, Copy, Default)]
 pub struct Calls {
     pub count: u64,
@@ -62,7 +62,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Stops our own servers and takes their data away.
+    /// Stops the bench's own servers and removes their data.
     pub fn stop(&mut self) {
         self.servers.clear();
         self.dir = None;
@@ -72,7 +72,7 @@ impl Fleet {
         self.urls.iter().take(count).cloned().collect()
     }
 
-    /// Servers that were given are not ours to pause.
+    /// Returns whether nodes may be paused: given servers may not.
     pub fn can_pause(&self) -> bool {
         !self.servers.is_empty()
     }
@@ -97,12 +97,12 @@ impl Fleet {
         }
     }
 
-    /// What the first `count` nodes have counted of one command.
+    /// Returns the statistics of one command on the first `count` nodes.
     pub fn calls(&self, count: usize, command: &str) -> Result<Calls, Failure> {
         Ok(self.statistics(count)?.get(command).copied().unwrap_or_default())
     }
 
-    /// How many commands clients have sent to the first `count` nodes, without those of a connection's beginning.
+    /// Returns how many commands clients have sent to the first `count` nodes, without those that open a connection.
     pub fn commands(&self, count: usize) -> Result<u64, Failure> {
         let statistics = self.statistics(count)?;
         Ok(FROM_CLIENTS.iter().filter_map(|command| statistics.get(*command)).map(|calls| calls.count).sum())
@@ -121,7 +121,7 @@ impl Fleet {
         Ok(all)
     }
 
-    /// How much memory the first `count` nodes use, in bytes.
+    /// Returns how much memory the first `count` nodes use, in bytes.
     pub fn used_memory(&self, count: usize) -> Result<u64, Failure> {
         let used = |url: &String| -> Result<u64, Failure> {
             let info: String = query(url, redis::cmd("INFO").arg("memory"))?;
@@ -131,14 +131,14 @@ impl Fleet {
         self.urls.iter().take(count).map(used).sum()
     }
 
-    /// For how long the first `count` nodes keep this key, at most.
+    /// Returns the longest remaining lifetime of this key on the first `count` nodes.
     pub fn time_to_live(&self, count: usize, key: &str) -> Result<Duration, Failure> {
         let left = |url: &String| query::<i64>(url, redis::cmd("PTTL").arg(key));
         let left: Vec<i64> = self.urls.iter().take(count).map(left).collect::<Result<_, _>>()?;
         Ok(Duration::from_millis(left.into_iter().max().unwrap_or(0).max(0).unsigned_abs()))
     }
 
-    /// How many keys with this prefix there are on the first `count` nodes.
+    /// Returns how many keys with this prefix the first `count` nodes have.
     pub fn keys(&self, count: usize, prefix: &str) -> Result<usize, Failure> {
         let keys = |url: &String| query::<Vec<String>>(url, redis::cmd("KEYS").arg(format!("{prefix}*")));
         self.urls.iter().take(count).map(|url| keys(url).map(|keys| keys.len())).sum()

@@ -1,18 +1,18 @@
-//! Stretches of time in which one implementation is measured, rounds of such stretches, and what they come to.
+//! Stretches of time in which one implementation is measured, rounds of such stretches, and their statistics.
 
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 
-/// What one implementation did in one stretch of time.
+/// The result of one implementation in one stretch of time.
 #[derive(Default)]
 pub struct Stretch {
-    /// Of every cycle, sorted.
+    /// The durations of all cycles, sorted.
     latencies: Vec<Duration>,
     pub failed: usize,
     took: Duration,
-    /// Of this whole process.
+    /// The processor time of this whole process.
     cpu: Duration,
 }
 
@@ -67,7 +67,7 @@ impl Rounds {
         median(self.0.iter().map(|round| figure(&round[column])).collect())
     }
 
-    /// The median of what each round says of two columns: `figure` of the one divided by that of the other.
+    /// The median over the rounds of the ratio of two columns: `figure` of the one divided by that of the other.
     pub fn ratio(&self, column: usize, other: usize, figure: impl Fn(&Stretch) -> f64) -> f64 {
         median(self.0.iter().map(|round| figure(&round[column]) / figure(&round[other])).collect())
     }
@@ -77,7 +77,7 @@ impl Rounds {
     }
 }
 
-/// Not a number when there is nothing.
+/// Returns NaN when there are no values.
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_unstable_by(f64::total_cmp);
     match figures.len() {
@@ -87,7 +87,7 @@ pub fn median(mut figures: Vec<f64>) -> f64 {
     }
 }
 
-/// Of sorted durations; zero when there are none.
+/// Returns a quantile of sorted durations, or zero when there are none.
 pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the length")]
     let rank = (number(sorted.len()) * share).ceil() as usize;
@@ -103,7 +103,7 @@ pub fn number(count: usize) -> f64 {
     count as f64
 }
 
-/// What this process has used of all processors, in its own code and in the kernel.
+/// Returns the processor time that this process has used, in its own code and in the kernel.
 pub fn cpu_time() -> Duration {
     // Fails only for a wrong first argument.
     let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return Duration::ZERO };
@@ -111,7 +111,7 @@ pub fn cpu_time() -> Duration {
     Duration::from_micros(micros.unsigned_abs())
 }
 
-/// The memory of a process that is not swapped out, in bytes, where the system tells (Linux).
+/// Returns the resident memory of a process in bytes, where the system shows it (Linux).
 pub fn resident(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kibibytes: u64 =

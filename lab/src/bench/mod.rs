@@ -60,7 +60,7 @@ pub struct Flags {
     #[arg(long, short, value_name = "URL,...", value_delimiter = ',', conflicts_with = "nodes_count")]
     nodes: Vec<String>,
 
-    /// With how many servers of its own
+    /// How many servers of its own to start
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [3, 5])]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=63))]
     nodes_count: Vec<u8>,
@@ -85,7 +85,7 @@ pub struct Flags {
     #[arg(long)]
     json: bool,
 
-    /// Draw what was measured, too
+    /// Also draw the figures
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
@@ -93,11 +93,11 @@ pub struct Flags {
     #[arg(long)]
     check: bool,
 
-    /// Do not say what is being done
+    /// Print no progress
     #[arg(long, short)]
     quiet: bool,
 
-    /// What processes do that it starts itself
+    /// The job of a process that the bench starts itself
     #[arg(long, hide = true, value_enum)]
     worker: Option<worker::Kind>,
 
@@ -113,7 +113,7 @@ pub struct Peer {
 
 pub type Connected = Result<Box<dyn Measured>, Failure>;
 
-/// With `peers` beside quorlock, in a program that takes `words` before these flags.
+/// Runs the bench with `peers` beside quorlock, in a program that takes `words` before these flags.
 pub fn run(flags: &Flags, peers: &[Peer], words: &'static [&'static str]) -> Result<u8, Failure> {
     if flags.stretch < SHORTEST_STRETCH {
         return Err(Failure::new(Exit::Usage, "a measurement takes time: choose a longer --for, as in `--for 400ms`"));
@@ -123,7 +123,7 @@ pub fn run(flags: &Flags, peers: &[Peer], words: &'static [&'static str]) -> Res
         let message = format!("there is no implementation '{unknown}'; --impl takes {}", known.join(", "));
         return Err(Failure::new(Exit::Usage, message));
     }
-    // What `#[tokio::main]` makes.
+    // The runtime that `#[tokio::main]` builds.
     let runtime = Runtime::new().map_err(|error| fleet::failure("cannot start", &error))?;
     if let Some(kind) = flags.worker {
         return worker::work(kind, &runtime, peers, flags).map(|()| Exit::Success.code());
@@ -154,7 +154,7 @@ pub fn run(flags: &Flags, peers: &[Peer], words: &'static [&'static str]) -> Res
     Ok(if flags.check && report.has_missed() { MISSED } else { Exit::Success.code() })
 }
 
-/// All that cases share.
+/// The state that all cases share.
 pub struct Bench<'a> {
     flags: &'a Flags,
     counts: Vec<usize>,
@@ -180,7 +180,7 @@ impl Bench<'_> {
         locked(&self.fleet)
     }
 
-    /// On the first `nodes` nodes: the floors (unless they need TLS), redis-rs, quorlock, and the peers.
+    /// Connects to the first `nodes` nodes: the floors (unless they need TLS), redis-rs, quorlock, and the peers.
     fn field(&mut self, nodes: usize) -> Result<Field, Failure> {
         if let Some((_, field)) = self.fields.iter().find(|(count, _)| *count == nodes) {
             return Ok(Rc::clone(field));
@@ -235,7 +235,7 @@ fn connect(name: &str, runtime: &Handle, peers: &[Peer], urls: &[String]) -> Con
     }
 }
 
-/// Servers end with the bench, however that ends.
+/// The servers end with the bench, also when it panics.
 struct StopAtEnd(Arc<Mutex<Fleet>>);
 
 impl Drop for StopAtEnd {

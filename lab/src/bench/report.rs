@@ -1,4 +1,4 @@
-//! What was found: ratios and targets first, then the figures; for programs one JSON object per line.
+//! The results: ratios and targets first, then the figures; for programs one JSON object per line.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::cases::Case;
 use super::measure::{Rounds, Stretch};
 
-/// What one implementation did in one case.
+/// The result of one implementation in one case.
 #[derive(Default)]
 pub struct Entry {
     pub case: &'static str,
@@ -18,7 +18,7 @@ pub struct Entry {
     pub p99_us: Option<f64>,
     pub cycles_per_s: Option<f64>,
     pub cpu_us: Option<f64>,
-    /// What the case adds.
+    /// Further figures of the case.
     pub more: Map<String, Value>,
     pub findings: Vec<Finding>,
 }
@@ -39,7 +39,7 @@ pub enum Target {
 
 impl Target {
     fn is_met(self, figure: f64) -> bool {
-        // What is not a number meets nothing.
+        // NaN meets no target.
         match self {
             Self::AtMost(limit) => figure <= limit,
             Self::AtLeast(limit) => figure >= limit,
@@ -76,7 +76,7 @@ impl Entry {
         Self { case: case.name(), nodes, implementation, ..Self::default() }
     }
 
-    /// With the medians of a column.
+    /// Creates a row with the medians of a column.
     pub fn with_rounds(mut self, rounds: &Rounds, column: usize) -> Self {
         self.p50_us = Some(rounds.median(column, Stretch::p50_us));
         self.p99_us = Some(rounds.median(column, Stretch::p99_us));
@@ -121,7 +121,7 @@ fn rounded(figure: f64) -> f64 {
     (figure * 1e3).round() / 1e3
 }
 
-/// Everything that was found.
+/// All results.
 pub struct Report {
     json: bool,
     entries: Vec<Entry>,
@@ -198,7 +198,7 @@ impl Report {
     }
 }
 
-/// Three digits are more than a measurement is worth.
+/// Formats a number with three digits, which is more than the precision of a measurement.
 fn short(figure: f64) -> String {
     match figure.abs() {
         size if size >= 100.0 => format!("{figure:.0}"),

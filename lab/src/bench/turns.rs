@@ -1,4 +1,4 @@
-//! Who had a lock when, and how it went from one to the next.
+//! The turns of contenders for one lock, and the hand-overs between them.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::measure::{micros, number, quantile};
 pub struct Turn {
     pub who: usize,
     pub entered: Duration,
-    /// When the release was begun.
+    /// When the release began.
     pub left: Duration,
 }
 
@@ -19,17 +19,17 @@ pub struct Turns {
     pub failed: usize,
 }
 
-/// What a stretch of turns comes to.
+/// The statistics of a stretch of turns.
 pub struct Summary {
     pub p50_us: f64,
     pub p99_us: f64,
-    /// How long one has the lock.
+    /// How long a contender holds the lock.
     pub inside_us: f64,
-    /// From one contender to another; how often one came after itself is left out.
+    /// The durations of hand-overs from one contender to another, without those to the same contender.
     pub hand_overs: usize,
-    /// Of all turns, those of one who had the turn before.
+    /// The share of turns whose contender also had the turn before.
     pub same_share: f64,
-    /// How far the share that is furthest from equal is from equal: 0.1 is 10 % too much or too little.
+    /// The largest deviation from an equal share: 0.1 is 10 % too much or too little.
     pub unfairness: f64,
     /// Turns that overlap: there must be none.
     pub overlaps: usize,

@@ -1,6 +1,6 @@
 //! Processes that the bench starts from its own program: contenders in other processes, and clients with fresh memory.
 //!
-//! A worker says `ready`, waits for a line, works, and reports in lines. It ends when its standard input does.
+//! A worker prints `ready`, waits for a line, works, and reports in lines. It ends when its standard input does.
 
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -28,11 +28,11 @@ const NODES_VARIABLE: &str = "QUORLOCK_BENCH_NODES";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
-    /// Wants the lock that others want, too.
+    /// Contends with others for one lock.
     Turns,
     /// Holds many leases.
     Held,
-    /// Holds more of them than it can extend at ease.
+    /// Holds more leases than it can easily extend.
     Many,
     /// Locks and unlocks as fast as it can.
     Load,
@@ -40,19 +40,19 @@ pub enum Kind {
 
 pub const HELD: usize = 10_000;
 pub const MANY: usize = 45_000;
-/// How long they are held while the processor's time is counted: each is extended several times.
+/// How long the leases are held while processor time is counted: each is extended several times.
 const HELD_FOR: Duration = Duration::from_secs(15);
-/// So many are asked for at once.
+/// The number of concurrent requests.
 const ASKED_AT_ONCE: usize = 64;
 
 const LOAD_TASKS: usize = 64;
-/// How long a lock is held to see how many nodes it has.
+/// How long a lock is held before its nodes are counted.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
 
-/// A worker says its next line within this.
+/// The limit for the next line of a worker.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A worker, seen from the bench.
+/// A worker process, as the bench controls it.
 pub struct Worker {
     process: Child,
     input: Option<ChildStdin>,
@@ -111,7 +111,7 @@ impl Worker {
         }
     }
 
-    /// All turns that it had, and how often it failed.
+    /// Returns all turns that it had, and how often it failed.
     pub fn turns(&mut self, who: usize) -> Result<(Vec<Turn>, usize), Failure> {
         let parsed =
             |text: &str| text.parse::<u64>().map_err(|error| fleet::failure("a line is not understood", &error));
@@ -132,7 +132,7 @@ impl Worker {
         serde_json::from_str(&line).map_err(|error| fleet::failure("figures are not understood", &error))
     }
 
-    /// How long after `since` it first had a lock on all nodes.
+    /// Returns how long after `since` it first had a lock on all nodes.
     pub fn whole_again(&mut self, since: Duration, limit: Duration) -> Result<Option<Duration>, Failure> {
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
@@ -145,7 +145,7 @@ impl Worker {
         Ok(None)
     }
 
-    /// Lets it end. Says how many cycles it went through.
+    /// Lets it end. Returns its number of cycles.
     pub fn end(mut self) -> Result<u64, Failure> {
         self.input = None;
         let cycles = self.expect("cycles")?;
@@ -157,12 +157,12 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.input = None; // It ends by that, unless it hangs.
+        self.input = None; // The process ends at the end of its input, unless it hangs.
         drop((self.process.kill(), self.process.wait()));
     }
 }
 
-/// What such a process does.
+/// Runs the job of a worker process.
 pub fn work(kind: Kind, runtime: &Runtime, peers: &[Peer], flags: &Flags) -> Result<(), Failure> {
     let urls = env::var(NODES_VARIABLE).unwrap_or_default();
     let urls: Vec<String> = urls.split(',').map(str::to_owned).collect();
@@ -174,7 +174,7 @@ pub fn work(kind: Kind, runtime: &Runtime, peers: &[Peer], flags: &Flags) -> Res
     }
 }
 
-/// Tells the bench, which may be gone.
+/// Writes a line to the bench. Ends the process when the bench is gone.
 fn say(line: &str) {
     let mut out = io::stdout().lock();
     if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
@@ -209,7 +209,7 @@ async fn held(urls: &[String], count: usize) -> Result<(), Failure> {
     is_told();
     let resident = || resident(std::process::id());
     let ask = |i: usize| locks.lock(format!("held:{i}")).acquire();
-    // Buffers have their size when so many were under way once.
+    // Buffers reach their full size with this number of concurrent requests.
     drop(stream::iter(count..count + ASKED_AT_ONCE).map(ask).buffer_unordered(ASKED_AT_ONCE).collect::<Vec<_>>().await);
     locks.flush().await;
     let before = resident();
@@ -244,7 +244,7 @@ async fn load(urls: &[String]) -> Result<(), Failure> {
         tokio::spawn(async move {
             while !done.load(Ordering::Relaxed) {
                 if let Ok(guard) = locks.lock(format!("load:{i}")).acquire().await {
-                    let _ = guard.release().await; // A majority is there; what fails shows in the count of cycles.
+                    let _ = guard.release().await; // A majority is up; the count of cycles shows failures.
                     cycles.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -252,7 +252,7 @@ async fn load(urls: &[String]) -> Result<(), Failure> {
     };
     let tasks: Vec<_> = (0..LOAD_TASKS).map(task).collect();
     let spare = urls.len() - (urls.len() / 2 + 1);
-    // A name of its own each time: what one left on a node says nothing about the next.
+    // A new name each time, so that the remains of one lock on a node do not affect the next.
     for look in 0_u64.. {
         if done.load(Ordering::Relaxed) {
             break;

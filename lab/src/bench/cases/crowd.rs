@@ -1,5 +1,5 @@
-//! Many clients, a connection each, that want one lock all the time: how often it changes hands, what that costs the nodes, and
-//! what a client beside them notices that wants nothing of it.
+//! Many clients, with a connection each, that contend for one lock all the time: how often it changes hands, what that costs
+//! the nodes, and how it affects a client that uses other locks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,14 +17,14 @@ use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
 const CROWDS: [usize; 4] = [20, 100, 300, 1000];
-/// Until all of them wait, and how long they are counted.
+/// How long the clients take until all of them wait, and how long they are counted.
 const SETTLE: Duration = Duration::from_secs(3);
 const COUNT: Duration = Duration::from_secs(8);
-/// What the client beside them holds, and how often it locks and unlocks something else.
+/// How many leases the client beside them holds, and how often it locks and unlocks another lock.
 const BESIDE_HELD: usize = 20;
 const BESIDE_EVERY: Duration = Duration::from_millis(20);
 
-/// What one crowd did.
+/// The result of one crowd.
 struct Seen {
     per_s: f64,
     commands: f64,
@@ -70,7 +70,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     Ok(())
 }
 
-/// Raises the limit on open files as far as needed. Says whether that is far enough.
+/// Raises the limit on open files as far as needed. Returns whether that is enough.
 fn may_open(connections: usize) -> bool {
     const OTHER_FILES: u64 = 200;
     let limit = getrlimit(Resource::Nofile);
@@ -97,7 +97,7 @@ fn crowd(bench: &Bench<'_>, nodes: usize, clients: usize) -> Result<Seen, Failur
             while !done.load(Ordering::Relaxed) {
                 if let Ok(guard) = locks.lock(NAME).acquire().await {
                     turns.fetch_add(1, Ordering::Relaxed);
-                    drop(guard.release().await); // What it says shows in the count.
+                    drop(guard.release().await); // The count shows its result.
                 }
             }
         })
@@ -126,7 +126,7 @@ fn crowd(bench: &Bench<'_>, nodes: usize, clients: usize) -> Result<Seen, Failur
     })
 }
 
-/// How long it locked and unlocked, each time, and how many of the leases that it held meanwhile were lost.
+/// Returns the duration of each cycle, and how many of the leases that it held meanwhile were lost.
 fn stand_beside(bench: &Bench<'_>, locks: Quorlock, done: Arc<AtomicBool>) -> JoinHandle<(Vec<Duration>, usize)> {
     bench.runtime.spawn(async move {
         let mut held = Vec::new();

@@ -19,7 +19,7 @@ use super::measure::{Rounds, Stretch};
 use super::report::Report;
 use crate::exit::Failure;
 
-/// The number of nodes that targets are about.
+/// The number of nodes that targets apply to.
 const TARGET_NODES: usize = 5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -28,7 +28,7 @@ pub enum Case {
     Cycle,
     /// lock and unlock in 64 tasks, each with its own lock
     Tasks,
-    /// lock and unlock while one and two nodes are paused
+    /// lock and unlock while one or two nodes are paused
     Paused,
     /// entering a lock again that is held
     Reentry,
@@ -83,7 +83,7 @@ impl Case {
         }
     }
 
-    /// What `--help` says of it.
+    /// Returns its description in `--help`.
     pub fn about(self) -> String {
         let value = self.to_possible_value();
         value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
@@ -110,7 +110,7 @@ impl Case {
     }
 }
 
-/// Measures all columns in every round, beginning with another one each time.
+/// Measures all columns in every round, each time beginning with another one.
 fn in_rounds(bench: &Bench<'_>, columns: usize, measure: impl Fn(usize) -> Stretch) -> Rounds {
     let mut rounds = Rounds::default();
     for round in 0..usize::from(bench.flags.rounds) {

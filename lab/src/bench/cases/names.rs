@@ -1,4 +1,4 @@
-//! Names that are locked once and never again: what each leaves on a node, and for how long.
+//! Names that are locked only once: what each leaves on a node, and for how long.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
 const NAMES: usize = 20_000;
-/// So many of them are locked at the same time.
+/// The number of names that are locked at the same time.
 const AT_ONCE: usize = 64;
-/// Twice the default window within which a node takes ballots.
+/// Twice the default window within which a node accepts ballots.
 const KEPT_AT_MOST: Duration = Duration::from_secs(600);
 
 pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {

@@ -1,5 +1,5 @@
-//! A majority of the nodes is away while requests wait: what they ask the nodes that live, and how soon they are served when
-//! the majority is back.
+//! A majority of the nodes is down while requests wait: how much they send to the remaining nodes, and how soon they are
+//! served when the majority is back.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ use crate::bench::measure::number;
 use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
-/// Clients, and the requests of each that wait.
+/// The number of clients, and of waiting requests of each.
 const CROWDS: [(usize, usize); 3] = [(1, 1), (50, 1), (1, 500)];
-/// How long connections to paused nodes take to be given up.
+/// How long clients take to close connections to paused nodes.
 const SETTLE: Duration = Duration::from_secs(3);
 const OUTAGE: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     Ok(())
 }
 
-/// The commands that the nodes that live have got, and the seconds until all are served; endless when one is not.
+/// The commands that the remaining nodes received, and the seconds until all requests are served: infinite when one is not.
 fn outage(
     bench: &Bench<'_>,
     nodes: usize,
@@ -82,7 +82,7 @@ fn outage(
     for node in living..nodes {
         let answered = bench.fleet().resume(node)?;
         if node == nodes / 2 {
-            back = answered; // It makes the majority.
+            back = answered; // This node completes the majority.
         }
     }
     let mut served = Duration::ZERO;

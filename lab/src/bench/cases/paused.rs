@@ -1,4 +1,4 @@
-//! Lock and unlock while nodes are paused: stopped processes, whose kernel goes on taking connections and bytes.
+//! Lock and unlock while nodes are paused: stopped processes, whose kernel still accepts connections and bytes.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::bench::measure::{Rounds, Stretch};
 use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
-/// So many of the nodes are paused, in turn.
+/// The numbers of paused nodes that are measured.
 const PAUSED: [usize; 3] = [0, 1, 2];
 
 const HEAL_LIMIT: Duration = Duration::from_secs(10);
@@ -63,7 +63,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     Ok(())
 }
 
-/// Until every node has a part in rounds again.
+/// Waits until every node takes part in rounds again.
 async fn heal(locks: &quorlock::Quorlock, nodes: usize) {
     let spare = nodes - (nodes / 2 + 1);
     let began = Instant::now();

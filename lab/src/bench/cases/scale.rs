@@ -1,4 +1,4 @@
-//! Many at once: waiters for a held lock, and held leases.
+//! Large numbers: waiters for a held lock, and held leases.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::bench::worker::{HELD, Kind, MANY, Worker};
 use crate::exit::Failure;
 
 const WAITERS: usize = 50;
-/// How long they are let wait before and while their commands are counted.
+/// How long they wait before their commands are counted, and how long these are counted.
 const SETTLE: Duration = Duration::from_millis(500);
 const WAIT: Duration = Duration::from_secs(4);
 
@@ -80,7 +80,7 @@ pub fn many(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
     })
 }
 
-/// What is found: its field, its name, by what it is multiplied, its unit and its target.
+/// A figure: its field, name, factor, unit and target.
 type Finding = (&'static str, &'static str, f64, &'static str, f64);
 
 fn hold(
@@ -91,7 +91,7 @@ fn hold(
     findings: &[Finding],
 ) -> Result<(), Failure> {
     let nodes = bench.nodes();
-    // In a process of its own, whose memory nothing else has stretched.
+    // In a process of its own, whose memory holds nothing else.
     let mut worker = Worker::start(bench, kind, "quorlock", nodes, bench.flags.stretch)?;
     worker.go()?;
     let figures = worker.figures()?;

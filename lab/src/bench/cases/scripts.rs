@@ -1,4 +1,4 @@
-//! What a node itself says that lock and unlock cost it.
+//! The cost of lock and unlock, by the statistics of a node.
 
 use super::Case;
 use crate::bench::Bench;

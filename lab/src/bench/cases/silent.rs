@@ -1,5 +1,5 @@
-//! A node that says nothing for a long time while clients go on at full load: what they remember for it, how soon it has a
-//! part again, and what is left on it.
+//! A node that does not answer for a long time while clients continue at full load: how much they queue for it, how soon it
+//! takes part again, and what is left on it.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ use crate::bench::turns::now;
 use crate::bench::worker::{Kind, Worker};
 use crate::exit::Failure;
 
-/// Until memory has its size.
+/// How long memory takes to reach its full size.
 const WARM_UP: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(30);
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
-/// A node that has no part again by then is reported as taking so long.
+/// The limit for a node to take part again, which is reported when the node exceeds it.
 const RETURN_LIMIT: Duration = Duration::from_secs(10);
-/// What is late must have been dealt with by then.
+/// The time by which the node must have executed late messages.
 const ORPHANS_AFTER: Duration = Duration::from_millis(300);
 
 const MEBIBYTE: f64 = 1024.0 * 1024.0;

@@ -1,4 +1,4 @@
-//! One lock that many want: how fast it goes from one to the next, how fairly, and what that costs the nodes.
+//! One lock under contention: how fast and how fairly it goes from one owner to the next, and what that costs the nodes.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::exit::Failure;
 
 const CONTENDERS: usize = 8;
 pub const INSIDE: Duration = Duration::from_millis(1);
-/// A hand-over takes longer than a cycle: so many stretches of time make one here.
+/// A hand-over takes longer than a cycle: the number of usual stretches in one stretch of this case.
 const STRETCHES: u32 = 5;
 
-/// What one round said.
+/// The result of one round.
 struct Round {
     summary: Summary,
     failed: usize,
@@ -129,7 +129,7 @@ fn entry(case: Case, nodes: usize, implementation: &'static str, rounds: &[Round
     entry.add("same_again_share", of(|round| round.summary.same_share));
     entry.add("share_off_equal", of(|round| round.summary.unfairness));
     if implementation == "quorlock" {
-        // Others send what a script may call, too, and then the two cannot be told apart.
+        // Other implementations send commands that a script may also call, and then the two cannot be distinguished.
         entry.add("commands_per_node_and_hand_over", of(|round| round.commands));
     }
     entry.add("cycle_p50_us", of(|round| round.cycle_us));

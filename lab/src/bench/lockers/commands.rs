@@ -1,11 +1,11 @@
-//! What the bare sockets send: whose scripts, and the bytes of their commands.
+//! The commands of the bare sockets: their scripts and their bytes.
 
 use redis::Script;
 
 use super::LEASE;
 use super::fan_out::{ACQUIRE, PREFIX, RELEASE};
 
-/// What is asked of the nodes, by two scripts and their arguments.
+/// The commands to the nodes: two scripts and their arguments.
 #[derive(Clone, Copy)]
 pub struct Scripts {
     pub name: &'static str,
@@ -14,7 +14,7 @@ pub struct Scripts {
     words: fn(&Words) -> [Vec<&str>; 2],
 }
 
-/// What the arguments are made of.
+/// The values that the arguments contain.
 struct Words {
     key: String,
     ballot_key: String,
@@ -32,8 +32,8 @@ pub const PLAIN: Scripts = Scripts {
     words: |it| [vec!["1", &it.key, &it.value, &it.lease], vec!["1", &it.key, &it.value]],
 };
 
-/// The Redis commands that a lock with a ballot cannot do without, and no other line: what the node has promised and the last
-/// ballot, the lock, the new ballot with a copy of the lock; and in the end what both are, the lock away, and the ballot alone.
+/// The least Redis commands of a lock with a ballot. Lock: read the node record and the last ballot, write the lock, and the
+/// new ballot with a copy of the lock. Unlock: read both, delete the lock, and write the ballot alone.
 pub const FENCED: Scripts = Scripts {
     name: "fenced",
     acquire: "redis.call('MGET', 'quorlock:node', KEYS[2]) \
@@ -47,7 +47,7 @@ pub const FENCED: Scripts = Scripts {
     },
 };
 
-/// What quorlock itself asks, with ballots that grow: what it takes longer than this is its client's.
+/// The commands of quorlock itself, with growing ballots. The remaining difference to quorlock is the cost of its client.
 pub const OWN: Scripts = Scripts {
     name: "scripts",
     acquire: concat!(
@@ -64,20 +64,20 @@ pub const OWN: Scripts = Scripts {
     },
 };
 
-/// Stands for the ballot of each round, and is as long.
+/// The placeholder of each round's ballot, of the same length.
 const BALLOT: &str = "0000000000000000";
 
-/// Stands for the end of each round's lease by the wall clock, in ms, and is as long.
+/// The placeholder of the end of each round's lease by the wall clock, in ms, of the same length.
 const END: &str = "9999999999999";
 
-/// Stands for the record of the node, at the end of a command: each connection has another one.
+/// The placeholder of the node record, at the end of a command: it differs for each connection.
 const RECORD: &str = "record";
 
 /// How long nodes remember a ballot, in ms: quorlock's default.
 const MEMORY: &str = "600000";
 
 impl Scripts {
-    /// To lock and to unlock, for one of several tasks.
+    /// The commands to lock and to unlock, for one of several tasks.
     pub fn commands(self, task: usize) -> [Command; 2] {
         let key = format!("{PREFIX}{}:{task}", self.name);
         let owner = format!("{:032x}", rand::random::<u128>());

@@ -1,5 +1,5 @@
-//! What redis-rs can do: one-line scripts to all nodes at once over one multiplexed connection each, back at the answer
-//! that makes the majority.
+//! What redis-rs achieves: one-line scripts to all nodes at once over one multiplexed connection each. A round returns at
+//! the answer that completes the majority.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ pub const ACQUIRE: &str = "return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX'
 pub const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end";
 
-/// Before the names of bare implementations.
+/// The prefix of the names of bare implementations.
 pub const PREFIX: &str = "quorlock:bench:";
 
-/// So much may wait for redis-rs to write it, so that nothing overtakes anything while a node is paused.
+/// How many commands may wait until redis-rs writes them, so that they stay in order while a node is paused.
 const QUEUE: usize = 1 << 16;
 
-/// What has not come by then is of a paused node. It is dropped, also what was not sent yet.
+/// The limit for an answer. A later one comes from a paused node: its future is dropped, also when it was not sent yet.
 const SETTLE_LIMIT: Duration = Duration::from_millis(200);
 
 /// Connects to all nodes.
@@ -61,7 +61,7 @@ struct FanOut<A, F> {
     release: Arc<str>,
     ask: A,
     round: u64,
-    /// Late answers are met while a later round is waited for. To drop their futures would drop commands unsent.
+    /// Late answers are received during a later round. Dropping their futures would drop commands unsent.
     asked: FuturesUnordered<F>,
 }
 

@@ -1,5 +1,5 @@
-//! The floor: what the sockets themselves allow. One thread, one connection to each node, bytes written by hand, and no
-//! other work than to count the answers.
+//! The floor: the limit of the sockets themselves. One thread has one connection to each node, writes prepared bytes, and
+//! only counts the answers.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use crate::bench::measure::{Clock, Stretch};
 use crate::bench::turns::{Turn, Turns, now};
 use crate::exit::Failure;
 
-/// A node that says nothing for so long has failed.
+/// The time without an answer after which a node has failed.
 const SILENCE: Duration = Duration::from_secs(5);
 
 pub struct Floor {
@@ -27,7 +27,7 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// `None` when the nodes are not to be had by plain TCP.
+    /// Returns `None` when the nodes need more than plain TCP.
     pub fn new(urls: &[String], scripts: Scripts) -> Result<Option<Self>, Failure> {
         for url in urls {
             let info = url.as_str().into_connection_info().map_err(|error| unreachable(url, &error))?;
@@ -83,12 +83,12 @@ impl Measured for Floor {
     }
 }
 
-/// One of the cycles that go on at the same time.
+/// One of the concurrent cycles.
 struct Slot {
     acquire: Command,
     release: Command,
     ballot: u128,
-    /// Numbers the rounds, so that late answers are told from those that are waited for.
+    /// The number of the round, which distinguishes late answers from awaited ones.
     round: u32,
     is_release: bool,
     yes: usize,
@@ -119,9 +119,9 @@ struct Wire {
     stream: TcpStream,
     output: Vec<u8>,
     input: Vec<u8>,
-    /// The node's, as an argument; as long as the node has none, the answer that says so.
+    /// The node record as an argument, or the answer that the node has none.
     record: Vec<u8>,
-    /// Of which slot and round the next answers are.
+    /// The slots and rounds of the next answers.
     expected: VecDeque<(usize, u32)>,
 }
 
@@ -138,7 +138,7 @@ impl Wire {
         Ok(wire)
     }
 
-    /// While it still blocks.
+    /// Reads the record while the connection still blocks.
     fn introduce(&mut self, settings: &RedisConnectionInfo, scripts: Scripts) -> io::Result<()> {
         let mut greetings = vec![encode(&["SELECT", &settings.db().to_string()])];
         if let Some(password) = settings.password() {
@@ -173,8 +173,8 @@ impl Wire {
         Ok(())
     }
 
-    /// The answers that are there: of whom, and whether they are a yes. Every answer of the two scripts is one line. Any other
-    /// would be of something else than what is to be measured, so it is an error.
+    /// Returns the received answers: their slot and round, and whether they grant. Every answer of the two scripts is one
+    /// line, so any other is an error.
     fn receive(&mut self, answers: &mut Vec<(usize, u32, bool)>) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer) {
@@ -210,7 +210,7 @@ struct Loom {
 }
 
 impl Loom {
-    /// Until `enough`, and until all answers are in that were asked for.
+    /// Runs until `enough`, and until all expected answers have arrived.
     fn run(&mut self, enough: impl Fn(&Self) -> bool) -> io::Result<()> {
         for slot in 0..self.slots.len() {
             self.slots[slot].running = true;
@@ -231,7 +231,7 @@ impl Loom {
                     decided |= self.count(answer, &enough);
                 }
                 if decided && alone {
-                    break; // The next request goes first; what is late can wait.
+                    break; // The next request goes before the late answers.
                 }
             }
         }
@@ -260,7 +260,7 @@ impl Loom {
         Ok(turns)
     }
 
-    /// Sends what there is, and waits for the verdict on the latest round of the only slot.
+    /// Sends all queued bytes, and waits for the verdict on the latest round of the only slot.
     fn is_granted(&mut self) -> io::Result<bool> {
         let mut answers = Vec::new();
         self.wires.iter_mut().try_for_each(Wire::flush)?;
@@ -296,7 +296,7 @@ impl Loom {
         Ok(waited.iter().map(|fd| fd.revents().is_some_and(|events| events.intersects(readable))).collect())
     }
 
-    /// `true` when this answer decided a round.
+    /// Returns `true` when this answer decided a round.
     fn count(&mut self, (slot, round, is_yes): (usize, u32, bool), enough: &impl Fn(&Self) -> bool) -> bool {
         let most_no = self.wires.len() - self.quorum;
         let it = &mut self.slots[slot];

@@ -1,4 +1,4 @@
-//! What is measured: locks behind one small interface.
+//! The implementations under measurement: locks behind one small interface.
 
 mod commands;
 mod fan_out;
@@ -25,23 +25,23 @@ pub use ours::{Nested, Ours, lock_prefix};
 /// How long a lock outlives its holder, for every implementation.
 pub const LEASE: Duration = Duration::from_secs(10);
 
-/// Cycles of every task before its stretch is measured.
+/// The number of warm-up cycles of every task before its stretch is measured.
 const WARM_UP: usize = 20;
 
-/// Numbers the stretches: what was left on a node that was paused in one must not be met in the next.
+/// Numbers the stretches, so that a lock that is left on a paused node in one stretch does not affect the next.
 static SERIAL: AtomicUsize = AtomicUsize::new(0);
 
-/// A lock as a task uses it. Each task has a clone of its own.
+/// A lock as a task uses it. Each task has its own clone.
 pub trait Locker: Clone + Send + 'static {
     type Hold: Send;
 
-    /// As long as the implementation waits by default. `None` when it gave up or failed.
+    /// Waits as long as the implementation does by default. Returns `None` when it timed out or failed.
     fn acquire(&mut self, name: &str) -> impl Future<Output = Option<Self::Hold>> + Send;
 
-    /// `false` when it was not held any more.
+    /// Returns `false` when the lock was no longer held.
     fn release(&mut self, hold: Self::Hold) -> impl Future<Output = bool> + Send;
 
-    /// Several at once, or else one after the other.
+    /// Takes several locks at once, or else one after the other.
     fn acquire_all(&mut self, names: &[String]) -> impl Future<Output = Option<Vec<Self::Hold>>> + Send {
         async move {
             let mut holds = Vec::with_capacity(names.len());
@@ -52,7 +52,7 @@ pub trait Locker: Clone + Send + 'static {
         }
     }
 
-    /// Sees through what is still on its way, for a limited time.
+    /// Waits for messages in transit, for a limited time.
     fn settle(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
@@ -62,27 +62,27 @@ pub trait Locker: Clone + Send + 'static {
 pub trait Measured {
     fn name(&self) -> &'static str;
 
-    /// Is it one of the floors, which only lock and unlock?
+    /// Returns whether it is one of the floors, which only lock and unlock.
     fn is_floor(&self) -> bool {
         false
     }
 
-    /// Lock and unlock in a loop, in so many tasks at once, each with a name of its own.
+    /// Locks and unlocks in a loop, in this number of tasks at once, each with its own name.
     fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch;
 
-    /// The same with so many names at once, in one task.
+    /// The same with this number of names at once, in one task.
     fn sets(&self, _size: usize, _stretch: Duration) -> Option<Stretch> {
         None
     }
 
-    /// So many tasks that want the same lock all the time and keep it for `inside`.
+    /// Runs this number of tasks that contend for the same lock all the time and hold it for `inside`.
     fn turns(&self, _tasks: usize, _inside: Duration, _stretch: Duration) -> Option<Turns> {
         None
     }
 }
 
 /// A [`Locker`] in a tokio runtime, measured from spawned tasks: the thread that waits for the runtime from outside is
-/// slower to be woken.
+/// woken more slowly.
 pub struct InRuntime<L> {
     pub name: &'static str,
     pub locker: L,
@@ -169,8 +169,8 @@ async fn cycle<L: Locker>(locker: &mut L, names: &[String]) -> bool {
     all
 }
 
-/// Sleeps for tasks that have a lock, so for one at a time. tokio's own timer counts whole milliseconds and rounds up: a task
-/// would keep the lock for twice as long as the bare sockets do.
+/// Sleeps for the task that holds the lock, so for one at a time. The timer of tokio counts whole milliseconds and rounds up:
+/// a task would hold the lock for twice as long as the bare sockets do.
 #[derive(Clone)]
 struct Sleeper(mpsc::Sender<oneshot::Sender<()>>);
 
@@ -180,7 +180,7 @@ impl Sleeper {
         thread::spawn(move || {
             for woken in sleeps {
                 thread::sleep(time);
-                drop(woken); // That is heard, too.
+                drop(woken); // Dropping the sender wakes the task, too.
             }
         });
         Self(sleeper)
@@ -224,7 +224,7 @@ pub async fn take_turns<L: Locker>(locker: &L, name: &str, tasks: usize, inside:
     turns
 }
 
-/// A panic goes on in the caller.
+/// Resumes a panic in the caller.
 fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
     result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

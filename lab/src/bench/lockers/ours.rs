@@ -5,8 +5,8 @@ use quorlock::{Guard, Owner, Quorlock};
 use super::{LEASE, Locker};
 use crate::exit::Failure;
 
-/// Stands before its names on a cluster of so many nodes. No lock in use on given nodes has it; and as nodes keep, for each
-/// prefix, how many nodes the list has, clusters of several sizes need one each.
+/// Returns the prefix for a cluster of this number of nodes. No lock in use on given nodes has it. Nodes store the number of
+/// nodes in the list for each prefix, so clusters of several sizes need one prefix each.
 pub fn lock_prefix(nodes: usize) -> String {
     format!("quorlock:bench:{nodes}:lock:")
 }

@@ -1,4 +1,4 @@
-//! One holder at a time, as deep as it went in.
+//! Mutual exclusion, and the nesting depth of holds.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub fn mutual_exclusion(model: &Model) -> Verdict {
         }
     }
     for (name, holds) in by_name {
-        // In the order of their grants; the one that is believed in for longest, of those before.
+        // The holds are in the order of their grants. `longest` is the earlier hold whose holder believes in it for longest.
         let mut longest: Option<&Hold> = None;
         for hold in holds {
             if let Some(before) = longest {
@@ -34,7 +34,7 @@ pub fn mutual_exclusion(model: &Model) -> Verdict {
     verdict
 }
 
-/// The guard says how deep its owner is nested, going in and coming out.
+/// Checks the depth that guards show at the grant and at the release.
 pub fn reentrant_depth(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("ReentrantDepth", "a hold is as deep as its owner went in, and comes out as deep");
     for hold in &model.holds {

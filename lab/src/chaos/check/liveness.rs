@@ -1,4 +1,4 @@
-//! What must go on, and what must come to an end.
+//! Liveness: grants that must happen, and locks that must end.
 
 use super::Verdict;
 use super::model::{Answer, Ask, Model};
@@ -11,7 +11,7 @@ const LOOKING: u64 = 2_500_000;
 /// The longest time without any grant while a majority of the nodes is well, in longest leases.
 const LONGEST_SILENCE: u64 = 2;
 
-/// In the end, when every lease is over, no node has a lock.
+/// Checks that no node has a lock key when every lease is over.
 pub fn no_orphan(model: &Model, complete: bool) -> Verdict {
     let mut verdict = Verdict::of("NoOrphan", "one lease after everything was given back, no node has a lock key");
     for (node, keys) in &model.scans {
@@ -23,7 +23,7 @@ pub fn no_orphan(model: &Model, complete: bool) -> Verdict {
     verdict
 }
 
-/// What a killed holder had is to be had again when its lease is over; one lease later where a clock was set meanwhile.
+/// Checks that a killed holder's lock is granted again when its lease is over, or one lease later when a clock was set.
 pub fn free_after_ttl(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("FreeAfterTtl", "what a killed process held is granted again after one lease");
     for (_, life, from, down) in &model.deaths {
@@ -108,8 +108,8 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
             Answer::Refused(why, at) => (at, matches!(why, Refusal::NoQuorum | Refusal::TooLate)),
             Answer::Cancelled(_) | Answer::None => continue,
         };
-        // A lock that was won in a race may for a moment be held on a bare quorum, until an extension repairs the others; if
-        // one of that dies, a re-entry that does not wait is refused.
+        // A lock that was won in a race may for a moment be held by a bare quorum, until an extension repairs the other nodes.
+        // When a node of that quorum dies, a re-entry without a wait is refused.
         let may_be_bare = ask.within.is_some() && !ask.waits;
         let troubled = model.worker_was_troubled(ask.worker, ask.at, at) || model.stood_still(ask.at, at);
         if may_be_bare || troubled {

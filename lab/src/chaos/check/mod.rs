@@ -1,4 +1,4 @@
-//! What a history says about the promises: pure functions, one for each invariant.
+//! The checks of a history: pure functions, one for each invariant.
 
 mod exclusion;
 mod liveness;
@@ -16,7 +16,7 @@ use super::history::{Event, Setting};
 use super::ledger::Audit;
 pub use model::{Answer, Ask, Hold, Model, Trouble};
 
-/// So many violations of one invariant are described; all are counted.
+/// The number of violations of one invariant that are described; all are counted.
 const DESCRIBED: usize = 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -25,23 +25,23 @@ pub enum State {
     Held,
     Violated,
     NotExercised,
-    /// Something is missing that is needed to judge. It counts as a failure.
+    /// Data that the check needs is missing. It counts as a failure.
     Unknown,
 }
 
-/// What came of one invariant.
+/// The result of one invariant.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     #[serde(skip)]
     pub name: &'static str,
     #[serde(rename = "verdict")]
     pub state: State,
-    /// How often it was looked at and could have been violated.
+    /// How often it was checked and could have been violated.
     pub checks: u64,
     pub violations: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub described: Vec<String>,
-    /// What it says, for people.
+    /// What it states, for people.
     #[serde(skip)]
     pub meaning: &'static str,
 }
@@ -51,7 +51,7 @@ impl Verdict {
         Self { name, state: State::NotExercised, checks: 0, violations: 0, described: Vec::new(), meaning }
     }
 
-    /// It was looked at, and is so or not. `what` describes how not.
+    /// Records a check and whether it held. `what` describes a violation.
     fn check(&mut self, is_so: bool, what: impl FnOnce() -> String) {
         self.checks += 1;
         if is_so {
@@ -75,14 +75,14 @@ impl Verdict {
     }
 }
 
-/// What is not among the events.
+/// Input of the checks that is not among the events.
 pub struct Beside<'a> {
     pub audit: Option<&'a Audit>,
-    /// The run came to its end, so nodes must have been looked at.
+    /// Whether the run completed, so that the nodes must have been scanned.
     pub complete: bool,
 }
 
-/// Every invariant that a run can tell about.
+/// Checks every invariant that a run can exercise.
 pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
     vec![
         exclusion::mutual_exclusion(model),
@@ -103,7 +103,7 @@ pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
     ]
 }
 
-/// Reads the events, which may come in any order.
+/// Reads the events, in any order.
 pub fn model(events: &[Event], setting: &Setting) -> Model {
     Model::read(events, setting)
 }

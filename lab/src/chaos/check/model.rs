@@ -1,4 +1,4 @@
-//! The history, put in order: who asked, who held what and for how long it believed so, and which faults were felt when.
+//! The history in order: requests, holds and how long their holders believed in them, and the effects of faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,11 +6,11 @@ use super::read::Reader;
 use crate::chaos::fault::{Kind, Scale};
 use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting};
 
-/// How long after a fault was put into effect it certainly is, in µs: a signal, or a changed link, needs a moment to
-/// reach what it is meant for.
+/// How long a fault takes until it certainly is in effect, in µs: a signal, or a changed link, needs a moment to reach its
+/// process.
 const SETTLING: u64 = 20_000;
 
-/// For how long a standstill of the machine may be felt, in µs: connections were given up, and are made again.
+/// How long the effects of a standstill of the machine last, in µs: clients have closed connections, and make new ones.
 const AFTERMATH: u64 = 1_500_000;
 
 /// A request.
@@ -25,13 +25,13 @@ pub struct Ask {
     pub waits: bool,
     pub at: u64,
     pub answer: Answer,
-    /// What each node said, of some that were refused.
+    /// The answers of the nodes, for some refusals.
     pub detail: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// None came: the process was killed, or the run was over.
+    /// No answer: the process was killed, or the run was over.
     None,
     Granted(u64),
     Refused(Refusal, u64),
@@ -39,7 +39,7 @@ pub enum Answer {
 }
 
 impl Ask {
-    /// When the request was over.
+    /// Returns when the request was over.
     pub fn answered(&self) -> Option<u64> {
         match self.answer {
             Answer::None => None,
@@ -48,10 +48,10 @@ impl Ask {
     }
 }
 
-/// What a guard said of itself.
+/// A reading of a guard.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// Before and after it was asked.
+    /// The times before and after the reading.
     pub from: u64,
     pub at: u64,
     pub remaining: u64,
@@ -63,30 +63,31 @@ pub struct Hold {
     pub ask: Ask,
     pub owner: String,
     pub tokens: Vec<u64>,
-    /// How deep the owner was nested with it, as it was told.
+    /// How deep the owner was nested, by the guard.
     pub depth: u32,
     pub granted: u64,
-    /// The first is that of the grant.
+    /// All readings. The first is that of the grant.
     pub readings: Vec<Reading>,
-    /// When the loss was signalled, and until when the lease had been known to reach.
+    /// When the loss was signalled, and the last known end of the lease.
     pub lost: Option<(u64, u64)>,
     pub leave: Option<(u64, Leaving)>,
     pub left: Option<(u64, Outcome, Option<u32>)>,
-    /// From when to when it wrote to the ledger, and whether that was accepted.
+    /// The start and end of its write to the ledger, and whether the write was accepted.
     pub write: Option<(u64, u64, bool)>,
-    /// When the process was killed under it.
+    /// When its process was killed.
     pub killed: Option<u64>,
 }
 
 impl Hold {
-    /// Until when the guard has said that it is valid.
+    /// Returns the latest end of validity that the guard has shown.
     pub fn deadline(&self) -> u64 {
         let read = self.readings.iter().filter(|reading| reading.remaining > 0);
         let read = read.map(|reading| reading.from + reading.remaining).max().unwrap_or(0);
         read.max(self.lost.map_or(0, |(_, deadline)| deadline))
     }
 
-    /// Until when its holder believed in it: until it began to give it back, heard of the loss, died, or knew it to be over.
+    /// Returns when its holder stopped believing in it: at the start of the release, the signal of the loss, the death of the
+    /// process, or the end of the lease.
     pub fn believed_until(&self) -> u64 {
         let ends = [self.leave.map(|(at, _)| at), self.lost.map(|(at, _)| at), self.killed];
         ends.into_iter().flatten().fold(self.deadline(), u64::min)
@@ -113,14 +114,14 @@ pub struct Trouble {
     pub worker: Option<usize>,
     pub amount: i64,
     pub forgets: bool,
-    /// From when on it may, and certainly, was in effect.
+    /// The earliest time at which it may have been in effect, and the time from which it certainly was.
     pub from: u64,
     pub at: u64,
-    /// Until when it certainly, and may have been, in effect.
+    /// The time until which it certainly was in effect, and the latest time at which it may have been.
     pub healing: u64,
     pub healed: u64,
     pub tail: u64,
-    /// Why it does not count as done. It may still have been felt.
+    /// Why it does not count as done. It may still have had effects.
     pub doubt: Option<String>,
 }
 
@@ -129,7 +130,7 @@ impl Trouble {
         self.worker.is_none_or(|concerned| concerned == worker)
     }
 
-    /// Until when it may be felt, as far as no clock is set meanwhile.
+    /// Returns when its effects end, if no clock is set meanwhile.
     pub fn felt_until(&self) -> u64 {
         self.healed.saturating_add(self.tail)
     }
@@ -145,18 +146,18 @@ impl Trouble {
 
 pub struct Model {
     pub setting: Setting,
-    /// In the order of asking.
+    /// In the order of their start.
     pub asks: Vec<Ask>,
-    /// In the order of grants.
+    /// In the order of their grants.
     pub holds: Vec<Hold>,
     by_op: BTreeMap<u64, usize>,
     pub troubles: Vec<Trouble>,
-    /// Worker, life, and from when to when it was killed.
+    /// Worker, life, and the start and end of the kill.
     pub deaths: Vec<(usize, u64, u64, u64)>,
-    /// Worker, and how many locks of how many it had in the end.
+    /// Worker, how many locks it acquired after the faults, and of how many.
     pub calms: Vec<(usize, usize, usize)>,
     pub scans: BTreeMap<usize, Vec<String>>,
-    /// Life, and from when to when it was not let run.
+    /// Life, and from when to when the machine did not run it.
     pub stalls: Vec<(u64, u64, u64)>,
     /// When the machine stood still for a process that the run had not stopped.
     pub standstills: Vec<(u64, u64)>,
@@ -199,19 +200,19 @@ impl Model {
         std::iter::successors(outer(hold), move |hold| outer(hold))
     }
 
-    /// Did something happen to this worker itself between these times, or was it cut off?
+    /// Returns whether a fault of this worker itself, or of its links, had effects between these times.
     pub fn worker_was_troubled(&self, worker: usize, from: u64, to: u64) -> bool {
         self.troubles
             .iter()
             .any(|trouble| trouble.worker == Some(worker) && trouble.from <= to && from <= trouble.felt_until())
     }
 
-    /// Did the machine stand still between these times, or so shortly before that it may still be felt?
+    /// Returns whether the machine stood still between these times, or so shortly before that effects may remain.
     pub fn stood_still(&self, from: u64, to: u64) -> bool {
         self.standstills.iter().any(|(start, end)| *start <= to && from <= end + AFTERMATH)
     }
 
-    /// Until when something that was due at `due` is excused: this life was stopped, or not let run, at that time.
+    /// Returns when an event that was due at `due` is late at the earliest: this life was stopped, or did not run, until then.
     pub fn excused(&self, worker: usize, life: u64, due: u64, lateness: u64) -> u64 {
         let stalls = self.stalls.iter().filter(|stall| stall.0 == life).map(|(_, from, to)| (*from, *to));
         let mut idle: Vec<(u64, u64)> = self.pauses(worker, 0, u64::MAX).chain(stalls).collect();
@@ -222,7 +223,7 @@ impl Model {
         idle.into_iter().fold(due, later)
     }
 
-    /// When this worker was stopped, between these times.
+    /// Returns when this worker was stopped between these times.
     pub fn pauses(&self, worker: usize, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
         self.troubles
             .iter()
@@ -231,7 +232,7 @@ impl Model {
             .filter(move |(start, end)| *start <= to && from <= *end)
     }
 
-    /// The nodes of which no answer can have reached this worker, at any time from `from` to `to`.
+    /// Returns the nodes that cannot have sent this worker an answer at any time from `from` to `to`.
     pub fn silent(&self, worker: usize, from: u64, to: u64) -> BTreeSet<usize> {
         let throughout = self.troubles.iter().filter(|trouble| {
             trouble.kind.silences()
@@ -243,8 +244,8 @@ impl Model {
         throughout.flat_map(|trouble| trouble.nodes.iter().copied()).collect()
     }
 
-    /// The nodes that lost their votes at most one longest lease before `to`. A clock that is set ahead makes that no
-    /// shorter: the quarantine is over when the clock of the node and that of the asker say so, which is the machine's own.
+    /// Returns the nodes that lost their votes at most one longest lease before `to`. A clock that is set ahead does not
+    /// shorten that: a quarantine ends by the clock of the node and that of the client, and the client has the machine's clock.
     pub fn quarantined(&self, from: u64, to: u64) -> BTreeSet<usize> {
         let forgot = self.troubles.iter().filter(|trouble| {
             trouble.forgets
@@ -255,8 +256,8 @@ impl Model {
         forgot.flat_map(|trouble| trouble.nodes.iter().copied()).collect()
     }
 
-    /// Until when it may be felt. When a clock is set, what is in force at its node by that clock, a quarantine or the lock
-    /// of a dead holder, may last for one lease more.
+    /// Returns when its effects end. When a clock is set, a quarantine or the lock of a dead holder on its node may last for
+    /// one lease more.
     fn felt_until(&self, trouble: &Trouble) -> u64 {
         let steps = self.troubles.iter().filter(|step| step.kind.sets_clocks() && step.shares_a_node_with(trouble));
         // In the order of their beginnings.
@@ -265,8 +266,8 @@ impl Model {
         })
     }
 
-    /// When what was to be over at `due` by the clocks of nodes certainly is: each clock that is set before may make it last
-    /// for a longest lease more, from when it is looked at next, `looking` later at most.
+    /// Returns when a lease that was due to end at `due` by the clocks of nodes certainly is over. Each clock that is set before
+    /// may extend it by a longest lease from the next try, which is at most `looking` later.
     pub fn due_by_clocks(&self, since: u64, due: u64, looking: u64) -> u64 {
         let steps = self.troubles.iter().filter(|trouble| trouble.kind.sets_clocks());
         let mut set: Vec<u64> = steps.flat_map(|step| [step.at, step.healed]).filter(|at| *at >= since).collect();
@@ -275,7 +276,7 @@ impl Model {
         set.into_iter().fold(due, |due, at| if at <= due { due.max(at + lease + looking) } else { due })
     }
 
-    /// The largest number of nodes that may have been of no use to this worker, at any one time from `from` to `to`.
+    /// Returns the largest number of nodes that may have been useless to this worker at one time from `from` to `to`.
     pub fn most_disturbed(&self, worker: usize, from: u64, to: u64) -> usize {
         let disturbing = self.troubles.iter().filter(|trouble| trouble.disturbs() && trouble.concerns(worker));
         let felt: Vec<(&Trouble, u64, u64)> = disturbing
@@ -283,7 +284,7 @@ impl Model {
             .chain(self.found_again())
             .filter(|(_, begins, until)| *begins <= to && from <= *until)
             .collect();
-        // It only grows where something begins.
+        // The number grows only where a fault begins.
         let moments = felt.iter().map(|(_, begins, _)| (*begins).max(from)).chain([from]);
         let disturbed = |at: u64| {
             let now = felt.iter().filter(|(_, begins, until)| *begins <= at && at <= *until);
@@ -292,12 +293,12 @@ impl Model {
         moments.map(disturbed).max().unwrap_or(0)
     }
 
-    /// Quarantines that were over, and are not for clients that connect after the node's clock was set back; with the times
-    /// from and until which that is.
+    /// Returns quarantines that had ended, and apply again to clients that connect after the node's clock was set back, with
+    /// the times from and until which they do.
     fn found_again(&self) -> impl Iterator<Item = (&Trouble, u64, u64)> {
         let steps = self.troubles.iter().filter(|trouble| trouble.kind.sets_clocks());
         steps.flat_map(|step| {
-            // One that was set ahead is set back when that heals.
+            // A clock that was set ahead is set back at the end of the fault.
             let (from, at) = if step.amount < 0 { (step.from, step.at) } else { (step.healing, step.healed) };
             let reach = step.amount.unsigned_abs().saturating_mul(1000);
             let forgot = self.troubles.iter().filter(move |trouble| {
@@ -311,7 +312,7 @@ impl Model {
     }
 }
 
-/// Those stalls that no SIGSTOP explains.
+/// Returns the stalls that no SIGSTOP explains.
 fn standstills(stalls: &[(u64, u64, u64)], lives: &BTreeMap<u64, usize>, troubles: &[Trouble]) -> Vec<(u64, u64)> {
     let was_stopped = |life: u64, from: u64, to: u64| {
         let own = |trouble: &&Trouble| trouble.worker.is_some() && trouble.worker == lives.get(&life).copied();

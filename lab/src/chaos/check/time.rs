@@ -3,13 +3,13 @@
 use super::Verdict;
 use super::model::{Answer, Model};
 
-/// A signal may be so late, in µs: what a timer may be on a machine that is busy with servers and workers.
+/// The allowed delay of a signal, in µs: the delay of a timer on a machine that is busy with servers and workers.
 const LATENESS: u64 = 250_000;
 
-/// Readings are cut to whole us: two of them may say so much too little.
+/// Readings are cut to whole µs: two of them may be too small by this much.
 const CUT_OFF: u64 = 2;
 
-/// What is lost stays lost.
+/// Checks that a lost lease is never valid or entered again.
 pub fn no_resurrection(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("NoResurrection", "a lease that was lost is never valid again, nor entered again");
     for hold in &model.holds {
@@ -28,7 +28,7 @@ pub fn no_resurrection(model: &Model) -> Verdict {
     verdict
 }
 
-/// The loss is signalled when the lease is over, by the holder's own clock.
+/// Checks that the loss is signalled when the lease is over by the holder's own clock.
 pub fn loss_on_time(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("LossOnTime", "a loss is signalled when the lease is over, or before");
     for hold in &model.holds {
@@ -36,7 +36,7 @@ pub fn loss_on_time(model: &Model) -> Verdict {
         let due = awake.saturating_add(LATENESS);
         let over = [hold.leave.map(|(at, _)| at), hold.killed, Some(model.end)].into_iter().flatten().min();
         match hold.lost {
-            // Whether anything was in time cannot be told then.
+            // A signal cannot be judged then.
             Some((at, _)) if at > due && model.stood_still(hold.deadline(), at) => {}
             None if over.is_some_and(|over| over > due && model.stood_still(hold.deadline(), over)) => {}
             Some((at, _)) => {
@@ -51,13 +51,13 @@ pub fn loss_on_time(model: &Model) -> Verdict {
     verdict
 }
 
-/// Nothing makes a lease shorter: not an extension, not a re-entry with a shorter one.
+/// Checks that neither an extension nor a re-entry with a shorter lease shortens a lease.
 pub fn lease_never_shrinks(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("LeaseNeverShrinks", "no extension or re-entry makes a lease end earlier");
     for hold in &model.holds {
         let mut certain = 0;
         for reading in hold.readings.iter().filter(|reading| reading.remaining > 0) {
-            // Its end lies between these: the guard was asked at some time from `from` to `at`.
+            // The end lies between these: the guard was read at some time from `from` to `at`.
             let (earliest, latest) = (reading.from + reading.remaining, reading.at + reading.remaining + CUT_OFF);
             if certain > 0 {
                 verdict.check(latest >= certain, || {

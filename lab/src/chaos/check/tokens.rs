@@ -6,7 +6,7 @@ use super::model::{Hold, Model};
 use super::{State, Verdict};
 use crate::chaos::ledger::Audit;
 
-/// Every outermost grant of a name, with its token there.
+/// Returns every outermost grant of each name, with its token.
 fn outermost(model: &Model) -> BTreeMap<&str, Vec<(u64, &Hold)>> {
     let mut grants: BTreeMap<&str, Vec<(u64, &Hold)>> = BTreeMap::new();
     for hold in model.holds.iter().filter(|hold| hold.ask.within.is_none()) {
@@ -32,7 +32,7 @@ pub fn token_unique(model: &Model) -> Verdict {
     verdict
 }
 
-/// An acquisition that begins after another was granted has a larger token.
+/// Checks that an acquisition that begins after a grant has a larger token.
 pub fn token_monotonic(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("TokenMonotonic", "an acquisition that begins after a grant gets a larger token");
     for (name, mut grants) in outermost(model) {
@@ -56,7 +56,7 @@ pub fn token_monotonic(model: &Model) -> Verdict {
     verdict
 }
 
-/// Neither an extension nor a re-entry changes the token.
+/// Checks that neither an extension nor a re-entry changes the token.
 pub fn token_stable(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("TokenStable", "extension and re-entry keep the token");
     for hold in &model.holds {
@@ -73,7 +73,7 @@ pub fn token_stable(model: &Model) -> Verdict {
     verdict
 }
 
-/// The database takes no stale write, and takes every holder's.
+/// Checks that the database accepts no stale write, and every holder's write.
 pub fn fenced_store(model: &Model, audit: Option<&Audit>) -> Verdict {
     let mut verdict =
         Verdict::of("FencedStore", "no stale write is accepted (some are rejected), no holder's is rejected");

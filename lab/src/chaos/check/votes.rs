@@ -1,16 +1,16 @@
-//! Nothing is granted without a majority, and a node that has forgotten is not part of one.
+//! No grant without a majority, and no vote from a node that has lost its memory.
 
 use super::Verdict;
 use super::model::{Answer, Ask, Model};
 use crate::chaos::history::Refusal;
 
-/// A grant has some validity left, and nodes that cannot have answered make none.
+/// Checks that every grant has validity left, and that enough nodes can have answered it.
 pub fn no_false_grant(model: &Model) -> Verdict {
     let mut verdict =
         Verdict::of("NoFalseGrant", "nothing is granted that is spent, or that no majority can have granted");
     for hold in &model.holds {
         let first = &hold.readings[0];
-        // A process that was stopped between the grant and the question is told that nothing is left.
+        // A process that was stopped between the grant and the reading finds no validity left.
         let was_stopped = model.pauses(hold.ask.worker, hold.ask.at, hold.granted).next().is_some();
         if !was_stopped {
             verdict.check(first.remaining > 0, || format!("{} was spent when it was granted", hold.named()));
@@ -26,7 +26,7 @@ pub fn no_false_grant(model: &Model) -> Verdict {
     verdict
 }
 
-/// Where only nodes that have forgotten their votes could make the majority, there is none.
+/// Checks that no majority needs a node that has lost its votes.
 pub fn quarantine_holds(model: &Model) -> Verdict {
     let mut verdict =
         Verdict::of("QuarantineHolds", "a node that may have forgotten its votes is not counted for one lease");
@@ -34,7 +34,7 @@ pub fn quarantine_holds(model: &Model) -> Verdict {
         let silent = model.silent(ask.worker, ask.at, at);
         let mut missing = model.quarantined(ask.at, at);
         missing.extend(&silent);
-        // Where silence alone is the reason, quarantine was not needed.
+        // When unanswering nodes alone are the reason, quarantine was not exercised.
         if silent.len() <= model.spare() && missing.len() > model.spare() {
             let granted = matches!(ask.answer, Answer::Granted(_));
             verdict.check(!granted, || format!("{} by nodes that were in quarantine: without {missing:?}", named(ask)));
@@ -43,10 +43,10 @@ pub fn quarantine_holds(model: &Model) -> Verdict {
     verdict
 }
 
-/// Requests that came to an end and asked nodes for it, and when.
+/// Returns the requests that ended and sent messages to nodes, with their times.
 fn answered(model: &Model) -> impl Iterator<Item = (&Ask, u64)> {
     let asks = model.asks.iter().filter_map(|ask| Some((ask, ask.answered()?)));
-    // What is known to be lost is refused without a question.
+    // A re-entry of a lost lease is refused without a message.
     asks.filter(|(ask, _)| !matches!(ask.answer, Answer::Cancelled(_) | Answer::Refused(Refusal::Lost, _)))
 }
 
