@@ -48,7 +48,7 @@ fn run() -> Result<u8, Failure> {
     }
 }
 
-/// Returns `None` when help or the version was asked for, and printed.
+/// Returns `None` when help or the version was requested and printed.
 fn parse() -> Result<Option<Command>, Failure> {
     let error = match Flags::try_parse() {
         Ok(flags) => return Ok(Some(flags.command)),
@@ -58,7 +58,7 @@ fn parse() -> Result<Option<Command>, Failure> {
         let _ = error.print(); // A closed pipe (`| head`) is no failure.
         return Ok(None);
     }
-    // clap quotes arguments as they are: what it has to say of printable ones is the same.
+    // clap quotes arguments unchanged: its message is the same for the printable form.
     let error = Flags::try_parse_from(env::args_os().map(|arg| shown(&arg))).err().unwrap_or(error);
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();

@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use crate::exit::{Exit, Failure};
 use crate::messages;
 
-/// Between two looks at the file.
+/// The interval of reads of the file.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Pass TCP connections on to a node, as a file says
+/// Pass TCP connections on to a node, in the state that a file names
 #[derive(Args)]
 #[command(hide = true)]
 pub struct Flags {
@@ -44,7 +44,7 @@ pub fn run(flags: &Flags) -> Result<u8, Failure> {
     })
 }
 
-/// Does what the file says, whenever that changes. A line that makes no sense changes nothing.
+/// Applies the state in the file, whenever it changes. An invalid line changes nothing.
 async fn follow(file: &Path, state: &watch::Sender<State>) {
     let mut last = String::new();
     loop {

@@ -1,4 +1,4 @@
-//! `quorlock-lab bench` keeps to its form. What it measures is judged on a quiet machine, not here.
+//! The form of the output of `quorlock-lab bench`. Its figures need a quiet machine and are not judged here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn bench(dir: &Path, arguments: &[&str]) -> Output {
     command.output().expect("the command that was built for this test")
 }
 
-/// The processes whose working folder is inside this one: a redis-server hides its command line.
+/// Returns the processes whose working folder is inside this one: a redis-server hides its command line.
 fn processes_in(dir: &Path) -> Vec<PathBuf> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|process| process.path());
     processes.filter(|process| fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir))).collect()
@@ -48,7 +48,7 @@ fn cycles_are_reported_as_json_for_every_implementation() {
         let [p50, p99, per_s, cpu] = ["p50_us", "p99_us", "cycles_per_s", "client_cpu_us_per_cycle"]
             .map(|field| object[field].as_f64().filter(|figure| *figure > 0.0).expect(field));
         assert!(p50 <= p99, "{object}");
-        // In one task cycles come one after the other, so their number is what their durations allow.
+        // One task runs one cycle after the other, so their durations limit their number.
         assert!(per_s < 1e6 / p50 * 2.0 && cpu < 1e6, "{object}");
     }
     let quorlock = objects[4]["findings"].as_array().expect("findings");
@@ -88,7 +88,7 @@ fn unreachable_nodes_are_named_without_password() {
     assert!(said.contains("127.0.0.1:1") && !said.contains("hunter2"), "{said}");
 }
 
-/// Is not left behind by a test that fails, nor are its servers.
+/// A bench process that ends with its test, also when that fails, and so do its servers.
 struct Running(Child);
 
 impl Running {
@@ -101,7 +101,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
             self.signal(Signal::TERM);
-            let _ = self.0.wait(); // It ends by that signal.
+            let _ = self.0.wait(); // The signal ends it.
         }
     }
 }

@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// Nothing here takes as long; it only ends a test that would hang.
+/// The limit that ends a hanging test. No run here takes as long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The folder for what a run needs while it lasts. Its name has what the loader takes for the end of a path.
+/// The folder for the temporary files of a run. Its name has the characters that the loader takes for the end of a path.
 const TMP: &str = "t m:p";
 
-/// In the environment of all that a test starts.
+/// A variable in the environment of every process that a test starts.
 const MARK: &str = "QUORLOCK_TEST_CHAOS";
 
-/// A run has the machine to itself, as far as the others here go.
+/// Held by each run, so that runs of these tests do not overlap.
 static MACHINE: Mutex<()> = Mutex::new(());
 
 struct Place {
@@ -41,7 +41,7 @@ impl Place {
         self.dir.path().join("out")
     }
 
-    /// Where a run may have what it needs while it lasts.
+    /// The folder for the temporary files of a run.
     fn tmp(&self) -> PathBuf {
         self.dir.path().join(TMP)
     }
@@ -79,7 +79,7 @@ impl Place {
         marked.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
     }
 
-    /// Neither a process nor a folder is left.
+    /// Checks that no process and no folder is left.
     fn is_clean(&self) {
         within("the end of all processes", || self.processes().is_empty());
         let left: Vec<_> = fs::read_dir(self.tmp()).expect("the folder").flatten().collect();
@@ -149,7 +149,7 @@ fn a_short_run_holds_every_invariant_and_reports_it() {
     place.is_clean();
 }
 
-/// Whether a request falls into a quarantine comes by chance, so other seeds are tried when none did. No run may show a violation.
+/// A request falls into a quarantine by chance, so other seeds are tried when none did. No run may show a violation.
 #[test]
 fn memory_loss_and_clock_steps_violate_no_invariant() {
     let place = Place::new("forgetting");
@@ -190,7 +190,7 @@ fn a_server_without_the_clock_library_is_found_before_the_run() {
     place.is_clean();
 }
 
-/// The faults that make updates get lost come by chance, so it is tried a few times.
+/// The faults that lose updates occur by chance, so the test makes several tries.
 #[test]
 fn without_fencing_updates_are_lost() {
     let place = Place::new("unfenced");
@@ -262,7 +262,7 @@ struct Postgres {
 }
 
 impl Postgres {
-    /// Or why there is none.
+    /// Starts a server, or returns why there is none.
     fn start() -> Result<Self, String> {
         let tools = tools().ok_or("PostgreSQL's initdb is not installed")?;
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -301,7 +301,7 @@ fn shell(command: &str) -> bool {
     Command::new("sh").args(["-c", command]).status().is_ok_and(|status| status.success())
 }
 
-/// Debian does not put them on PATH.
+/// Returns the path of a PostgreSQL program, which Debian does not put on PATH.
 fn tools() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let installed = versions.map(|version| version.path().join("bin"));

@@ -14,7 +14,7 @@ use super::history::{Event, What, now};
 use super::nodes::Nodes;
 use super::plan::apart;
 
-/// A fault that comes later than planned by this much is left out: what the plan promises holds for its own times.
+/// A fault that is later than planned by this much is left out: the limits of the plan hold for its own times.
 const LATEST: Duration = Duration::from_millis(250);
 
 pub struct Conductor {
@@ -23,7 +23,7 @@ pub struct Conductor {
     said: mpsc::UnboundedSender<Said>,
     /// ms.
     lease: u64,
-    /// When a fault by which a node forgets was last over.
+    /// When the last fault that makes a node lose its memory ended.
     forgot: Mutex<Option<Instant>>,
 }
 
@@ -32,8 +32,8 @@ impl Conductor {
         Self { nodes, crew, said, lease, forgot: Mutex::default() }
     }
 
-    /// Starts to carry out these faults. Each is a task of its own, which gives the fault back if it could not be done as
-    /// it was planned.
+    /// Starts to carry out these faults. Each runs in its own task, which returns the fault if it could not be done as
+    /// planned.
     pub fn play(self: &Arc<Self>, faults: &[Fault]) -> JoinSet<io::Result<Option<Fault>>> {
         let mut playing = JoinSet::new();
         let start = Instant::now();
@@ -130,7 +130,7 @@ impl Conductor {
     }
 
     pub fn say(&self, what: What) {
-        // The collector outlives all that has something to say.
+        // The collector outlives all senders.
         drop(self.said.send(Said::Event(Event { at: now(), what })));
     }
 }

@@ -1,4 +1,4 @@
-//! The worker processes: started, listened to, stopped, killed and replaced.
+//! The worker processes: starts, reads, stops, kills and replaces them.
 
 use std::io;
 use std::process::Stdio;
@@ -83,10 +83,10 @@ impl Crew {
         Ok(())
     }
 
-    /// SIGSTOP, when it is inside a critical section of the ledger; at the latest after `patience`.
+    /// Sends SIGSTOP when the worker is inside a critical section of the ledger, at the latest after `patience`.
     pub async fn pause(&self, worker: usize, patience: Duration) -> io::Result<u64> {
         let place = &self.workers[worker];
-        // Whether it is there or not: it is stopped.
+        // The worker is stopped in either case.
         let _ = tokio::time::timeout(patience, place.section.notified()).await;
         let from = now();
         self.signal(worker, Signal::STOP).await?;
@@ -104,7 +104,7 @@ impl Crew {
         }
     }
 
-    /// SIGKILL, and the end of it.
+    /// Sends SIGKILL, and waits for the end of the process.
     pub async fn kill(&self, worker: usize) -> io::Result<()> {
         let Some(mut process) = self.workers[worker].process.lock().await.take() else { return Ok(()) };
         let from = now();
@@ -119,17 +119,17 @@ impl Crew {
         self.workers[worker].process.lock().await.as_ref().is_none_or(|process| process.life != life)
     }
 
-    /// Says this to every worker.
+    /// Sends this line to every worker.
     pub async fn say(&self, word: &str) {
         for place in &self.workers {
             if let Some(process) = &mut *place.process.lock().await {
-                // A worker that does not listen has ended, which is noticed elsewhere.
+                // A worker that cannot read has ended, which its reader reports.
                 drop(process.stdin.write_all(format!("{word}\n").as_bytes()).await);
             }
         }
     }
 
-    /// Lets every process end in order, and kills what does not.
+    /// Ends every process in order, and kills those that do not end.
     pub async fn dismiss(&self) {
         for worker in &self.workers {
             let Some(process) = worker.process.lock().await.take() else { continue };

@@ -1,4 +1,4 @@
-//! Faults by which a server under living connections loses what it knows, each with the proof that it did.
+//! Faults that make a server lose its data while its connections stay open, each with a check of the effect.
 
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     Seen,
-    /// The node could not be asked, as something else is done to it.
+    /// The node could not be asked, because of another fault.
     Unasked,
-    /// It had not.
+    /// It had no effect.
     Failed(String),
 }
 
@@ -29,7 +29,7 @@ impl Proof {
         if is_so { Self::Seen } else { Self::Failed(otherwise()) }
     }
 
-    /// Why a fault on these nodes does not count as done, if one of them shows no effect.
+    /// Returns why a fault on these nodes does not count as done, if one of them shows no effect.
     pub fn failure(proofs: &[Self]) -> Option<String> {
         proofs.iter().find_map(|proof| match proof {
             Self::Failed(why) => Some(why.clone()),
@@ -37,19 +37,19 @@ impl Proof {
         })
     }
 
-    /// No node could be asked.
+    /// Returns whether no node could be asked.
     pub fn are_missing(proofs: &[Self]) -> bool {
         !proofs.is_empty() && proofs.iter().all(|proof| *proof == Self::Unasked)
     }
 }
 
-/// FLUSHALL. In the same transaction, nothing is left.
+/// Sends FLUSHALL. In the same transaction, the database must be empty.
 pub fn flush(redis: &mut Connection) -> RedisResult<Proof> {
     let (left,): (usize,) = pipe().atomic().cmd("FLUSHALL").ignore().cmd("DBSIZE").query(redis)?;
     Ok(Proof::of(left == 0, || format!("{left} keys are left after FLUSHALL")))
 }
 
-/// SWAPDB with an empty database. In the same transaction, the node has no record.
+/// Sends SWAPDB with an empty database. In the same transaction, the node must have no record.
 pub fn swap(redis: &mut Connection) -> RedisResult<Proof> {
     let (records,): (usize,) = pipe()
         .atomic()
@@ -71,7 +71,7 @@ pub fn swap(redis: &mut Connection) -> RedisResult<Proof> {
     Ok(Proof::of(records == 0, || "the node still has its record after SWAPDB".to_owned()))
 }
 
-/// The word of the node's record.
+/// Returns the word of the node's record.
 pub fn word(redis: &mut Connection) -> RedisResult<Option<String>> {
     let record: Option<String> = cmd("GET").arg(RECORD).query(redis)?;
     Ok(record.map(|record| first_word(&record)))
@@ -107,15 +107,15 @@ pub fn copied(redis: &mut Connection) -> RedisResult<Proof> {
     }
 }
 
-/// Makes a replica a master. In the same transaction, its record is that of the node it has copied, and no more its own,
-/// which had the word `before`.
+/// Makes a replica a master. In the same transaction, its record must be that of the copied node, and no longer its own, which
+/// had the word `before`.
 pub fn promote(redis: &mut Connection, before: Option<&str>) -> RedisResult<Proof> {
     let mut promote = pipe();
     promote.atomic().cmd("REPLICAOF").arg("NO").arg("ONE").ignore().cmd("GET").arg(RECORD);
     let limit = Instant::now() + COPY_LIMIT;
     let (record,): (Option<String>,) = loop {
         match promote.query(redis) {
-            // It is still reading what it has copied.
+            // It is still loading the copied data.
             Err(error) if error.code() == Some("LOADING") && Instant::now() < limit => std::thread::sleep(LOOK_EVERY),
             answer => break answer?,
         }

@@ -1,10 +1,10 @@
-//! The kinds of faults, and how long each is felt after its end.
+//! The kinds of faults, and how long the effects of each outlast it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What is done to nodes, to what lies between, or to workers.
+/// The kinds of faults of nodes, links and workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -26,13 +26,13 @@ pub enum Kind {
     Swap,
     /// CLIENT PAUSE, by which the server itself stops to answer.
     ClientPause,
-    /// Nothing passes either way.
+    /// No bytes pass either way.
     Cut,
-    /// Nothing reaches the node; its answers pass.
+    /// No bytes reach the node; its answers pass.
     CutRequests,
-    /// The node hears everything; what it says waits.
+    /// The node gets all requests; its answers are held back.
     CutReplies,
-    /// The node obeys, and its answers are lost.
+    /// The node executes all requests; its answers are lost.
     Mute,
     /// Every connection is broken.
     Reset,
@@ -84,7 +84,7 @@ impl Kind {
         self.sets_clocks() || self == Self::ClockRate
     }
 
-    /// By more than they drift.
+    /// Returns whether it sets clocks by more than their drift.
     pub fn sets_clocks(self) -> bool {
         matches!(self, Self::Step | Self::Leap)
     }
@@ -93,17 +93,17 @@ impl Kind {
         matches!(self, Self::Isolate | Self::WorkerPause | Self::WorkerKill)
     }
 
-    /// The node loses its votes, also when it keeps every write on disk.
+    /// Returns whether the node loses its votes, also when it keeps every write on disk.
     pub fn forgets(self) -> bool {
         matches!(self, Self::Forget | Self::Replace | Self::Promote | Self::Replica | Self::Flush | Self::Swap)
     }
 
-    /// The node copies another one.
+    /// Returns whether the node copies another one.
     pub fn copies(self) -> bool {
         matches!(self, Self::Promote | Self::Replica)
     }
 
-    /// While it lasts, no grant of the node can reach the worker: nothing passes, or the node takes no writes.
+    /// Returns whether no grant of the node can reach the worker while it lasts: no bytes pass, or the node takes no writes.
     pub fn silences(self) -> bool {
         matches!(
             self,
@@ -122,8 +122,8 @@ impl Kind {
         )
     }
 
-    /// The node may be of no use while it lasts and for a time after: it counts as one that has failed. `amount` is that of
-    /// the fault: a clock that is not too far off costs its node nothing.
+    /// Returns whether the node may be useless while it lasts and for a time after, so that it counts as failed. `amount` is
+    /// that of the fault: a clock that is not too far off does not affect its node.
     pub fn disturbs(self, amount: i64) -> bool {
         match self {
             Self::Slow | Self::ClockRate | Self::Leap | Self::WorkerPause | Self::WorkerKill => false,
@@ -132,7 +132,7 @@ impl Kind {
         }
     }
 
-    /// In words, for people.
+    /// Returns a description for people.
     pub fn words(self) -> &'static str {
         match self {
             Self::Pause => "node paused",
@@ -171,13 +171,13 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What is left for the others.
+/// The state of the cluster during a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scale {
-    /// Every node goes on being of use.
+    /// Every node stays useful.
     Harmless,
-    /// A majority of the nodes is well: locks go on being granted.
+    /// A majority of the nodes is well: locks are still granted.
     Minority,
     /// No majority is left: locks are lost, and none is granted.
     Majority,
@@ -197,7 +197,7 @@ pub struct Fault {
     /// ms of a delay or a step, millionths of a rate.
     #[serde(default)]
     pub amount: i64,
-    /// What a cut held back is thrown away with its connection, and not delivered late.
+    /// Bytes that a cut held back are discarded with their connection, and not delivered late.
     #[serde(default)]
     pub lossy: bool,
     /// The node that is copied.
@@ -214,7 +214,7 @@ impl Fault {
         self.at + self.lasts
     }
 
-    /// Is this worker's way to the nodes meant?
+    /// Returns whether it affects the links of this worker.
     pub fn concerns(&self, worker: usize) -> bool {
         self.worker.is_none_or(|concerned| concerned == worker)
     }
@@ -223,17 +223,17 @@ impl Fault {
         self.kind.disturbs(self.amount)
     }
 
-    /// For how many ms after its end a node, or a worker's connections, may still be of no use. `lease` is the longest
-    /// lease, in ms.
+    /// Returns for how many ms after its end a node, or the connections of a worker, may still be useless. `lease` is the
+    /// longest lease, in ms.
     ///
-    /// A node that forgot is in quarantine; one that was silent may first do what was asked of it long ago, and have a lock
-    /// once more for one lease. A clock that was set makes what is in force at a node by its clock, a quarantine or the
-    /// lock of a dead holder, last for up to one lease more.
+    /// A node that lost its memory is in quarantine. A node that was silent may first execute old requests, and store a lock
+    /// again for one lease. A clock that was set may extend a quarantine or the lock of a dead holder on its node by up to one
+    /// lease.
     pub fn tail(&self, lease: u64) -> u64 {
         let remembered = lease + lease / 50 + RECONNECTING_MS;
         match self.kind {
             Kind::Reset => RECONNECTING_MS + lease / 2,
-            // Who wakes up finds its connections given up.
+            // A process that continues finds its connections closed.
             Kind::WorkerPause => RECONNECTING_MS,
             Kind::Promote | Kind::Replica => SYNCING_MS + remembered,
             kind if kind.sets_clocks() || self.disturbs() => remembered,
@@ -242,12 +242,12 @@ impl Fault {
     }
 }
 
-/// How long a client may take to have a connection again once that is possible.
+/// How long a client may take to connect again once that is possible.
 pub const RECONNECTING_MS: u64 = 600;
 
-/// How much later than planned a node may have copied another one.
+/// How much later than planned the copy of another node may be complete.
 const SYNCING_MS: u64 = 800;
 
-/// Two clocks of which one is ahead and one behind by this much differ by less than the window (300 s) within which a node
-/// takes ballots.
+/// Two clocks, one ahead and one behind by this much, differ by less than the window (300 s) within which a node accepts
+/// ballots.
 pub const LARGEST_HARMLESS_STEP_MS: u64 = 140_000;

@@ -1,6 +1,6 @@
-//! What happened, as JSON lines on one clock: `CLOCK_MONOTONIC` in µs, which all processes of a machine share.
+//! The events of a run, as JSON lines on one clock: `CLOCK_MONOTONIC` in µs, which all processes of a machine share.
 //!
-//! Where something takes time, an event says when it had begun (`from`) and `at` is when it was done.
+//! For an action that takes time, `from` is its start and `at` is its end.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ pub struct Event {
 pub enum What {
     /// A worker process is ready. Each process in a worker's place is another life.
     Up { worker: usize, life: u64 },
-    /// It was killed.
+    /// A worker process was killed.
     Down { worker: usize, life: u64, from: u64 },
 
-    /// A thread of this life (0: the run's own process) that was to wake up at `from` did so now: the machine had no time
+    /// A thread of this life (0: the run's own process) was due to wake up at `from` and did so now: the machine had no time
     /// for it, or the process was stopped.
     Stall { life: u64, from: u64 },
 
@@ -41,7 +41,7 @@ pub enum What {
         /// Whether the request waits while another owner holds one of them.
         waits: bool,
     },
-    /// It was granted: the guard says this of itself. `from` was just before it was asked how much is left.
+    /// The request was granted, and its guard shows these values. `from` is the time just before the guard was read.
     Grant { op: u64, owner: String, tokens: Vec<u64>, holds: u32, from: u64, remaining: u64 },
     /// What each node answered, unless another owner holds the lock.
     Refuse {
@@ -50,15 +50,15 @@ pub enum What {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         detail: Option<String>,
     },
-    /// The future that asked was dropped.
+    /// The future of the request was dropped.
     Cancel { op: u64 },
-    /// The guard says that at least `remaining` µs are left, `from` being just before it was asked.
+    /// The guard shows that at least `remaining` µs are left. `from` is the time just before it was read.
     Valid { op: u64, from: u64, remaining: u64, tokens: Vec<u64>, holds: u32 },
-    /// The guard signals the loss of a lease that was last known to reach to `deadline`.
+    /// The guard signals the loss of a lease whose last known end is `deadline`.
     Lost { op: u64, deadline: u64 },
-    /// The hold is about to be given back.
+    /// The hold is about to be released.
     Leave { op: u64, how: Leaving },
-    /// It was; `holds` is how deep the owner is nested still, where a majority confirmed.
+    /// The release is done. `holds` is how deep the owner is still nested, where a majority confirmed.
     Left {
         op: u64,
         outcome: Outcome,
@@ -66,12 +66,12 @@ pub enum What {
         holds: Option<u32>,
     },
 
-    /// Balances have been read under a hold, to be written back after a while.
+    /// Balances were read under a hold, and are written back after a while.
     Section { op: u64 },
     /// The write to the ledger, or the reading before it that was refused.
     Write { op: u64, from: u64, accepted: bool },
 
-    /// All faults are over, and this worker has had every lock again.
+    /// All faults are over, and this worker has acquired every lock again.
     Calm { worker: usize, acquired: usize, of: usize },
 
     /// A fault is in effect.
@@ -83,9 +83,9 @@ pub enum What {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         worker: Option<usize>,
         amount: i64,
-        /// The node has forgotten what it had voted, when it comes back.
+        /// The node has lost its votes when it comes back.
         forgets: bool,
-        /// How long after its end it may be felt, in µs.
+        /// How long its effects may outlast it, in µs.
         tail: u64,
         from: u64,
         /// Why it does not count as done: its effect was not seen.
@@ -99,7 +99,7 @@ pub enum What {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         doubt: Option<String>,
     },
-    /// What a node has at the end, when every lease is over: lock keys.
+    /// The lock keys of a node at the end, when every lease is over.
     Scan { node: usize, keys: Vec<String> },
 }
 
@@ -109,11 +109,11 @@ pub enum Refusal {
     /// Another owner holds the lock, or no request won a majority.
     Held,
     NoQuorum,
-    /// The majority came when the lease was spent.
+    /// The majority answered when the lease had run out.
     TooLate,
-    /// What was to be entered again is lost.
+    /// The lease that was to be entered again is lost.
     Lost,
-    /// Nothing that may come from a fault.
+    /// An error that no fault explains.
     Other,
 }
 
@@ -134,7 +134,7 @@ pub enum Outcome {
     Unconfirmed,
 }
 
-/// What cannot be read from the events alone.
+/// The settings of a run, which the events do not contain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     pub nodes: usize,
@@ -143,13 +143,13 @@ pub struct Setting {
     pub fencing: bool,
 }
 
-/// Between two looks at whether the machine has time for this process.
+/// The interval of the check whether the machine has time for this process.
 const TICK: Duration = Duration::from_millis(20);
-/// So much later than it was to, a thread wakes up on a machine that is only busy.
+/// How late a thread may wake up on a machine that is only busy.
 const LATE: Duration = Duration::from_millis(60);
 
-/// Tells whenever this task was not let run in time. For a process that the lock is no part of: there, also a runtime that is
-/// late is the machine's doing.
+/// Reports whenever this task did not run in time. For a process without the lock, where a late runtime shows a stall of the
+/// machine as well.
 pub async fn watch_runtime_for_stalls(life: u64, tell: impl Fn(Event) -> bool) {
     loop {
         let due = now() + micros(TICK);
@@ -161,8 +161,8 @@ pub async fn watch_runtime_for_stalls(life: u64, tell: impl Fn(Event) -> bool) {
     }
 }
 
-/// Starts a thread that tells whenever it was not let run in time, for as long as `tell` wants to hear it. No runtime has
-/// a part in it: what blocks one is no excuse.
+/// Starts a thread that reports whenever it did not run in time, until `tell` returns `false`. It uses no runtime, because a
+/// blocked runtime is no excuse.
 pub fn watch_for_stalls(life: u64, tell: impl Fn(Event) -> bool + Send + 'static) {
     std::thread::spawn(move || {
         loop {

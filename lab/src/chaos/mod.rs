@@ -1,4 +1,4 @@
-//! `quorlock-lab chaos`: real servers, real processes, faults that a seed decides, and what the lock made of it.
+//! `quorlock-lab chaos`: real servers, real processes, faults that a seed decides, and checks of the lock's invariants.
 
 mod check;
 mod conductor;
@@ -23,13 +23,13 @@ pub use self::worker::{Flags as WorkerFlags, run as run_worker};
 use self::options::Options;
 use crate::exit::{Exit, Failure};
 
-/// With what `quorlock-lab chaos` ends, beside the codes of all commands.
+/// The exit codes of `quorlock-lab chaos`, beside those of all commands.
 mod code {
-    /// A promise was not kept.
+    /// An invariant was violated.
     pub const VIOLATED: u8 = 80;
-    /// Nothing was violated, but not all that was wanted was seen.
+    /// No invariant was violated, but not all required events occurred.
     pub const NOT_EXERCISED: u8 = 81;
-    /// Without fencing, updates were lost: what the demonstration is for.
+    /// Without fencing, updates were lost: the expected result of the demonstration.
     pub const LOST_UPDATES: u8 = 82;
 }
 
@@ -38,7 +38,7 @@ pub fn run(flags: Flags) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::NotRunnable, format!("cannot start: {error}")))?;
     let done = runtime.block_on(run::run(&options));
-    // Nothing that is left there matters: the servers and the workers are gone.
+    // The servers and the workers have ended, so remaining files do not matter.
     runtime.shutdown_background();
     done
 }

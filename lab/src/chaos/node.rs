@@ -1,4 +1,4 @@
-//! One of the run's own servers, and what faults do to it.
+//! One of the run's own servers, and the faults of it.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,17 +11,17 @@ use quorlock_testkit::server::Server;
 use super::effect::{self, Proof};
 use super::fault::Kind;
 
-/// How long a server may take to answer what the run itself asks, when nothing is done to it.
+/// How long a server may take to answer the run itself, when it has no fault.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long it may take to do what a fault asks for.
+/// How long it may take to execute a fault.
 pub const SERVER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A node that was made a replica must be a master again before the run can go on.
 const PROMOTION_LIMIT: Duration = Duration::from_secs(20);
 
-/// CLIENT PAUSE ends by itself (while it lasts, the server does not listen to CLIENT UNPAUSE either), so much later than
-/// planned: what is taken to be silent must be.
+/// How much later than planned CLIENT PAUSE ends, so that the server certainly is silent until then. It ends by itself: while
+/// it lasts, the server does not execute CLIENT UNPAUSE either.
 const CLIENT_PAUSE_MORE_MS: u64 = 100;
 
 pub struct Node {
@@ -40,8 +40,7 @@ pub struct Node {
     pub commands: Mutex<Commands>,
 }
 
-/// What servers say they have done. A server that is killed says no more, so what it did since it was last asked is not
-/// counted.
+/// The statistics of servers. The commands of a killed server since the last query are not counted.
 #[derive(Default)]
 pub struct Commands {
     pub total: u64,
@@ -60,7 +59,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is to be done to a node.
+/// An action on a node.
 #[derive(Clone)]
 pub struct Act {
     pub kind: Kind,
@@ -142,13 +141,13 @@ impl Node {
         Ok(())
     }
 
-    /// Whether or not it has copied the other node: it is a master afterwards.
+    /// Makes it a master, whether or not it has copied the other node.
     fn promote(&self, copied: Proof) -> io::Result<Proof> {
         let before = lock(&self.word).take();
         let limit = Instant::now() + PROMOTION_LIMIT;
         let promoted = loop {
             match self.ask(|redis| effect::promote(redis, before.as_deref())) {
-                // Another fault may have begun by now.
+                // Another fault may have begun meanwhile.
                 Err(_) if Instant::now() < limit && self.is_in_use() => std::thread::sleep(ANSWER_LIMIT),
                 promoted => break promoted?,
             }
@@ -160,9 +159,9 @@ impl Node {
         lock(&self.server).is_some()
     }
 
-    /// The node's own TIME must show it.
+    /// Sets the clock. The node's own TIME must show it.
     fn set_clock(&self, act: &Act, i: usize, set: impl FnOnce(&mut Clock) -> io::Result<()>) -> io::Result<Proof> {
-        // Without the library there is no clock to set, and no such fault in the plan.
+        // Without the library no clock can be set, and the plan has no such fault.
         let Some(clock) = &self.clock else { return Ok(Proof::Unasked) };
         let mut clock = lock(clock);
         set(&mut clock)?;
@@ -179,12 +178,12 @@ impl Node {
         })
     }
 
-    /// Asks for the effect of a fault. Another fault may keep the node from answering.
+    /// Queries the effect of a fault. Another fault may prevent an answer.
     fn prove(&self, prove: impl FnOnce(&mut redis::Connection) -> redis::RedisResult<Proof>) -> Proof {
         self.ask(prove).unwrap_or_else(|error| Proof::Failed(error.to_string()))
     }
 
-    /// Asks the server itself, not through a link.
+    /// Connects to the server itself, not through a link.
     fn ask<T>(&self, ask: impl FnOnce(&mut redis::Connection) -> redis::RedisResult<T>) -> io::Result<T> {
         ask(&mut self.connection(SERVER_LIMIT)?).map_err(io::Error::other)
     }

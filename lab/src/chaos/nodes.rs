@@ -1,4 +1,4 @@
-//! The run's own servers, with a link between each of them and each worker, and what faults do to them.
+//! The run's own servers, with a link between each of them and each worker, and their faults.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,14 +17,14 @@ use super::node::{Act, Node, SERVER_LIMIT, lock};
 /// A server logs every write before it answers.
 const DURABLE: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"];
 
-/// A node is copied at once, and no step of a clock makes it believe that the other one is gone.
+/// Options for an immediate copy of a node, during which no clock step makes a node count the other one as gone.
 const REPLICATION: [&str; 4] = ["--repl-diskless-sync-delay", "0", "--repl-timeout", "3600"];
 
 pub struct Nodes {
     all: Vec<Arc<Node>>,
     /// The faults that are in effect on links.
     active: Mutex<Vec<Fault>>,
-    /// Those of clocks that no node could be asked about so far.
+    /// The faults of clocks whose effect no node could show so far.
     unproven: Mutex<Vec<usize>>,
 }
 
@@ -66,7 +66,7 @@ impl Nodes {
         self.all.iter().map(|node| node.urls[worker].clone()).collect()
     }
 
-    /// Does a node that this happens to come back without its votes?
+    /// Returns whether a node comes back from this fault without its votes.
     pub fn forgets(&self, fault: &Fault) -> bool {
         match fault.kind {
             Kind::Restart => fault.nodes.iter().any(|node| !self.all[*node].durable),
@@ -74,7 +74,7 @@ impl Nodes {
         }
     }
 
-    /// Puts the fault into effect. Returns when it is, with the reason why it does not count as done.
+    /// Puts the fault into effect. Returns the reason why it does not count as done, if there is one.
     pub async fn begin(&self, fault: &Fault) -> io::Result<Option<String>> {
         let silent = self.silent();
         lock(&self.active).push(fault.clone());
@@ -85,14 +85,14 @@ impl Nodes {
         let act = self.act(fault, silent);
         let proofs = self.on_each(fault, move |node, i| node.begin(&act, i)).await?;
         if Proof::are_missing(&proofs) {
-            // It may be seen at the end.
+            // The end of the fault may show it.
             lock(&self.unproven).push(fault.id);
             return Ok(None);
         }
         Ok(Proof::failure(&proofs))
     }
 
-    /// Ends it. Returns when the nodes are there to answer, as far as this fault goes.
+    /// Ends the fault. Returns when the nodes can answer again, as far as this fault is concerned.
     pub async fn end(&self, fault: &Fault) -> io::Result<Option<String>> {
         let act = self.act(fault, self.silent());
         let done = self.on_each(fault, move |node, i| node.end(&act, i)).await;
@@ -130,14 +130,14 @@ impl Nodes {
         Ok(proofs)
     }
 
-    /// The nodes that cannot be expected to answer.
+    /// Returns the nodes that are not expected to answer.
     fn silent(&self) -> Vec<usize> {
         let active = lock(&self.active);
         let silent = active.iter().filter(|fault| fault.kind.silences() && !fault.kind.is_of_workers());
         silent.flat_map(|fault| fault.nodes.clone()).collect()
     }
 
-    /// Every link is as all active faults together make it.
+    /// Sets every link to the state that all active faults together imply.
     fn set_links(&self) {
         let active = lock(&self.active);
         for (i, node) in self.all.iter().enumerate() {
@@ -149,7 +149,7 @@ impl Nodes {
         }
     }
 
-    /// All that this fault concerns, and what they hold.
+    /// Resets all links of this fault, and discards the bytes that they hold.
     fn break_connections(&self, fault: &Fault) {
         for node in &fault.nodes {
             for (worker, link) in self.all[*node].links.iter().enumerate() {
@@ -160,7 +160,7 @@ impl Nodes {
         }
     }
 
-    /// Asks the servers that nothing is done to how many commands they have executed.
+    /// Queries the command counts of the servers without a fault.
     pub async fn count_commands(&self) {
         let silent = self.silent();
         let well = self.all.iter().enumerate().filter(|(i, _)| !silent.contains(i));
@@ -179,14 +179,14 @@ impl Nodes {
         self.all.iter().map(|node| lock(&node.commands).total).sum()
     }
 
-    /// Ends every server, for good: what is still to be done to one does nothing.
+    /// Ends every server for good. Later faults have no effect.
     pub fn stop(&self) {
         for node in &self.all {
             drop(lock(&node.server).take());
         }
     }
 
-    /// The lock keys that each node has now.
+    /// Returns the lock keys that each node has now.
     pub async fn scan(&self) -> Vec<io::Result<Vec<String>>> {
         let scanning = self.all.iter().map(|node| {
             let node = Arc::clone(node);
@@ -201,7 +201,7 @@ impl Nodes {
     }
 }
 
-/// A link's state with one more fault.
+/// Adds a fault to the state of a link.
 fn with(state: State, fault: &Fault) -> State {
     let held = |flow| if flow == Flow::Pass { Flow::Hold } else { flow };
     let millis = Duration::from_millis(fault.amount.unsigned_abs());

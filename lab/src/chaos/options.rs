@@ -9,17 +9,17 @@ use clap::Args;
 
 use crate::exit::{Exit, Failure};
 
-/// Shorter leases are not worth the name on a machine that is busy with all this.
+/// The shortest lease that a machine with this load can keep.
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
 const LONGEST_LEASE: Duration = Duration::from_secs(60);
-/// A fault of every kind needs about so many leases.
+/// The number of leases in which a fault of every kind fits.
 const LEASES_FOR_ALL: u32 = 45;
 const SHORTEST_RUN: Duration = Duration::from_secs(1);
 const LONGEST_RUN: Duration = Duration::from_secs(24 * 3600);
 const MOST_NODES: usize = 63;
 const MOST_WORKERS: usize = 64;
 
-/// Stands in every folder that a run has made: only such a folder is written into again.
+/// The name of a file in every folder that a run has made: only such a folder is used again.
 const MARK: &str = "results.json";
 
 const HELP: &str = "\
@@ -76,7 +76,7 @@ pub struct Flags {
     #[arg(long)]
     json: bool,
 
-    /// Only say errors.
+    /// Print errors only.
     #[arg(long, short)]
     quiet: bool,
 }
@@ -150,12 +150,12 @@ impl Options {
         u64::try_from(self.lasts.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// There is time for a fault of every kind, so each is wanted.
+    /// Returns whether there is time for a fault of every kind, so that each is required.
     pub fn wants_all(&self) -> bool {
         self.lasts >= self.lease * LEASES_FOR_ALL
     }
 
-    /// The command that repeats this run.
+    /// Returns the command that repeats this run.
     pub fn command(&self) -> String {
         let mut command = format!(
             "cluster/chaos --for {} --seed {} --nodes-count {} --workers {} --lease {}",
@@ -175,7 +175,7 @@ impl Options {
     }
 }
 
-/// A file of this run, in the place of an earlier run's. What a link there names is left alone.
+/// Creates a file of this run in the place of an earlier run's. The target of a symlink there is left alone.
 pub fn new_file(path: &Path) -> io::Result<fs::File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -183,7 +183,7 @@ pub fn new_file(path: &Path) -> io::Result<fs::File> {
     }
 }
 
-/// Makes the folder for what a run leaves. Nothing that is not a run's own is ever written over.
+/// Makes the folder for the files of a run. Only files of earlier runs are overwritten.
 fn folder(wanted: Option<PathBuf>, seed: u64) -> Result<PathBuf, Failure> {
     let cannot = |path: &Path, error: &io::Error| {
         Failure::new(Exit::Usage, format!("cannot write to {}: {error}; choose another --out", path.display()))

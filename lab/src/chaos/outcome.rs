@@ -1,4 +1,4 @@
-//! What came of a run: figures, verdicts, and the files that say so.
+//! The results of a run: figures, verdicts, and their files.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -28,25 +28,25 @@ pub struct Results {
     pub nodes: usize,
     pub workers: usize,
     pub lease_ms: u64,
-    /// What the servers say to have executed; what a server did in its last half second before it was killed is missing.
+    /// The commands that the servers report, without those in the last half second before a kill.
     pub commands: u64,
     pub faults: BTreeMap<String, u64>,
-    /// How often no majority was left.
+    /// The number of outages of a majority.
     pub outages: u64,
     pub requests: u64,
     pub grants: u64,
     pub reentries: u64,
-    /// Of holds in which nothing was nested, where nothing but an extension can have made the lease longer.
+    /// Extensions of holds without a nested hold, where only an extension can have lengthened the lease.
     pub extensions: u64,
     pub losses: u64,
     pub refused: BTreeMap<&'static str, u64>,
-    /// How often the machine had no time for a process that was to run, and for how long in all.
+    /// How often the machine did not run a process in time, and for how long in total.
     pub standstills: u64,
     pub standstill_ms: u64,
     pub violations: u64,
     pub invariants: BTreeMap<&'static str, Verdict>,
     pub ledger: LedgerResults,
-    /// What was wanted and not seen.
+    /// Required events that did not occur.
     pub missing: Vec<String>,
     pub problems: Vec<String>,
     pub notes: Vec<String>,
@@ -58,7 +58,7 @@ pub struct LedgerResults {
     pub fencing: bool,
     pub stale_writes_rejected: u64,
     pub stale_writes_accepted: u64,
-    /// Money conserved and no update lost.
+    /// Whether the sum is unchanged and no update was lost.
     pub sound: bool,
     #[serde(flatten)]
     pub audit: Option<Audit>,
@@ -167,13 +167,13 @@ impl Outcome {
     }
 }
 
-/// A fault whose effect was not seen, in words.
+/// Returns the description of a fault without an observed effect.
 fn not_done(trouble: &check::Trouble) -> Option<String> {
     let why = trouble.doubt.as_ref()?;
     Some(format!("not done: {}: {why}", named(trouble.kind, &trouble.nodes, trouble.worker)))
 }
 
-/// What had to be seen and was not.
+/// Returns the required events that did not occur.
 fn missing(
     options: &Options,
     raw: &Raw,
@@ -199,7 +199,7 @@ fn missing(
             }
         }
         for verdict in verdicts.iter().filter(|verdict| verdict.state == State::NotExercised) {
-            // With one or two nodes no failure can be borne, and none may forget.
+            // With one or two nodes no failure is tolerated, and no node may lose its memory.
             let needs_spare = ["QuarantineHolds"].contains(&verdict.name);
             if !needs_spare || raw.settings.spare() > 0 {
                 missing.push(format!("a case of {}", verdict.name));
@@ -209,7 +209,7 @@ fn missing(
     missing
 }
 
-/// Growths of leases that only an extension explains: before anything was nested inside.
+/// Counts the growths of leases that only an extension explains: those before any nested hold.
 fn extensions(model: &Model) -> u64 {
     let mut nested: BTreeMap<u64, u64> = BTreeMap::new();
     for ask in &model.asks {
@@ -221,7 +221,7 @@ fn extensions(model: &Model) -> u64 {
     outermost.map(|hold| grown(hold, nested.get(&hold.ask.op).copied().unwrap_or(u64::MAX))).sum()
 }
 
-/// How often it was found to be longer than before, up to then.
+/// Counts the readings up to then that showed a longer lease than before.
 fn grown(hold: &Hold, until: u64) -> u64 {
     let mut known = 0;
     let mut times = 0;
@@ -234,7 +234,7 @@ fn grown(hold: &Hold, until: u64) -> u64 {
     times
 }
 
-/// What a lease must have grown by, in µs, to have been extended.
+/// The least growth of a lease, in µs, that counts as an extension.
 const GROWTH: u64 = 2000;
 
 fn refused(model: &Model) -> BTreeMap<&'static str, u64> {
@@ -254,7 +254,7 @@ fn refused(model: &Model) -> BTreeMap<&'static str, u64> {
     refused
 }
 
-/// Writes the files, and says what is in them.
+/// Writes the files, and prints a summary.
 pub fn write(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<()> {
     let results = serde_json::to_string_pretty(&outcome.results)? + "\n";
     new_file(&options.out.join("report.html"))?.write_all(report::html(options, raw, outcome)?.as_bytes())?;

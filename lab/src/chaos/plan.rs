@@ -1,8 +1,8 @@
-//! What a seed decides before anything happens: which faults come when. Pure: the same seed, the same plan.
+//! The faults of a run and their times, which a seed decides in advance. Pure: the same seed gives the same plan.
 //!
-//! The plan stays within what the lock is to bear:
+//! The plan stays within the limits that the lock must tolerate:
 //! - At most a minority of the nodes is disturbed at a time, except in outages of a majority.
-//! - Nodes forget one at a time: the next one does so no earlier than two longest leases after the one before is back.
+//! - Nodes lose their memory one at a time: the next one no earlier than two longest leases after the previous one is back.
 //! - The clocks of any number of nodes, also of all, are set ahead or back at any time, while leases are held. Steps beyond
 //!   the window within which nodes take ballots cost a node its use while they last, so they count as disturbances; such
 //!   steps ahead hit one node at a time, as ballots that follow them are too far ahead when the clock is right again. In the
@@ -16,7 +16,7 @@ use quorlock_testkit::rng::Rng;
 
 use super::fault::{Fault, Kind};
 
-/// Streams of the seed.
+/// The random streams of the seed.
 const NODES: u64 = 1;
 const WORKERS: u64 = 2;
 const SERVERS: u64 = 3;
@@ -28,31 +28,31 @@ pub struct Settings {
     pub workers: usize,
     /// The longest lease, in ms.
     pub lease: u64,
-    /// For how long there are faults, in ms.
+    /// How long there are faults, in ms.
     pub lasts: u64,
-    /// Node clocks can be set.
+    /// Whether node clocks can be set.
     pub clocks: bool,
 }
 
 impl Settings {
-    /// How many nodes may fail.
+    /// Returns how many nodes may fail.
     pub fn spare(&self) -> usize {
         spare(self.nodes)
     }
 
-    /// The kinds that this cluster can be given without leaving what is promised.
+    /// Returns the kinds of faults that this cluster must tolerate.
     pub fn palette(&self) -> Vec<Kind> {
         let possible = |kind: &Kind| match kind {
             kind if kind.is_of_clocks() && !self.clocks => false,
             Kind::Leap => self.leaps_at().is_some(),
-            // Of one or two nodes, one is a majority already. They may be silent, but not forget.
+            // Of one or two nodes, each loss of memory is too much. They may be silent only.
             Kind::Restart | Kind::Reset | Kind::Delay => self.spare() > 0,
             kind => !kind.forgets() || self.spare() > 0,
         };
         Kind::ALL.into_iter().filter(possible).collect()
     }
 
-    /// When all clocks go ahead, in ms: near the end, as they do not come back.
+    /// Returns when all clocks go ahead, in ms: near the end, because they stay ahead.
     fn leaps_at(&self) -> Option<u64> {
         const BEFORE_THE_END: u64 = 3;
         const LEASES_AT_LEAST: u64 = 6;
@@ -60,12 +60,12 @@ impl Settings {
     }
 }
 
-/// How many of so many nodes may fail.
+/// Returns how many of this number of nodes may fail.
 pub fn spare(nodes: usize) -> usize {
     nodes - (nodes / 2 + 1)
 }
 
-/// From the end of a fault that makes a node forget until another node may, in ms.
+/// Returns the time from the end of a fault with memory loss until another node may lose its memory, in ms.
 pub fn apart(lease: u64) -> u64 {
     2 * lease
 }
@@ -74,7 +74,7 @@ pub fn apart(lease: u64) -> u64 {
 pub struct Plan {
     /// Which nodes log every write before they answer.
     pub durable: Vec<bool>,
-    /// In the order of their beginnings.
+    /// In the order of their starts.
     pub faults: Vec<Fault>,
 }
 
@@ -98,16 +98,16 @@ impl Plan {
     }
 }
 
-/// What a deck deals.
+/// The cards of the deck.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Card {
     /// A kind of fault that leaves a majority well.
     One(Kind),
     /// One node's clock goes beyond the window.
     Away,
-    /// More nodes are of no use than may be.
+    /// More nodes are useless than the lock tolerates.
     Outage,
-    /// One node has forgotten, and so many others are silent that only its vote could make the majority.
+    /// One node has lost its memory, and only its vote could complete a majority, because others are silent.
     Quarantine,
 }
 
@@ -121,7 +121,7 @@ impl Card {
     }
 }
 
-/// Deals every card once before any comes again.
+/// Deals every card once before it repeats one.
 struct Deck {
     cards: Vec<Card>,
     left: Vec<Card>,
@@ -132,7 +132,7 @@ impl Deck {
         Self { cards, left: Vec::new() }
     }
 
-    /// One that need not be deferred, if there is one.
+    /// Deals a card that need not be deferred, if there is one.
     fn deal(&mut self, rng: &mut Rng, is_deferred: impl Fn(Card) -> bool) -> Option<Card> {
         if self.left.is_empty() {
             self.left.clone_from(&self.cards);

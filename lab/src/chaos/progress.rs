@@ -1,4 +1,4 @@
-//! A line on stderr about a run that goes on.
+//! The progress of a run, as a line on stderr.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -8,7 +8,7 @@ use super::fault::Kind;
 use super::history::What;
 use crate::messages;
 
-/// Between two lines where they cannot replace each other.
+/// The interval of lines where they cannot replace each other.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub struct Progress {
@@ -57,7 +57,7 @@ impl Progress {
         self.start.elapsed()
     }
 
-    /// Once in a while.
+    /// Writes the progress, at most once per interval.
     pub fn draw(&mut self) {
         if self.quiet {
             return;
@@ -66,7 +66,7 @@ impl Progress {
         self.rate = u64::try_from(u128::from(self.grants - self.grants_said) * 1000 / since).unwrap_or(0);
         (self.grants_said, self.last_draw) = (self.grants, Instant::now());
         if self.terminal {
-            // Back to the beginning of the line, and nothing behind what is written now.
+            // Return to the start of the line, and clear the rest of it.
             self.write(&format!("\r{}\x1b[K", self.text()));
         } else if self.said.elapsed() >= LINE_EVERY {
             self.said = Instant::now();
@@ -80,11 +80,11 @@ impl Progress {
             self.active.values().map(|(kind, nodes, worker)| named(*kind, nodes, *worker)).collect();
         let faults = if faults.is_empty() { "all is well".to_owned() } else { faults.join(", ") };
         let line = format!("chaos: {left} s left, {} grants, {}/s; {faults}", self.grants, self.rate);
-        // A line that wraps could not be written over.
+        // A line that wraps could not be overwritten.
         if self.terminal { line.chars().take(columns()).collect() } else { line }
     }
 
-    /// Something that is to stay.
+    /// Writes a line that stays.
     pub fn say(&self, text: &str) {
         if !self.quiet {
             self.end();
@@ -92,7 +92,7 @@ impl Progress {
         }
     }
 
-    /// Takes the line away.
+    /// Clears the line.
     pub fn end(&self) {
         if self.terminal && !self.quiet {
             self.write("\r\x1b[K");

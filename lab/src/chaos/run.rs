@@ -25,9 +25,9 @@ use super::worker::{CALM, Job};
 use crate::exit::{Exit, Failure, ended_by};
 
 pub const LOCKS: usize = 3;
-/// So few that any two transfers have one in common.
+/// The number of accounts, so small that any two transfers have one in common.
 pub const ACCOUNTS: usize = 3;
-/// Things that each worker does at the same time.
+/// The number of concurrent tasks of each worker.
 const TASKS: u64 = 2;
 
 /// Workers' leases, in hundredths of the longest one.
@@ -35,7 +35,7 @@ const LEASE_SHARES: [u64; 3] = [100, 75, 50];
 
 const STARTING: Duration = Duration::from_secs(30);
 const CALMING: Duration = Duration::from_secs(120);
-/// Between what a signal does to others of the group, and its being heard here.
+/// The delay between the effect of a signal on other processes of the group and its receipt here.
 const INTERRUPTING: Duration = Duration::from_millis(300);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -47,12 +47,12 @@ pub struct Raw {
     pub commands: u64,
     /// `None` when the database could not be read.
     pub audit: Option<Audit>,
-    /// Faults that came too late to be carried out.
+    /// Faults that were too late to be carried out.
     pub skipped: Vec<Fault>,
-    /// What went wrong that no fault explains.
+    /// Errors that no fault explains.
     pub problems: Vec<String>,
     pub interrupted: bool,
-    /// Why no clock was touched.
+    /// Why no clock was set.
     pub no_clocks: Option<String>,
     pub elapsed: Duration,
 }
@@ -63,7 +63,7 @@ pub async fn run(options: &Options) -> Result<u8, Failure> {
     };
     let raw = Box::pin(Run::perform(options)).await;
     if raw.is_err() {
-        // Only an empty folder goes: a run that did not even begin leaves nothing.
+        // Only an empty folder is removed: a run that did not begin leaves nothing.
         let _ = fs::remove_dir(&options.out);
     }
     let raw = raw.map_err(failed)?;
@@ -127,7 +127,7 @@ impl<'a> Run<'a> {
         let done = match begun {
             Ok(mut run) => {
                 let mut done = run.carry_out(&plan).await;
-                // Ctrl-C reaches the whole process group: servers and workers may end before it is heard here.
+                // Ctrl-C reaches the whole process group: servers and workers may end before it is received here.
                 if done.is_err() && tokio::time::timeout(INTERRUPTING, run.interrupts.any()).await.is_ok() {
                     run.interrupted = true;
                     done = Ok((Vec::new(), run.progress.elapsed()));
@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// The faults, and the calm behind them. Gives the faults that were left out, and how long there were some.
+    /// Runs the faults, and the calm after them. Returns the faults that were left out, and how long there were faults.
     async fn carry_out(&mut self, plan: &Plan) -> Result<(Vec<Fault>, Duration), Error> {
         let workers = self.options.workers;
         self.until(STARTING, "all workers are there", |what| matches!(what, What::Up { .. }), workers).await?;
@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
         Ok((skipped, elapsed))
     }
 
-    /// Collects what happens until then.
+    /// Collects events until then.
     async fn watch(
         &mut self,
         until: Instant,
@@ -265,7 +265,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// When all faults are over: every lock must be to be had, and in the end no node may have one.
+    /// The phase after all faults: every lock must be available, and at the end no node may have a lock key.
     async fn calm_down(&mut self, plan: &Plan) -> Result<(), Error> {
         let lease = self.options.lease_ms();
         let tail = plan.faults.iter().map(|fault| fault.tail(lease)).max().unwrap_or(0);
@@ -274,7 +274,7 @@ impl<'a> Run<'a> {
         let workers = self.options.workers;
         self.until(CALMING, "every worker has had every lock again", |what| matches!(what, What::Calm { .. }), workers)
             .await?;
-        // Every name has been asked for on every node since the last clock was set, so no key lives for longer.
+        // Every name was requested on every node since the last clock step, so no key lives longer.
         let over = lease + lease / 50;
         self.wait(Duration::from_millis(over)).await?;
         if self.interrupted {
@@ -294,7 +294,7 @@ impl<'a> Run<'a> {
         self.watch(Instant::now() + time, &mut JoinSet::new(), &mut Vec::new()).await
     }
 
-    /// Collects until so many events of a kind have come.
+    /// Collects until this number of events of a kind has arrived.
     async fn until(
         &mut self,
         limit: Duration,
@@ -336,7 +336,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What was said, but not heard yet.
+    /// Drains events that were sent but not received yet.
     fn drain(&mut self) {
         while let Ok(said) = self.said.try_recv() {
             if let Said::Event(event) = said
@@ -363,7 +363,7 @@ async fn why_no_clocks(dir: &std::path::Path) -> Option<String> {
 
 fn ledger_place(options: &Options, dir: &std::path::Path) -> Place {
     match &options.postgres {
-        // Of a run's own: others may use the database at the same time.
+        // A schema of the run's own: other programs may use the database at the same time.
         Some(url) => {
             let schema = format!("quorlock_chaos_{}_{}", options.seed, std::process::id());
             Place::Postgres { url: url.clone(), schema }
@@ -377,7 +377,7 @@ fn no_ledger(error: Error) -> Error {
     format!("the ledger cannot be made: {error}").into()
 }
 
-/// A fault that was left out, in words.
+/// Returns the description of a fault that was left out.
 pub fn left_out(fault: &Fault) -> String {
     format!("{} at {} ms", named(fault.kind, &fault.nodes, fault.worker), fault.at)
 }

@@ -1,6 +1,6 @@
-//! A worker: a process of its own that uses the lock through the library, and says on stdout what it does and sees.
+//! A worker: a process that uses the lock through the library, and writes its actions and observations to stdout.
 //!
-//! Its job comes as one line on stdin. Then `calm` ends the work; the end of stdin ends the process.
+//! It reads its job from the first line of stdin. The line `calm` ends the work; the end of stdin ends the process.
 
 mod belief;
 mod calm;
@@ -21,10 +21,10 @@ use super::history::{What, watch_for_stalls};
 use super::ledger::{Desk, Place};
 use crate::exit::{Exit, Failure};
 
-/// Where the ledger is, for a worker; a URL may hold a password, so it is on no command line.
+/// The variable with the place of the ledger: a URL may hold a password, so it is on no command line.
 pub const LEDGER_VARIABLE: &str = "QUORLOCK_CHAOS_LEDGER";
 
-/// What the parent says when faults are over.
+/// The line that the parent sends when faults are over.
 pub const CALM: &str = "calm";
 
 /// Take part in a chaos run
@@ -32,7 +32,7 @@ pub const CALM: &str = "calm";
 #[command(hide = true)]
 pub struct Flags {}
 
-/// What a worker is to do.
+/// The job of a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
     pub worker: usize,
@@ -43,7 +43,7 @@ pub struct Job {
     pub lease: u64,
     pub longest_lease: u64,
     pub seed: u64,
-    /// So many things are done at the same time.
+    /// The number of concurrent tasks.
     pub tasks: u64,
     pub locks: usize,
     pub accounts: usize,
@@ -111,7 +111,7 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
     Ok(Exit::Success.code())
 }
 
-/// Returns when the parent has said this word. When it is gone, so is this process.
+/// Returns when the parent has sent this line. Ends the process when the parent is gone.
 async fn told(words: &mut Lines<BufReader<Stdin>>, word: &str) {
     while let Ok(Some(line)) = words.next_line().await {
         if line == word {

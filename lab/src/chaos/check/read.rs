@@ -1,4 +1,4 @@
-//! The events of a history, put together.
+//! Combines the events of a history into requests, holds and faults.
 
 use std::collections::BTreeMap;
 

@@ -19,7 +19,7 @@ pub struct Story {
 }
 
 impl Story {
-    /// On so many nodes.
+    /// Starts a history on this number of nodes.
     pub fn new(nodes: usize) -> Self {
         Self { events: Vec::new(), nodes }
     }
@@ -38,7 +38,7 @@ impl Story {
         self.tell(at, What::Ask { op, worker, life, lease: LEASE, names, within, waits: true });
     }
 
-    /// By the first worker.
+    /// Adds a request of the first worker.
     pub fn asked(&mut self, op: u64, _owner: &str, name: &str, at: u64) {
         self.ask(op, 0, name, None, at);
     }
@@ -47,26 +47,26 @@ impl Story {
         self.ask(op, worker, name, None, at);
     }
 
-    /// What was asked.
+    /// Adds the grant of a request.
     pub fn grant(&mut self, op: u64, owner: &str, token: u64, at: u64, holds: u32, remaining: u64) {
         let (owner, tokens) = (owner.to_owned(), vec![token]);
         self.tell(at, What::Grant { op, owner, tokens, holds, from: at, remaining });
     }
 
-    /// Asked for just before.
+    /// Adds a grant whose request began just before.
     #[expect(clippy::too_many_arguments, reason = "one line says all about a grant")]
     pub fn granted(&mut self, op: u64, owner: &str, name: &str, token: u64, at: u64, holds: u32, remaining: u64) {
         self.asked(op, owner, name, at - 1);
         self.grant(op, owner, token, at, holds, remaining);
     }
 
-    /// Granted and given back; believed in for longer.
+    /// Adds a hold that is granted and released, with a later end of validity.
     pub fn held(&mut self, op: u64, owner: &str, name: &str, token: u64, during: Range<u64>) {
         self.granted(op, owner, name, token, during.start, 1, LEASE);
         self.released(op, during.end, 0);
     }
 
-    /// Granted inside another hold.
+    /// Adds a grant inside another hold.
     #[expect(clippy::too_many_arguments, reason = "one line says all about a grant")]
     pub fn nested(&mut self, op: u64, within: u64, owner: &str, name: &str, token: u64, at: u64, holds: u32) {
         self.ask(op, 0, name, Some(within), at - 1);
@@ -98,12 +98,12 @@ impl Story {
         self.trouble(id, kind, nodes, None, during, 0, 0);
     }
 
-    /// Clocks are set by so many ms, and set right; it is felt for a lease after.
+    /// Adds a clock step by this number of ms, and back. Its effects last for a lease after that.
     pub fn stepped(&mut self, id: usize, nodes: &[usize], during: Range<u64>, amount: i64) {
         self.trouble(id, Kind::Step, nodes, None, during, LEASE, amount);
     }
 
-    /// It is felt for so long after it is over.
+    /// Adds a fault whose effects last for `tail` after its end.
     pub fn fault_with_tail(&mut self, id: usize, kind: Kind, nodes: &[usize], during: Range<u64>, tail: u64) {
         self.trouble(id, kind, nodes, None, during, tail, 0);
     }
@@ -132,14 +132,14 @@ impl Story {
         self.tell(during.end, What::Heal { id, from: during.end, doubt: None });
     }
 
-    /// The effect of the fault told last was not seen.
+    /// Marks the last fault as one without an observed effect.
     pub fn doubted(&mut self) {
         if let Some(Event { what: What::Heal { doubt, .. }, .. }) = self.events.last_mut() {
             *doubt = Some("not seen".to_owned());
         }
     }
 
-    /// The first life of a worker ends.
+    /// Ends the first life of a worker.
     pub fn killed(&mut self, worker: usize, at: u64) {
         let life = u64::try_from(worker).unwrap_or(0) + 1;
         self.tell(at + 1, What::Down { worker, life, from: at });

@@ -1,4 +1,4 @@
-//! What the journal says about the balances. Pure.
+//! Compares the balances with the journal. Pure.
 
 use serde::Serialize;
 
@@ -11,20 +11,20 @@ pub struct Entry {
     /// The two accounts, from and to.
     pub accounts: [usize; 2],
     pub amount: i64,
-    /// What the writer had read.
+    /// The balances that the writer had read.
     pub balances: [i64; 2],
     pub tokens: [i64; 2],
 }
 
-/// The books, examined.
+/// The result of an audit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Audit {
     pub accounts: usize,
     pub transfers: usize,
-    /// What all accounts together should have, and what they have.
+    /// The expected and the actual sum of all balances.
     pub opened_with: i64,
     pub closed_with: i64,
-    /// Accounts whose balance is not what the journal's transfers make of it.
+    /// Accounts whose balance differs from the result of the journal's transfers.
     pub wrong_balances: usize,
     /// Balances that were replaced by a writer that had read an older one.
     pub lost_updates: usize,
@@ -64,7 +64,7 @@ impl Audit {
         audit
     }
 
-    /// No update was lost, and the money is still there.
+    /// Returns whether no update was lost and the sum is unchanged.
     pub fn is_sound(&self) -> bool {
         self.opened_with == self.closed_with && self.wrong_balances == 0 && self.lost_updates == 0
     }

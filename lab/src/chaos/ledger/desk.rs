@@ -1,4 +1,4 @@
-//! A store for asynchronous code: it stays in a thread of its own, as databases block.
+//! A store for asynchronous code: it runs in its own thread, because databases block.
 
 use std::sync::mpsc;
 
@@ -29,7 +29,7 @@ impl Desk {
         Ok(Self(sender))
     }
 
-    /// Has this done. Dropping the future does not undo it.
+    /// Runs a job in the thread of the store. Dropping the future does not undo it.
     pub async fn ask<T: Send + 'static>(
         &self,
         act: impl FnOnce(&mut dyn Store) -> Result<T, Error> + Send + 'static,

@@ -1,5 +1,5 @@
-//! Accounts in a real database: what the lock protects. A transfer reads two balances, takes its time, and writes both
-//! back; the database refuses a write whose token is smaller than the largest one that an account has seen.
+//! Accounts in a real database, which the lock protects. A transfer reads two balances, waits, and writes both back. The
+//! database refuses a write whose token is smaller than the largest one that an account has seen.
 
 mod audit;
 mod desk;
@@ -14,7 +14,7 @@ pub use desk::Desk;
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What every account begins with.
+/// The initial balance of every account.
 pub const OPENING_BALANCE: i64 = 1000;
 
 /// Where the accounts are.
@@ -36,7 +36,7 @@ impl Place {
         })
     }
 
-    /// As a worker is told, in its environment: a URL may hold a password.
+    /// Returns the text for the environment of a worker: a URL may hold a password.
     pub fn to_text(&self) -> String {
         match self {
             Self::Sqlite(path) => format!("sqlite {}", path.display()),
@@ -67,14 +67,14 @@ pub struct Transfer {
     pub from: usize,
     pub to: usize,
     pub amount: i64,
-    /// What was read.
+    /// The balances that were read.
     pub balances: [i64; 2],
     /// One for each account.
     pub tokens: [i64; 2],
 }
 
 impl Transfer {
-    /// What is to be stored.
+    /// Returns the balances to store.
     fn results(&self) -> [(i64, i64, i64); 2] {
         [
             (signed(self.from), self.balances[0] - self.amount, self.tokens[0]),
@@ -109,12 +109,12 @@ fn signed(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Out of what `signed` gave.
+/// Reverses `signed`.
 fn unsigned(number: i64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// How an account comes to have seen a token (`$1`).
+/// Stores a token (`$1`) that an account has seen.
 const SEE: &str = "UPDATE account SET token = $1 WHERE id = $2 AND token <= $1";
 
 /// What an account's row is changed by; `$1` is the balance, `$2` the token, `$3` the account. Both databases know it.

@@ -2,8 +2,8 @@ use ::postgres::{Client, NoTls};
 
 use super::{Entry, Error, OPENING_BALANCE, SEE, Store, Transfer, signed, unsigned, update};
 
-/// Lest two that want the same rows in another order wait for each other; and so that the journal's numbers are given in the
-/// order in which its writers come to be alone.
+/// Serializes the transactions, so that two that lock the same rows in another order do not deadlock, and the numbers of the
+/// journal follow the order of its transactions.
 const ONE_WRITER: &str = "LOCK TABLE account IN EXCLUSIVE MODE";
 
 pub struct Postgres {

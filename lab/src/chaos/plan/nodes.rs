@@ -1,4 +1,4 @@
-//! What happens to nodes, to their clocks, and to what lies before them.
+//! Faults of nodes, of their clocks, and of their links.
 
 use quorlock_testkit::rng::Rng;
 
@@ -8,27 +8,27 @@ use crate::chaos::fault::{Fault, Kind, LARGEST_HARMLESS_STEP_MS, Scale};
 /// The largest rate, in millionths: less than half of the drift allowance of 1 %.
 pub const LARGEST_RATE_PPM: u64 = 4000;
 
-/// In the first so many leases, faults are short: all kinds are to fit in.
+/// The number of leases at the start in which faults are short, so that all kinds fit in.
 const LEASES_IN_A_HURRY: u64 = 42;
 
 /// A delay of all nodes, in ms: small against the time that a client gives a node.
 const SLOW_MS: std::ops::Range<u64> = 2..25;
 const DELAY_MS: std::ops::Range<u64> = 20..300;
 
-/// A step beyond the window within which a node takes ballots, which is five minutes. Ballots are kept for twice the
-/// window: a clock that goes ahead by less than that leaves those which are in use.
+/// A step beyond the window within which a node accepts ballots, which is five minutes. Ballots are kept for twice the
+/// window, so a clock that goes ahead by less than that keeps the ballots in use.
 const FAR_MS: std::ops::Range<u64> = 330_000..600_000;
 const FAR_AHEAD_MS: std::ops::Range<u64> = 330_000..540_000;
 const LEAP_MS: i64 = 600_000;
 
-/// A step of harmless size is at least this long, in ms, doubled up to so many times.
+/// The least harmless step, in ms, and how many times it may be doubled.
 const SHORTEST_STEP_MS: u64 = 1000;
 const STEP_DOUBLINGS: usize = 8;
 
-/// Between two faults by which nodes forget, beside the leases: what may come late on a busy machine.
+/// The time between two faults with memory loss, beside the leases: the delays of a busy machine.
 const LATE_MS: u64 = 500;
 
-/// CLIENT PAUSE ends so much later than planned, in ms, at most.
+/// How much later than planned CLIENT PAUSE may end, in ms.
 const CLIENT_PAUSE_MORE_MS: u64 = 500;
 
 pub fn plan(settings: &Settings, durable: &[bool]) -> Vec<Fault> {
@@ -42,7 +42,7 @@ struct NodeFaults<'a> {
     faults: Vec<Fault>,
     /// Until when each node is disturbed, in ms.
     disturbed: Vec<u64>,
-    /// From when on each node's clock may be set, as far as CLIENT PAUSE goes.
+    /// From when on each node's clock may be set, as far as CLIENT PAUSE is concerned.
     settable: Vec<u64>,
     /// Until when another node may copy this one, which must be well for that.
     copied: Vec<u64>,
@@ -50,7 +50,7 @@ struct NodeFaults<'a> {
     blank: Vec<u64>,
     /// From when until when clocks are wrong, in the last such fault, and the nodes of which.
     wrong: (u64, u64, Vec<usize>),
-    /// From when on a node may forget.
+    /// From when on a node may lose its memory.
     may_forget: u64,
     leap: Option<u64>,
     now: u64,
@@ -82,7 +82,7 @@ impl<'a> NodeFaults<'a> {
             self.faults.push(Fault { amount: LEAP_MS, ..Fault::new(Kind::Leap, Scale::Harmless, at, lasts, all) });
         }
         let mut deck = Deck::new(self.cards());
-        // A card that does not fit in before the end is no reason to leave out a shorter one.
+        // A shorter card may fit in where this one does not.
         let mut misfits = 0;
         while misfits < deck.cards.len() {
             let (now, may_forget, wrong) = (self.now, self.may_forget, self.wrong.1);
@@ -123,12 +123,12 @@ impl<'a> NodeFaults<'a> {
         cards
     }
 
-    /// Between these shares of a lease, in hundredths.
+    /// Returns a random time between these shares of a lease, in hundredths.
     fn share(&mut self, from: u64, to: u64) -> u64 {
         self.rng.between(self.settings.lease * from / 100..self.settings.lease * to / 100)
     }
 
-    /// Appends it when it is over before the end, and remembers how long it is felt.
+    /// Appends the fault when it is over before the end, and records how long its effects last.
     fn add(&mut self, fault: Fault) -> bool {
         if fault.ends() > self.settings.lasts {
             return false;
@@ -138,7 +138,7 @@ impl<'a> NodeFaults<'a> {
         let mut felt = fault.ends() + tail;
         for node in fault.nodes.iter().copied() {
             if fault.kind.sets_clocks() {
-                // LIMIT: what is in force at a node by its clock lasts longer when that is set.
+                // LIMIT: a clock step may lengthen a quarantine or a lock on its node.
                 if fault.disturbs() || self.disturbed[node] > fault.at {
                     self.disturbed[node] = self.disturbed[node].max(felt);
                 }
@@ -171,7 +171,7 @@ impl<'a> NodeFaults<'a> {
         true
     }
 
-    /// From when on all nodes are well.
+    /// Returns the time from which all nodes are well.
     fn all_well(&self) -> u64 {
         self.disturbed.iter().copied().max().unwrap_or(0).max(self.now)
     }
@@ -183,7 +183,7 @@ impl<'a> NodeFaults<'a> {
         self.now.max(ends[self.settings.spare() - 1])
     }
 
-    /// Can CLIENT PAUSE begin there and then?
+    /// Returns whether CLIENT PAUSE can begin on this node at this time.
     fn keeps_time(&self, node: usize, at: u64) -> bool {
         let ends = at + 2 * self.settings.lease + CLIENT_PAUSE_MORE_MS;
         let is_right = self.wrong.1 <= at || !self.wrong.2.contains(&node);
@@ -197,7 +197,7 @@ impl<'a> NodeFaults<'a> {
     fn minority(&mut self, kind: Kind) -> bool {
         let mut at = self.one_may_fail();
         if kind.forgets() {
-            // LIMIT: one node at a time forgets within two longest leases.
+            // LIMIT: only one node loses its memory within two longest leases.
             at = at.max(self.may_forget);
         }
         let (all, durable) = (0..self.settings.nodes, self.durable);
@@ -230,7 +230,7 @@ impl<'a> NodeFaults<'a> {
         self.add_from(Fault { amount, lossy, source, ..Fault::new(kind, Scale::Minority, at, lasts, vec![node]) })
     }
 
-    /// Appends it, and nothing comes before it any more.
+    /// Appends the fault. Later faults do not begin before it.
     fn add_from(&mut self, fault: Fault) -> bool {
         let at = fault.at;
         let added = self.add(fault);
@@ -246,7 +246,7 @@ impl<'a> NodeFaults<'a> {
             Kind::Restart | Kind::Forget => self.share(5, 35),
             Kind::Promote | Kind::Replica => self.share(2, 20),
             _ if at < LEASES_IN_A_HURRY * self.settings.lease => self.share(10, 35),
-            // Longer than a lease now and then: what was under way arrives when all is over.
+            // Sometimes longer than a lease: delayed messages arrive when the lease is over.
             _ if self.rng.chance(0.3) => self.share(90, 160),
             _ => self.share(15, 70),
         }
@@ -263,7 +263,7 @@ impl<'a> NodeFaults<'a> {
         self.add(Fault { amount, ..Fault::new(kind, Scale::Harmless, self.now, lasts, nodes) })
     }
 
-    /// Any number of clocks, ahead or back.
+    /// Sets any number of clocks ahead or back.
     fn step(&mut self) -> bool {
         // One step at a time, so that no two clocks are further apart than the window.
         let at = self.now.max(self.wrong.1);
@@ -280,7 +280,7 @@ impl<'a> NodeFaults<'a> {
         self.add_from(Fault { amount, ..Fault::new(Kind::Step, Scale::Harmless, at, lasts, nodes) })
     }
 
-    /// One clock goes beyond the window.
+    /// Sets one clock beyond the window.
     fn away(&mut self) -> bool {
         let at = self.one_may_fail().max(self.wrong.1);
         let lasts = self.share(15, 70);
@@ -290,7 +290,7 @@ impl<'a> NodeFaults<'a> {
             return false;
         }
         let node = self.rng.pick(&candidates);
-        // Where it has no ballot of a name it asks for one as far ahead as its clock.
+        // A node without a ballot of a name requires one as far ahead as its clock.
         let around = at.saturating_sub(5 * self.settings.lease)..at + lasts + self.settings.lease;
         let has_ballots = self.blank[node] <= at && self.leap.is_none_or(|leap| !around.contains(&leap));
         let amount = if has_ballots && self.rng.chance(0.5) {
@@ -340,7 +340,7 @@ impl<'a> NodeFaults<'a> {
         let (forget, others) = nodes.split_at(1);
         let kind = self.rng.pick(&FORGETTING);
         let down = if kind == Kind::Forget { self.share(5, 15) } else { 0 };
-        // Links are cut, and not what lies between nodes.
+        // Only the links of workers are cut, not those between nodes.
         let source = kind.copies().then(|| self.rng.pick(others));
         let lasts = self.share(75, 95);
         if at + lasts > self.settings.lasts {

@@ -9,7 +9,7 @@ fn settings(seed: u64, nodes: usize) -> Settings {
     Settings { seed, nodes, workers: 5, lease: LEASE, lasts: 90_000, clocks: true }
 }
 
-/// Which nodes are disturbed at this time, and by faults of which scale.
+/// Returns the nodes that are disturbed at this time, and the scales of the faults.
 fn disturbed(plan: &Plan, at: u64) -> (BTreeSet<usize>, bool) {
     let felt = |fault: &&Fault| {
         fault.disturbs() && !fault.kind.is_of_workers() && fault.at <= at && at < fault.ends() + fault.tail(LEASE)

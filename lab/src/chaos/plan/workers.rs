@@ -1,4 +1,4 @@
-//! Workers are paused, killed and cut off, beside everything that happens to the nodes.
+//! Pauses, kills and cuts of workers, independent of the faults of nodes.
 
 use quorlock_testkit::rng::Rng;
 

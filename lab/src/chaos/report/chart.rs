@@ -1,4 +1,4 @@
-//! What the report draws, small enough for a page: times in ms since the first worker was ready.
+//! The data of the charts, small enough for a page: times in ms since the first worker was ready.
 
 use serde::Serialize;
 
@@ -7,10 +7,10 @@ use crate::chaos::fault::{Kind, Scale};
 use crate::chaos::outcome::Outcome;
 use crate::chaos::run::Raw;
 
-/// So many bars of holders are drawn at most, about a MB of text.
+/// The largest number of bars of holders, about a MB of text.
 const MOST_BARS: usize = 40_000;
 
-/// Curves have at most so many points, none of which stands for less than [`SHORTEST_STEP_MS`].
+/// The largest number of points of a curve, each of which covers at least [`SHORTEST_STEP_MS`].
 const MOST_POINTS: u64 = 300;
 const SHORTEST_STEP_MS: u64 = 250;
 
@@ -23,7 +23,7 @@ pub struct Data {
     faults: Vec<FaultBar>,
     /// Lock, worker, from, until, depth, and whether it was lost.
     bars: Vec<(usize, usize, f64, f64, u32, u8)>,
-    /// From when on bars are missing.
+    /// The time from which bars are left out.
     capped: Option<f64>,
     step: u64,
     reentry: Curves,
@@ -41,13 +41,13 @@ struct FaultBar {
     worker: Option<usize>,
     from: f64,
     until: f64,
-    /// Until when it may be felt.
+    /// The end of its effects.
     felt: f64,
     majority: bool,
     amount: i64,
 }
 
-/// `None` where there is nothing to show.
+/// `None` where there is no value.
 #[derive(Serialize)]
 struct Curves {
     median: Vec<Option<f64>>,
@@ -137,7 +137,7 @@ fn bars(model: &Model, locks: &[String], time: impl Fn(u64) -> f64) -> (Bars, Op
     (bars, None)
 }
 
-/// How long those requests took that were granted, by the time of the grant.
+/// Returns the durations of granted requests, by the time of the grant.
 fn curves(model: &Model, points: usize, step: u64, wanted: impl Fn(&Hold) -> bool) -> Curves {
     let mut taken: Vec<Vec<u64>> = vec![Vec::new(); points];
     for hold in model.holds.iter().filter(|hold| wanted(hold)) {

@@ -14,12 +14,12 @@ use super::run::Raw;
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
 
-/// What only the simulation can tell about.
+/// The invariants that only the simulation checks.
 const ELSEWHERE: &str = "ReleaseSafe, CancelSafe, Deterministic and Linearizable are not judged here: what a node did with \
                          a late or a foreign release cannot be seen from outside. The model and the simulation do that.";
 
 pub fn html(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<String> {
-    // Nothing in the data can end the element it stands in.
+    // The escaped data cannot end its element.
     let data = serde_json::to_string(&chart::Data::of(raw, outcome))?.replace('<', "\\u003c");
     let mut page = String::with_capacity(data.len() + 64 * 1024);
     let results = &outcome.results;

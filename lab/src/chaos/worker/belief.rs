@@ -1,4 +1,4 @@
-//! What a guard says of itself while it is held.
+//! The state that a guard shows while it is held.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use quorlock::Guard;
 use super::diary::Diary;
 use crate::chaos::history::{What, now};
 
-/// Between two looks at a guard.
+/// The interval of readings of a guard.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The validity must have grown by this much, in µs, to be worth a line: less is the time between two readings.
@@ -22,14 +22,14 @@ pub fn tokens(guard: &Guard, names: &[String]) -> Vec<u64> {
     names.iter().map(|name| guard.token_of(name).map_or(0, u64::from)).collect()
 }
 
-/// How much is left, in µs, and when that was asked, in µs.
+/// Returns the remaining validity, in µs, and the time before the reading, in µs.
 pub fn left(guard: &Guard) -> (u64, u64) {
     let from = now();
     (from, u64::try_from(guard.remaining().as_micros()).unwrap_or(u64::MAX))
 }
 
-/// Runs this while it watches over the guard: whenever it is valid for longer, or for less long than it had said, and when
-/// it is lost, is written down.
+/// Runs this work while it reads the guard. Records when the guard is valid for longer, or for a shorter time than it had
+/// shown, and when it is lost.
 pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], diary: &Diary, work: impl Future<Output = T>) -> T {
     let mut watching = pin!(watch(guard, op, names, diary));
     let work = pin!(work);
@@ -43,14 +43,14 @@ async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
     let mut deadline = 0;
     let mut said = 0;
     let mut was_lost = false;
-    // Made once, as a user would: one that is made anew would find the loss without having been woken.
+    // Created once, as in a user's program: a new future would find the loss without having been woken.
     let mut lost = pin!(guard.lost());
     loop {
         let (from, remaining) = left(guard);
         let at = now();
         let valid = What::Valid { op, from, remaining, tokens: tokens(guard, names), holds: guard.hold_count() };
         if remaining > 0 {
-            // Between the two readings it may have become later: so much is certain.
+            // The time may have advanced between the two readings: this value is certain.
             let shrank = at + remaining < deadline;
             let grew = from + remaining > said + GROWTH;
             deadline = deadline.max(from + remaining);

@@ -1,4 +1,4 @@
-//! What a worker does and sees, a line at a time on stdout.
+//! The events of a worker, one line each on stdout.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Job;
 use crate::chaos::history::{Event, What, now};
 
-/// No life of a worker makes so many requests.
+/// More requests than any life of a worker makes.
 const OPS_PER_LIFE: u64 = 10_000_000;
 
 #[derive(Clone)]
@@ -20,7 +20,7 @@ impl Diary {
         Self { ops: Arc::new(AtomicU64::new(job.life * OPS_PER_LIFE)) }
     }
 
-    /// A number that no other request of the run has.
+    /// Returns a number that no other request of the run has.
     pub fn next_op(&self) -> u64 {
         self.ops.fetch_add(1, Ordering::Relaxed)
     }

@@ -13,12 +13,12 @@ use super::diary::Diary;
 use crate::chaos::history::{Leaving, Outcome, Refusal, What, now};
 use crate::chaos::ledger::{self, Desk, Transfer};
 
-/// How deep locks are nested.
+/// The greatest nesting depth.
 const DEPTH: usize = 3;
 
-/// How long something in a critical section takes, in ms.
+/// How long the work in a critical section takes, in ms.
 const STEP_MS: std::ops::Range<u64> = 0..12;
-/// Between the reading and the writing of balances.
+/// The time between the reading and the writing of balances.
 const DAWDLE_MS: std::ops::Range<u64> = 10..120;
 const PAUSE_MS: std::ops::Range<u64> = 0..25;
 const CANCEL_MS: std::ops::Range<u64> = 0..30;
@@ -32,7 +32,7 @@ pub struct Workload {
     job: Job,
 }
 
-/// A request in words.
+/// A request.
 struct Wish<'a> {
     names: &'a [String],
     owner: &'a Owner,
@@ -73,7 +73,7 @@ impl Workload {
         tokio::time::sleep(Duration::from_micros(self.rng.between(ms.start * 1000..ms.end * 1000))).await;
     }
 
-    /// Waits for up to two leases, often for less than an outage lasts, or not at all.
+    /// Returns a wait of up to two leases, often shorter than an outage, or none.
     fn patience(&mut self) -> Option<Duration> {
         self.rng.chance(0.75).then(|| Duration::from_millis(self.job.lease * self.rng.between(10..200) / 100))
     }
@@ -134,14 +134,14 @@ impl Workload {
         self.diary.write(What::Left { op, outcome, holds });
     }
 
-    /// One lock, taken again and again by functions inside functions.
+    /// Takes one lock, and re-enters it in nested functions.
     async fn nested(&mut self) {
         let name = [lock_name(self.rng.below(self.job.locks))];
         let owner = Owner::new();
         self.descend(&[&name[..]; DEPTH], &owner, None).await;
     }
 
-    /// Several locks at once; inside, one of them; inside that, all of them in the other order.
+    /// Takes several locks at once; inside, one of them; inside that, all of them in reverse order.
     async fn sets(&mut self) {
         let first = self.rng.below(self.job.locks);
         let all: Vec<String> = (0..2 + self.rng.below(2)).map(|i| lock_name((first + i) % self.job.locks)).collect();
@@ -166,7 +166,7 @@ impl Workload {
         self.leave(op, guard).await;
     }
 
-    /// A hold that must be extended, more than once as a rule.
+    /// Keeps a hold that must be extended, usually more than once.
     async fn long(&mut self) {
         let names = [lock_name(self.rng.below(self.job.locks))];
         let wait = self.patience();
@@ -176,7 +176,7 @@ impl Workload {
         let share = self.rng.between(50..180);
         let time = Duration::from_millis(self.job.lease * share / 100);
         watched(&guard, op, &names, &self.diary, tokio::time::sleep(time)).await;
-        // Entering again what is lost by now must be refused.
+        // The re-entry of a lost lease must be refused.
         let again = Wish { within: Some(op), wait: None, ..wish };
         if let Some((inner, guard)) = self.acquire(&again).await {
             self.leave(inner, guard).await;
@@ -191,7 +191,7 @@ impl Workload {
         let wish = Wish { names: &names, owner: &owner, within: None, wait: Some(Duration::from_secs(1)) };
         let op = self.ask(&wish);
         let limit = Duration::from_micros(self.rng.between(0..CANCEL_MS.end * 1000));
-        // Even a guard that came just in time goes with its future.
+        // A guard that was granted just in time is dropped with its future.
         let _ = tokio::time::timeout(limit, self.request(&wish).acquire()).await;
         self.diary.write(What::Cancel { op });
     }
