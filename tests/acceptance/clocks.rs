@@ -21,13 +21,13 @@ async fn client(urls: &[String], extends: bool) -> Quorlock {
     locks
 }
 
-/// The first two of three nodes: a holder that is cut off from the third has no vote to spare.
+/// The first two of three nodes: a holder that is cut off from the third has no spare vote.
 fn without_third(cluster: &Cluster) -> [String; 3] {
     let urls = cluster.urls();
     [urls[0].clone(), urls[1].clone(), CUT_OFF.to_owned()]
 }
 
-/// One lock that is extended, and one that is not, while clocks are set ahead or back by so many seconds.
+/// Checks one lock that is extended, and one that is not, while clocks are set ahead or back by this number of seconds.
 struct Step {
     nodes: &'static [usize],
     seconds: i64,
@@ -97,7 +97,7 @@ async fn acc_35_all_clocks_set_ahead_give_no_second_holder() {
     }
 }
 
-/// What a request that is given up leaves behind is a newer ballot. Where the lease was the last one, it is repaired all the same.
+/// A cancelled request leaves a newer ballot behind. The last lease is still repaired after that.
 #[tokio::test]
 async fn acc_35_cancelled_requests_do_not_end_a_lease_without_keys() {
     let mut cluster = Cluster::start(3);
@@ -106,7 +106,7 @@ async fn acc_35_cancelled_requests_do_not_end_a_lease_without_keys() {
     let guard = holder.lock("x").acquire().await.expect("a free lock");
     holder.flush().await;
     let key = Cluster::lock_key("x");
-    // As a clock that leaps ahead does.
+    // A clock step ahead ends the keys in the same way.
     cluster.each::<i64>(redis::cmd("DEL").arg(&key));
     for node in 0..3 {
         // The other two refuse, so this one gets the release of the request as well.
@@ -124,7 +124,7 @@ async fn acc_35_cancelled_requests_do_not_end_a_lease_without_keys() {
     asks.lock("x").wait(20 * SECOND).acquire().await.expect("free").release().await.expect("a release");
 }
 
-/// For how long this machine kept a task waiting that wanted to run, in all.
+/// The total time for which this machine did not run a ready task.
 struct Stalls {
     micros: Arc<AtomicU64>,
     task: JoinHandle<()>,

@@ -1,4 +1,4 @@
-//! Rows 10, 11 and 25: holders that die, panic, or are cancelled.
+//! Rows 10, 11 and 25: holders that die, panic or are cancelled.
 
 use std::time::{Duration, Instant};
 
@@ -20,14 +20,14 @@ async fn acc_10_a_killed_process_never_leaves_a_key_without_an_end() {
         for node in 0..cluster.len() {
             let mut redis = cluster.redis(node);
             let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut redis).expect("its keys");
-            // What a node knows of itself stays.
+            // The record of a node stays.
             for key in keys.iter().filter(|key| *key != b"quorlock:node" && !key.starts_with(b"quorlock:list:")) {
                 let ttl: i64 = redis::cmd("PTTL").arg(key).query(&mut redis).expect("a TTL");
                 assert_ne!(ttl, -1, "{} has no end", key.escape_ascii());
                 seen += 1;
             }
         }
-        // What the dead one held would be in the next one's way for the rest of its lease.
+        // The lock of the dead holder would block the next one for the rest of its lease.
         cluster.each::<i64>(redis::cmd("DEL").arg(Cluster::lock_key("hammered")));
     }
     assert!(seen > 100, "the workers hardly did anything: {seen} keys seen");
@@ -40,7 +40,7 @@ async fn acc_10_a_holder_and_two_nodes_killed_leave_nothing_past_the_lease() {
     let key = Cluster::lock_key("killed");
     let locks = cluster.client(SECOND).await;
     for round in 0..5 {
-        // Restarted nodes count again when this one's margin says so.
+        // The margin of this guard shows when restarted nodes have votes again.
         let all_count = locks.lock("all count").acquire().await.expect("a quorum is up");
         eventually(20 * SECOND, "all five nodes count", || all_count.margin() == 2).await;
         let mut worker = Worker::spawn(&["hammer", &urls, "killed", "1000"]);

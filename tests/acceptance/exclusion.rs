@@ -49,7 +49,7 @@ async fn acc_03_eight_processes_add_up_while_nodes_stall() {
     while !adding.is_finished() {
         let node = rand::random_range(0..cluster.len());
         cluster.pause(node);
-        tokio::time::sleep(Duration::from_millis(500)).await; // How long a node stalls, not a wait for something.
+        tokio::time::sleep(Duration::from_millis(500)).await; // How long a node stalls, not a wait for an event.
         cluster.resume(node);
         pauses += 1;
     }
@@ -66,7 +66,7 @@ async fn acc_06_separate_resources_do_not_wait_for_each_other() {
         let locks = locks.clone();
         tokio::spawn(async move {
             let guard = locks.lock(name).acquire().await.expect("a free lock");
-            tokio::time::sleep(Duration::from_millis(500)).await; // How long it is held, not a wait for something.
+            tokio::time::sleep(Duration::from_millis(500)).await; // How long it is held, not a wait for an event.
             guard.release().await.expect("a release");
         })
     };
@@ -138,7 +138,7 @@ async fn acc_30_a_paused_holders_write_is_refused() {
     .await;
 }
 
-/// What a protected store does with tokens.
+/// A protected store that checks tokens.
 #[derive(Default)]
 struct Fenced(u64);
 

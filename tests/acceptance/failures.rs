@@ -7,8 +7,8 @@ use quorlock_testkit::{Cluster, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What a stalled node may cost where nothing should be felt; each of the faults guarded against costs a timeout of
-/// 500 ms. The noise of a machine that is busy with other things stays below.
+/// The allowed delay by a stalled node that should cause none. Each fault that the tests look for costs a timeout of 500 ms.
+/// The noise of a busy machine stays below.
 const NOISE: Duration = Duration::from_millis(50);
 
 async fn cycles(locks: &Quorlock, times: usize) -> Vec<Duration> {
@@ -92,8 +92,8 @@ async fn acc_20_two_paused_nodes_do_not_slow_a_cycle() {
     assert!(paused <= all_up.mul_f64(1.2), "p50 {paused:?} with two paused, {all_up:?} with all up");
 }
 
-/// Two ask at once; one gets a bare majority and the other the rest, which it gives back. Until the winner has those nodes
-/// too, the next failure costs it the lock, and so it does not wait for the usual extension, which is 20 s away.
+/// Two clients request the lock at once. One gets a bare majority, and the other the rest, which it releases. Until the winner
+/// holds those nodes too, the next failure costs it the lock, so it does not wait for the usual extension, which is 20 s away.
 #[tokio::test]
 async fn acc_20_the_winner_of_a_race_soon_has_every_node() {
     let mut cluster = Cluster::start(5);
@@ -122,7 +122,7 @@ async fn acc_21_a_stalled_majority_is_no_quorum_and_leaves_nothing() {
         cluster.pause(node);
     }
     let start = Instant::now();
-    // Well before the connections are given up, which takes a second.
+    // Well before the client closes the connections, which takes a second.
     let error = locks.lock("stalled").wait(SECOND / 2).acquire().await.expect_err("no majority");
     let took = start.elapsed();
     assert!(error.is_no_quorum(), "{error}");
@@ -166,7 +166,7 @@ async fn acc_24_late_commands_leave_no_orphan() {
     let mut cluster = Cluster::quiet(5);
     let locks = cluster.client(60 * SECOND).await;
     let key = Cluster::lock_key("late");
-    // Shorter than it takes to give up the connection, and longer.
+    // Shorter and longer than the client takes to close the connection.
     for stall in [Duration::from_millis(100), Duration::from_millis(700), Duration::from_millis(2500)] {
         cluster.pause(4);
         let guard = locks.lock("late").acquire().await.expect("four nodes are up");
@@ -201,7 +201,7 @@ async fn a_client_reconnects_to_a_node_that_was_paused() {
     cluster.kill(1);
     guard.extend().await.expect("three nodes are up");
     assert_eq!(guard.margin(), 0);
-    tokio::time::sleep(Duration::from_millis(1500)).await; // Long enough for the connection to be given up.
+    tokio::time::sleep(Duration::from_millis(1500)).await; // Long enough for the client to close the connection.
     cluster.resume(0);
     cluster.restart(1, true);
     eventually(20 * SECOND, "the margin is back", || guard.margin() == 2).await;
@@ -218,7 +218,7 @@ async fn a_recovered_node_is_repaired_while_a_request_waits() {
     let waiting = tokio::spawn(async move { waiter.lock("wanted").acquire().await });
     cluster.kill(0);
     eventually(20 * SECOND, "the vote is missed", || guard.margin() == 0).await;
-    tokio::time::sleep(2500 * Duration::from_millis(1)).await; // So long that the node's key is over.
+    tokio::time::sleep(2500 * Duration::from_millis(1)).await; // Long enough for the node's key to expire.
     cluster.restart(0, false);
     let key = Cluster::lock_key("wanted");
     let mine = |value: String| value.contains(&guard.token().to_string());

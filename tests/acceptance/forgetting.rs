@@ -1,4 +1,4 @@
-//! Row 36: nodes that forget under living connections, and what the nodes remember of the longest lease.
+//! Row 36: nodes that lose their memory while their connections stay open, and the longest lease that nodes store.
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,10 @@ async fn client(urls: impl IntoIterator<Item = String>, lease: Duration) -> Quor
     locks
 }
 
-/// A client holds the lock on nodes 0 and 1, of which the second one forgets.
+/// A client holds the lock on nodes 0 and 1. Node 1 loses its memory.
 struct Scene {
     cluster: Cluster,
-    /// In front of node 1.
+    /// The proxy in front of node 1.
     proxy: Proxy,
 }
 
@@ -64,7 +64,7 @@ async fn forgets(options: &[&str], forget: impl AsyncFnOnce(&mut Scene)) {
     assert_eq!(guard.margin(), 0);
     let forgot = Instant::now();
     forget(&mut scene).await;
-    // Before any client has met the node as it is now.
+    // Before any client has a connection to the node in its present state.
     for _ in 0..3 {
         let outcome = idle.lock("x").try_acquire().await;
         assert!(outcome.is_err() || guard.remaining().is_zero(), "two holders, {:?} apart", guard.remaining());
@@ -132,17 +132,17 @@ async fn acc_36_another_server_at_a_nodes_address_does_not_vote_twice() {
     forgets(&[], async |scene| scene.proxy.lead_to(scene.cluster.ports()[3])).await;
 }
 
-/// When a client hears of the holder's longer lease.
+/// How a client learns of the holder's longer lease.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Hears {
-    /// By its settings.
+    /// From its settings.
     FromTheStart,
-    /// From another node, after it has met the one that was flushed.
+    /// From another node, after it has connected to the flushed one.
     Late,
 }
 
-/// The record of the flushed node is written by a client that knows of short leases only, and its quarantine is over for that
-/// client. For one that knows of longer leases it is not.
+/// A client that knows of short leases only writes the record of the flushed node. The quarantine is then over for that
+/// client, but not for a client that knows of longer leases.
 #[tokio::test]
 async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
     for hears in [Hears::FromTheStart, Hears::Late] {
@@ -151,7 +151,7 @@ async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
         let holder = client([urls[0].clone(), urls[1].clone(), CUT_OFF.to_owned()], 8 * SECOND).await;
         let guard = holder.lock("x").acquire().await.expect("two of three");
         redis::cmd("FLUSHALL").exec(&mut cluster.redis(1)).expect("a flush");
-        // This one is cut off from the node that could tell it of the holder's lease.
+        // This client is cut off from the node that stores the holder's lease.
         let short = client([CUT_OFF.to_owned(), urls[1].clone(), urls[2].clone()], SECOND).await;
         drop(short.lock("other").wait(20 * SECOND).acquire().await.expect("the node votes after a short lease"));
         let seen: String = redis::cmd("GET").arg("quorlock:node").query(&mut cluster.redis(1)).expect("a record");

@@ -1,4 +1,4 @@
-//! Row 39: one node of five is hostile, and costs itself alone.
+//! Row 39: one node of five is hostile, and only its own vote is lost.
 
 use std::fs;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use quorlock_testkit::hostile::{HOSTILE, Hostile, Kind};
 use quorlock_testkit::{Cluster, within};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// For so long the node is honest and hostile in turn.
+/// How long the node is honest and hostile in turn.
 const STRETCH: Duration = Duration::from_millis(120);
 const STRETCHES: u32 = 5;
 const TRIES: usize = 4;
 
-/// Of this process, in KiB.
+/// Returns the memory of this process, in KiB.
 fn memory() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("this process's status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
     line.trim().split(' ').next().and_then(|size| size.parse().ok()).expect("a size")
 }
 
-/// Locks and unlocks in several tasks. Gives the count of that.
+/// Locks and unlocks in several tasks. Returns the counter of cycles.
 fn cycle_for_ever(locks: &Quorlock) -> (Arc<AtomicU64>, Vec<tokio::task::JoinHandle<()>>) {
     let count = Arc::new(AtomicU64::new(0));
     let task = |task: usize| {
@@ -43,8 +43,8 @@ async fn error_of(locks: &Quorlock, node: usize) -> Option<NodeError> {
     locks.inspect("x").await.expect("a name").nodes.remove(node).state.err()
 }
 
-/// Makes the node honest and hostile in turn. Gives the rate of the others beside that kind, as a share of their usual one, and
-/// the most memory that was seen.
+/// Makes the node honest and hostile in turn. Returns the rate of the others beside that kind, as a share of their usual one,
+/// and the largest memory.
 async fn compare(hostile: &Hostile, kind: Kind, count: &AtomicU64) -> (f64, u64) {
     let (mut rates, mut most) = ([Vec::new(), Vec::new()], 0);
     for _ in 0..STRETCHES {
@@ -78,7 +78,7 @@ async fn acc_39_a_hostile_node_does_not_slow_the_others() {
     tokio::time::sleep(SECOND).await; // Until memory and processor are warm.
     let before = memory();
     for kind in HOSTILE {
-        // What else the machine does may fall on either; what the node costs falls on each try.
+        // Other load on the machine may fall on either period. The cost of the node falls on each try.
         let mut ratios = Vec::new();
         while ratios.last().is_none_or(|ratio| *ratio < 0.8) {
             assert!(ratios.len() < TRIES, "{kind:?}: {ratios:.2?} of the usual rate");

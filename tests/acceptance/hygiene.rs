@@ -20,7 +20,7 @@ fn put(cluster: &Cluster, node: usize, key: &str, (_, command, args): (&str, &st
     redis::cmd(command).arg(key).arg(args).query::<redis::Value>(&mut cluster.redis(node)).expect("a key of a user");
 }
 
-/// Every key of a node that is not a ballot, with its content.
+/// Returns every key of a node that is not a ballot, with its content.
 fn others(cluster: &Cluster, node: usize) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut redis = cluster.redis(node);
     let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut redis).expect("its keys");
@@ -68,7 +68,7 @@ async fn acc_26_user_keys_are_unchanged_and_only_ballots_remain() {
         }
         let guard = locks.lock_all(names).acquire().await.expect("all of them at once");
         guard.release().await.expect("a release");
-        // A user's key of any type under our name is busy, whether it stands where the lock or where the ballot would.
+        // A user's key of any type under the name of a lock key or a ballot key makes the lock busy.
         for (kind, _, _) in TYPES {
             let error = locks.lock(kind).try_acquire().await.expect_err("a user's key is there");
             assert!(
@@ -201,7 +201,7 @@ async fn acc_33_flush_waits_for_requests_repeated_with_scripts() {
     cluster.pause(0);
     let guard = locks.lock("scripted").acquire().await.expect("two of three nodes answer");
     assert_eq!(guard.margin(), 0);
-    // The request and the PING stand in the queue of the paused node.
+    // The request and the PING are in the queue of the paused node.
     let mut flush = std::pin::pin!(locks.flush());
     assert!(futures::poll!(&mut flush).is_pending());
     tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Rows 07, 08 and 09: who is who, and only the owner releases.
+//! Rows 07, 08 and 09: the identity of owners, and releases by the owner only.
 
 use std::collections::HashSet;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Row 37: what a client asked for on a connection that it has given up comes late, and takes nothing from what it has now.
+//! Row 37: late requests on closed connections do not affect the later shares of their client.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Both clients reach the first `reached` nodes only.
+    /// Starts both clients, which reach the first `reached` nodes only.
     async fn start(reached: usize) -> Self {
         let cluster = Cluster::start(3);
         let mut proxies = Vec::new();
@@ -43,7 +43,7 @@ impl Scene {
         nodes.iter().for_each(|node| self.proxies[*node].hold_requests());
     }
 
-    /// On each node that is reached, how often the lease is held by all clients.
+    /// Returns the number of holds of the lease by all clients, on each reached node.
     fn holds(&self) -> Vec<u32> {
         let key = redis::cmd("GET").arg(Cluster::lock_key(NAME)).clone();
         let values = (0..self.proxies.len()).map(|node| key.query(&mut self.cluster.redis(node)).expect("an answer"));
@@ -64,7 +64,7 @@ impl Scene {
         calls(&stats).unwrap_or(0)
     }
 
-    /// The nodes get what was held back, and do it.
+    /// Delivers the held bytes to the nodes, and waits until they are executed.
     async fn deliver(&self, nodes: &[usize]) {
         for node in nodes {
             let before = self.scripts_run(*node);
@@ -73,7 +73,7 @@ impl Scene {
         }
     }
 
-    /// The share that was joined last is all that keeps the lock, and does.
+    /// Checks that the share that joined last keeps the lock alone.
     async fn expect_held_by(self, joined: Guard) {
         let Self { cluster, keeper, guard, joins, .. } = self;
         joined.extend().await.expect("it is held");
@@ -90,7 +90,7 @@ impl Scene {
     }
 }
 
-/// A release is held back on these nodes and its connection given up; the client joins again; then the bytes arrive.
+/// A release is held back on these nodes, and its connection is closed. The client joins again. Then the bytes arrive.
 async fn late_release(reached: usize, nodes: &[usize]) {
     let scene = Scene::start(reached).await;
     let first = scene.joins.join(&scene.guard.export()).await.expect("it is held");
@@ -118,7 +118,7 @@ async fn acc_37_a_late_release_at_all_nodes_leaves_the_later_share() {
     late_release(3, &[0, 1, 2]).await;
 }
 
-/// The first try of one request is late, with its release behind it; the second one joins.
+/// The first try of one request and its release are late. The second try joins.
 #[tokio::test]
 async fn acc_37_a_late_try_keeps_the_share_of_the_next_try() {
     let scene = Scene::start(3).await;

@@ -1,5 +1,4 @@
-//! The clocks of a majority leap far ahead and come back: what that leaves on the nodes is limited, and no name is in the way
-//! for ever.
+//! The clocks of a majority leap far ahead and back: the effects on the nodes are limited, and no name stays blocked.
 
 use std::time::Duration;
 
@@ -22,14 +21,14 @@ fn is_typed(error: &AcquireError) -> bool {
     error.is_held() || error.is_no_quorum() || error.is_lost()
 }
 
-/// The longest life that a lock key and a ballot key of this name have on any node, in ms.
+/// Returns the longest lifetimes of a lock key and a ballot key of this name on any node, in ms.
 fn lives(cluster: &Cluster, name: &str) -> (i64, i64) {
     let life = |key: &str| cluster.each::<i64>(redis::cmd("PTTL").arg(key)).into_iter().max().expect("three nodes");
     let key = Cluster::lock_key(name);
     (life(&key), life(&format!("quorlock:ballot:{key}")))
 }
 
-/// Leases that begin, end, and go on while two of three clocks are so far ahead.
+/// Checks leases that begin, end and continue while two of three clocks are this far ahead.
 async fn leap(cluster: &mut Cluster, seconds: i64) {
     let urls = cluster.urls().join(",");
     let hold = |name: &str| Worker::spawn(&["hold", &urls, name, &LONGEST.as_millis().to_string()]);
@@ -44,7 +43,7 @@ async fn leap(cluster: &mut Cluster, seconds: i64) {
     }
     let mut taken = hold(NAMES[2]);
     taken.next().expect("it holds, by the clocks of the two");
-    // By nodes that have forgotten it, it was not held any more.
+    // Nodes that have forgotten the lease do not hold it any more.
     drop(released.release().await);
     match locks.lock(NAMES[3]).wait(20 * SECOND).acquire().await {
         Ok(guard) => drop(guard.release().await),

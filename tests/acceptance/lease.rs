@@ -1,4 +1,4 @@
-//! Rows 12, 13 and 14: leases that cannot be, leases that go on, leases that end.
+//! Rows 12, 13 and 14: invalid leases, extended leases, lost leases.
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ async fn acc_12_a_lease_longer_than_the_ballot_lifetime_works() {
     locks.flush().await;
     assert!(other.lock("long").try_acquire().await.is_err_and(|error| error.is_held()));
     guard.extend().await.expect("an extension");
-    // Its keys are lost, and it is held all the same: until the end that the nodes were told.
+    // The lease is still held without its keys, until the end that the nodes store.
     cluster.each::<i64>(redis::cmd("DEL").arg(Cluster::lock_key("long")));
     assert!(other.lock("long").try_acquire().await.is_err_and(|error| error.is_held()));
     drop(guard);

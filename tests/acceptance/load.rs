@@ -1,4 +1,4 @@
-//! Rows 38, 41 and 45: outages, sets of locks and crowds cost the nodes no more than they must.
+//! Rows 38, 41 and 45: the cost of outages, sets of locks and crowds is limited.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const KEEPS_EVERY_WRITE: [&str; 6] =
     ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"];
 
-// Looking at the nodes and waiting for processes blocks a thread; the holder has another one.
+// Queries to the nodes and waits for processes block a thread. The holder has another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
     const PROCESSES: usize = 10;
@@ -36,7 +36,7 @@ async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
     (2..5).for_each(|node| cluster.kill(node));
     drop(guards);
     let (began, before) = (Instant::now(), cluster.scripts_run());
-    tokio::time::sleep(OUTAGE).await; // How long the outage lasts, not a wait for something.
+    tokio::time::sleep(OUTAGE).await; // How long the outage lasts, not a wait for an event.
     let waiters = (PROCESSES * WAITERS_EACH) as f64;
     for (before, after) in before.iter().zip(cluster.scripts_run()) {
         let rate = (after - before) as f64 / waiters / began.elapsed().as_secs_f64();
@@ -53,7 +53,7 @@ async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
     assert!(back.elapsed() <= SECOND, "all are served {:?} after the nodes are back", back.elapsed());
 }
 
-/// Clients that want one lock all the time.
+/// Clients that contend for one lock all the time.
 struct Contenders {
     turns: Arc<AtomicUsize>,
     tasks: Vec<JoinHandle<()>>,
@@ -67,7 +67,7 @@ impl Contenders {
             tasks.push(tokio::spawn(async move {
                 loop {
                     let guard = locks.lock(name).acquire().await.expect("its turn");
-                    tokio::time::sleep(keep).await; // How long it keeps the lock.
+                    tokio::time::sleep(keep).await; // How long it holds the lock.
                     guard.release().await.expect("a release");
                     turns.fetch_add(1, Ordering::Relaxed);
                 }
@@ -76,7 +76,7 @@ impl Contenders {
         Self { turns, tasks }
     }
 
-    /// Turns a second in a short time.
+    /// Returns the number of turns per second, over a short time.
     async fn rate(&self) -> f64 {
         let (before, began) = (self.turns.load(Ordering::Relaxed), Instant::now());
         tokio::time::sleep(2 * SECOND).await; // How long is counted.

@@ -36,13 +36,13 @@ impl Lossy {
 
     async fn heal(&self, nodes: usize) {
         for proxy in &self.proxies[..nodes] {
-            // The others may have decided before this one's answer came by.
+            // The other nodes may have decided before this answer arrived.
             eventually(10 * SECOND, "something is lost", || proxy.lost() > 0).await;
             proxy.set(Mode::Pass);
         }
     }
 
-    /// What every node that answers has; the nodes are asked directly.
+    /// Returns the lock key of every node that answers, over direct connections.
     fn depth_on_nodes(&self, name: &str) -> Vec<Option<u32>> {
         let values: Vec<Option<String>> = self.cluster.each(redis::cmd("GET").arg(Cluster::lock_key(name)));
         let holds = |value: String| value.rsplit(':').next().expect("a count").parse().expect("a number");

@@ -1,4 +1,5 @@
-//! Rows 22 and 34: nodes that forget. A restarted node that could vote again for the same resource would give two holders.
+//! Rows 22 and 34: nodes that lose their memory. A restarted node that voted again for the same resource would cause two
+//! holders.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ const LEASE: Duration = Duration::from_secs(3);
 async fn acc_22_a_node_that_lost_its_vote_does_not_vote_twice() {
     let mut cluster = Setup::new(5).longest(LEASE).start();
     let urls = cluster.urls();
-    // A holds on exactly three of five, and the other two know nothing of that.
+    // A holds the lock on exactly three of five nodes. The other two have no part in it.
     let reached = urls[..3].iter().cloned().chain([CUT_OFF.to_owned(), "redis://127.0.0.2:1".to_owned()]);
     let builder = Quorlock::builder().nodes(reached).lease(LEASE).auto_extend(false);
     let holder = builder.connect().await.expect("settings that work");
@@ -24,7 +25,7 @@ async fn acc_22_a_node_that_lost_its_vote_does_not_vote_twice() {
     let forgot = Instant::now();
     cluster.restart(2, true);
 
-    // Both one that knew the node before and one that meets it for the first time.
+    // An old client and a new one.
     let newcomer = cluster.client(LEASE).await;
     let mut quarantined = 0;
     while !guard.remaining().is_zero() {

@@ -1,4 +1,4 @@
-//! Row 40: connections that something between client and nodes has forgotten, without a word to either.
+//! Row 40: dead connections, whose state a middlebox has dropped without notice to either end.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use quorlock_testkit::Cluster;
 use quorlock_testkit::proxy::Proxy;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// So long a connection is idle before it is forgotten.
+/// How long a connection is idle before it is dead.
 const IDLE: Duration = Duration::from_secs(3);
-/// What a first try on such connections may cost.
+/// The allowed duration of a first try on such connections.
 const MORE: Duration = Duration::from_millis(200);
 
 struct Forgetful {
@@ -31,7 +31,7 @@ impl Forgetful {
         Self { cluster, proxies, locks }
     }
 
-    /// Lets the connections be idle. Then nothing that is sent on those to the first nodes arrives any more.
+    /// Lets the connections be idle. After that, bytes on the connections to the first nodes are lost.
     async fn forget(&self, nodes: usize) {
         tokio::time::sleep(IDLE).await;
         self.proxies[..nodes].iter().for_each(Proxy::hold_requests);
@@ -78,7 +78,7 @@ async fn acc_40_a_release_on_dead_connections_reaches_the_nodes() {
     }
 }
 
-/// A node that is only slow is asked on the same connection, and answers there.
+/// A node that is only slow keeps its connection, and answers there.
 #[tokio::test]
 async fn acc_40_a_slow_node_keeps_its_connection() {
     let mut net = Forgetful::start().await;
@@ -88,7 +88,7 @@ async fn acc_40_a_slow_node_keeps_its_connection() {
     let made = net.proxies[0].connections();
     net.cluster.pause(0);
     let released = tokio::spawn(guard.release());
-    tokio::time::sleep(Duration::from_millis(300)).await; // So long the node stands still.
+    tokio::time::sleep(Duration::from_millis(300)).await; // How long the node is paused.
     net.cluster.resume(0);
     released.await.expect("no panic").expect("a release");
     net.locks.flush().await;

@@ -112,7 +112,7 @@ async fn acc_29_three_eager_workers_get_equal_shares() {
     for worker in &mut workers {
         worker.next().expect("it is ready");
     }
-    tokio::time::sleep(3 * SECOND).await; // How long they work, not a wait for something.
+    tokio::time::sleep(3 * SECOND).await; // How long they work, not a wait for an event.
     workers.iter_mut().for_each(Worker::kill);
     let grants: Vec<usize> = workers.iter_mut().map(|worker| std::iter::from_fn(|| worker.next()).count()).collect();
     let total: usize = grants.iter().sum();
@@ -164,7 +164,7 @@ async fn acc_29_a_dead_waiter_does_not_delay_the_next_one() {
     guard.release().await.expect("a release");
 }
 
-// Looking at the nodes blocks a thread; the clients have another one.
+// Queries to the nodes block a thread. The clients have another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acc_19_a_cancelled_waiter_leaves_nothing() {
     let cluster = Cluster::quiet(5);

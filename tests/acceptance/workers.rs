@@ -1,4 +1,4 @@
-//! What worker processes do.
+//! The jobs of worker processes.
 
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ async fn hammer(urls: &str, name: &str, lease_ms: u64) {
     }
 }
 
-/// Reports each grant, holds it for so long, and asks again at once.
+/// Reports each grant, holds it for this time, and requests the lock again at once.
 async fn take_turns(urls: &str, name: &str, millis: u64) {
     let locks = client(urls, 10_000).await;
     report("ready");
@@ -111,7 +111,7 @@ async fn take_turns(urls: &str, name: &str, millis: u64) {
     }
 }
 
-/// Waits for so many locks at once, and reports when it has had one.
+/// Waits for this number of locks at once, and reports the first grant.
 async fn wait_for_each(urls: &str, name: &str, count: u32) {
     let locks = client(urls, 10_000).await;
     let wait = async |i: u32| {
@@ -136,7 +136,7 @@ async fn grants(urls: &str, name: &str) {
     }
 }
 
-/// Takes the lock, is stopped for longer than the lease, and then writes as if nothing had happened.
+/// Takes the lock, is stopped for longer than the lease, and then writes without a check.
 async fn stale_writer(urls: &str, name: &str, lease_ms: u64) {
     let locks = client(urls, lease_ms).await;
     let guard = locks.lock(name).acquire().await.expect("the lock");

@@ -28,7 +28,7 @@ fn a_command_that_cannot_be_run_has_its_own_codes() {
     assert_eq!(folder.code, Some(126));
     assert!(folder.stderr.starts_with("quorlock: cannot run /: "), "{folder:?}");
     assert_eq!(sandbox.lock_keys("job"), 0, "the lock must be released");
-    // A shell's operators are no more than words.
+    // The operators of a shell are plain arguments.
     let line = sandbox.end(&["run", "job", "--", "echo", "a;", "exit", "3"]);
     assert_eq!((line.code, line.stdout.as_str()), (Some(0), "a; exit 3\n"));
 }
@@ -152,7 +152,7 @@ fn the_command_has_the_standard_streams() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
 }
 
-/// The variables of the command have a limit, of 128 KiB each on Linux. A byte of a name may take three in the lease.
+/// Each variable of the command is limited to 128 KiB on Linux. A byte of a name may take three bytes in the lease.
 #[test]
 #[cfg(target_os = "linux")]
 fn names_too_long_for_the_environment_are_refused_early() {
@@ -181,7 +181,7 @@ fn names_too_long_for_the_environment_are_refused_early() {
     }
 }
 
-/// The arguments and all variables together have a limit as well: a quarter of the stack's.
+/// The arguments and all variables together are limited to a quarter of the stack limit.
 #[test]
 #[cfg(target_os = "linux")]
 fn names_and_arguments_too_long_together_are_refused_early() {

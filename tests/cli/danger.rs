@@ -1,4 +1,4 @@
-//! The lock cannot be kept while the command runs.
+//! Loss of the lock while the command runs.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -46,7 +46,7 @@ fn a_command_that_ignores_sigterm_is_killed() {
     assert_eq!(sandbox.processes(), [], "all must be gone before quorlock is");
 }
 
-/// With no grace, two thirds into a lease of six seconds: two seconds before what it must not outlive.
+/// Without a grace, the command is killed two thirds into a lease of six seconds: two seconds before the end of the lease.
 #[test]
 fn no_process_of_the_command_outlives_the_lock() {
     let mut sandbox = Sandbox::around(Cluster::quiet(5));
@@ -56,14 +56,14 @@ fn no_process_of_the_command_outlives_the_lock() {
     sandbox.wait_for("ready");
     sandbox.wait_for("beat");
     pause_three(&mut sandbox);
-    // Every extension that was confirmed was asked for before this.
+    // Every confirmed extension was sent before this.
     let lease_ends = monotonic_micros() + 6_000_000;
     within("the end of all but quorlock", || sandbox.processes().len() <= 1);
     assert!(monotonic_micros() < lease_ends, "two seconds too late");
     let ended = finish(run);
     assert_eq!(ended.code, Some(79), "{ended:?}");
     let beat = sandbox.text("beat");
-    // Time for ten more beats: there is nothing to wait for where nothing may happen.
+    // Time for ten more beats: the absence of an event cannot be awaited.
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(sandbox.text("beat"), beat, "it must have stopped");
     assert_eq!(sandbox.processes(), []);
@@ -100,7 +100,7 @@ fn a_command_is_killed_when_another_owner_has_a_majority() {
     assert_eq!(sandbox.lock_keys("job"), 3, "the key of another owner stays");
 }
 
-/// The inner lock lasts, the outer one does not: the inner command is in a group of its own, and must not go on.
+/// The outer lock is lost, and the inner one is not. The inner command is in its own process group, and must end too.
 #[test]
 fn a_nested_command_is_killed_with_the_outer_lock() {
     let mut sandbox = Sandbox::new(5);
@@ -124,7 +124,7 @@ fn a_command_that_ends_after_the_loss_reports_the_loss() {
     let other = sandbox.end(&["run", "job", "--", "true"]);
     assert_eq!(other.code, Some(0), "{other:?}");
     sandbox.touch("end");
-    // Not before it can be waited for: a process that is still on its way out is one that can be killed.
+    // Wait until it is a zombie: a process that is still exiting can be killed.
     let stat = format!("/proc/{command}/stat");
     within("the command's end", || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")));
     signal(&run, Signal::CONT);
@@ -133,7 +133,7 @@ fn a_command_that_ends_after_the_loss_reports_the_loss() {
     assert!(ended.stderr.contains("ended by itself with code 0"), "{}", ended.stderr);
 }
 
-/// Without the permission to kill, as a command that has changed its user is not quorlock's to kill.
+/// quorlock has no permission to kill a command that has changed its user.
 #[test]
 fn a_command_that_cannot_be_killed_is_named_twice() {
     let mut sandbox = Sandbox::new(5);
@@ -148,7 +148,7 @@ fn a_command_that_cannot_be_killed_is_named_twice() {
     let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
     let run = run.stdout(Stdio::null()).stderr(err).spawn().expect("setpriv, of util-linux");
     let command = sandbox.wait_for("ready").trim().to_owned();
-    // It is told of a signal that does not arrive, too.
+    // quorlock also reports a signal that does not arrive.
     signal(&run, Signal::TERM);
     within("word of the signal", || sandbox.text("err").contains("SIGTERM does not reach process"));
     pause_three(&mut sandbox);
@@ -165,7 +165,7 @@ fn a_command_that_cannot_be_killed_is_named_twice() {
     assert!(is_in_state(command, 'S'), "it goes on");
 }
 
-/// The leader ends when it is told, and a process that it has started takes its time.
+/// The leader obeys SIGTERM at once, and a process that it has started ends later.
 #[test]
 fn the_grace_applies_to_the_whole_process_group() {
     let mut sandbox = Sandbox::new(5);
@@ -188,7 +188,7 @@ fn the_grace_applies_to_the_whole_process_group() {
     sandbox.is_clean();
 }
 
-/// Two runs on the same nodes, one with no grace: under the same outage it is killed while the other still has time.
+/// Of two runs on the same nodes, the command of the run without a grace is killed while the other still has time.
 #[test]
 fn a_shorter_grace_kills_earlier() {
     let mut sandbox = Sandbox::new(5);
@@ -206,18 +206,18 @@ fn a_shorter_grace_kills_earlier() {
     assert_eq!(finish(long).code, Some(79));
 }
 
-/// Saying that the lock was acquired takes until the lock is lost, as its stderr is not read.
+/// The message about the acquired lock blocks until the lock is lost, because stderr is not read.
 #[test]
 fn a_lock_lost_before_the_start_starts_no_command() {
     let sandbox = Sandbox::new(3);
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
-    // Full, up to what a page may still take.
+    // The pipe is full, except for the rest of a page.
     rustix::io::ioctl_fionbio(&writer, true).expect("our own pipe");
     while writer.write(&[b'x'; 4096]).is_ok() {}
     rustix::io::ioctl_fionbio(&writer, false).expect("our own pipe");
     let mut command = sandbox.quorlock(&["run", "-v", "--lease", "1s", "job", "--", "touch", "ran"]);
     let run = command.current_dir(sandbox.cluster.dir()).stderr(writer).spawn().expect("quorlock");
-    drop(command); // And with it the end of the pipe.
+    drop(command); // This closes the end of the pipe as well.
     within("the lock", || sandbox.lock_keys("job") >= 2);
     within("the end of the lease", || sandbox.lock_keys("job") == 0);
     let said = std::thread::spawn(move || {

@@ -1,5 +1,5 @@
-//! The `quorlock` command against real redis-server processes: exit codes, nesting, signals, loss of the lock, and what
-//! `inspect` shows.
+//! The `quorlock` command against real redis-server processes: exit codes, nesting, signals, loss of the lock, and the
+//! output of `inspect`.
 //!
 //! Programs under the lock are small shell scripts that report through files; tests wait for the files, never for time.
 

@@ -89,7 +89,7 @@ fn a_nested_run_enters_only_the_same_lock() {
     assert!(ended.stderr.contains("QUORLOCK_LEASE") && ended.stderr.contains("unset it"), "{}", ended.stderr);
 }
 
-/// Without the lease (as under sudo), a nested run would wait for its own end.
+/// A nested run without the lease (as under sudo) waits for the run around it, and says so.
 #[test]
 fn a_nested_run_without_the_lease_is_warned_of_a_deadlock() {
     let sandbox = Sandbox::new(3);
@@ -114,7 +114,7 @@ fn a_nested_run_does_not_enter_an_ended_lease() {
     assert!(late.stderr.contains("cannot be entered again"), "{}", late.stderr);
 }
 
-/// The inner lock is another one, though both have the same name.
+/// The inner lock differs from the outer one of the same name.
 #[test]
 fn a_nested_run_on_other_nodes_does_not_enter_the_outer_lock() {
     let (outer, inner) = (Sandbox::new(3), Sandbox::new(3));
@@ -127,7 +127,7 @@ fn a_nested_run_on_other_nodes_does_not_enter_the_outer_lock() {
     assert_eq!((outer.lock_keys("job"), inner.lock_keys("job")), (0, 0));
 }
 
-/// Users and passwords do not tell one node from another.
+/// Users and passwords are not part of the identity of a node.
 #[test]
 fn a_nested_run_with_other_credentials_enters_the_outer_lock() {
     let sandbox = Sandbox::new(3);

@@ -1,4 +1,4 @@
-//! `quorlock nodes`: what makes nodes one cluster, and what the other commands say where they are none.
+//! `quorlock nodes`: the declaration of a cluster, and the messages of the other commands without one.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ fn undeclared(nodes: usize) -> Sandbox {
     Sandbox::around(Cluster::undeclared(nodes, &[]))
 }
 
-/// Runs `quorlock` with the nodes at these places as its list.
+/// Runs `quorlock` with the nodes of these indices as its list.
 fn with_nodes(sandbox: &Sandbox, places: &[usize], args: &[&str]) -> Ended {
     let urls = sandbox.cluster.urls();
     let list: Vec<&str> = places.iter().map(|place| urls[*place].as_str()).collect();
@@ -35,7 +35,7 @@ fn delete(sandbox: &Sandbox, node: usize, key: &str) {
     redis::cmd("DEL").arg(key).query::<()>(&mut sandbox.cluster.redis(node)).expect("a key less");
 }
 
-/// One field of the record, counted from 0: word, longest, end, wall, window, cluster, keeps, run id.
+/// Returns one field of the record, counted from 0: word, longest, end, wall, window, cluster, keeps, run id.
 fn field(sandbox: &Sandbox, node: usize, index: usize) -> String {
     let record = get(sandbox, node, RECORD).expect("a record");
     record.split(' ').nth(index).expect("eight fields").to_owned()
@@ -111,7 +111,7 @@ fn declare_new_can_be_repeated() {
     let sandbox = undeclared(3);
     assert_eq!(sandbox.end(&DECLARE).code, Some(0));
     let records: Vec<_> = (0..3).map(|node| get(&sandbox, node, RECORD)).collect();
-    // As a call leaves it that ended after two records.
+    // The state after a call that ended after two records.
     for node in 0..3 {
         delete(&sandbox, node, LIST);
     }
@@ -127,7 +127,7 @@ fn declare_new_can_be_repeated() {
     assert_eq!(other.code, Some(78), "{other:?}");
     assert!(other.stderr.contains("with --ballot-ttl 10m"), "{}", other.stderr);
 
-    // Not after the whole declaration: that node has lost its data.
+    // After a complete declaration this is refused: that node has lost its data.
     delete(&sandbox, 1, RECORD);
     let refused = sandbox.end(&DECLARE);
     assert_eq!(refused.code, Some(78), "{refused:?}");
@@ -230,7 +230,7 @@ fn set_list_is_refused_while_a_lease_is_in_force() {
     assert!(refused.stderr.contains("Nothing was changed"), "{}", refused.stderr);
     assert_eq!(lists(&sandbox)[..4], [Some("3".into()), Some("3".into()), Some("3".into()), None]);
 
-    // The key goes by the nodes' clocks, and the lease lasts by that of its holder.
+    // The key expires by the nodes' clocks, and the lease ends by that of its holder.
     let mut holder = holder;
     holder.kill().and_then(|()| holder.wait().map(drop)).expect("a process that ends");
     for node in 0..3 {
@@ -335,7 +335,7 @@ fn set_list_joins_clusters_only_with_its_option() {
 fn a_change_that_was_interrupted_blocks_until_it_is_repeated() {
     let sandbox = undeclared(3);
     assert_eq!(with_nodes(&sandbox, &[0], &DECLARE).code, Some(0));
-    // As a call leaves it that ended when one node had the new list.
+    // The state after a call that ended when one node had the new list.
     set(&sandbox, 0, LIST, "3001");
     set(&sandbox, 1, LIST, "3000");
     assert_eq!(with_nodes(&sandbox, &[2], &DECLARE).code, Some(0));
@@ -367,14 +367,14 @@ fn no_nodes_command_shows_a_password() {
     }
 }
 
-/// What this client knows of the node that it cannot reach is in the way of no other.
+/// The list of a client with an unreachable node does not block clients with another prefix.
 #[test]
 fn a_list_for_another_prefix_does_not_affect_a_holder() {
     let mut sandbox = undeclared(4);
     let declared = with_nodes(&sandbox, &[0, 1, 2], &[&DECLARE[..], &["--longest-lease", "2s"]].concat());
     assert_eq!(declared.code, Some(0), "{declared:?}");
     let list = sandbox.cluster.urls()[..3].join(",");
-    // Its work lasts for three leases and more.
+    // The work takes more than three leases.
     let mut holder = sandbox.quorlock(&["run", "--lease", "2s", "job", "--", "sh", "-c", "echo > $DIR/held; sleep 7"]);
     let holder = holder.env("QUORLOCK_NODES", list).spawn().expect("quorlock");
     sandbox.wait_for("held");

@@ -1,4 +1,4 @@
-//! Where the nodes come from.
+//! The sources of the list of nodes.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ fn without_variable(sandbox: &Sandbox, args: &[&str]) -> Ended {
     finish(command.env_remove("QUORLOCK_NODES").env_remove("QUORLOCK_NODES_FILE").spawn().expect("quorlock"))
 }
 
-/// There may be a server on the default port, which is not the test's: `inspect` changes nothing there.
+/// A server of another program may be on the default port: `inspect` changes nothing there.
 #[test]
 fn the_local_node_is_used_only_on_request() {
     let sandbox = Sandbox::new(1);
@@ -48,13 +48,13 @@ fn nodes_are_read_from_a_file() {
     let ended = without_variable(&sandbox, &["run", "--nodes-file", &file, "job", "--", "sh", "-c", script]);
     assert_eq!((ended.code, &ended.stdout), (Some(0), &expected), "{ended:?}");
 
-    // By a variable, relative to the folder, which the command leaves.
+    // By a variable, relative to a folder that the command leaves.
     let mut command = sandbox.quorlock(&["run", "job", "--", "sh", "-c", &format!("cd /; {script}")]);
     command.env_remove("QUORLOCK_NODES").env("QUORLOCK_NODES_FILE", "nodes").current_dir(sandbox.cluster.dir());
     let ended = finish(command.spawn().expect("quorlock"));
     assert_eq!((ended.code, &ended.stdout), (Some(0), &expected), "{ended:?}");
 
-    // QUORLOCK_NODES goes before the variable of the file, and the option before QUORLOCK_NODES.
+    // QUORLOCK_NODES has priority over the variable of the file, and the option over QUORLOCK_NODES.
     let mut command = sandbox.quorlock(&["run", "job", "--", "true"]);
     let ended = finish(command.env("QUORLOCK_NODES_FILE", "/nowhere").spawn().expect("quorlock"));
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -82,7 +82,7 @@ fn no_export_removes_lease_and_nodes_from_the_environment() {
     let sandbox = Sandbox::new(3);
     let script = "env | grep QUORLOCK_ | sed s/=.*// | sort";
     let mut command = sandbox.quorlock(&["run", "--no-export", "job", "--", "sh", "-c", script]);
-    // Nor what was there before.
+    // Inherited variables are removed as well.
     command.env("QUORLOCK_NODES_FILE", "/nowhere").env("QUORLOCK_LEASE_NODES", "x").env_remove("QUORLOCK_TEST_SANDBOX");
     let ended = finish(command.spawn().expect("quorlock"));
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "QUORLOCK_NAME\nQUORLOCK_TOKEN\n"), "{ended:?}");

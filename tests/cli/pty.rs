@@ -23,7 +23,7 @@ pub const QUIT: &str = "\x1c";
 pub const SUSPEND: &str = "\x1a";
 const PROMPT: &str = "ready> ";
 
-/// The shells that are here, of those that call quorlock in its users' scripts.
+/// Returns the installed shells, of those that scripts use.
 pub fn shells() -> Vec<&'static str> {
     let mut shells = vec!["bash", "dash"];
     shells.retain(|shell| {
@@ -36,7 +36,7 @@ pub fn shells() -> Vec<&'static str> {
     shells
 }
 
-/// A new terminal: the end for the keys and the screen, and the end for programs.
+/// Opens a terminal: the end for the keys and the screen, and the end for programs.
 fn terminal() -> (File, File) {
     let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
     grantpt(&keys).and_then(|()| unlockpt(&keys)).expect("a terminal of our own");
@@ -59,7 +59,7 @@ impl Pty {
         Self::start_with(sandbox, program, args, &[])
     }
 
-    /// A shell that has printed its prompt.
+    /// Starts a shell, and waits for its prompt.
     pub fn shell(sandbox: &Sandbox, shell: &str) -> Self {
         let args: &[&str] = if shell == "bash" { &["--norc", "-i"] } else { &["-i"] };
         let terminal = Self::start(sandbox, shell, args);
@@ -67,14 +67,14 @@ impl Pty {
         terminal
     }
 
-    /// Presses keys, and waits for the prompt that comes of them.
+    /// Presses keys, and waits for the next prompt.
     pub fn press_until_prompt(&mut self, keys: &str) {
         let before = self.screen().matches(PROMPT).count();
         self.press(keys);
         self.wait(PROMPT, |screen| screen.matches(PROMPT).count() > before);
     }
 
-    /// With these variables.
+    /// Starts a program with these variables.
     pub fn start_with(sandbox: &Sandbox, program: &str, args: &[&str], variables: &[(&str, &str)]) -> Self {
         let (keys, end) = terminal();
         let same = || Stdio::from(end.try_clone().expect("a descriptor"));
@@ -117,7 +117,7 @@ impl Pty {
         self.screen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for these words on the screen. A line that is typed is there as well, so write it `wo''rds` in there.
+    /// Waits for these words on the screen. The screen also shows typed lines, so write `wo''rds` in those.
     pub fn wait_for(&self, words: &str) {
         self.wait(words, |screen| screen.contains(words));
     }
@@ -130,21 +130,21 @@ impl Pty {
         }
     }
 
-    /// As when its window is closed.
+    /// Hangs up, as a closed window does.
     pub fn hang_up(&mut self) {
         self.closed.store(true, Ordering::SeqCst);
         self.reader.take().map(JoinHandle::join);
         self.keys = None;
     }
 
-    /// Waits for the end of the program, and of all that it has left on the terminal.
+    /// Waits for the end of the program, and of all processes that it has left on the terminal.
     pub fn end(&mut self) -> ExitStatus {
         let mut status = None;
         within("the end on the terminal", || {
             status = self.program.try_wait().expect("the state of a child");
             status.is_some()
         });
-        // Not before all is read that was written: until all programs there have ended.
+        // Wait until all output is read: until all programs there have ended.
         within("the end of the terminal", || self.reader.as_ref().is_none_or(JoinHandle::is_finished));
         status.expect("it has ended")
     }

@@ -1,4 +1,4 @@
-//! What is on its way to the nodes when quorlock ends.
+//! Messages in transit to the nodes when quorlock ends.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::sandbox::{Sandbox, finish, signal, within};
 
-/// The shortest of several runs, as the machine has other work.
+/// Returns the shortest duration of several runs, because the machine has other load.
 fn shortest(sandbox: &Sandbox, args: &[&str], code: i32) -> Duration {
     let run = || {
         let start = Instant::now();
@@ -32,13 +32,13 @@ fn a_paused_node_does_not_delay_the_end_of_a_run() {
     let limit = |all_up: Duration| all_up * 3 / 2 + Duration::from_millis(30);
     assert!(one_stopped.0 <= limit(all_up.0), "{one_stopped:?}, with all nodes {all_up:?}");
     assert!(one_stopped.1 <= limit(all_up.1), "{one_stopped:?}, with all nodes {all_up:?}");
-    // The stopped node has got the releases all the same.
+    // The paused node has received the releases.
     within("the releases there", || sandbox.lock_keys("job") == 0);
     sandbox.touch("end");
     assert_eq!(finish(holder).code, Some(0));
 }
 
-/// Something between forgets all connections, without a word, while the command runs.
+/// All connections die without notice while the command runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_on_dead_connections_reaches_all_nodes() {
     let sandbox = Sandbox::around(Cluster::quiet(5));
@@ -53,7 +53,7 @@ async fn a_release_on_dead_connections_reaches_all_nodes() {
         let run = command.env("QUORLOCK_NODES", urls.join(",")).spawn().expect("the quorlock command");
         sandbox.wait_for(&format!("held{forgotten}"));
         within("a lock on all nodes", || sandbox.lock_keys("job") == 5);
-        std::thread::sleep(Duration::from_millis(1500)); // So long all is quiet.
+        std::thread::sleep(Duration::from_millis(1500)); // How long the connections are idle.
         proxies[..forgotten].iter().for_each(Proxy::hold_requests);
         sandbox.touch(&format!("end{forgotten}"));
         assert_eq!(finish(run).code, Some(0));
@@ -61,7 +61,7 @@ async fn a_release_on_dead_connections_reaches_all_nodes() {
     }
 }
 
-/// What two of five nodes had granted would otherwise lie there for the lease of an hour.
+/// Without the release, the votes of two of five nodes would last for the lease of an hour.
 #[test]
 fn an_interrupted_wait_releases_its_votes() {
     let mut sandbox = Sandbox::new(5);

@@ -1,4 +1,4 @@
-//! A cluster, a folder for reports, and the knowledge of every process that was started.
+//! A cluster, a folder for reports, and a record of every started process.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use quorlock_testkit::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Nothing here takes anywhere near as long; it only ends a test that would hang.
+/// The limit that ends a hanging test. No step takes nearly as long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// In the environment of all that a sandbox starts.
+/// A variable in the environment of every process that a sandbox starts.
 const MARK: &str = "QUORLOCK_TEST_SANDBOX";
 static SANDBOXES: AtomicU64 = AtomicU64::new(0);
 
@@ -22,7 +22,7 @@ pub struct Sandbox {
     mark: String,
 }
 
-/// How a program ended, and what it said.
+/// The exit code and the output of a program.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
@@ -41,7 +41,7 @@ impl Sandbox {
         Self { cluster, mark: format!("{}-{number}", std::process::id()) }
     }
 
-    /// `quorlock` with these arguments, the cluster's nodes in its environment, and `$DIR` for scripts.
+    /// Returns `quorlock` with these arguments, the cluster's nodes in its environment, and `$DIR` for scripts.
     pub fn quorlock(&self, args: &[&str]) -> Command {
         self.command(env!("CARGO_BIN_EXE_quorlock"), args)
     }
@@ -63,7 +63,7 @@ impl Sandbox {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs `quorlock` to its end.
     pub fn end(&self, args: &[&str]) -> Ended {
         finish(self.start(args))
     }
@@ -84,7 +84,7 @@ impl Sandbox {
         fs::write(self.path(file), "").expect("a file in the test's folder");
     }
 
-    /// Waits for a script to have written this file, and gives what is in it.
+    /// Waits until a script has written this file, and returns its content.
     pub fn wait_for(&self, file: &str) -> String {
         within(&format!("the file {file}"), || self.text(file).ends_with('\n'));
         self.text(file)
@@ -94,13 +94,13 @@ impl Sandbox {
         self.cluster.count_keys(&Cluster::lock_key(name))
     }
 
-    /// On how many of these nodes the lock is held.
+    /// Returns on how many nodes the lock is held.
     pub fn lock_keys_up(&self, nodes: &[usize], name: &str) -> usize {
         let exists = redis::cmd("EXISTS").arg(Cluster::lock_key(name)).to_owned();
         nodes.iter().map(|node| exists.query::<usize>(&mut self.cluster.redis(*node)).expect("an answer")).sum()
     }
 
-    /// Every process that was started here and has not ended.
+    /// Returns every process that was started here and has not ended.
     pub fn processes(&self) -> Vec<Pid> {
         let mark = format!("{MARK}={}", self.mark);
         let mut found = Vec::new();
@@ -114,7 +114,7 @@ impl Sandbox {
         found
     }
 
-    /// Nothing that was started here is left, at the latest in a moment.
+    /// Checks that every process that was started here ends within a moment.
     pub fn is_clean(&self) {
         within("the end of all processes", || self.processes().is_empty());
     }
@@ -128,7 +128,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// Polls until it holds.
+/// Polls until the condition holds.
 pub fn within(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -143,7 +143,7 @@ pub fn signal(child: &Child, signal: Signal) {
 
 pub fn finish(mut child: Child) -> Ended {
     within("its end", || child.try_wait().expect("the state of a child").is_some());
-    // A process that it has left behind may have these pipes open too.
+    // A remaining process may also have these pipes open.
     let (sender, said) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     let said = said.recv_timeout(PATIENCE).expect("it has ended, but something that it started has not");
@@ -156,7 +156,7 @@ pub fn finish(mut child: Child) -> Ended {
     }
 }
 
-/// In this state, as /proc has it (`T` is stopped)?
+/// Returns whether a process is in this state of /proc (`T` is stopped).
 pub fn is_in_state(pid: Pid, state: char) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(state))

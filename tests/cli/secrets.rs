@@ -1,4 +1,4 @@
-//! Passwords are for nodes only.
+//! Passwords go to nodes only.
 
 use crate::sandbox::{Sandbox, finish};
 

@@ -12,7 +12,7 @@ use crate::sandbox::{Ended, Sandbox, finish, is_in_state, signal, within};
 #[test]
 fn signals_reach_the_whole_group() {
     let sandbox = Sandbox::new(3);
-    // The grandchild gets it by itself: the child does not pass it on.
+    // The grandchild gets the signal directly: the child does not pass it on.
     let grandchild = r#"trap : USR1; trap "echo grandchild >> \$DIR/heard; exit" TERM; echo > $DIR/deep; while :; do sleep 0.01; done"#;
     let script = format!(
         r#"trap "echo usr1 >> \$DIR/heard" USR1; trap "echo child >> \$DIR/heard; until grep -q grandchild \$DIR/heard; do sleep 0.01; done; exit 4" TERM
@@ -50,7 +50,7 @@ fn the_command_inherits_signal_masks_and_ignored_signals() {
         mask & !(0b11 << 31) // 32 and 33 are the C library's own.
     };
     assert_eq!(field(&own.stdout, "SigBlk:"), 0);
-    // What was ignored on purpose stays so, and nothing else is: Rust programs, such as this one, ignore SIGPIPE.
+    // Only signals that the caller ignores on purpose stay ignored: Rust programs, such as this one, ignore SIGPIPE.
     let here = std::fs::read_to_string("/proc/self/status").expect("/proc");
     let ignored = field(&here, "SigIgn:") & !bit(Signal::PIPE);
     assert_eq!(field(&own.stdout, "SigIgn:"), ignored);
@@ -59,8 +59,7 @@ fn the_command_inherits_signal_masks_and_ignored_signals() {
     assert_eq!(field(&kept.stdout, "SigIgn:"), ignored | bit(Signal::HUP));
 }
 
-/// A signal that the caller blocks or ignores must not keep quorlock from hearing of it, and the command gets what the
-/// caller has set.
+/// quorlock receives signals that the caller blocks or ignores, and the command inherits the caller's settings.
 #[test]
 fn blocked_and_ignored_signals_reach_quorlock_and_pass_to_the_command() {
     let sandbox = Sandbox::new(1);
@@ -89,7 +88,7 @@ fn blocked_and_ignored_signals_reach_quorlock_and_pass_to_the_command() {
     assert_eq!(finish(holder).code, Some(0));
 }
 
-/// Reads lines for ever, which signals interrupt; notes each.
+/// Reads lines for ever, and records each signal that interrupts this.
 const NOTES: &str = r#"trap "echo term >> \$DIR/heard" TERM; trap "echo last >> \$DIR/heard; exit 5" VTALRM
                        mkfifo $DIR/line; exec 3<>$DIR/line; echo > $DIR/ready; while :; do read line <&3; done"#;
 
@@ -104,7 +103,7 @@ fn a_signal_to_all_processes_reaches_the_command_once() {
                     kill -CONT $run; kill -VTALRM $run; wait $run"#;
     let Some(mut command) = in_a_namespace(&sandbox, &["sh", "-c", script]) else { return };
     assert_eq!(finish(command.env("NOTES", NOTES).spawn().expect("unshare")).code, Some(5));
-    // The second was passed on, and what came to quorlock before it was decided then.
+    // quorlock passed the second signal on, so it had handled every earlier one by then.
     assert_eq!(sandbox.text("heard"), "term\nlast\n");
 }
 
@@ -136,7 +135,7 @@ fn a_command_that_dies_by_a_signal_to_quorlock_takes_quorlock_with_it() {
     sandbox.is_clean();
 }
 
-/// In namespaces of its own for users, processes and /proc; `None`, with a message, where that is not allowed.
+/// Returns a command in its own namespaces of users, processes and /proc, or `None` with a message where that is not allowed.
 #[cfg(target_os = "linux")]
 fn in_a_namespace(sandbox: &Sandbox, args: &[&str]) -> Option<std::process::Command> {
     let unshare = ["-U", "-r", "-p", "-f", "--mount-proc"];
@@ -160,7 +159,7 @@ fn the_first_process_of_a_container_waits_for_orphans() {
     assert_eq!(finish(command.spawn().expect("unshare")).code, Some(4));
 }
 
-/// A process that quorlock has from the shell whose place it took, as it would have orphans.
+/// quorlock inherits a child from the shell that it replaced with `exec`, and reaps it as it does orphans.
 #[test]
 fn inherited_children_are_reaped_before_the_lock_is_acquired() {
     let sandbox = Sandbox::new(1);
@@ -192,13 +191,13 @@ fn a_killed_quorlock_ends_its_command_and_its_lease() {
     run.wait().expect("its end");
     sandbox.wait_for("told");
     sandbox.is_clean();
-    // It is not extended any more.
+    // The lease is no longer extended.
     let next = sandbox.end(&["run", "job", "--", "echo", "mine"]);
     assert_eq!((next.code, next.stdout.as_str()), (Some(0), "mine\n"));
 }
 
-/// Tells its process number, and waits for a line. It starts no program meanwhile: a process that waits for another one's
-/// vfork cannot be seen to stop.
+/// Prints its process number, and waits for a line. It starts no program meanwhile: the stop of a process that waits for a
+/// vfork is not visible.
 const WAIT: &str = "mkfifo $DIR/line; echo $$ > $DIR/pid; read line < $DIR/line";
 
 /// The line that [`WAIT`] waits for, as long as this is open.
@@ -209,7 +208,7 @@ fn go_on(sandbox: &Sandbox) -> File {
     line
 }
 
-/// In a group of its own, as a shell has its jobs: there the kernel lets a process stop.
+/// Starts a process in its own group, as a shell does for its jobs: there the kernel allows a stop.
 #[test]
 fn a_job_stops_and_continues_with_its_command() {
     let sandbox = Sandbox::new(3);

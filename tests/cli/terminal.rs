@@ -1,4 +1,4 @@
-//! Keys on a terminal: a script under `quorlock run` does what it does without it.
+//! Keys on a terminal: a script behaves under `quorlock run` as it does without.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -7,7 +7,7 @@ use rustix::process::Pid;
 use crate::pty::{INTERRUPT, Pty, QUIT, SUSPEND, shells};
 use crate::sandbox::{Sandbox, is_in_state, within};
 
-/// What is left to see of a script when it has ended.
+/// The observable result of a script.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     code: Option<i32>,
@@ -42,13 +42,13 @@ fn a_key_that_kills_the_command_ends_the_script() {
     for shell in shells() {
         let ended = Outcome { code: None, signal: Some(2), said_two: false };
         assert_eq!(script(&sandbox, shell, UNDER_QUORLOCK, DIES, INTERRUPT), ended, "{shell}");
-        // A script of bash goes on after Ctrl-\, and one of dash does not.
+        // A bash script continues after Ctrl-\, and a dash script does not.
         let expected = script(&sandbox, shell, "env", DIES, QUIT);
         assert_eq!(script(&sandbox, shell, UNDER_QUORLOCK, DIES, QUIT), expected, "{shell}");
     }
 }
 
-/// bash goes on then, and dash does not.
+/// bash continues then, and dash does not.
 #[test]
 fn a_key_handled_by_the_command_acts_as_without_quorlock() {
     let sandbox = Sandbox::new(3);
@@ -117,7 +117,7 @@ fn a_key_ends_the_wait_and_the_script() {
     assert_eq!(crate::sandbox::finish(first).code, Some(0));
 }
 
-/// The outer one sees the end of the inner one only.
+/// The outer run observes only the end of the inner one.
 #[test]
 fn a_key_ends_nested_runs_and_the_script() {
     let sandbox = Sandbox::new(3);
@@ -134,8 +134,8 @@ fn a_key_ends_nested_runs_and_the_script() {
     }
 }
 
-/// The kernel tells the session's leader and the foreground group, which is the command's. The shell of the script is
-/// neither, and is told without quorlock.
+/// The kernel signals the session's leader and the foreground group, which is the command's. The shell of the script is in
+/// neither, and gets the signal as it does without quorlock.
 #[test]
 fn a_hangup_ends_the_command_and_reaches_the_script() {
     let sandbox = Sandbox::new(3);
@@ -154,7 +154,7 @@ fn a_hangup_ends_the_command_and_reaches_the_script() {
     }
 }
 
-/// Tells its process number, and reads lines from the terminal.
+/// Prints its process number, and reads lines from the terminal.
 const READS: &str = "echo $$ > $DIR/pid; echo begun; while read line; do echo got=$line; done";
 
 #[test]
@@ -208,7 +208,7 @@ fn parent_of(pid: Pid) -> i32 {
     fields.split(' ').nth(1).and_then(|parent| parent.parse().ok()).expect("a number")
 }
 
-/// A job that runs in the background without the terminal goes on there.
+/// A job that needs no terminal continues in the background.
 #[test]
 fn a_stopped_job_continues_in_the_background() {
     let sandbox = Sandbox::new(3);

@@ -43,7 +43,7 @@ fn a_second_run_is_refused_or_waits() {
     sandbox.is_clean();
 }
 
-/// The last try of a wait is cut short by its end; that must not look as if the nodes were silent.
+/// The end of a wait cuts its last try short. That must not be reported as nodes without an answer.
 #[test]
 fn a_timed_out_wait_is_always_a_conflict() {
     let sandbox = Sandbox::new(5);
@@ -80,7 +80,7 @@ fn an_interrupted_wait_leaves_nothing() {
     assert_eq!(sandbox.end(&["run", "--try", "job", "other", "--", "true"]).code, Some(0));
 }
 
-/// The lock is free, and yet it is not granted: without a message that would look like a hang.
+/// The lock is free, but cannot be granted yet. A message explains the wait.
 #[test]
 fn a_wait_for_nodes_that_have_just_started_is_explained() {
     let mut sandbox = Sandbox::new(3);

@@ -1,4 +1,4 @@
-//! What others have written, as it is shown: keys, labels, messages of nodes, names and commands.
+//! The display of foreign text: keys, labels, messages of nodes, names and commands.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::sandbox::{Ended, Sandbox, finish};
 
-/// Colours, a forged line, a cursor that moves, and marks that turn the direction of writing.
+/// Colours, a forged line, cursor movements, and marks that change the direction of writing.
 const NASTY: &str = "\u{1b}[31m\r\nquorlock: forged \u{9b}2J\u{7f}\u{202e}\u{2066}\u{200f}";
 
-/// Nothing but lines of printable text.
+/// Returns whether a text has only lines of printable characters.
 fn is_printable(text: &str) -> bool {
     let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
     text.split('\n').all(|line| !line.contains(|c: char| c.is_control() || turns(c)))
@@ -55,7 +55,7 @@ fn key_content_is_escaped_in_every_output() {
     }
 }
 
-/// A key's content: of any bytes, or nearly as quorlock writes it.
+/// Generates the content of a key: any bytes, or nearly what quorlock writes.
 fn contents() -> impl Strategy<Value = Vec<u8>> {
     let word = prop_oneof![any::<String>(), "[0-9a-f]{0,40}", "[ -~]{0,9}:[0-9]{1,20}", Just("日本語:1".to_owned())];
     let near = (prop_oneof!["ql1", "ql2"], any::<u64>(), vec(word, 0..5));
@@ -76,7 +76,7 @@ fn inspect_shows_a_key_of_any_content() {
     });
 }
 
-/// A server that answers every connection with these words.
+/// Starts a server that answers every connection with these words.
 fn impostor(words: &'static [u8]) -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let port = listener.local_addr().expect("its address").port();

@@ -37,10 +37,10 @@ use resp::Reply;
 use rules::Rules;
 use source::Source;
 
-/// What ends so soon is waited for.
+/// The test waits for the end of keys that expire within this time.
 const ABOUT_NOW: Duration = Duration::from_millis(12);
 const OPERATIONS: usize = 3000;
-/// Some answers are rare: where one was seldom given by then, there are more operations.
+/// The limit of operations: the test runs more of them until rare answers have occurred often enough.
 const MOST_OPERATIONS: usize = 5 * OPERATIONS;
 
 fn agree(seed: u64, rules: Rules) -> Result<(), String> {
@@ -70,7 +70,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
             let what = source.intrusion(&mut pair);
             pair.log.push(what);
         }
-        // What lives for 10 ms is over on both, or on neither.
+        // After a nap of 13 ms a key with a lifetime of 10 ms has expired on both arms.
         let nap = if source.rng.chance(0.02) { 13 } else { 0 };
         std::thread::sleep(Duration::from_millis(nap));
         pair.log.push(format!("nap {nap} ms"));
@@ -85,7 +85,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
         let (end_in, began) = (next_end(&mut pair), Instant::now());
         let (real, mine, now) = pair.both(&args);
         if end_in <= began.elapsed() + Duration::from_millis(2) {
-            // The machine stood still meanwhile, so nothing follows from a difference.
+            // The machine stood still meanwhile, so a difference proves nothing.
             return agree(seed + 1, rules);
         }
         pair.log.push(format!("  -> {real:?}"));
@@ -118,7 +118,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
     Ok(())
 }
 
-/// How long it is until the next key or quarantine ends, by the simulated node.
+/// Returns the time until the next key or quarantine ends, by the simulated node.
 fn next_end(pair: &mut Pair) -> Duration {
     let keys = NAMES.iter().flat_map(|name| [lock_key(name), ballot_key(name), queue_key(name)]);
     let now = pair.now();
@@ -138,7 +138,7 @@ fn node_and_server_agree() {
     }
 }
 
-/// Each rule that the simulation can leave out makes a difference that this test notices.
+/// Each rule that the simulation can leave out causes a difference that this test detects.
 #[test]
 fn broken_nodes_disagree() {
     let all = Rules::default();

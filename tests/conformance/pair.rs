@@ -7,7 +7,7 @@ use crate::words::RECORD;
 pub const NAMES: [&str; 3] = ["x", "y", "quite a long name"];
 pub const OWNERS: [&str; 2] = ["00000000000000000000000000000aaa", "bbbbbbbbbbbbbbbbbbbbbbbbbbbbb000"];
 pub const SESSIONS: [&str; 3] = ["0000000000000051", "0000000000000052", "00000000000000f0"];
-/// Those that are there to be called, and those of a client that is gone.
+/// Sessions of a subscribed client, and of a client that is gone.
 pub const LISTENING: [&str; 2] = [SESSIONS[0], SESSIONS[1]];
 pub const WINDOW_US: u64 = 300_000_000;
 pub const FIRST_RECORD: &str = "00000000000000af 120000 0 0 300000 - 0 0123456789abcdef";
@@ -16,7 +16,7 @@ pub const LIST: &[u8] = b"quorlock:list:quorlock:lock:";
 /// Remaining lifetimes may differ by as long as a command takes on a busy machine; those that are set differ by far more.
 pub const TTL_TOLERANCE_MS: i64 = 2_000;
 
-/// A key that has no longer to live may be there for one look and gone for the next.
+/// A key with less time left may exist at one read and not at the next.
 const ENDING_MS: i64 = 50;
 
 /// Both arms.
@@ -24,12 +24,12 @@ pub struct Pair {
     pub real: redis::Connection,
     pub node: Node,
     pub log: Vec<String>,
-    /// What the real server calls arrives here.
+    /// Receives the calls of the real server.
     pub calls: redis::Connection,
 }
 
 impl Pair {
-    /// The real server's clock, in µs.
+    /// Returns the real server's clock, in µs.
     pub fn now(&mut self) -> u64 {
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut self.real).expect("the time");
         seconds * 1_000_000 + micros
@@ -58,7 +58,7 @@ impl Pair {
         std::mem::forget(pubsub); // Its drop would unsubscribe.
     }
 
-    /// Whom the last command called must be the same.
+    /// Checks that the last command called the same sessions on both.
     pub fn compare_calls(&mut self) -> Result<(), String> {
         let mine: Vec<Reply> = self.node.pushes.drain(..).map(|(_, push)| push).collect();
         for push in mine {
@@ -74,7 +74,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Changes keys behind the scripts' back, on both.
+    /// Changes keys on both arms without the scripts.
     pub fn put(&mut self, key: &[u8], data: &Data, life: Option<u64>) {
         let now = self.now();
         redis::cmd("DEL").arg(key).exec(&mut self.real).expect("DEL");
@@ -92,7 +92,7 @@ impl Pair {
             Data::Other(_) => redis::cmd("HSET").arg(key).arg("a").arg("b").exec(&mut self.real).expect("HSET"),
         }
         if let Some(life) = life {
-            // The same end for both, however long the commands before it took.
+            // The same end for both, independent of the duration of earlier commands.
             redis::cmd("PEXPIREAT").arg(key).arg(now / 1000 + life).exec(&mut self.real).expect("PEXPIREAT");
         }
         self.node.store.put(key, data.clone(), life, now);
@@ -108,7 +108,7 @@ impl Pair {
         self.node.store.remove(key);
     }
 
-    /// The records must be the same, but for the moment when a quarantine began. The node takes the server's.
+    /// Checks that the records are the same, except for the start of a quarantine. The node takes the server's.
     fn compare_records(&mut self) -> Result<(), String> {
         let real: Option<String> = redis::cmd("GET").arg(RECORD).query(&mut self.real).expect("GET");
         let now = self.now();
@@ -124,7 +124,7 @@ impl Pair {
         if real == mine { Ok(()) } else { Err(format!("the list on the server is {real:?}, on the node {mine:?}")) }
     }
 
-    /// All keys of both arms must be the same.
+    /// Checks that all keys of both arms are the same.
     pub fn compare_keys(&mut self) -> Result<(), String> {
         self.compare_records()?;
         for name in NAMES {
@@ -155,7 +155,7 @@ impl Pair {
                     self.node.store.keep(&key, text.clone());
                     continue;
                 }
-                // It ends between the two looks.
+                // It ends between the two reads.
                 if real.is_some() != mine.is_some()
                     && ((0..=ENDING_MS).contains(&pttl) || (0..=ENDING_MS).contains(&left))
                 {
@@ -178,7 +178,7 @@ impl Pair {
     }
 }
 
-/// A record without the end of its quarantine by the node's clock, if it has one.
+/// Returns a record without the end of its quarantine by the node's clock, if it has one.
 fn without_end(record: &str) -> String {
     let mut words: Vec<&str> = record.split(' ').collect();
     if words.len() > 3 && words[2] != "0" {
@@ -190,7 +190,7 @@ fn without_end(record: &str) -> String {
     words.join(" ")
 }
 
-/// A ballot key without the time until which it is reserved.
+/// Returns a ballot key without the time until which it is reserved.
 fn without_until(text: &[u8]) -> Vec<u8> {
     let Some(bar) = text.windows(3).position(|window| window == b" | ") else { return text.to_vec() };
     let digits = text[bar + 3..].iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -204,7 +204,7 @@ pub fn shown(data: Option<&Data>) -> String {
     }
 }
 
-/// The time at which a script ran, which is its answer or among its first two numbers. The node runs it at that time too.
+/// Returns the time at which a script ran, from its answer or its first two numbers. The node runs it at that time too.
 pub fn stamp(reply: &Reply) -> Option<u64> {
     let number = |item: &Reply| if let Reply::Int(n) = item { Some(*n) } else { None };
     let largest = match reply {
@@ -238,7 +238,7 @@ pub fn reply(value: redis::Value) -> Reply {
     }
 }
 
-/// An answer without its times; those are returned beside it.
+/// Returns an answer without its times, and these times.
 pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
     let Reply::Array(items) = reply else { return (reply.clone(), None) };
     let mut items = items.clone();

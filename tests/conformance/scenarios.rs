@@ -1,5 +1,5 @@
-//! Rules about clocks, one history each, which random commands meet only by chance. What is asked at which time of the asker's clock
-//! is part of a message, so only the node's clock is real.
+//! Rules about clocks, one history each, which random commands exercise only by chance. The time of the client's clock is part of
+//! a message, so only the node's clock is real.
 
 use quorlock_testkit::Cluster;
 
@@ -14,7 +14,7 @@ const LONGEST: u64 = 120_000;
 const LEASE: u64 = 60_000;
 const MINUTE: u64 = 60_000;
 const DAY: u64 = 86_400_000;
-/// What a client says of [`FIRST_RECORD`] that does not know whether there is a quarantine.
+/// The record in the messages of a client that has [`FIRST_RECORD`] without the state of the quarantine.
 const ASKED: &str = "00000000000000af 120000";
 
 const YES: i64 = 1;
@@ -22,16 +22,16 @@ const YES: i64 = 1;
 /// A hold message.
 #[derive(Clone)]
 struct Message {
-    /// Of [`OWNERS`] and [`SESSIONS`].
+    /// The index in [`OWNERS`] and [`SESSIONS`].
     owner: usize,
     next: u64,
     /// The sender's wall clock, in ms.
     wall: u64,
     lease: u64,
-    /// How much later the end is than clock and lease make it, in ms, and whether that is said.
+    /// How much later the end is than clock plus lease, in ms, and whether the message contains that.
     raised: u64,
     says_raised: bool,
-    /// Ends that the sender has waited for.
+    /// The ends of leases that the sender has waited for.
     named: String,
     record: String,
 }
@@ -54,7 +54,7 @@ impl Message {
     }
 }
 
-/// What a message says of one resource: to be acquired, or a lease with this token and `known`.
+/// One resource of a message: to be acquired, or a lease with this token and `known`.
 type Of = Option<(u64, u64)>;
 
 /// One node: a real server, and the simulation's.
@@ -80,14 +80,14 @@ impl Scenario {
         Self { pair, ms: us / 1000, us, _cluster: cluster }
     }
 
-    /// What this owner says now if its clock is right.
+    /// Returns the message of this owner with the right clock.
     fn message(&mut self, owner: usize) -> Message {
         let now = self.pair.now();
         let (wall, record) = (now / 1000, FIRST_RECORD.to_owned());
         Message { owner, next: now, wall, lease: LEASE, raised: 0, says_raised: true, named: String::new(), record }
     }
 
-    /// The answer, which both nodes give alike.
+    /// Sends a hold message. Returns the answer, which is the same from both nodes.
     fn hold(&mut self, message: &Message, of: &[(&str, Of)]) -> Vec<Reply> {
         let Message { next, lease, record, .. } = message;
         let keys = of.iter().flat_map(|(name, _)| [lock_key(name), ballot_key(name)]);
@@ -127,7 +127,7 @@ impl Scenario {
         }
     }
 
-    /// What a node says whose clock has leapt past the end of the lease, or whose key was deleted.
+    /// Removes the lock key, as a leap of the node's clock past the end of the lease or a deletion does.
     fn forget_lock(&mut self, name: &str) {
         self.pair.remove(&lock_key(name));
     }
@@ -136,7 +136,7 @@ impl Scenario {
         self.pair.put(key, &Data::Text(text.into()), Some(2 * DAY));
     }
 
-    /// LONGEST, END and WALL of the record.
+    /// Returns LONGEST, END and WALL of the record.
     fn record(&mut self) -> [u64; 3] {
         let record: String = redis::cmd("GET").arg(RECORD).query(&mut self.pair.real).expect("the record");
         let words: Vec<&str> = record.split(' ').collect();
@@ -149,7 +149,7 @@ fn says(answer: &[Reply], code: i64) {
     assert_eq!(answer.first(), Some(&Reply::Int(code)), "{answer:?}");
 }
 
-/// The end that an answer EARLY names.
+/// Returns the end in an answer EARLY.
 #[track_caller]
 fn early(answer: &[Reply]) -> u64 {
     says(answer, EARLY);
@@ -172,7 +172,7 @@ fn a_wait_for_a_lease_extended_since_does_not_count() {
     let asker = Message { wall: holder.wall - MINUTE / 2, next: holder.next + 10, ..node.message(1) };
     let end = early(&node.hold(&asker, &[("x", None)]));
     assert_eq!(end, holder.end());
-    // The holder's clock has not moved, or was set back: its extension says no later end.
+    // The holder's clock has not moved, or was set back: its extension has no later end.
     for back in [0, MINUTE / 4] {
         let extension = Message { next: holder.next + 1 + back, wall: holder.wall - back, ..holder.clone() };
         says(&node.hold(&extension, &[("x", Some((holder.next, holder.next + back)))]), YES);
@@ -196,7 +196,7 @@ fn a_raised_end_still_shows_the_senders_clock() {
     let both = [("x", None), ("y", Some((holder.next, holder.next)))];
     let asker = Message { next: holder.next + 10, raised: 2 * LEASE, ..holder.clone() };
     assert_eq!(early(&node.hold(&asker, &both)), left.end());
-    // Without that the end would be taken for a later clock.
+    // Without `raised` the end would count as a later clock.
     let silent = Message { says_raised: false, ..asker };
     says(&node.hold(&silent, &both), YES);
 }
@@ -212,11 +212,11 @@ fn a_client_a_day_off_waits_separately_for_each_node() {
         let answer = node.hold(&asker, &[(name, None)]);
         let time = early(&answer);
         assert!(time.abs_diff(node.ms) < 10 * MINUTE && answer[5] == Reply::bulk("00000000000000af"), "{answer:?}");
-        // Another node has another record, which it shows when it is asked.
+        // Another node answers with its own record.
         let record = other.message(0).record.replace("af", "bf");
         let elsewhere = Message { record, next: other.pair.now(), ..asker.names(time, "00000000000000af") };
         early(&other.hold(&elsewhere, &[(name, None)]));
-        // A time from before the node's clock has leapt says nothing.
+        // A time from before the leap of the node's clock does not count.
         early(&node.hold(&asker.names(time - LONGEST - 3 * MINUTE, "00000000000000af"), &[(name, None)]));
         early(&node.hold(&asker.names(time, &token(asker.next)), &[(name, None)]));
         let waited = asker.names(time, "00000000000000af");
@@ -238,7 +238,7 @@ fn a_slow_clock_does_not_end_a_quarantine_early_for_others() {
     while node.pair.now() / 1000 <= end {
         std::thread::yield_now();
     }
-    // By the node's clock it is over, which may have leapt. For a clock that is a minute behind it is not.
+    // The quarantine is over by the node's clock, which may have leapt, but not by a clock that is a minute behind.
     let asker = Message { record: ASKED.to_owned(), ..node.message(0) };
     let behind = Message { wall: end - MINUTE, ..asker.clone() };
     let answer = node.hold(&behind, &[("x", None)]);
@@ -265,7 +265,7 @@ fn a_queue_key_without_a_ballot_counts_as_none() {
 #[test]
 fn only_the_last_honoured_lease_extends_with_far_ahead_ballots() {
     let mut node = Scenario::start(FIRST_RECORD);
-    // The node's clock was set back: what it has honoured before is far ahead of it.
+    // The node's clock was set back: ballots that it has honoured before are far ahead of it.
     let far = node.us + 2 * WINDOW_US;
     let (last, other) = (node.message(0), node.message(1));
     let next = |message: &Message, next: u64| Message { next, ..message.clone() };
@@ -294,7 +294,7 @@ fn a_quarantine_is_extended_by_granted_leases_only() {
     let told = Message { record: format!("00000000000000af {}", LONGEST + MINUTE), ..asker.clone() };
     says(&node.hold(&told, &[("x", None)]), YOUNG);
     assert_eq!(node.record(), [LONGEST + MINUTE, end + MINUTE, end + MINUTE]);
-    // One that goes on is honoured, though that is no vote.
+    // An extension is honoured, but does not count as a vote.
     node.put(&lock_key("x"), &asker.value(7));
     says(&node.hold(&Message { record: told.record, ..asker }, &[("x", Some((7, 7)))]), YOUNG);
     assert_eq!(node.record()[0], 5 * LONGEST);

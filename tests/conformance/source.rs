@@ -1,4 +1,4 @@
-//! Random commands, many of which fit what is there.
+//! Random commands, many of which fit the present keys.
 
 use quorlock_testkit::rng::Rng;
 
@@ -10,7 +10,7 @@ use crate::words::RECORD;
 
 const LABEL: &str = "host:1:some_label";
 
-/// Makes up commands; remembers tokens, so that many of them fit what is there.
+/// Generates commands. Stores tokens, so that many commands fit the present keys.
 pub struct Source {
     pub rng: Rng,
     pub ballot: u64,
@@ -53,7 +53,7 @@ impl Source {
         }
     }
 
-    /// Of one of a few requests, so that some of them meet again.
+    /// Returns the number of one of a few requests, so that some of them repeat.
     pub fn ticket(&mut self) -> String {
         if self.rng.chance(0.7) {
             return "0".to_owned();
@@ -61,7 +61,7 @@ impl Source {
         format!("{}:{}", 1000 + self.rng.between(0..6), self.rng.pick(&SESSIONS))
     }
 
-    /// What its holder would say of the lock that stands at this name: token, owner and label, share.
+    /// Returns the holder's view of the lock key of this name: token, owner and label, share.
     fn standing(store: &mut Store, name: &str, now: u64) -> Option<(u64, String, String)> {
         let value = String::from_utf8(store.text(&lock_key(name), now)?.to_vec()).ok()?;
         let mut words = value.strip_prefix("ql1 ")?.split(' ');
@@ -72,7 +72,7 @@ impl Source {
         Some((token.parse().ok()?, format!("{owner} {label}"), entry.split_once(':')?.0.to_owned()))
     }
 
-    /// The words of the ballot key: the ballot, and the end and the token of the last lease.
+    /// Returns the words of the ballot key: the ballot, and the end and the token of the last lease.
     fn marked(store: &mut Store, name: &str, now: u64) -> Option<(u64, Option<(String, String)>)> {
         let text = String::from_utf8(store.text(&ballot_key(name), now)?.to_vec()).ok()?;
         let mut words = text.split(' ');
@@ -85,7 +85,7 @@ impl Source {
         format!("{}/{:x}", self.rng.pick(&SESSIONS), self.rng.between(0..3))
     }
 
-    /// What a client says of the node's record.
+    /// Returns the record of the node in a client's message.
     fn said_of_record(&mut self, now: u64, store: &mut Store) -> String {
         let record = store.text(RECORD, now).map(|text| String::from_utf8_lossy(text).into_owned());
         let record = record.unwrap_or_else(|| FIRST_RECORD.to_owned());
@@ -100,7 +100,7 @@ impl Source {
         }
     }
 
-    /// The wall clock of who asks, in ms: right as a rule.
+    /// Returns the wall clock of the client, in ms: usually right.
     fn wall(&mut self, now: u64) -> u64 {
         let wall = now / 1000;
         match self.rng.between(0..12) {
@@ -120,7 +120,7 @@ impl Source {
             _ => Script::Inspect,
         };
         let names = if script == Script::Inspect { vec![self.rng.pick(&NAMES)] } else { self.names() };
-        // Releases by those who hold are what frees, and would be rare among random ones.
+        // Only releases by holders free a lock, and these would be rare among random ones.
         let holder = Self::standing(store, names[0], now).filter(|_| script == Script::Release && self.rng.chance(0.8));
         let names = if holder.is_some() { vec![names[0]] } else { names };
         let mut args = vec!["EVALSHA".to_owned(), script.hash().to_owned(), String::new()];
@@ -162,7 +162,7 @@ impl Source {
             waits += " +70000";
         }
         let fresh = self.rng.chance(0.5);
-        // As the usual case is asked.
+        // The arguments of the usual case.
         let is_plain = fresh && names.len() == 1 && self.rng.chance(0.7);
         if !is_plain || waits != "0" {
             args.push(waits);
@@ -180,7 +180,7 @@ impl Source {
         }
     }
 
-    /// As a holder extends what stands at the first of these names, if it is held.
+    /// Extends the lock of the first of these names as its holder does, if it is held.
     fn extension(&mut self, names: &[&str], lease: u64, now: u64, store: &mut Store, args: &mut Vec<String>) -> bool {
         let Some(value) = store.text(&lock_key(names[0]), now) else { return false };
         let value = String::from_utf8_lossy(value).into_owned();
@@ -259,7 +259,7 @@ impl Source {
         args.extend([format!("300000 {cluster} 0 0123456789abcdef"), nodes.to_owned()]);
     }
 
-    /// Tickets, and members that are none.
+    /// Returns tickets, and members that are no tickets.
     fn queue(&mut self) -> Data {
         let members = (0..self.rng.between(1..4)).map(|_| match self.rng.between(0..8) {
             0 => {
@@ -289,7 +289,7 @@ impl Source {
         }
         let token = self.token();
         let (owner, session) = (self.rng.pick(&OWNERS), self.rng.pick(&SESSIONS));
-        // A ballot that is soon forgotten: who leaves it as it is does not renew it.
+        // A ballot that expires soon: a command that leaves it unchanged does not renew it.
         if key == ballot_key(name) && self.rng.chance(0.3) {
             let ballot = self.ballot.to_string();
             pair.put(&key, &Data::Text(ballot.clone().into_bytes()), Some(60_000));
