@@ -1,5 +1,4 @@
-//! What comes with the dependencies, from the lock file alone and without the network: licences, sources, the oldest
-//! compiler.
+//! Checks of the dependencies from the lock file, without the network: licences, sources, the oldest compiler.
 
 use std::process::Command;
 
@@ -18,7 +17,7 @@ const LICENCES: [&str; 9] = [
     "Zlib",
 ];
 
-/// All that is built on this kind of machine, with all features, tests included.
+/// Returns all packages that are built on this platform, with all features and tests.
 fn packages() -> Vec<Value> {
     let host = Command::new("rustc").arg("-vV").output().expect("the compiler");
     let host = String::from_utf8(host.stdout).expect("text");

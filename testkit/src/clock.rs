@@ -10,17 +10,17 @@ use crate::server::Server;
 
 const SOURCE: &str = include_str!("clock.c");
 
-/// Names the file; see the source.
+/// The variable with the path of the file; see the source.
 const FILE_VARIABLE: &str = "QUORLOCK_CLOCK";
 
 /// The name of the compiled library.
 const LIBRARY: &str = "clock.so";
 
-/// Between what a server's TIME says and what it is to say, in us: the library looks at its file every 5 ms.
+/// The allowed difference between a server's TIME and its clock, in µs: the library reads its file every 5 ms.
 const TIME_TOLERANCE: i64 = 50_000;
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 
-/// In us.
+/// In µs.
 const TRIED_STEP: i64 = 3600 * 1_000_000;
 
 /// The compiled library. Servers start in folders beside it.

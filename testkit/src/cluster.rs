@@ -44,7 +44,7 @@ impl Setup {
         Self { options: options.iter().map(|option| (*option).to_owned()).collect(), ..self }
     }
 
-    /// Declares another number of nodes than are started: the list has nodes that are elsewhere, or do not exist.
+    /// Declares a different number of nodes than are started: the list has nodes that are elsewhere, or do not exist.
     pub fn listed(self, listed: usize) -> Self {
         Self { listed, ..self }
     }
@@ -176,7 +176,7 @@ impl Cluster {
         Quorlock::builder().nodes(self.urls())
     }
 
-    /// Returns a client with this lease that has an answer of every node.
+    /// Returns a client with this lease, after every node has answered it.
     pub async fn client(&self, lease: Duration) -> Quorlock {
         let locks = self.builder().lease(lease).connect().await.expect("settings that work");
         locks.flush().await;
@@ -203,8 +203,8 @@ impl Cluster {
         live.map(|node| command.query(&mut self.redis(node)).expect("an answer")).collect()
     }
 
-    /// Returns what waits for a name on each node that is up: what stands behind the ballot, and the tickets in the queue. Empty
-    /// where none waits.
+    /// Returns the requests that wait for a name on each node that is up: the reservation behind the ballot, and the tickets in
+    /// the queue. Empty without a waiting request.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let lock = Self::lock_key(name);
         let marks: Vec<Option<String>> = self.each(redis::cmd("GET").arg(format!("quorlock:ballot:{lock}")));
@@ -288,7 +288,7 @@ impl Cluster {
         seconds - i64::try_from(now.as_secs()).expect("a time")
     }
 
-    /// Lets a paused node continue (SIGCONT). It answers then what was sent to it meanwhile.
+    /// Lets a paused node continue (SIGCONT). It then answers the requests that arrived meanwhile.
     pub fn resume(&mut self, node: usize) {
         self.nodes[node].resume().expect("a signal to our own child");
     }

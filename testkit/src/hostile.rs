@@ -1,4 +1,4 @@
-//! A node that turns hostile: it sends what no server sends, without end, or reads nothing.
+//! A node that turns hostile: it sends endless or malformed bytes, or reads nothing.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,29 +7,29 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How soon a change of the kind is noticed.
+/// How soon a change of the kind takes effect.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// A connection that is made to a hostile node may behave for so long, in turn with one that never does.
+/// How long every second connection to a hostile node behaves honestly.
 const MANNERS: Duration = Duration::from_millis(30);
 
-/// What a node sends.
+/// The behaviour of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Passes all on to a server.
+    /// Passes all bytes on to a server.
     Honest,
-    /// Answers to nothing, for ever.
+    /// Endless answers without a request.
     Answers,
-    /// Calls of waiters, for ever.
+    /// Endless calls of waiters.
     Calls,
     /// One line without an end.
     Line,
-    /// The announcement of a string of 2 GiB, and bytes for ever.
+    /// The announcement of a string of 2 GiB, and endless bytes.
     Length,
     /// The announcement of as many values, and such values.
     Count,
     /// A string of 100 MB.
     Value,
-    /// An array in an array, and so on.
+    /// Endlessly nested arrays.
     Nested,
     /// Random bytes.
     Garbage,
@@ -51,7 +51,7 @@ pub const HOSTILE: [Kind; 9] = [
 ];
 
 impl Kind {
-    /// What is sent first, and what is sent again and again after it.
+    /// Returns the bytes that are sent first, and those that are repeated after them.
     fn bytes(self) -> (Vec<u8>, Vec<u8>) {
         const CALL: &[u8] = b">3\r\n$7\r\nmessage\r\n$30\r\nquorlock:call:0123456789abcdef\r\n$4\r\n1234\r\n";
         let again = |bytes: &[u8]| bytes.repeat(1 + (1 << 16) / bytes.len());
@@ -120,7 +120,7 @@ impl Hostile {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Sets what is sent from now on. The end of hostility breaks all connections.
+    /// Sets the behaviour from now on. The change back to an honest node breaks all connections.
     pub fn set(&self, kind: Kind) {
         let place = HOSTILE.iter().position(|hostile| *hostile == kind).map_or(0, |place| place + 1);
         self.state.kind.store(place, Ordering::Relaxed);
@@ -139,7 +139,7 @@ impl Drop for Hostile {
     }
 }
 
-/// Two threads for a connection: one for what the client sends, and one for what it is sent.
+/// Runs the two threads of a connection: one for each direction.
 #[expect(clippy::too_many_lines, reason = "one arm for each kind of hostility")]
 fn serve(client: TcpStream, target: u16, number: usize, state: &Arc<State>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { return };

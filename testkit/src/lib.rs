@@ -17,7 +17,7 @@
 //! # }
 //! ```
 //!
-//! Functions for the set-up of a test panic where it fails: the test cannot go on.
+//! Functions for the set-up of a test panic on failure: the test cannot continue.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

@@ -13,34 +13,34 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-/// So many pieces of up to [`PIECE`] bytes are held for a direction before its sender is made to wait.
+/// The number of pieces of up to [`PIECE`] bytes that are held for a direction before its sender must wait.
 const PIECES_HELD: usize = 1024;
 const PIECE: usize = 16 * 1024;
 
-/// What happens to the bytes of one direction.
+/// The treatment of the bytes of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flow {
     /// They arrive.
     #[default]
     Pass,
-    /// They wait, and arrive when the link is whole again, as TCP sends again what was not acknowledged.
+    /// They wait, and arrive when the link recovers, as TCP repeats unacknowledged bytes.
     Hold,
-    /// They are gone. A stream cannot continue after a gap, so the connection breaks when the link is whole again.
+    /// They are lost. A stream cannot continue after a gap, so the connection breaks when the link recovers.
     Lose,
 }
 
 /// How a link treats all of its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// What happens to what clients send.
+    /// The treatment of the bytes from clients.
     pub requests: Flow,
-    /// What happens to what the node sends.
+    /// The treatment of the bytes from the node.
     pub answers: Flow,
-    /// By how much everything is later, each way.
+    /// The delay of all bytes, each way.
     pub delay: Duration,
     /// The largest random addition to the delay.
     pub jitter: Duration,
-    /// A change breaks every connection, with all that they hold.
+    /// A change breaks every connection, and discards the bytes that they hold.
     pub resets: u64,
 }
 
@@ -100,7 +100,7 @@ pub async fn serve(listener: TcpListener, to: SocketAddr, state: watch::Receiver
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((client, _)) => drop(connections.spawn(relay(client, to, state.clone()))),
-                // Too many open files, most likely: some will be closed.
+                // Probably too many open files: some will be closed.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -119,7 +119,7 @@ async fn relay(client: TcpStream, to: SocketAddr, state: watch::Receiver<State>)
     let passing = async {
         let requests = pass(Way::Requests, from_client, to_node, state.clone());
         let answers = pass(Way::Answers, from_node, to_client, state.clone());
-        // Whichever is broken ends both; whichever is closed leaves the other to its own end.
+        // A broken direction ends both. A closed direction leaves the other one open.
         tokio::try_join!(requests, answers)
     };
     let mut watched = state.clone();
@@ -130,8 +130,8 @@ async fn relay(client: TcpStream, to: SocketAddr, state: watch::Receiver<State>)
     }
 }
 
-/// One way of a connection: a reader that stamps what comes with the time when it is due, and a writer that waits for that
-/// and for the link to let it pass.
+/// Runs one direction of a connection: a reader stamps each piece with its due time, and a writer waits for that time and for
+/// the link to pass it.
 async fn pass(
     way: Way,
     mut from: OwnedReadHalf,
@@ -190,12 +190,11 @@ async fn pass(
 }
 
 async fn whole_again(state: &mut watch::Receiver<State>, way: Way) {
-    // An error means that the link itself is gone, and this with it.
+    // An error means that the link itself has ended, and this connection with it.
     drop(state.wait_for(|state| state.flow(way) != Flow::Lose).await);
 }
 
-/// A reader that fails has nothing more to say: what it has read is still written, and a broken stream ends as a closed
-/// one does.
+/// Reads until the end or an error. The bytes that it has read are still written, and a broken stream ends as a closed one.
 async fn both(
     reading: impl Future<Output = io::Result<()>>,
     writing: impl Future<Output = io::Result<()>>,
@@ -212,7 +211,7 @@ fn lag(state: &State) -> Duration {
 mod tests {
     use super::*;
 
-    /// Sends back what it is sent, in capitals.
+    /// Returns each received byte as a capital.
     async fn shouter() -> SocketAddr {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let address = listener.local_addr().expect("its address");

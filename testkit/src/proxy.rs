@@ -9,28 +9,28 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What happens to what passes.
+/// The treatment of requests and answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Everything arrives.
     Pass,
-    /// The node does what it is asked, and the client gets no answer.
+    /// The node executes the requests, and the answers are lost.
     LoseAnswers,
-    /// The node does what it is asked, and the client gets no answer yet.
+    /// The node executes the requests, and the answers are held back.
     HoldAnswers,
-    /// Nothing reaches the node.
+    /// The requests are lost.
     LoseRequests,
 }
 
-/// What all connections of a proxy look at.
+/// The state that all connections of a proxy share.
 #[derive(Clone, Copy, Debug)]
 struct State {
     mode: Mode,
     /// The port of the node.
     target: u16,
-    /// Connections with smaller numbers hold back what they are asked, also when the client has gone.
+    /// Connections with smaller numbers hold back their requests, also after the client has closed them.
     holds_before: usize,
-    /// And these pass on what they held back.
+    /// Connections with smaller numbers deliver the requests that they held back.
     delivers_before: usize,
 }
 
@@ -88,7 +88,7 @@ impl Proxy {
         self.state.send_modify(|state| state.holds_before = made);
     }
 
-    /// Sends the node what was held back, also from clients that have closed the connection.
+    /// Delivers held requests to the node, also those of clients that have closed the connection.
     pub fn deliver(&self) {
         self.state.send_modify(|state| state.delivers_before = state.holds_before);
     }

@@ -1,4 +1,4 @@
-//! A random number generator (xoshiro256++) that stays the same, so that a seed means the same in every version of every
+//! A random number generator (xoshiro256++) that never changes, so that a seed means the same in every version of every
 //! crate.
 #![allow(clippy::cast_precision_loss, reason = "a share of 2^53 is exact")]
 

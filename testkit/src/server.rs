@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Names the server program, when it is not `redis-server`.
+/// The variable with the server program, when it is not `redis-server`.
 const PROGRAM_VARIABLE: &str = "QUORLOCK_TEST_SERVER";
 
 /// How many ports a start tries: another process may take a free port first.
@@ -43,7 +43,7 @@ impl Declaration {
     /// ms.
     const LONGEST: u64 = 10_000;
     const WINDOW: u64 = 300_000;
-    /// Of the run id, this much stands in the record.
+    /// The length of the part of the run id in the record.
     const RUN_ID_LENGTH: usize = 16;
 
     /// Creates the declaration of a cluster of this number of nodes, with a random word.
@@ -164,7 +164,7 @@ impl Server {
         self.paused = false;
     }
 
-    /// Starts it again on its port (after a kill, if it runs), with or without what it had stored.
+    /// Starts it again on its port (after a kill, if it runs), with or without its stored data.
     pub fn restart(&mut self, empty: bool) -> io::Result<()> {
         self.restart_with(empty, &[])
     }
@@ -233,7 +233,7 @@ impl Server {
         declare().map_err(|error: redis::RedisError| io::Error::other(error))
     }
 
-    /// Its options say that no write is answered before it is on disk.
+    /// Returns whether its options require that every write is on disk before its answer.
     fn keeps_every_write(&self) -> bool {
         let is_set = |name: &str, value: &str| self.options.windows(2).any(|pair| pair == [name, value]);
         is_set("--appendonly", "yes")
@@ -251,7 +251,7 @@ impl Server {
     /// `false` when the port was taken in between. `once` are options that a later start does not repeat.
     fn try_launch(&mut self, once: &[String]) -> io::Result<bool> {
         let program = std::env::var(PROGRAM_VARIABLE).unwrap_or_else(|_| "redis-server".to_owned());
-        // The server begins in its own folder, so a path that was relative to this one is none any more.
+        // The server starts in its own folder, so a relative path must be made absolute.
         let program = if program.contains('/') { std::path::absolute(program)? } else { program.into() };
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut child = Command::new(&program)
@@ -299,7 +299,7 @@ impl Server {
         Ok(Some(NAME))
     }
 
-    /// The process that answers, once it has read its files.
+    /// Returns the number of the process that answers, once it has read its files.
     fn serving_process(&self) -> Option<u32> {
         let info: String = redis::cmd("INFO").query(&mut self.try_redis().ok()?).ok()?;
         (info_field(&info, "loading:") == Some("0")).then_some(())?;
@@ -307,7 +307,7 @@ impl Server {
     }
 }
 
-/// Returns what INFO has behind this name, which ends with a colon.
+/// Returns the value of INFO behind this name, which ends with a colon.
 pub fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }

@@ -1,7 +1,7 @@
 //! Worker processes: the test binary runs itself again, with the job in its environment.
 //!
-//! A test binary that uses them has a test `worker_process` which calls [`job`] and does what it says; run as a test
-//! without a job, that passes at once.
+//! A test binary that uses them has a test `worker_process` that calls [`job`] and runs the job. Without a job that test
+//! passes at once.
 
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 const JOB: &str = "QUORLOCK_TEST_JOB";
-/// What the worker reports stands behind this on its lines; the test runner prints lines of its own.
+/// The prefix of the worker's lines; the test runner prints its own lines.
 const MARK: &str = "worker> ";
 
 /// Returns the words of this process's job, if it is a worker.
@@ -35,7 +35,7 @@ impl Worker {
         Self::spawn_in(&["env"], job)
     }
 
-    /// The same behind a command that runs what follows it.
+    /// The same under a command that runs its arguments.
     pub fn spawn_in(wrapper: &[&str], job: &[&str]) -> Self {
         let mut process = Command::new(wrapper[0])
             .args(&wrapper[1..])

@@ -52,8 +52,8 @@ impl Scene {
     }
 }
 
-/// No other client gets the lock while the lease lasts, neither one that knew the nodes before nor a new one; the node votes
-/// again when no lease that it may have forgotten is in force.
+/// Checks that no other client gets the lock while the lease lasts, neither an old client nor a new one, and that the node
+/// votes again when no forgotten lease can be in force.
 async fn forgets(options: &[&str], forget: impl AsyncFnOnce(&mut Scene)) {
     let mut scene = Scene::start(options).await;
     let [first, second, third] = scene.urls();

@@ -25,7 +25,7 @@ mod silence;
 mod waiting;
 mod workers;
 
-/// Not a test: what worker processes run.
+/// Not a test: the entry point of worker processes.
 #[tokio::test]
 async fn worker_process() {
     if let Some(job) = quorlock_testkit::worker::job() {

@@ -16,26 +16,26 @@ use tokio::net::TcpStream;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// This machine, with a wall clock that is so many seconds ahead, after a sleep of so many seconds. It knows TCP only, and
-/// panics where it is to connect to anything else.
+/// This machine, with a wall clock that is `wall` seconds ahead, after a sleep of `slept` seconds. It supports TCP only, and
+/// panics for any other address.
 #[derive(Debug, Default)]
 pub struct Ahead {
     wall: AtomicI64,
     slept: AtomicU64,
-    /// How often something was written to any node.
+    /// The number of writes to all nodes.
     pub writes: Arc<AtomicUsize>,
     /// How long it takes to open a stream.
     connects_after: Duration,
 }
 
 impl Ahead {
-    /// A machine with a right clock, far away from its nodes.
+    /// A machine with a correct clock, far away from its nodes.
     pub fn that_connects_after(connects_after: Duration) -> Self {
         Self { connects_after, ..Self::default() }
     }
 }
 
-/// A stream that counts what is written to it.
+/// A stream that counts its writes.
 struct Counted(TcpStream, Arc<AtomicUsize>);
 
 impl AsyncRead for Counted {
@@ -77,7 +77,7 @@ impl Environment for Ahead {
 
     fn connect<'a>(&'a self, address: &'a ConnectionAddr) -> Connecting<'a> {
         Box::pin(async move {
-            tokio::time::sleep(self.connects_after).await; // As the network does.
+            tokio::time::sleep(self.connects_after).await; // The delay of the network.
             let ConnectionAddr::Tcp(host, port) = address else { panic!("{address:?}") };
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             Ok(Box::new(Counted(stream, Arc::clone(&self.writes))) as Box<dyn Stream>)
@@ -113,7 +113,7 @@ async fn a_client_clock_hours_behind_costs_one_round() {
     let (behind, _) = client(&cluster, -5 * 3600).await;
     let mut last = None;
     for _ in 0..10 {
-        let guard = behind.lock("x").try_acquire().await.expect("the nodes say where they are");
+        let guard = behind.lock("x").try_acquire().await.expect("the nodes answer with their ballots");
         assert!(last < Some(guard.token()));
         last = Some(guard.token());
         guard.release().await.expect("a release");
@@ -131,7 +131,7 @@ async fn a_client_clock_hours_ahead_keeps_tokens_within_the_window() {
     let mut last = None;
     for turn in 0..10 {
         let locks = if turn % 2 == 0 { &ahead } else { &right };
-        let guard = locks.lock("x").try_acquire().await.expect("the nodes say where they are");
+        let guard = locks.lock("x").try_acquire().await.expect("the nodes answer with their ballots");
         assert!(last < Some(guard.token()), "turn {turn}");
         last = Some(guard.token());
         guard.extend().await.expect("an extension");
@@ -194,7 +194,7 @@ async fn a_corrected_clock_is_used_after_the_longest_lease() {
     let set = environment.now();
     guard.extend().await.expect("an extension");
     let ahead = end_ahead(&cluster, "x");
-    // A step alone is not followed.
+    // The client does not follow a step at once.
     assert!(ahead < -4 * HOUR || environment.now().since(set) >= SECOND, "{ahead} ms");
     let is_followed = async || {
         guard.extend().await.expect("an extension");
@@ -220,7 +220,7 @@ async fn a_client_clock_set_hours_ahead_keeps_ballots_reachable() {
     };
     cycle(&locks).await;
     environment.wall.store(3600, Ordering::Relaxed);
-    // Until the client follows the step: the end of the lease shows it.
+    // Wait until the client follows the step, which the end of the lease shows.
     let is_followed = async || {
         let guard = locks.lock("y").wait(10 * SECOND).acquire().await.expect("a free lock");
         let ahead = end_ahead(&cluster, "y");
@@ -229,11 +229,11 @@ async fn a_client_clock_set_hours_ahead_keeps_ballots_reachable() {
     };
     within(20 * SECOND, "ends go by the clock as it was set", is_followed).await;
     cycle(&locks).await;
-    // Its ballots are still such as others can exceed.
+    // Other clients can still exceed its ballots.
     cycle(&other).await;
 }
 
-/// Where a node and its asker are a day apart, the node may have forgotten a lease with a leap of its clock.
+/// A node whose clock is a day apart from the client's may have forgotten a lease in a leap of its clock.
 #[tokio::test]
 async fn a_client_a_day_behind_waits_one_longest_lease_per_name() {
     let cluster = Setup::new(3).longest(SECOND).start();
@@ -252,7 +252,7 @@ async fn a_client_a_day_behind_waits_one_longest_lease_per_name() {
     }
 }
 
-/// A process that was stopped past the end of its lease goes on before any timer has fired.
+/// A process that was stopped past the end of its lease continues before any timer fires.
 #[tokio::test]
 async fn protected_work_is_not_polled_after_the_lease() {
     let cluster = Cluster::start(3);
@@ -271,7 +271,7 @@ async fn protected_work_is_not_polled_after_the_lease() {
     assert_eq!(polls.load(Ordering::Relaxed), 1);
 }
 
-/// Turns go by how long a request has waited, not by the number that its client's clock shows.
+/// The order of turns depends on how long a request has waited, not on the ballot from its client's clock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_with_slow_clocks_get_an_equal_share_of_turns() {
     const TURNS: usize = 300;
@@ -288,7 +288,7 @@ async fn clients_with_slow_clocks_get_an_equal_share_of_turns() {
             let mut own = 0_usize;
             while taken.fetch_add(1, Ordering::Relaxed) < TURNS {
                 let guard = locks.lock("turns").acquire().await.expect("its turn");
-                tokio::time::sleep(Duration::from_millis(3)).await; // How long it keeps the lock.
+                tokio::time::sleep(Duration::from_millis(3)).await; // How long it holds the lock.
                 guard.release().await.expect("a release");
                 own += 1;
             }

@@ -44,8 +44,7 @@ async fn nodes_half_a_second_away_lock_with_a_longer_node_timeout() {
     guard.release().await.expect("a release");
 }
 
-/// An introduction to a node that is not declared writes its record and its list: more round trips, each of which is within the
-/// node timeout.
+/// The handshake with an undeclared node writes its record and its list: more round trips, each within the node timeout.
 #[tokio::test]
 async fn undeclared_nodes_may_be_far_away() {
     let (cluster, round_trip) = (Cluster::undeclared(3, &[]), Duration::from_millis(420));

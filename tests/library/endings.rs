@@ -1,4 +1,4 @@
-//! Runtimes that end before the guards of their clients, processes that end, and callers outside of any runtime.
+//! Runtimes that end before the guards of their clients, processes that end, and callers outside a runtime.
 
 use std::future::Future;
 use std::pin::pin;
@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// For what takes a moment, on a machine that has other things to do.
+/// The limit for an event that takes a moment, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn runtime() -> Runtime {
@@ -31,7 +31,7 @@ async fn held(cluster: &Cluster, lease: Duration, name: &str) -> (Quorlock, Guar
     (locks, guard)
 }
 
-/// Waits for a future in a thread that is in no runtime.
+/// Runs a future on a thread outside a runtime.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -98,7 +98,7 @@ fn a_dropped_guard_releases_while_the_client_runtime_is_stalled() {
     thread::spawn(move || drop(guard)).join().expect("a thread");
     let gone = || cluster.count_keys(&Cluster::lock_key("x")) == 0;
     single().block_on(async { eventually(LIMIT, "it is released", gone).await });
-    // The runtime goes on as if its own task had done it.
+    // The runtime continues as if its own task had sent the release.
     let again = home.block_on(locks.lock("x").acquire()).expect("free");
     drop(home.block_on(again.release()).expect("a release"));
 }
@@ -130,7 +130,7 @@ fn errors_name_the_end_of_the_client_runtime() {
     });
 }
 
-/// A second request of this process for "x" is told that the first has it.
+/// Checks that a second request of this process for "x" fails because the first one holds it.
 fn locks_wait(locks: &Quorlock) -> bool {
     let second = block_on(locks.lock("x").wait(Duration::ZERO).acquire());
     second.is_err_and(|error| error.is_held())
@@ -233,13 +233,13 @@ fn a_wait_continues_in_another_runtime() {
     drop(block_on(waiting).expect("its turn"));
 }
 
-/// The time for which this thread has had a processor.
+/// Returns the processor time of this thread.
 fn busy() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("below 10^9"))
 }
 
-/// Tokio's clock jumps where all tasks wait for a timer of tokio's, and the nodes' clocks and this machine's do not.
+/// The clock of tokio jumps when all tasks wait for its timers. The clocks of the nodes and of this machine do not.
 #[tokio::test(start_paused = true)]
 async fn a_paused_tokio_clock_causes_no_busy_loop() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -267,7 +267,7 @@ fn connect_outside_a_runtime_fails() {
     assert!(error.to_string().contains("tokio runtime"), "{error}");
 }
 
-/// How a process ends.
+/// The ways in which a process ends.
 const ENDS: [&str; 8] = ["error", "panic", "end", "single error", "single panic", "single exit", "task", "request"];
 
 #[test]
@@ -285,7 +285,7 @@ fn an_ending_process_releases_its_locks() {
     }
 }
 
-/// What the processes do.
+/// The jobs of the processes.
 pub fn end(job: &[String]) {
     let [_, way, name, urls] = job else { panic!("{job:?}") };
     let outcome = match way.as_str() {
@@ -311,7 +311,7 @@ async fn single_main(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn st
 async fn body(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let locks = Quorlock::builder().nodes(urls.split(',')).lease(60 * SECOND).connect().await?;
     if way == "request" {
-        // It is given up while the nodes' answers are under way.
+        // The request is dropped while the nodes' answers are in transit.
         let mut request = Box::pin(locks.lock(name).acquire());
         let until = Instant::now() + SECOND / 50;
         while Instant::now() < until && timeout(Duration::from_micros(200), &mut request).await.is_err() {}
@@ -348,7 +348,7 @@ fn a_forked_child_does_not_use_the_connections() {
     single().block_on(async { eventually(LIMIT, "it is released", || cluster.count_keys(&key) == 0).await });
 }
 
-/// The numbers of the connections on which nodes call waiting requests.
+/// Returns the numbers of the connections on which nodes call waiting requests.
 fn subscribers(urls: &str) -> Vec<String> {
     let lists = urls.split(',').map(|url| {
         let mut node = redis::Client::open(url).and_then(|client| client.get_connection()).expect("a connection");
@@ -404,7 +404,7 @@ pub fn fork(job: &[String]) {
             }
         })
     };
-    // In the child, what is dropped with the runtime must leave the parent's sockets alone.
+    // In the child, the drop of the runtime must not affect the parent's sockets.
     let is_parent = thread::scope(|scope| scope.spawn(forked).join().expect("a thread")).is_some();
     if is_parent {
         report("the parent went on");

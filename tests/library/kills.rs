@@ -8,10 +8,10 @@ use quorlock_testkit::{Cluster, eventually};
 
 const LEASE: Duration = Duration::from_secs(5);
 const BETWEEN_KILLS: Duration = Duration::from_millis(100);
-/// For how many seconds, if it is not the usual time.
+/// The variable with the duration in seconds, if it is not the default.
 const SECONDS: &str = "QUORLOCK_KILL_SECONDS";
 
-/// What is under way on a killed connection is sent again on the next one, so an extension needs no second try.
+/// Requests in flight on a killed connection are sent again on the next one, so an extension needs no second try.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_survives_connections_killed_in_turn() {
     let seconds = std::env::var(SECONDS).map_or(8, |seconds| seconds.parse().expect("a number"));

@@ -1,4 +1,4 @@
-//! The library as its users meet it, against real redis-server processes: sets of resources, scopes, other processes,
+//! The public interface of the library, against real redis-server processes: sets of resources, scopes, other processes,
 //! every kind of node URL, runtimes that end.
 
 mod clocks;
@@ -16,7 +16,7 @@ mod turns;
 mod wire;
 mod words;
 
-/// Not a test: what worker processes run.
+/// Not a test: the entry point of worker processes.
 #[tokio::test]
 async fn worker_process() {
     if let Some(job) = quorlock_testkit::worker::job() {

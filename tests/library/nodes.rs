@@ -38,7 +38,7 @@ pub async fn run(job: &[String]) {
     });
 }
 
-// In the other kind of runtime they would leave together anyway.
+// On a current-thread runtime the requests would be batched in any case.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn requests_of_many_tasks_are_batched() {
     const TASKS: usize = 32;
@@ -46,10 +46,10 @@ async fn requests_of_many_tasks_are_batched() {
     let environment = Arc::new(Ahead::default());
     let builder = cluster.builder().environment(environment.clone()).node_timeout(5 * SECOND);
     let locks = builder.connect().await.expect("settings that work");
-    // The nodes learn the scripts.
+    // The first cycle loads the scripts.
     locks.lock("first").acquire().await.expect("a free lock").release().await.expect("a release");
     locks.flush().await;
-    // So that no answer comes between.
+    // No answer arrives between the requests.
     (0..3).for_each(|node| cluster.pause(node));
     let before = environment.writes.load(Ordering::Relaxed);
     let ask = move || (0..TASKS).map(|task| tokio::spawn(locks.lock(task.to_string()).try_acquire())).collect();
@@ -84,7 +84,7 @@ async fn nodes_out_of_memory_name_the_holder_and_release() {
     second.lock("x").try_acquire().await.expect("it is free").release().await.expect("a release");
 }
 
-/// A node that takes no writes now does not forget a lease that it was to let go.
+/// A node that refuses writes for now keeps the lease that it should release.
 #[tokio::test]
 async fn a_failed_release_is_repeated_until_the_nodes_execute_it() {
     let cluster = Cluster::start(3);
@@ -101,7 +101,7 @@ async fn a_failed_release_is_repeated_until_the_nodes_execute_it() {
     eventually(20 * SECOND, "it was sent again", || cluster.count_keys(&Cluster::lock_key("x")) == 0).await;
 }
 
-/// Nor does a client keep everything that it can do nothing about: each lease would cost memory for as long as it may be.
+/// The client keeps only a limited number of failed releases: each one uses memory until its lease would have ended.
 #[tokio::test]
 async fn only_the_latest_failed_releases_are_repeated() {
     const CYCLES: usize = 9000;
@@ -126,13 +126,13 @@ async fn only_the_latest_failed_releases_are_repeated() {
     };
     locks.flush().await;
     replicas(0);
-    // A release leaves its ballot.
+    // Each release leaves a ballot key.
     eventually(20 * SECOND, "they were sent again", || ballots(&cluster) >= 1024).await;
     locks.flush().await;
     assert!(ballots(&cluster) <= 4096, "{} releases", ballots(&cluster));
 }
 
-/// All connections of a client share a task; a bug in what one of them does must stay there.
+/// All connections of a client share a task. A bug in one of them must not affect the others.
 #[tokio::test]
 async fn a_panic_in_one_connection_leaves_the_others_working() {
     let cluster = Setup::new(2).listed(3).start();
@@ -144,7 +144,7 @@ async fn a_panic_in_one_connection_leaves_the_others_working() {
     guard.release().await.expect("a release");
 }
 
-/// Cannot connect at first: it panics, as tokio does where no thread can be started for a lookup.
+/// An environment that panics in the first connects, as tokio does when it cannot start a thread for a lookup.
 #[derive(Debug, Default)]
 struct Clumsy {
     machine: Ahead,
@@ -259,7 +259,7 @@ async fn a_durable_node_keeps_its_vote_over_a_restart() {
     }
 }
 
-/// The log is there after the restart, but the last votes may be missing in it.
+/// The log exists after the restart, but may lack the last votes.
 #[tokio::test]
 async fn a_node_with_a_lagging_log_is_quarantined_after_a_restart() {
     let always = ["--appendonly", "yes", "--appendfsync", "always"];
@@ -295,7 +295,7 @@ async fn one_server_under_two_names_has_one_vote() {
     guard.release().await.expect("a release");
 }
 
-/// What the others have decided meanwhile is not worth sending, but every release of what was sent is.
+/// The client drops queued requests that the other nodes have decided, but sends every release of a sent request.
 #[tokio::test]
 async fn a_node_paused_under_load_gets_its_releases_and_no_old_requests() {
     const CYCLES: usize = 3000;
@@ -304,7 +304,7 @@ async fn a_node_paused_under_load_gets_its_releases_and_no_old_requests() {
         let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
         let locks = builder.connect().await.expect("a client");
         if stops_before {
-            cluster.pause(0); // The connection is still being made when all this comes.
+            cluster.pause(0); // The connection is still being opened during the load.
         } else {
             locks.flush().await;
             cluster.pause(0);
@@ -330,7 +330,7 @@ fn lock_keys(cluster: &Cluster, node: usize) -> Vec<String> {
     redis::cmd("KEYS").arg("quorlock:lock:*").query(&mut cluster.redis(node)).expect("its keys")
 }
 
-/// However many guards go at once, and the client with them.
+/// Many guards and their client are dropped at once.
 #[tokio::test]
 async fn a_dropped_client_releases_all_its_leases() {
     let cluster = Cluster::start(3);
@@ -382,15 +382,15 @@ async fn tls_verifies_certificates_unless_insecure() {
         let refused = ask(trusted, url);
         assert!(refused[0].starts_with("no quorum") && refused[0].contains(hint), "{refused:?}");
     }
-    // A server without TLS waits for more, and says nothing.
+    // A server without TLS waits for more bytes, and does not answer.
     let plain = format!("rediss://localhost:{}/#insecure", cluster.ports()[0]);
     let locks = Quorlock::builder().nodes([plain]).connect().await.expect("a client");
     let hint = || locks.known().to_string().contains("needs the scheme redis)");
     eventually(30 * SECOND, "a hint", hint).await;
 }
 
-/// The file with the trusted certificates is on a disk that hangs. It is read beside all that matters, and the other nodes
-/// serve.
+/// The file with the trusted certificates is on a disk that hangs. A separate thread reads it, and the other nodes grant the
+/// lock.
 #[cfg(feature = "tls")]
 #[tokio::test]
 async fn unreadable_certificates_affect_only_their_node() {
@@ -403,7 +403,7 @@ async fn unreadable_certificates_affect_only_their_node() {
     let trusted = format!("SSL_CERT_FILE={}", pipe.to_str().expect("a plain path"));
     let urls = [cluster.urls(), vec![format!("rediss://localhost:{port}")]].concat();
     let job: Vec<&str> = urls.iter().map(String::as_str).collect();
-    // Nothing writes to the pipe, so to open it takes for ever.
+    // The pipe has no writer, so opening it blocks for ever.
     let worker = Worker::spawn_in(&["timeout", "20", "env", &trusted], &job);
     assert_eq!(worker.finish(), ["margin 0"]);
 }

@@ -143,14 +143,14 @@ async fn an_export_does_not_join_a_later_lease_of_its_owner() {
     later.release().await.expect("a release");
 }
 
-/// Three nodes behind proxies, which lose their scripts. What is asked of them then has to be repeated; as another client loads
-/// the scripts, what is asked next is done before it.
+/// Three nodes behind proxies, which lose their scripts. The next requests must be repeated. Another client loads the scripts,
+/// so the nodes execute later requests before the repeated ones.
 struct Forgetful {
     cluster: Cluster,
     elsewhere: Quorlock,
     proxies: Vec<Proxy>,
     locks: Quorlock,
-    /// Requests to each node.
+    /// The number of requests to each node.
     asked: u64,
 }
 
@@ -176,7 +176,7 @@ impl Forgetful {
         self.asked = self.count();
     }
 
-    /// Another client makes the nodes know the scripts again.
+    /// Loads the scripts into the nodes again, by another client.
     async fn load(&mut self) -> Quorlock {
         let loads = self.cluster.client(60 * SECOND).await;
         let guard = loads.lock("loads").acquire().await.expect("a free lock");
@@ -193,22 +193,22 @@ impl Forgetful {
         stats.iter().map(|stats| calls(stats).unwrap_or(0)).min().unwrap_or(0)
     }
 
-    /// Until so many more requests have been made of every node.
+    /// Waits until every node has got this number of further requests.
     async fn asked(&mut self, more: u64) {
         self.asked += more;
         let what = format!("{} requests", self.asked);
         eventually(5 * SECOND, &what, || self.count() >= self.asked).await;
     }
 
-    /// Lets the client know what became of its requests.
+    /// Delivers the answers to the client.
     async fn remember(&self) {
         self.proxies.iter().for_each(|proxy| proxy.set(Mode::Pass));
         self.locks.flush().await;
-        self.locks.flush().await; // Behind what the answers to what was before the first have led to.
+        self.locks.flush().await; // Waits for the requests that the first answers caused.
     }
 }
 
-/// Each join has a share of its own, so the late release of the one before takes nothing from it.
+/// Each join has its own share, which the late release of the previous join does not affect.
 #[tokio::test]
 async fn a_repeated_release_leaves_later_shares() {
     let mut nodes = Forgetful::start().await;

@@ -1,4 +1,4 @@
-//! Nodes that refuse: what a user may do, what a node denies, and servers that are something else.
+//! Nodes that refuse: permissions of users, settings of nodes, and servers that are not suitable.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ async fn a_user_who_may_only_run_scripts_can_lock() {
     let (first, second) = (locks().await, locks().await);
     let guard = first.lock("x").acquire().await.expect("a free lock");
     let waiting = tokio::spawn(second.lock("x").acquire());
-    // A ticket is in the line.
+    // A ticket is in the wait queue.
     eventually(10 * SECOND, "the second waits", || cluster.count_lines("x") == 1).await;
     guard.release().await.expect("a release");
     let guard = waiting.await.expect("no panic").expect("its turn");
@@ -95,7 +95,7 @@ async fn a_replica_has_no_vote() {
     }
 }
 
-/// Its reason is told at once, and it counts again when it has come to its senses.
+/// The error names the reason at once, and the node votes again when it accepts the scripts.
 #[tokio::test]
 async fn a_node_that_denies_script_loading_is_named() {
     let cluster = Cluster::start(1);
@@ -103,12 +103,12 @@ async fn a_node_that_denies_script_loading_is_named() {
     let acl = |words: &[&str]| redis::cmd("ACL").arg(&["SETUSER", "default"]).arg(words).exec(&mut cluster.redis(0));
     redis::cmd("SCRIPT").arg("FLUSH").exec(&mut cluster.redis(0)).expect("a flush");
     acl(&["-script"]).expect("an ACL");
-    // The first is answered; the others may find its release in the way.
+    // The first request is answered. The release of it may block the others.
     for try_number in 0..5 {
         let error = locks.lock("x").try_acquire().await.expect_err("no script");
         assert!(error.to_string().contains("NOPERM"), "try {try_number}: {error}");
     }
-    // Each connection works until it is asked.
+    // Each connection works until its first command.
     let (before, start) = (connections(&cluster), Instant::now());
     while start.elapsed() < 2 * SECOND {
         locks.lock("x").try_acquire().await.expect_err("no script");
@@ -120,19 +120,19 @@ async fn a_node_that_denies_script_loading_is_named() {
     within(10 * SECOND, "it counts again", is_granted).await;
 }
 
-/// How many connections the node has taken so far.
+/// Returns how many connections the node has accepted so far.
 fn connections(cluster: &Cluster) -> u64 {
     let stats: String = redis::cmd("INFO").arg("stats").query(&mut cluster.redis(0)).expect("its counts");
     let made = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:")).expect("a count");
     made.trim().parse().expect("a number")
 }
 
-/// A listener that sends these words on every connection, without reading what it is asked. Returns its URL.
+/// Starts a listener that sends these words on every connection without reading commands. Returns its URL.
 async fn impostor(words: &'static [u8]) -> String {
     speaks(words, false).await
 }
 
-/// The same, and it closes the connection when it has been asked something.
+/// The same, but it closes the connection after the first command.
 async fn hangs_up(words: &'static [u8]) -> String {
     speaks(words, true).await
 }
@@ -146,7 +146,7 @@ async fn speaks(words: &'static [u8], hangs_up: bool) -> String {
         while let Ok((mut stream, _)) = listener.accept().await {
             drop(stream.write_all(words).await);
             if hangs_up {
-                // All of it, or the answer is lost with the connection.
+                // It reads all bytes: otherwise the reset of the connection would discard the answer.
                 while let Ok(1..) = stream.read(&mut [0; 1 << 16]).await {
                     drop(stream.shutdown().await);
                 }
@@ -167,7 +167,7 @@ async fn a_server_that_is_not_redis_costs_only_its_vote() {
 
 #[tokio::test]
 async fn old_and_full_servers_differ_from_unreachable_ones() {
-    // It knows none of the five commands of an introduction but the first.
+    // It supports only the first of the five commands of a handshake.
     let words = b"-ERR unknown command `HELLO`, with args beginning with: `3`, \r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n";
     let locks = Quorlock::builder().nodes([impostor(words).await]).connect().await.expect("a client");
     let error = locks.lock("x").try_acquire().await.expect_err("no vote");

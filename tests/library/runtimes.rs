@@ -21,7 +21,7 @@ fn guards_may_outlive_their_runtime() {
             tokio::runtime::Builder::new_current_thread()
         };
         let runtime = builder.enable_all().build().expect("a runtime");
-        // The lease of the first one runs on, so the second has another name.
+        // The lease of the first lock is still in force, so the second has another name.
         let name = if multi_thread { "left by many" } else { "left by one" };
         let (locks, guard) = runtime.block_on(async {
             let locks = cluster.client(60 * SECOND).await;
@@ -77,7 +77,8 @@ async fn a_dropped_client_closes_all_its_connections() {
     eventually(5 * SECOND, "all connections are closed", || connections(&cluster) == 0).await;
 }
 
-/// The task that asks and the one that has the connections run at once: what the last vote decides is told only when it is in force.
+/// The requesting task and the task of the connections run in parallel: the result of the last vote is returned only when it is
+/// in force.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_grant_returns_only_when_it_is_in_force() {
     let cluster = Cluster::start(3);
@@ -96,7 +97,7 @@ async fn a_grant_returns_only_when_it_is_in_force() {
     }
 }
 
-/// Each of them polls the connections where it is dropped, also while their task begins.
+/// The drop of each request polls the connections, also while their task starts.
 #[test]
 fn a_client_works_after_its_first_requests_were_dropped() {
     let cluster = Cluster::start(1);
@@ -112,6 +113,6 @@ fn a_client_works_after_its_first_requests_were_dropped() {
         };
         let runtime = runtime.expect("a runtime");
         runtime.block_on(works).unwrap_or_else(|error| panic!("client {client}: {error}"));
-        runtime.shutdown_background(); // Its threads are in the way of the next ones.
+        runtime.shutdown_background(); // Its threads would slow the next clients.
     }
 }

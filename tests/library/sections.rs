@@ -1,4 +1,4 @@
-//! `LockRequest::run`: work that runs under a lock from its beginning to its end.
+//! `LockRequest::run`: work that runs entirely under a lock.
 
 use std::time::Duration;
 

@@ -46,7 +46,7 @@ async fn reentry_of_a_set_keeps_the_token() {
     assert_eq!(cluster.count_keys(&Cluster::lock_key("a")), 5);
     assert_eq!(cluster.count_keys(&Cluster::lock_key("b")), 0);
 
-    // The outer hold may go first.
+    // The outer hold may be released first.
     let both = locks.lock_all(["a", "b"]).owner(outer.owner()).acquire().await.expect("both");
     outer.release().await.expect("a release");
     assert!(locks.lock("a").try_acquire().await.is_err_and(|error| error.is_held()));
@@ -102,7 +102,7 @@ async fn invalid_sets_are_refused() {
     most.release().await.expect("a release");
 }
 
-/// Who waits for several holds none of them: not a node's vote, and not a place in this process.
+/// A waiting set holds none of its resources: no vote of a node, and no turn in this process.
 #[tokio::test]
 async fn a_waiting_set_blocks_no_single_lock() {
     let cluster = Cluster::start(3);
@@ -110,14 +110,14 @@ async fn a_waiting_set_blocks_no_single_lock() {
     let two = locks.lock("two").acquire().await.expect("the lock");
     let both = tokio::spawn(locks.lock_all(["one", "two"]).acquire());
     eventually(10 * SECOND, "it waits for both", || cluster.count_lines("two") == 3).await;
-    // Were its place kept, these two would wait for each other for ever.
+    // If the waiting set kept its turn, these two would deadlock.
     let one = locks.lock("one").wait(5 * SECOND).acquire().await.expect("a free lock");
     one.release().await.expect("a release");
     two.release().await.expect("a release");
     both.await.expect("a task").expect("both are free").release().await.expect("a release");
 }
 
-/// Each of two resources is another owner's on one node of three, and not on the same: each has a majority.
+/// Another owner holds each of two resources on one of three nodes, on different nodes: each resource has a majority.
 async fn each_is_lost_on_another_node() -> (Cluster, quorlock::Quorlock, quorlock::Guard) {
     let cluster = Cluster::start(3);
     let locks = cluster.client(10 * SECOND).await;

@@ -52,7 +52,7 @@ impl Drop for Visit {
     }
 }
 
-/// A client, and how its shares in leases begin on the nodes: each lease has its own.
+/// A client, and the prefix of its share words on the nodes: each lease has its own share.
 struct Client {
     locks: Quorlock,
     shares: String,
@@ -73,8 +73,8 @@ impl Client {
     }
 }
 
-/// A thread that looks at the time may be left standing, as on a machine with more to do than it can. That happens at most of
-/// the places where two threads could get in each other's way.
+/// A thread that reads the time may be delayed, as on an overloaded machine. The library reads the time at most of the places
+/// where two threads could conflict.
 #[derive(Debug, Default)]
 struct Dawdling(Ahead);
 
@@ -116,7 +116,7 @@ struct World {
 }
 
 impl World {
-    /// One request, as it comes: some are given up at any moment, some are for several names, most meet others.
+    /// Sends a random request: some are cancelled at any moment, some are for several names, most meet others.
     async fn step(&self, rng: &mut SmallRng) {
         if rng.random_ratio(1, 50) {
             self.flush_scripts();
@@ -163,7 +163,7 @@ impl World {
             Ok(joined) => {
                 self.taken.fetch_add(1, Ordering::Relaxed);
                 if rng.random_ratio(1, 4) {
-                    // Held for a moment: what is late must not take it away. No outcome hangs on how long.
+                    // Held for a moment, which a late message must not end. No result depends on the duration.
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     self.check(client, &[HELD], &joined);
                 }
@@ -173,7 +173,7 @@ impl World {
         }
     }
 
-    /// Hands the lease on to either client, which may be busy with another request of this owner.
+    /// Hands the lease to either client, which may have another request of this owner in progress.
     async fn join(&self, rng: &mut SmallRng, guard: &Guard) -> Option<(&Client, Guard)> {
         let client = self.clients.choose(rng).expect("there are some");
         match client.locks.join(&guard.export()).await {
@@ -185,7 +185,7 @@ impl World {
         }
     }
 
-    /// The nodes lose their scripts, so some requests are repeated and others overtake them.
+    /// Removes the scripts from the nodes, so that some requests are repeated and others overtake them.
     fn flush_scripts(&self) {
         for node in &self.nodes {
             let mut node = node.get_connection().expect("a connection");
@@ -261,7 +261,7 @@ async fn nodes_honour_every_granted_guard_in_any_order() {
     assert!(world.taken.load(Ordering::Relaxed) > TASKS * STEPS / 4, "{:?} were granted", world.taken);
     assert!(world.shown.load(Ordering::Relaxed) > 0);
     for name in NAMES.into_iter().chain([HELD]) {
-        // Perhaps after the next connection.
+        // The release may need the next connection.
         eventually(20 * SECOND, name, || cluster.count_keys(&Cluster::lock_key(name)) == 0).await;
         eventually(20 * SECOND, name, || cluster.count_lines(name) == 0).await;
     }

@@ -41,7 +41,7 @@ async fn a_lock_changes_hands_in_one_message_to_each_node() {
     for _ in 0..CHANGES {
         let token = guard.token();
         let next = tokio::spawn(locks.lock("hands").acquire());
-        // In this kind of runtime its task runs meanwhile, and waits.
+        // On a current-thread runtime its task runs meanwhile, and waits.
         locks.flush().await;
         let before = environment.writes.load(Ordering::Relaxed);
         drop(guard);

@@ -1,4 +1,4 @@
-//! What a client writes to its nodes.
+//! The bytes that a client writes to its nodes.
 
 use std::io;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use crate::clocks::Ahead;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// This machine, and all that is written to any node.
+/// This machine, with a record of all bytes that are written to nodes.
 #[derive(Debug, Default)]
 struct Recorded(Ahead, Arc<Mutex<Vec<u8>>>);
 
@@ -66,7 +66,7 @@ impl AsyncWrite for Recording {
     }
 }
 
-/// NEXT and END of each hold message among these bytes, and the sender's wall clock that it says, in ms. (`src/node/lua/hold.lua`)
+/// Returns NEXT, END and the sender's wall clock in ms of each hold message in these bytes. (`src/node/lua/hold.lua`)
 fn holds(written: &[u8]) -> Vec<(u64, u64, u64)> {
     let text = String::from_utf8_lossy(written);
     let words: Vec<&str> = text.split("\r\n").filter(|word| !word.starts_with('$')).collect();
@@ -79,7 +79,7 @@ fn holds(written: &[u8]) -> Vec<(u64, u64, u64)> {
         Some((number(next)?, end, end - lease - 1 - raised))
     };
     let mut holds: Vec<_> = words.windows(3).filter_map(message).collect();
-    holds.dedup(); // A node that does not know the script is sent the message again.
+    holds.dedup(); // The client repeats the message to a node without the script.
     holds
 }
 

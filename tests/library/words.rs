@@ -1,4 +1,4 @@
-//! What errors say: what each node is known to be, why a lease was lost, who holds a lock, and nothing that opens one.
+//! The texts of errors: the state of each node, the reason of a loss, and the holder of a lock, without its secrets.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn no_quorum_shows_the_state_of_each_node() {
         is_away(0) && is_away(1) && is_quarantined(&known(2))
     })
     .await;
-    // Nothing was asked of the third node yet: its record says so.
+    // The third node got no request yet: its state comes from its record.
     for wait in [None, Some(Duration::from_micros(1)), Some(SECOND / 3)] {
         let request = locks.lock("x");
         let error = match wait {
@@ -57,7 +57,7 @@ async fn a_new_client_shows_its_nodes_as_connecting() {
     assert_eq!(locks.known().to_string(), format!("127.0.0.1:{}: up", cluster.ports()[0]));
 }
 
-/// A user that the node does not let in, one that may not enough, and none where one is wanted.
+/// A user with a wrong password, a user without permissions, and no user where the node requires one.
 #[tokio::test]
 async fn a_refused_login_differs_from_an_unreachable_node() {
     let cluster = Cluster::start(1);
@@ -93,7 +93,7 @@ async fn a_loss_shows_the_answers_of_the_nodes() {
     let lost = guard.protect(std::future::pending::<()>()).await.expect_err("it is lost");
     assert_eq!((lost.kind(), lost.is_retryable()), (ErrorKind::Lost, false));
     assert_eq!(trouble(&locks.known().0[1].answer).map(NodeError::state), Some("silent"));
-    // What the nodes say later does not change the reasons.
+    // Later answers of the nodes do not change the reasons.
     cluster.resume(1);
     cluster.restart(0, false);
     let state = |node: usize| trouble(&locks.known().0[node].answer).map(NodeError::state);
@@ -111,7 +111,7 @@ async fn a_loss_shows_the_answers_of_the_nodes() {
     assert!(released.to_string().contains(": cannot connect: "), "{released}");
 }
 
-/// The reasons are those of the loss, and not what is known later.
+/// The reasons describe the loss, and not the later state of the nodes.
 #[tokio::test]
 async fn the_reasons_of_a_loss_do_not_change() {
     let mut cluster = Cluster::start(3);
@@ -172,7 +172,7 @@ async fn an_error_for_the_callers_own_lock_explains_reentry() {
     assert!(error.to_string().starts_with("y is held by elsewhere:1 (token 7), for 10s more"), "{error}");
 }
 
-/// A message, or what `inspect` shows, is not enough to make an export.
+/// An error or the output of `inspect` is not enough to forge an export.
 #[tokio::test]
 async fn errors_and_inspect_do_not_reveal_an_export() {
     let cluster = Cluster::start(3);
@@ -187,7 +187,7 @@ async fn errors_and_inspect_do_not_reveal_an_export() {
     let export = format!("quorlock1;{id};{label};quorlock:lock:x;{token};{token}");
     let forged = second.join(&export).await.expect_err("another owner's");
     assert!(forged.is_lost() || forged.is_held(), "{forged}");
-    // The key itself shows what the fingerprint hides.
+    // The key itself contains the id that the fingerprint hides.
     let export = export.replace(&**id, &guard.owner().id());
     second.join(&export).await.expect("a join").release().await.expect("a release");
 }

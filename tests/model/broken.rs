@@ -1,4 +1,4 @@
-//! What shows that the exploration would notice a wrong rule.
+//! Proof that the exploration detects a wrong rule.
 
 use stateright::{Checker, HasDiscoveries, Model};
 

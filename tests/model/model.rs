@@ -1,4 +1,4 @@
-//! What owners and the network may do, in any order.
+//! The actions of owners and of the network, in any order.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -8,7 +8,7 @@ use crate::action::{Action, Message, Pick, make_room};
 use crate::node::{Answer, Ballot, Node, Rules};
 use crate::state::{EXTENSIONS, Extension, NODES, OWNERS, SHARES, Share, ShareId, State};
 
-/// How much one owner may do.
+/// The limits of the actions of one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope {
     pub acquisitions: usize,

@@ -1,4 +1,4 @@
-//! What must always hold, named as in docs/evidence.md, and what every exploration must meet.
+//! The invariants, named as in docs/evidence.md, and the states that every exploration must meet.
 
 use stateright::Property;
 
@@ -58,7 +58,7 @@ fn members(mut set: u8) -> impl Iterator<Item = ShareId> {
     })
 }
 
-/// No join creates a lock key: what is over is not begun again.
+/// No join creates a lock key: a join does not revive an ended lease.
 fn join_safe(state: &State) -> bool {
     !state.created_by_join
 }
@@ -96,7 +96,7 @@ fn share_kept(state: &State) -> bool {
 
 type Sight = fn(&Ballots, &State) -> bool;
 
-/// What an exploration must have met to be worth anything.
+/// The states that a valid exploration must have met.
 pub const SIGHTS: [(&str, Sight); 16] = [
     // An acquisition completes.
     ("completed", |_, state| state.tokens_completed().next().is_some()),

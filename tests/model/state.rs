@@ -179,7 +179,7 @@ impl State {
         self.nodes.iter().filter(|node| node.released & shares == shares).count() > NODES / 2
     }
 
-    /// What a release of `of` did to the node took another share out of the lock key.
+    /// Returns whether the release of `of` removed another share from the lock key.
     pub fn lost_another(&self, of: ShareId, before: &Node, after: &Node) -> bool {
         let others = self.shares().filter(|(id, _)| *id != of && before.standing & id.bit() != 0);
         others.into_iter().any(|(id, _)| self.is_in_key(id, before) && !self.is_in_key(id, after))
