@@ -169,8 +169,8 @@ impl Relay {
         }
     }
 
-    /// Takes what the client still says, and passes it on when it is time to, with the connection to the node kept open: a
-    /// node that loses it may leave unread what was sent on it.
+    /// Reads the remaining requests of the client, and delivers them when their time comes. It keeps the connection to the
+    /// node open: a node that loses it may not read all requests.
     async fn hold(mut self, mut client: TcpStream, mut server: TcpStream, mut late: Vec<u8>) {
         let mut is_open = true;
         while self.states.borrow_and_update().holds(self.number) {

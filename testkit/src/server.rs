@@ -284,8 +284,8 @@ impl Server {
         Ok(false)
     }
 
-    /// Writes a configuration with the password, which every user of the machine would see on the command line. Gives its
-    /// name.
+    /// Writes a configuration with the password, which every user of the machine would see on the command line.
+    /// Returns its name.
     fn password_file(&self) -> io::Result<Option<&'static str>> {
         const NAME: &str = "./password.conf";
         let Some(password) = &self.password else { return Ok(None) };

@@ -32,16 +32,16 @@ pub struct Arguments {
     pub threads: Option<usize>,
     pub controls: bool,
     pub only_controls: bool,
-    /// Only those controls that are caught within a few seeds.
+    /// Run only the controls that are caught within a few seeds.
     pub soon: bool,
-    /// Only those controls whose name contains this.
+    /// Run only the controls whose name contains this.
     pub only: String,
     pub clock_steps: bool,
     pub forgetting: bool,
 }
 
 pub enum Wanted {
-    /// As cargo test runs it, perhaps only tests whose names contain this.
+    /// The mode of `cargo test`, optionally with a filter of test names.
     Tests(Option<String>),
     List,
     Help,
@@ -81,7 +81,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
             "--no-controls" => parsed.controls = false,
             "--clock-steps" => parsed.clock_steps = true,
             "--forgetting" => parsed.forgetting = true,
-            // What cargo test passes on to every test program.
+            // The flags that cargo test passes to every test program.
             "--nocapture" | "--exact" | "--quiet" | "-q" | "--ignored" | "--include-ignored" | "--show-output" => {
                 continue;
             }

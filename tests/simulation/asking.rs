@@ -17,7 +17,7 @@ use crate::machine::Clock;
 use crate::user::{User, name_of};
 use crate::world::{Shared, lock};
 
-/// A guard as the ledger sees it.
+/// A guard as the ledger reads it.
 struct Held {
     guard: Arc<Guard>,
     clock: Arc<Clock>,
@@ -102,7 +102,7 @@ pub enum How {
 }
 
 impl User {
-    /// Asks and tells the ledger.
+    /// Sends requests, and records them in the ledger.
     pub async fn ask(
         &self,
         resources: &[usize],
@@ -170,7 +170,7 @@ impl User {
         Ok(Holding { id, guard, resources: resources.to_vec() })
     }
 
-    /// Gives a hold back, in one of several ways.
+    /// Releases a hold, in one of several ways.
     pub async fn give_back(&mut self, holding: Holding) {
         let Holding { id, guard, .. } = holding;
         let way = self.rng.between(0..10);
@@ -211,7 +211,7 @@ impl User {
     }
 }
 
-/// Polls it so many times, leaves it alone for so long, as a task does that is busy with something else, and sees it through.
+/// Polls a future several times, leaves it unpolled for a while, as a busy task does, and then awaits it.
 pub async fn left_alone<F: Future>(future: F, mut polls: usize, rest: Duration) -> F::Output {
     let mut future = pin!(future);
     let begun = poll_fn(|cx| {
@@ -228,7 +228,7 @@ pub async fn left_alone<F: Future>(future: F, mut polls: usize, rest: Duration) 
     future.await
 }
 
-/// A future that is polled so many times, and then dropped.
+/// A future that is polled `polls` times, and then dropped.
 pub struct Dropped<F> {
     pub future: Option<Pin<Box<F>>>,
     pub polls: usize,

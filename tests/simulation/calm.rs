@@ -1,4 +1,4 @@
-//! After the faults: everything works again, so everything must go well, and soon.
+//! The phase after the faults: all nodes work again, so every request must succeed soon.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::world::lock;
 /// Resources that only this phase uses, beside those of the plan.
 pub const EXTRA_RESOURCES: usize = 7;
 
-/// Leases of this phase are long, so that nothing is freed by the mere end of a lease before a limit.
+/// Leases of this phase are long, so that no lock becomes free by the end of a lease within a limit.
 pub const LEASE: Duration = Duration::from_secs(8);
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -37,9 +37,9 @@ pub async fn judge(stage: &mut Stage) {
     if !finished {
         return;
     }
-    // What is late has arrived, connections are made again, and keys of crashed clients are gone. The leases of this phase are
-    // longer than those before: where a clock was far ahead when a node forgot, each client waits once for such a lease, from
-    // when it first hears so.
+    // Late messages have arrived, clients are connected again, and keys of crashed clients are gone. The leases of this phase are
+    // longer than those before: if a clock was far ahead when a node lost its memory, each client waits once for such a lease,
+    // from its first refusal.
     long_leases_begin(stage).await;
     sleep(2 * LEASE + Duration::from_secs(10) + set_back).await;
     long_leases_begin(stage).await;
@@ -65,7 +65,7 @@ async fn long_leases_begin(stage: &Stage) {
     }
 }
 
-/// Acquires within the limit and gives back.
+/// Acquires within the limit, and releases.
 async fn acquires(stage: &Stage, place: usize, resource: usize, limit: Duration, invariant: Invariant, when: &str) {
     let mut user = stage.user(place, resource as u64);
     let mut began = stage.scene.now();
@@ -165,11 +165,11 @@ async fn requests_are_dropped(stage: &Stage, round_trip: Duration) {
     }
 }
 
-/// A holder whom a majority does not answer has lost on time, and no answer that comes after that brings anything back, nor
-/// does one that finds its request paused for longer than the lease.
+/// A holder without answers of a majority signals the loss on time. A later answer does not revive the lease, nor does an answer
+/// to a request that was paused for longer than the lease.
 async fn holder_is_cut_off(stage: &mut Stage, round_trip: Duration) {
     let plan = std::sync::Arc::clone(&stage.scene.plan);
-    // Short: no connection may be given up before the answers come.
+    // Short: the client must not close a connection before the answers arrive.
     let lease = (30 * round_trip).max(900 * MILLI).min(plan.longest_lease());
     let place = stage.clients.len();
     let client = ClientPlan { lease, node_timeout: None, extends: false, actors: 0, ..stage.clients[0].plan.clone() };
@@ -180,7 +180,7 @@ async fn holder_is_cut_off(stage: &mut Stage, round_trip: Duration) {
         let resource = plan.resources + 4;
         let mut holder = stage.user(place, 400 + u64::from(requests));
         let Ok(holding) = holder.ask(&[resource], None, Some(lease), How::Try).await else { return };
-        // What is asked for inside is shorter, and takes nothing away.
+        // The inner request is shorter, and does not shorten the lease.
         if let Ok(inner) = holder.ask(&[resource], Some(holding.guard.owner()), Some(lease / 2), How::Try).await {
             lock(&stage.scene.ledger).observe(stage.scene.now());
             holder.give_back(inner).await;
@@ -251,7 +251,7 @@ async fn holder_crashes(stage: &mut Stage, round_trip: Duration) {
     };
     stage.start_client(0, plan).await;
     sleep_until(time.at(moment)).await;
-    // It waits for as long as a lease may last, as its clock says nothing of this one.
+    // It waits for as long as a lease may last, because its clock does not show the end of this one.
     let limit = 6 * round_trip + 200 * MILLI + LEASE;
     acquires(stage, 0, twin, limit, Invariant::FreeAfterTtl, "with the clock of a crashed client").await;
 }

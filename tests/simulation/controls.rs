@@ -1,5 +1,5 @@
-//! Negative controls: the lock, or what it relies on, broken in one place. The simulation must notice each of them, and by
-//! an invariant that is about it.
+//! Negative controls: the lock, or its environment, is broken in one place. The simulation must detect each of them by an
+//! expected invariant.
 
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use crate::simulate::outcome;
 use crate::variant;
 use crate::world::lock;
 
-/// So many seeds may it take.
+/// The number of seeds within which a control must be caught.
 pub const BUDGET: u64 = 600;
 
 pub struct Control {
@@ -26,10 +26,10 @@ pub struct Control {
 }
 
 pub struct Caught {
-    /// Those of the expected invariants that did not hold.
+    /// The expected invariants that did not hold.
     pub by: Vec<Invariant>,
     pub seed: u64,
-    /// Commands that the nodes had executed until then, in all seeds.
+    /// The number of commands that the nodes had executed until then, in all seeds.
     pub commands: u64,
 }
 
@@ -183,7 +183,7 @@ const fn rare(control: Control) -> Control {
     Control { rare: true, ..control }
 }
 
-/// And the simulation itself.
+/// The control of the simulation itself.
 pub const RANDOM: Control = client("randomness from elsewhere", &[Deterministic]);
 
 impl Control {
@@ -203,10 +203,10 @@ impl Control {
     }
 }
 
-/// What became of each control, in order.
+/// The results of the controls, in order.
 pub struct Results(Vec<(&'static str, Option<Caught>)>);
 
-/// Tries all of them, or those that are caught soon, on so many threads.
+/// Runs all controls, or those that are caught soon, on this number of threads.
 pub fn run(threads: usize, soon: bool, only: &str) -> Results {
     let all: Vec<&Control> =
         ALL.iter().chain([&RANDOM]).filter(|control| !(soon && control.rare) && control.name.contains(only)).collect();
@@ -234,7 +234,7 @@ impl Results {
         self.0.iter().all(|(_, caught)| caught.is_some())
     }
 
-    /// As docs/evidence.md quotes it.
+    /// Returns the table of docs/evidence.md.
     pub fn table(&self) -> String {
         let mut text = String::from("| broken | caught by | seed | commands until then |\n|---|---|---|---|\n");
         for (name, caught) in &self.0 {

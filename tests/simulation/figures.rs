@@ -1,4 +1,4 @@
-//! What a run did, in numbers.
+//! The figures of a run.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,7 +7,7 @@ use crate::invariant::{Checks, Invariant};
 
 macro_rules! faults {
     ($($kind:ident = $name:literal),* $(,)?) => {
-        /// Everything that goes wrong on purpose.
+        /// The faults that the simulation causes.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Fault { $($kind),* }
 
@@ -127,7 +127,7 @@ impl Figures {
         text
     }
 
-    /// One JSON object. `violations` by invariant; `controls` is the object of what became of each.
+    /// Returns one JSON object, with `violations` by invariant and the results of `controls`.
     pub fn json(&self, violations: &BTreeMap<Invariant, u64>, controls: &str) -> String {
         let mut text = String::from("{");
         write!(text, "\"seeds\":{},\"simulated_hours\":{:.3},", self.seeds, self.simulated_hours()).expect("a string");

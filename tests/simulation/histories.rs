@@ -1,5 +1,4 @@
-//! The checkers checked: histories that no lock may have, made by hand. A checker that lets one pass would let anything
-//! pass.
+//! Tests of the checkers: histories that violate an invariant, made by hand. A checker that accepts one of them is useless.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -17,7 +16,7 @@ use crate::run::Outcome;
 
 const SECOND: u64 = 1_000_000;
 
-/// A guard that says what it is told to say.
+/// A guard with settable readings.
 #[derive(Clone)]
 struct Puppet {
     remaining: Arc<AtomicU64>,
@@ -259,7 +258,7 @@ const ILLEGAL: [(Invariant, &str, History); 29] = [
     }),
 ];
 
-/// Says which histories were not judged rightly.
+/// Returns the histories that were judged wrongly.
 pub fn unnoticed() -> Vec<String> {
     let mut missed = Vec::new();
     for (invariant, what, history) in ILLEGAL {
@@ -286,7 +285,7 @@ pub fn unnoticed() -> Vec<String> {
     missed
 }
 
-/// A history in which nothing is wrong must not be called wrong.
+/// A correct history must not be reported as a violation.
 pub fn legal_is_legal() -> Vec<String> {
     let mut ledger = ledger();
     let first = Puppet::new(7);
@@ -326,7 +325,7 @@ fn an_heir_is_as_quick_as_a_release() -> Vec<String> {
     ledger.findings.violations.iter().map(|violation| format!("{violation:?}")).collect()
 }
 
-/// Broken nodes, one command after another, under the eyes of the oracle.
+/// Returns the broken nodes that the oracle does not detect, one command after another.
 pub fn broken_nodes_unnoticed() -> Vec<String> {
     const NOW: u64 = crate::time::EPOCH_US;
     const WORD: &str = "00000000000000af 1000";

@@ -1,6 +1,6 @@
-//! What one resource's users did and were told, as a history of operations, and what a re-entrant fenced mutex is.
+//! The operations on one resource and their results, as a history, and the model of a re-entrant fenced mutex.
 
-/// When something began or ended: a count of all such moments of a run, so no two are the same.
+/// The start or end of an operation: a count of all such moments of a run, so no two are the same.
 pub type Moment = u64;
 
 /// It has not ended, and may take effect at any later time.
@@ -19,37 +19,37 @@ pub struct Op {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum What {
-    /// An acquisition, a re-entry or a join that gave a guard. An acquisition that did not is no operation: what is not
-    /// confirmed is not a hold.
+    /// An acquisition, a re-entry or a join that returned a guard. An acquisition without a guard is no operation: an
+    /// unconfirmed grant is not a hold.
     Enter,
-    /// A re-entry or a join that gave no guard. Perhaps it was granted all the same and keeps the lease from being over when
+    /// A re-entry or a join that returned no guard. It may have been granted, and may then keep the lease in force when
     /// every other session has released it.
     Attempt,
-    /// A release that was confirmed, and the depth that it said is left.
+    /// A confirmed release, and the remaining depth that it returned.
     Leave { left: Option<u32> },
-    /// Any other release: of which the outcome is unknown, that was not waited for, or that came after a loss.
+    /// Any other release: its outcome is unknown, it was not awaited, or it came after a loss.
     Part,
-    /// A look at a guard that had validity left, and its depth.
+    /// A reading of a guard with validity left, and its depth.
     Holds { depth: Option<u32> },
-    /// A guard said that it is lost, or a release that it had been.
+    /// A guard signalled the loss, or a release returned that the lease had been lost.
     Lost,
 }
 
 impl What {
-    /// Does it say that the lease was held? Otherwise it changes nothing for those that come after the lease.
+    /// Returns whether it claims that the lease was held. Otherwise it has no effect on later leases.
     pub fn claims(self) -> bool {
         matches!(self, Self::Enter | Self::Leave { .. } | Self::Holds { .. })
     }
 }
 
-/// A re-entrant fenced mutex. A lease may end by itself at any moment, but not begin again: so a larger token replaces it,
-/// and a session that was told of the end has no part in it any more.
+/// A re-entrant fenced mutex. A lease may end by itself at any moment, but not begin again. So a larger token replaces it, and
+/// a session that got the signal of the end has no share in it any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mutex {
-    /// The latest token. It only grows.
+    /// The latest token, which only grows.
     token: u64,
     owner: u32,
-    /// Not given back by all its sessions.
+    /// Whether a session has not released it.
     open: bool,
     /// An unknown session may have a share in it.
     kept: bool,
@@ -60,7 +60,7 @@ pub struct Mutex {
 }
 
 impl Mutex {
-    /// The state after this operation, or `None` when it cannot happen now.
+    /// Returns the state after this operation, or `None` when it cannot happen now.
     pub fn after(&self, op: &Op) -> Option<Self> {
         let mut next = self.clone();
         let held = self.open && op.token == self.token && op.owner == self.owner;
@@ -126,7 +126,7 @@ pub struct History(pub Vec<Op>);
 
 impl History {
     pub fn push(&mut self, op: Op) -> usize {
-        // Of the same look many times in a row, the first and the last say all.
+        // Of equal readings in a row, the first and the last are enough.
         if let [.., first, last] = self.0.as_mut_slice()
             && matches!(op.what, What::Holds { .. })
             && (first.session, first.token, first.what) == (op.session, op.token, op.what)

@@ -1,25 +1,25 @@
-//! What the ledger keeps: who holds what, and what was said about it.
+//! The records of the ledger: holds, and the readings of their guards.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::history::History;
 
-/// What a guard says of itself.
+/// The readings of a guard.
 pub trait Belief: Send {
     /// Validity left, in µs.
     fn remaining(&self) -> u64;
     fn is_lost(&self) -> bool;
     fn token_of(&self, resource: usize) -> Option<u64>;
-    /// Nesting depth on the resource that was named first.
+    /// The nesting depth on the first resource.
     fn depth(&self) -> u32;
-    /// How many more nodes may fail.
+    /// The number of further nodes that may fail.
     fn margin(&self) -> u32;
-    /// How many nodes ever gave a vote for it that counts, by what the nodes say: the least of its resources.
+    /// How many nodes ever gave a vote that counts, by their answers: the least of its resources.
     fn counted(&self, claim: &Claim) -> u32;
     /// The client's monotonic clock in µs.
     fn clock(&self) -> u64;
-    /// The client's clock when it last had been paused.
+    /// The client's clock at the end of its latest pause.
     fn paused_until(&self) -> u64;
 }
 
@@ -27,16 +27,16 @@ pub trait Belief: Send {
 pub struct Share {
     pub resource: usize,
     pub token: u64,
-    /// The how manieth acquisition of the resource it belongs to.
+    /// The number of the acquisition of the resource that it belongs to.
     pub turn: u64,
 }
 
-/// Who holds what.
+/// The owner and the resources of a hold.
 #[derive(Clone)]
 pub struct Claim {
     pub client: usize,
     pub owner: Arc<str>,
-    /// In the order in which they were named.
+    /// The resources in the order of the request.
     pub shares: Vec<Share>,
 }
 
@@ -60,7 +60,7 @@ pub struct Hold {
     /// The latest end of validity that was seen, by the client's clock.
     pub deadline: u64,
     pub was_lost: bool,
-    /// Of a joined lease over several resources it is not known which was named first, and so of which the depth is.
+    /// Whether the depth is known. A joined lease over several resources does not show which of them is the first.
     pub depth_known: bool,
     /// The true time at which the validity must end: another owner has completed an acquisition.
     pub cap: u64,
@@ -71,7 +71,7 @@ pub struct Hold {
 pub struct Record {
     /// The largest token of a completed acquisition.
     pub newest: u64,
-    /// Whose each token is, and its turn.
+    /// The owner and the turn of each token.
     pub tokens: BTreeMap<u64, (Arc<str>, u64)>,
     pub turns: u64,
     pub store: FencedStore,
@@ -95,7 +95,7 @@ pub struct Asked {
     pub when: u64,
 }
 
-/// A grant, as the client was told of it and as the nodes know it.
+/// A grant, as returned to the client and as stored on the nodes.
 pub struct Grant<'a> {
     pub at: u64,
     pub client: usize,
@@ -103,23 +103,23 @@ pub struct Grant<'a> {
     pub asked: &'a [Asked],
     /// The tokens of an exported lease that it entered.
     pub joined: Option<&'a [(usize, u64)]>,
-    /// For each resource and token: how many nodes ever voted for it, and how many of them surely knew all their votes.
+    /// For each resource and token: how many nodes ever voted for it, and how many of them certainly had all their votes.
     pub votes: &'a dyn Fn(usize, u64) -> (u32, u32),
 }
 
-/// A hold that is being given back, until it is known how that went.
+/// A hold that is being released, until the outcome is known.
 pub struct Leaving {
     pub claim: Claim,
-    /// How deep a release may find this owner nested still.
+    /// The depths that a release may return for this owner.
     pub left: (u32, u32),
-    /// Where the histories have it.
+    /// Its places in the histories.
     pub ops: Vec<(usize, usize)>,
 }
 
-/// What a release said.
+/// The result of a release.
 #[derive(Clone, Copy, Debug)]
 pub enum Said {
-    /// So many holds are left.
+    /// The number of remaining holds.
     Released(u32),
     NotHeld,
     /// The outcome is unknown, or no caller awaited it.

@@ -1,4 +1,4 @@
-//! What must always hold, under the names that docs/evidence.md and every output use.
+//! The invariants, under the names that docs/evidence.md and every output use.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ macro_rules! invariants {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Invariant {
             $($(#[doc = $meaning])+ $name,)*
-            /// Not the lock but the simulation went wrong: it panicked, or lost track of a hold.
+            /// The simulation itself failed: it panicked, or has no record of a hold.
             Simulation,
         }
 
@@ -33,31 +33,31 @@ invariants! {
     TokenStable,
     /// A store that refuses smaller tokens accepts no stale write, and every write of a holder.
     FencedStore,
-    /// A release takes away what is its own and says the truth; late, twice, or after a loss.
+    /// A release removes only its own share and returns the true result: also late, repeated, or after a loss.
     ReleaseSafe,
-    /// What was granted was voted for by a quorum and has validity left.
+    /// A grant has the votes of a quorum and validity left.
     NoFalseGrant,
-    /// What was lost stays lost.
+    /// A lost lease stays lost.
     NoResurrection,
-    /// A loss is signalled when the validity is over, neither before nor long after.
+    /// A loss is signalled at the end of the validity, neither before nor long after.
     LossOnTime,
     /// Nothing on a node blocks a request once its owner has released it.
     NoOrphan,
-    /// Neither the validity nor what a node keeps of a lease gets shorter.
+    /// Neither the validity nor the stored lease on a node gets shorter.
     LeaseNeverShrinks,
-    /// What a crashed holder had is free when its lease is over.
+    /// A crashed holder's lock is free when its lease is over.
     FreeAfterTtl,
     /// A minority of nodes that is down, hung or cut off blocks no request.
     MinorityFaultLive,
     /// No quorum for a new acquisition needs a node that may have forgotten a vote of a lease that still runs.
     QuarantineHolds,
-    /// No vote comes from a node whose record is another one than the message says.
+    /// No vote comes from a node whose record differs from the record in the message.
     RecordHolds,
-    /// Requests that wait for a majority ask the other nodes seldom, and are served soon when it is back.
+    /// Requests that wait for a majority send few commands to the other nodes, and are served soon when it is back.
     NoStorm,
     /// A request that is dropped, at any await, leaves nothing that blocks another request.
     CancelSafe,
-    /// The same seed does the same.
+    /// The same seed gives the same run.
     Deterministic,
     /// The history of each resource is one of a re-entrant fenced mutex.
     Linearizable,
@@ -69,7 +69,7 @@ impl fmt::Display for Invariant {
     }
 }
 
-/// How often each invariant was put to the test.
+/// How often each invariant was checked.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checks([u64; Invariant::ALL.len() + 1]);
 
@@ -93,15 +93,15 @@ pub struct Violation {
     pub invariant: Invariant,
     /// Simulated time in µs.
     pub at: u64,
-    /// So many commands had the nodes executed.
+    /// The number of commands that the nodes had executed.
     pub commands: u64,
     pub what: String,
 }
 
-/// What all judges of a run share.
+/// The state that all judges of a run share.
 #[derive(Debug, Default)]
 pub struct Watch {
-    /// Makes clients' clocks show the truth while a judge looks.
+    /// Makes the clocks of clients show the true time while a judge reads guards.
     truth: AtomicBool,
     commands: AtomicU64,
 }
@@ -127,7 +127,7 @@ impl Watch {
     }
 }
 
-/// What one judge has found.
+/// The findings of one judge.
 #[derive(Debug)]
 pub struct Findings {
     pub watch: Arc<Watch>,

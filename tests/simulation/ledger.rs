@@ -16,7 +16,7 @@ pub struct Ledger {
     pub holds: BTreeMap<u64, Hold>,
     ids: u64,
     pub records: Vec<Record>,
-    /// Acquisitions under way, by client, owner and resource.
+    /// Acquisitions in progress, by client, owner and resource.
     asking: BTreeMap<(usize, Arc<str>, usize), u32>,
     /// Owners, and what a client enters of an owner's until it holds nothing of that any more, have numbers in histories.
     owners: BTreeMap<Arc<str>, u32>,
@@ -50,7 +50,7 @@ impl Ledger {
         mine.filter_map(move |hold| Some((hold, hold.claim.share_of(resource)?)))
     }
 
-    /// How deep an owner may be nested: as often as it was granted, and as often more as it is asking.
+    /// Returns how deep an owner may be nested: at least its grants, and at most its grants and open requests.
     pub fn depths(&self, client: usize, owner: &Arc<str>, resource: usize) -> (u32, u32) {
         let depth = u32::try_from(self.shares_of(client, owner, resource).count()).unwrap_or(u32::MAX);
         let asking =
@@ -74,7 +74,7 @@ impl Ledger {
         self.last_session
     }
 
-    /// Writes into the histories what this hold did; gives the places.
+    /// Appends an operation of this hold to the histories. Returns its places.
     pub fn record(
         &mut self,
         claim: &Claim,
@@ -102,7 +102,7 @@ impl Ledger {
                 resource: *resource,
                 newest: self.records[*resource].newest,
                 held: held.peek().map(|(_, share)| share.token),
-                // A guard over several resources does not tell which of them it lost.
+                // A guard over several resources does not show which of them it lost.
                 lost: held.any(|(hold, _)| hold.claim.shares.len() == 1 && hold.belief.is_lost()),
                 when,
             }
@@ -114,7 +114,7 @@ impl Ledger {
         asked
     }
 
-    /// The request is over, one way or another.
+    /// Records the end of a request.
     pub fn asked(&mut self, client: usize, owner: &Arc<str>, resources: &[usize]) {
         for resource in resources {
             let key = (client, Arc::clone(owner), *resource);
@@ -137,7 +137,7 @@ impl Ledger {
         }
     }
 
-    /// The request gave a guard.
+    /// Records a request that returned a guard.
     pub fn granted(&mut self, grant: &Grant<'_>, belief: Box<dyn Belief>) -> u64 {
         let Grant { at, client, owner, joined, .. } = *grant;
         let remaining = belief.remaining();
@@ -194,7 +194,7 @@ impl Ledger {
                 self.figures.reentries += 1;
             }
         } else if self.is_held_elsewhere(owner, resource, token) {
-            self.joined(at, &name(), asked, token); // What the owner had inherited further up was entered on the way.
+            self.joined(at, &name(), asked, token); // The request also entered a lease that the owner had inherited.
         } else {
             self.findings.judge(Invariant::QuarantineHolds, at, sound >= quorum, || {
                 format!("{} token {token}: only {sound} of {given} votes are of nodes that remember", name())
@@ -224,7 +224,7 @@ impl Ledger {
         held || self.records[resource].history.0.iter().any(|op| Some(&op.owner) == number && parting(op))
     }
 
-    /// An outermost acquisition.
+    /// Records an outermost acquisition.
     fn acquired(&mut self, at: u64, name: &str, owner: &Arc<str>, asked: Asked, token: u64) {
         self.figures.grants += 1;
         let record = &mut self.records[asked.resource];
@@ -263,7 +263,7 @@ impl Ledger {
         overlaps.into_iter().for_each(|what| self.findings.violated(Invariant::MutualExclusion, at, what));
     }
 
-    /// Before a hold is given back, whichever way. The guard's last other reference goes with it.
+    /// Records the start of a release, of any kind. Drops the ledger's reference to the guard.
     pub fn gives_back(&mut self, id: u64) -> Option<Leaving> {
         let Hold { claim, depth_known, .. } = self.holds.remove(&id)?;
         let now = self.moment();
@@ -273,7 +273,7 @@ impl Ledger {
         Some(Leaving { claim, left, ops })
     }
 
-    /// What came of it. `lost` is whether the guard had said so before.
+    /// Records the result of a release. `lost` is whether the guard had signalled the loss before.
     pub fn gave_back(&mut self, at: u64, leaving: &Leaving, lost: bool, said: Said) {
         let Leaving { claim, left, ops } = leaving;
         let who = || claim.who();
@@ -295,7 +295,7 @@ impl Ledger {
             }
             Said::NotHeld => {
                 self.findings.checks.count(Invariant::ReleaseSafe, 1);
-                // A guard over several resources does not tell which of them was lost.
+                // A guard over several resources does not show which of them was lost.
                 if claim.shares.len() == 1 {
                     let now = self.moment();
                     self.record(claim, now, now, &|_| What::Lost);
@@ -304,14 +304,14 @@ impl Ledger {
         }
     }
 
-    /// The process is gone, and with it what it believed.
+    /// Removes the holds of a crashed process.
     pub fn forget_client(&mut self, client: usize) -> Vec<Hold> {
         let gone: Vec<u64> =
             self.holds.iter().filter(|(_, hold)| hold.claim.client == client).map(|(id, _)| *id).collect();
         gone.into_iter().filter_map(|id| self.holds.remove(&id)).collect()
     }
 
-    /// Judges the histories, when nothing comes any more.
+    /// Judges the histories at the end of a run.
     pub fn close(&mut self, at: u64) {
         for resource in 0..self.records.len() {
             let history = std::mem::take(&mut self.records[resource].history);

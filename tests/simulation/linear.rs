@@ -1,18 +1,18 @@
-//! Is a history one of a re-entrant fenced mutex: is there an order of its operations that such a lock allows, and that
-//! puts no operation before one that had ended when it began?
+//! Decides whether a history is one of a re-entrant fenced mutex: whether such a lock allows an order of its operations that
+//! puts no operation before one that had ended when it began.
 //!
-//! In general such an order is found only by trying (Wing and Gong). Tokens give most of it away: they only grow, so the
-//! operations of one token, a block, all come before those of a larger one. What is left is to compare ends and beginnings
-//! between blocks, and to try orders within a block, whose operations hardly ever overlap.
+//! In general only a search finds such an order (Wing and Gong). Tokens give most of the order: they only grow, so the
+//! operations of one token, a block, all come before those of a larger one. The rest is to compare ends and starts between
+//! blocks, and to try orders within a block, whose operations hardly ever overlap.
 
 use std::collections::{BTreeMap, HashSet};
 
 use crate::history::{Mutex, NEVER, Op};
 
-/// So many steps may it take to find the order within a block. More is "unknown", which counts as a violation.
+/// The limit of steps to find the order within a block. More is "unknown", which counts as a violation.
 const MOST_STEPS: usize = 1_000_000;
 
-/// So many of the operations that do not fit are shown.
+/// The number of shown operations that do not fit.
 const MOST_SHOWN: usize = 4;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +48,7 @@ pub fn judge(history: &[Op]) -> Verdict {
             return Verdict::Illegal(format!("{op:?} after {newer:?}"));
         }
         let earliest = block.iter().chain(&newer).min_by_key(|op| op.returned).copied();
-        // What is not claimed, and begins when a newer lease has begun, changes nothing any more.
+        // An operation without a claim that begins after the start of a newer lease has no effect.
         block.retain(|op| overtaken(op).is_none());
         newer = earliest;
         match order(block) {
@@ -59,15 +59,15 @@ pub fn judge(history: &[Op]) -> Verdict {
     Verdict::Legal
 }
 
-/// Tries to put the operations into an order that the mutex allows. Right for any history, but only fit for one whose
-/// operations hardly overlap.
+/// Searches for an order of the operations that the mutex allows. Correct for any history, but fast only when operations hardly
+/// overlap.
 pub fn order(ops: &[Op]) -> Verdict {
     let mut ops = ops.to_vec();
     ops.sort_by_key(|op| op.invoked);
     let mut tried: HashSet<(Vec<usize>, Mutex)> = HashSet::new();
     let mut steps = 0;
     let mut furthest = (ops.len() + 1, String::new());
-    // What is not ordered yet, by place in `ops`.
+    // The operations without an order yet, by place in `ops`.
     let mut open: Vec<(Vec<usize>, Mutex)> = vec![((0..ops.len()).collect(), Mutex::default())];
     while let Some((left, mutex)) = open.pop() {
         if left.is_empty() {
@@ -78,7 +78,7 @@ pub fn order(ops: &[Op]) -> Verdict {
             furthest =
                 (left.len(), format!("{} of {} fit, then {mutex:?} and {next:?}", ops.len() - left.len(), ops.len()));
         }
-        // Nothing may come before what had ended when it began.
+        // No operation may come before one that had ended when it began.
         let first_end = left.iter().map(|i| ops[*i].returned).min().unwrap_or(NEVER);
         let may_be_next: Vec<usize> = (0..left.len()).take_while(|at| ops[left[*at]].invoked <= first_end).collect();
         let branches = may_be_next.len() > 1;

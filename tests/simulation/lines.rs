@@ -1,4 +1,4 @@
-//! The lines between clients and nodes: what is sent arrives late, in pieces, after others, or never.
+//! The connections between clients and nodes: bytes arrive late, in pieces, out of order, or never.
 
 use std::task::Waker;
 
@@ -8,8 +8,8 @@ use crate::world::World;
 
 /// How long the parts of a split frame may stay apart, in µs.
 const APART_US: u64 = 30_000;
-/// A frame is cut within so many bytes of its beginning or its end. What lies further in holds the name of this machine
-/// and the number of this process, so its length is not decided by the seed.
+/// A frame is cut within this number of bytes of its start or its end. The part further inside has the name of this machine and
+/// the number of this process, so the seed does not decide its length.
 const LONGEST_PIECE: usize = 20;
 
 /// One connection, both ends.
@@ -19,11 +19,11 @@ pub struct Conn {
     pub node: usize,
     /// The client has closed it.
     pub closed: bool,
-    /// The client sees an error.
+    /// The client gets an error.
     pub broken: bool,
-    /// Nothing of it reaches the node any more.
+    /// No further bytes reach the node.
     pub dead: bool,
-    /// Everything sent from now on is lost.
+    /// All bytes that are sent from now on are lost.
     loses_requests: bool,
     loses_replies: bool,
     received: Vec<u8>,
@@ -38,11 +38,11 @@ pub struct Conn {
 #[derive(Clone, Copy, Default)]
 pub struct Cut {
     pub until: u64,
-    /// What was sent meanwhile arrives afterwards; otherwise it is lost.
+    /// Bytes that are sent meanwhile arrive afterwards; otherwise they are lost.
     keeps: bool,
 }
 
-/// What lies between a client and a node.
+/// The link between a client and a node.
 #[derive(Clone, Copy, Default)]
 pub struct Link {
     pub requests: Cut,
@@ -56,13 +56,13 @@ impl World {
         self.rng.between(least..most)
     }
 
-    /// Where a frame is cut in two.
+    /// Returns where a frame is cut in two.
     fn piece(&mut self, length: usize) -> usize {
         let some = 1 + self.rng.below(LONGEST_PIECE.min(length - 1));
         if self.rng.chance(0.5) { some } else { length - some }
     }
 
-    /// What a connection attempt meets: a time to wait, and then a stream, nothing, or a refusal.
+    /// Returns the result of a connection attempt: a delay, and then a stream, no answer, or a refusal.
     pub fn try_connect(&mut self, client: usize, node: usize) -> (u64, Option<bool>) {
         let now = self.time.now();
         let latency = self.latency() + self.latency();
@@ -102,7 +102,7 @@ impl World {
         self.conns[conn].broken
     }
 
-    /// Received bytes into `room`; the number is 0 when there are none yet.
+    /// Copies received bytes into `room`. Returns their number, or 0 when there are none yet.
     pub fn read(&mut self, conn: usize, room: &mut tokio::io::ReadBuf<'_>) -> usize {
         let conn = &mut self.conns[conn];
         let some = (conn.received.len() - conn.read).min(room.remaining());
@@ -119,7 +119,7 @@ impl World {
         self.conns[conn].reader = Some(waker.clone());
     }
 
-    /// Takes what a client sends on its way. Says how many bytes were taken.
+    /// Sends the bytes of a client. Returns how many were taken.
     pub fn send(&mut self, id: usize, bytes: &[u8]) -> usize {
         let Conn { client, node, loses_requests, last_request, .. } = self.conns[id];
         if self.clients[client].crashed {
@@ -142,7 +142,7 @@ impl World {
         taken
     }
 
-    /// When something sent now arrives, or `None` when it is lost, and the connection with it.
+    /// Returns when bytes that are sent now arrive, or `None` when they are lost, and the connection with them.
     fn arrival(&mut self, id: usize, losing: bool, cut: Cut, last: u64, late: Fault) -> Option<u64> {
         let now = self.time.now();
         if losing {
@@ -165,7 +165,7 @@ impl World {
         Some(arrival.max(last))
     }
 
-    /// Puts bytes from a node on their way to a client: an answer, or what the node says unasked.
+    /// Sends bytes from a node to a client: an answer or a call.
     pub fn answer(&mut self, id: usize, bytes: &[u8]) {
         let Conn { client, node, loses_replies, last_reply, closed, broken, .. } = self.conns[id];
         if closed || broken {
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// The client learns that the connection is gone. What is on its way to the node may arrive all the same.
+    /// Signals the end of a connection to the client. Bytes in transit to the node may still arrive.
     pub fn break_connection(&mut self, id: usize) {
         let dead = self.rng.chance(0.5);
         let conn = &mut self.conns[id];

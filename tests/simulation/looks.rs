@@ -1,14 +1,14 @@
-//! What the ledger sees when it looks at the guards, and what their holders do with them.
+//! The readings of guards by the ledger, and the writes of their holders.
 
 use crate::history::What;
 use crate::invariant::Invariant;
 use crate::ledger::Ledger;
 
-/// The watchdog naps at most this long, so this late may a loss be noticed after a pause.
+/// The watchdog sleeps at most this long, so a loss may be signalled this late after a pause.
 const NAP_US: u64 = 250_000;
-/// Timers have whole milliseconds, and a deadline is known as it was when the checker last looked.
+/// The resolution of timers, and the age of the deadline at the last reading of the checker.
 const TICK_US: u64 = 3_000 + LOOK_EVERY_US;
-/// So often must [`Ledger::observe`] be called.
+/// The interval at which [`Ledger::observe`] must be called.
 pub const LOOK_EVERY_US: u64 = 20_000;
 
 /// Commands for each waiting request, living node and second.
@@ -39,7 +39,7 @@ impl Ledger {
         });
     }
 
-    /// Looks at every hold.
+    /// Reads every hold.
     pub fn observe(&mut self, at: u64) {
         let ids: Vec<u64> = self.holds.keys().copied().collect();
         for id in ids {
@@ -109,7 +109,7 @@ impl Ledger {
         self.holds.insert(id, hold);
     }
 
-    /// The signal `lost` has come, or had not come when the lease was over: by how much was it late?
+    /// Checks how late the signal `lost` is, when it has come or the lease is over.
     pub fn loss_noticed(&mut self, at: u64, id: u64) {
         let Some(hold) = self.holds.get(&id) else { return };
         let due = hold.deadline.max(hold.belief.paused_until());
@@ -138,8 +138,8 @@ impl Ledger {
         });
     }
 
-    /// During an outage the nodes that live got so many commands. `requests` is how many requests waited, times the number of
-    /// these nodes.
+    /// Checks the number of commands that the remaining nodes got during an outage. `requests` is the number of waiting requests
+    /// times the number of these nodes.
     pub fn waited_out(&mut self, at: u64, commands: u64, requests: u64, duration: u64) {
         let most = MOST_IN_OUTAGE * requests * duration / 1_000_000;
         let what = || format!("{commands} commands in {} ms, from {requests} requests times nodes", duration / 1000);
@@ -148,7 +148,7 @@ impl Ledger {
         }
     }
 
-    /// Records a lock key that is left on a node after every hold was released.
+    /// Checks that no lock key is left on a node after every hold was released.
     pub fn left_over(&mut self, at: u64, node: usize, locks: &[(String, String)]) {
         self.findings.judge(Invariant::NoOrphan, at, locks.is_empty(), || format!("node {node} still has {locks:?}"));
     }

@@ -1,4 +1,4 @@
-//! What a client takes from outside, made by the simulation: clocks, randomness, streams to nodes.
+//! The simulated environment of a client: clocks, randomness, streams to nodes.
 
 use std::future::Future;
 use std::io;
@@ -35,7 +35,7 @@ pub struct Clock {
     paused_at: AtomicU64,
     /// How far it was set back, in the one broken variant that has such a clock.
     pub set_back_us: AtomicI64,
-    /// Judges see what the clock would show.
+    /// Judges read the clock without its pause.
     watch: Arc<Watch>,
 }
 
@@ -46,7 +46,7 @@ impl Clock {
         Self { time, ppm, skew_us, bounded, paused_at: AtomicU64::new(RUNNING), set_back_us, watch }
     }
 
-    /// Sets the wall clock of the machine, for good.
+    /// Sets the wall clock of the machine for good.
     pub fn set_skew(&self, micros: i64) {
         self.skew_us.store(micros, Relaxed);
     }
@@ -63,7 +63,7 @@ impl Clock {
         self.paused_at.store(RUNNING, Relaxed);
     }
 
-    /// The monotonic clock in µs.
+    /// Returns the monotonic clock in µs.
     pub fn now(&self) -> u64 {
         let now = self.time.now();
         let now = if self.watch.shows_truth() { now } else { now.min(self.paused_at.load(Relaxed)) };
@@ -71,14 +71,14 @@ impl Clock {
         (1_000_000_000 + now).saturating_add_signed(off)
     }
 
-    /// The wall clock in µs. It goes at the rate of the monotonic one where that is kept within bounds.
+    /// Returns the wall clock in µs. It runs at the rate of the monotonic one where that is within bounds.
     fn wall(&self) -> u64 {
         let now = self.time.now();
         let off = if self.bounded { self.off(now) } else { 0 };
         (EPOCH_US + now).saturating_add_signed(off + self.skew_us.load(Relaxed))
     }
 
-    /// How far the clock is off at this true time: ever further, or to and fro.
+    /// Returns how far the clock is off at this true time: steadily growing, or alternating.
     fn off(&self, now: u64) -> i64 {
         let off = now.cast_signed() * self.ppm / 1_000_000;
         if !self.bounded {

@@ -1,7 +1,7 @@
 //! The shipped client (coordinator, watchdog, guards, waiting, and the codec of redis-rs) against nodes in memory, for
-//! thousands of simulated hours: time is tokio's paused clock, and everything that happens is decided by a seed.
+//! thousands of simulated hours: time is tokio's paused clock, and a seed decides every event.
 //!
-//! Run by `cargo test` it takes a short fixed range of seeds and tests itself; `cluster/simulate` gives it arguments.
+//! `cargo test` runs a short fixed range of seeds and the tests of the simulation itself; `cluster/simulate` passes arguments.
 //!
 //! What it proves: the invariants of `invariant.rs`, on every seed, as judged by `oracle.rs` (each command on each node),
 //! `ledger.rs` and `looks.rs` (each guard), `linear.rs` (each resource's history) and `calm.rs` (when all works again). What

@@ -1,4 +1,4 @@
-//! Histories of one resource, made by hand: some are of a re-entrant fenced mutex, some are not.
+//! Histories of one resource, made by hand: some are possible for a re-entrant fenced mutex, some are not.
 
 use crate::history::{NEVER, Op, What};
 
@@ -10,7 +10,7 @@ fn op(session: u32, token: u64, what: What, invoked: u64, returned: u64) -> Op {
 const LEFT: fn(u32) -> What = |left| What::Leave { left: Some(left) };
 const DEEP: fn(u32) -> What = |depth| What::Holds { depth: Some(depth) };
 
-/// Each with whether it is one.
+/// Each history, and whether it is possible.
 pub fn histories() -> Vec<(bool, &'static str, Vec<Op>)> {
     use What::{Attempt, Enter, Lost, Part};
     vec![

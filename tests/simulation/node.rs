@@ -14,7 +14,7 @@ pub const SCRIPTS: [&str; 4] = [
     include_str!("../../src/node/lua/record.lua"),
 ];
 
-/// Which script a hash stands for.
+/// The script that a hash stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Script {
     Hold,
@@ -75,14 +75,14 @@ impl Store {
         self.entry(key, now).map(|entry| &mut entry.data)
     }
 
-    /// A set without members is not there.
+    /// Removes a set without members.
     pub fn remove_empty(&mut self, key: &[u8]) {
         if matches!(self.0.get(key), Some(Entry { data: Data::Queue(members), .. }) if members.is_empty()) {
             self.0.remove(key);
         }
     }
 
-    /// As MGET sees it: a key of another type is missing.
+    /// Returns the value as MGET does: a key of another type is missing.
     pub fn text(&mut self, key: &[u8], now: u64) -> Option<&[u8]> {
         match self.data(key, now) {
             Some(Data::Text(text)) => Some(text),
@@ -90,7 +90,7 @@ impl Store {
         }
     }
 
-    /// As PTTL says it: -1 for ever, -2 not there.
+    /// Returns the lifetime as PTTL does: -1 for no end, -2 for no key.
     pub fn pttl(&mut self, key: &[u8], now: u64) -> i64 {
         match self.entry(key, now) {
             None => -2,
@@ -108,7 +108,7 @@ impl Store {
         self.put(key, Data::Text(value), Some(life), now);
     }
 
-    /// SET key value KEEPTTL, of a key that is there.
+    /// SET key value KEEPTTL, of an existing key.
     pub fn keep(&mut self, key: &[u8], value: Vec<u8>) {
         if let Some(entry) = self.0.get_mut(key) {
             entry.data = Data::Text(value);
@@ -126,13 +126,13 @@ impl Store {
         self.0.remove(key);
     }
 
-    /// What is over is gone, whether or not it is looked at.
+    /// Removes expired keys, also those that are not read.
     #[allow(dead_code, reason = "only the simulation's clocks step")]
     pub fn expire_all(&mut self, now: u64) {
         self.0.retain(|_, entry| entry.until.is_none_or(|until| now / 1000 <= until));
     }
 
-    /// The text keys under a prefix that have not expired.
+    /// Returns the text keys under a prefix that have not expired.
     pub fn texts<'a>(&'a self, prefix: &'a [u8], now: u64) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let live = move |entry: &Entry| entry.until.is_none_or(|until| now / 1000 <= until);
         self.0.iter().filter(move |(key, entry)| key.starts_with(prefix) && live(entry)).filter_map(|(key, entry)| {
@@ -151,14 +151,14 @@ pub struct Node {
     pub run_id: String,
     /// Every write is logged before it is answered.
     pub durable: bool,
-    /// It takes no writes, and will have another's data.
+    /// It refuses writes, and will get the data of another node.
     pub is_replica: bool,
-    /// It was one since its process began.
+    /// It has been a replica since its process began.
     pub was_replica: bool,
     known: [bool; 4],
-    /// Which connections listen to which channel.
+    /// The channels and their subscribed connections.
     subscribers: Vec<(Vec<u8>, usize)>,
-    /// What is to be sent unasked, and on which connection.
+    /// Calls to be sent, and their connections.
     pub pushes: Vec<(usize, Reply)>,
 }
 
@@ -177,7 +177,7 @@ impl Node {
         }
     }
 
-    /// What the bundled scripts do when they start a new cluster of so many nodes.
+    /// Declares a new cluster of this number of nodes, as the bundled scripts do.
     pub fn declare_new(&mut self, word: u64, cluster: u64, nodes: usize, now: u64) {
         let run_id = &self.run_id[..16];
         let keeps = u8::from(self.durable);
@@ -187,22 +187,22 @@ impl Node {
         self.store.put(&list, Data::Text(nodes.to_string().into_bytes()), None, now);
     }
 
-    /// SCRIPT FLUSH, or what a restart does to scripts.
+    /// Removes the scripts, as SCRIPT FLUSH and a restart do.
     pub fn flush_scripts(&mut self) {
         self.known = [false; 4];
     }
 
-    /// The connection is gone, as far as the server knows.
+    /// Ends a connection on the side of the server.
     pub fn disconnected(&mut self, connection: usize) {
         self.subscribers.retain(|(_, subscriber)| *subscriber != connection);
     }
 
-    /// The process has ended.
+    /// Ends the process.
     pub fn disconnect_all(&mut self) {
         self.subscribers.clear();
     }
 
-    /// `connection` is where the command came from, `now` the node's wall clock in µs.
+    /// Executes a command. `connection` is its source, `now` the node's wall clock in µs.
     pub fn execute(&mut self, args: &[&[u8]], connection: usize, now: u64) -> Reply {
         let word = |i: usize| args.get(i).map(|arg| arg.to_ascii_uppercase()).unwrap_or_default();
         match (word(0).as_slice(), word(1).as_slice()) {

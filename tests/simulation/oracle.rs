@@ -1,4 +1,4 @@
-//! Watches the nodes: what each of them granted and released, judged command by command without asking any client.
+//! Judges the grants and releases of each node, command by command and independent of the clients.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::node::{Node, Script, split};
 use crate::resp::Reply;
 use crate::words::{Hold, LockValue, RECORD, Record, Release, lua_number};
 
-/// A lock as it stands on a node.
+/// A lock as a node stores it.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct State {
     /// Empty when there is none.
@@ -22,7 +22,7 @@ impl State {
         self.value.clear();
         self.value.extend_from_slice(node.store.text(pair[0], clock).unwrap_or_default());
         self.pttl = node.store.pttl(pair[0], clock);
-        // Who waits stands behind it.
+        // The waiting requests follow behind it.
         let ballot = |mark: &[u8]| lua_number(mark.split(|byte| *byte == b' ').next()?);
         self.ballot = node.store.text(pair[1], clock).and_then(ballot).unwrap_or(0.0);
     }
@@ -44,13 +44,13 @@ type ShareWord = Vec<u8>;
 /// Node, resource, owner and share.
 type Share = (usize, usize, u128, ShareWord);
 
-/// Which nodes gave a vote, one bit each.
+/// The nodes that gave a vote, one bit each.
 #[derive(Clone, Copy, Debug, Default)]
 struct Votes {
     given: u64,
-    /// By a node that said that they count.
+    /// Votes of nodes that answered that they count.
     counted: u64,
-    /// By a node that cannot have forgotten an earlier one.
+    /// Votes of nodes that cannot have forgotten an earlier vote.
     sound: u64,
 }
 
@@ -58,7 +58,7 @@ struct Votes {
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     pub node: usize,
-    /// The connection that the command came on.
+    /// The connection of the command.
     pub conn: usize,
     /// Its clock in µs.
     pub clock: u64,
@@ -66,19 +66,19 @@ pub struct Place {
     pub at: u64,
     /// No lease that it may have voted for and forgotten can still run.
     pub remembers: bool,
-    /// Its clock has leapt by hours: it may take a sound ballot for one that is absurdly far ahead.
+    /// Its clock has leapt by hours: it may refuse a correct ballot as too far ahead.
     pub leaps: bool,
 }
 
 #[derive(Debug)]
 pub struct Oracle {
     pub findings: Findings,
-    /// Lock keys, by the numbers that they have here.
+    /// Lock keys, by their numbers.
     keys: Vec<Vec<u8>>,
     votes: HashMap<Vote, Votes>,
     /// The largest ballot of a release that each node has seen.
     released: HashMap<Share, u64>,
-    /// What has been sent for each share, as far as any node has heard it.
+    /// The messages of each share that have reached any node.
     sent: HashMap<(usize, u128, u64, ShareWord), Sent>,
     /// The latest token that each node granted anew.
     newest: HashMap<(usize, usize), u64>,
@@ -88,7 +88,7 @@ pub struct Oracle {
     after: Vec<State>,
 }
 
-/// Largest ballots: of what was to hold the lease, and of its releases.
+/// The largest ballots of the hold messages of a share, and of its releases.
 #[derive(Debug, Default)]
 struct Sent {
     holds: u64,
@@ -129,28 +129,28 @@ impl Oracle {
         })
     }
 
-    /// How many nodes voted for this, and how many of them remembered all their votes.
+    /// Returns how many nodes voted for this, and how many of them had all their votes.
     pub fn votes(&self, lock_key: &str, owner: &str, token: u64) -> (u32, u32) {
         let key = self.keys.iter().position(|known| known == lock_key.as_bytes());
         let votes = key.and_then(|key| self.votes.get(&(key, hexadecimal(owner.as_bytes()), token)));
         votes.map_or((0, 0), |votes| (votes.given.count_ones(), votes.sound.count_ones()))
     }
 
-    /// How many nodes gave a vote for this that counts, as they said.
+    /// Returns how many nodes gave a vote for this that counts, by their answers.
     pub fn counted(&self, lock_key: &str, owner: &str, token: u64) -> u32 {
         let key = self.keys.iter().position(|known| known == lock_key.as_bytes());
         let votes = key.and_then(|key| self.votes.get(&(key, hexadecimal(owner.as_bytes()), token)));
         votes.map_or(0, |votes| votes.counted.count_ones())
     }
 
-    /// This node has lost its memory. Gives the longest lease that it may have forgotten, in µs.
+    /// Records that this node has lost its memory. Returns the longest lease that it may have forgotten, in µs.
     pub fn forget(&mut self, node: usize) -> u64 {
         self.released.retain(|(at, ..), _| *at != node);
         self.newest.retain(|(at, _), _| *at != node);
         self.longest.get(&node).copied().unwrap_or(0)
     }
 
-    /// Lets the node execute a command and looks at what that did.
+    /// Lets the node execute a command, and judges the effect.
     pub fn execute(&mut self, place: Place, node: &mut Node, args: &[&[u8]]) -> Reply {
         let script = if args[0] == b"EVALSHA" { args.get(1).and_then(|hash| Script::by_hash(hash)) } else { None };
         let watched = script.filter(|script| matches!(script, Script::Hold | Script::Release)).zip(split(args));
@@ -168,7 +168,7 @@ impl Oracle {
         match (script, &reply) {
             (Script::Hold, Reply::Int(_)) => judge.granted(true),
             (Script::Hold, Reply::Array(answer)) if matches!(answer[0], Reply::Int(1 | 11)) => judge.granted(true),
-            // It honours what goes on, and says that this is no vote.
+            // It honours an extension, and answers that this is no vote.
             (Script::Hold, Reply::Array(answer)) if answer[0] == Reply::Int(9) && !judge.acquires() => {
                 judge.granted(false);
             }
@@ -231,7 +231,7 @@ impl Judge<'_> {
                 before.lock().is_some_and(|lock| lock.owner == asked.owner && (fresh || integer(lock.token) == token));
             let mine = after.lock().and_then(|lock| lock.entries().find(|(id, _)| *id == one.share));
             let holds = mine.map(|(_, holds)| u64::from(holds));
-            // A clock that was set back leaves a key for longer than any lease.
+            // A clock that was set back keeps a key for longer than any lease.
             let (own, long, grown) = (
                 before.value.is_empty() || ours,
                 after.pttl >= before.pttl.min(longest).max(lease),
@@ -273,7 +273,7 @@ impl Judge<'_> {
     fn refused(&mut self) {
         let differs = |i: &usize| {
             let (before, after) = (&self.before[*i], &self.after[*i]);
-            // What a clock that was set back left for longer than any lease may be cut.
+            // A key that a set-back clock keeps for longer than any lease may be shortened.
             (&before.value, before.ballot) != (&after.value, after.ballot) || after.pttl > before.pttl.max(0)
         };
         let changed = (0..self.before.len()).find(differs);

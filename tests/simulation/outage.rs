@@ -1,4 +1,4 @@
-//! A majority of the nodes is away for a while, and requests wait for it.
+//! A majority of the nodes is down for a while, and requests wait for it.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::run::Stage;
 use crate::time::micros;
 use crate::world::lock;
 
-/// How long the majority is away, and from when on the commands are counted: pauses have grown by then.
+/// How long the majority is down, and from when on commands are counted: the pauses between tries have grown by then.
 const OUTAGE: Duration = Duration::from_secs(8);
 const COUNT_AFTER: Duration = Duration::from_secs(2);
-/// Waiting requests of each client.
+/// The number of waiting requests of each client.
 const WAITERS: u64 = 3;
-/// So soon after the outage all are served, beside the round trips and what the nodes' queues need to agree again: each request
-/// may twice be called by too few nodes, which keep the resource for it all the same, for 100 ms.
+/// The limit after the outage until all are served, beside the round trips and the time until the nodes' queues agree again: too
+/// few nodes may call each request twice, and reserve the resource for it for 100 ms each time.
 const SERVED_AFTER: Duration = Duration::from_secs(1);
 const KEPT_IN_VAIN: Duration = Duration::from_millis(200);
 
-/// Requests that wait for a majority ask seldom, and are served soon when it is back.
+/// Checks that requests that wait for a majority send few commands, and are served soon when it is back.
 pub async fn majority_is_away(stage: &Stage, resources: [usize; 2], lease: Duration, round_trip: Duration) {
     let plan = std::sync::Arc::clone(&stage.scene.plan);
     let time = lock(&stage.scene.world).time;

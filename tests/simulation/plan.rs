@@ -1,4 +1,4 @@
-//! What a seed decides before anything happens.
+//! The settings of a run, which the seed decides in advance.
 
 use std::time::Duration;
 
@@ -6,26 +6,26 @@ use quorlock_testkit::rng::Rng;
 
 use crate::rules::Rules;
 
-/// What is broken on purpose: nothing, or one thing that the judges must notice.
+/// The deliberate defect of a run: none, or one that the judges must detect.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Broken {
     pub rules: Rules,
-    /// A crashed node comes back empty at once, and is declared to be new.
+    /// A crashed node comes back empty at once, and is declared as new.
     pub forgets_at_once: bool,
     /// The client's monotonic clock is a wall clock that is set back.
     pub clock_is_set_back: bool,
-    /// Two answers of a node change places.
+    /// Two answers of a node are swapped.
     pub swaps_answers: bool,
     /// Not broken: nodes' clocks step, in every run.
     pub steps_clocks: bool,
-    /// Not broken: nodes forget, in every run.
+    /// Not broken: nodes lose their memory, in every run.
     pub forgets: bool,
 }
 
-/// What the clocks do. Everything must hold either way.
+/// The behaviour of the clocks. All invariants must hold for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clocks {
-    /// Nodes' clocks keep their rates within the drift allowance, up to its edge, and a step never cuts a lease short. Clients'
+    /// Nodes' clocks keep their rates within the drift allowance, up to its edge, and a step never shortens a lease. Clients'
     /// wall clocks are minutes apart.
     Sound,
     /// Nodes' clocks step as they like, any number of them, also under leases. Clients' wall clocks agree within the drift.
@@ -35,10 +35,10 @@ pub enum Clocks {
 /// How fast clocks run, in ppm of true time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rates {
-    /// All alike: where wall clocks agree too, two clients that begin in the same moment propose the same number.
+    /// All equal: if wall clocks agree too, two clients that begin at the same moment propose the same ballot.
     Equal,
-    /// As far apart as the drift allowance (1 %) lets them be, and in the way that is worst: clients believe in their leases
-    /// for long, and nodes end them soon.
+    /// As far apart as the drift allowance (1 %) permits, in the worst way: clients believe in their leases for long, and nodes
+    /// end them soon.
     Edge,
     Random,
 }
@@ -180,7 +180,7 @@ impl Plan {
         }
     }
 
-    /// For the head of a trace.
+    /// Returns the text for the head of a trace.
     pub fn described(&self) -> String {
         let skewed = self.has_skewed_clients();
         format!(
@@ -201,7 +201,7 @@ impl Plan {
         )
     }
 
-    /// Do the wall clocks of clients differ by more than the drift?
+    /// Returns whether the wall clocks of clients differ by more than the drift.
     pub fn has_skewed_clients(&self) -> bool {
         self.clients.iter().any(|client| client.skew_us != 0)
     }
@@ -210,17 +210,17 @@ impl Plan {
         self.nodes.len() / 2 + 1
     }
 
-    /// For so long may a client be kept from a lock by the clock of a holder that has gone, beside the lease.
+    /// Returns how long the clock of a crashed holder may delay a client beyond the lease.
     pub fn behind(&self, longest: Duration) -> Duration {
         if self.has_skewed_clients() { longest } else { Duration::ZERO }
     }
 
-    /// How many nodes may fail beside those that are of no use anyway.
+    /// Returns how many nodes may fail beside the useless ones.
     pub fn spare(&self) -> usize {
         (self.nodes.len() - self.quorum()) - self.nodes.iter().filter(|node| node.useless).count()
     }
 
-    /// The longest lease that any client requests.
+    /// Returns the longest lease that any client requests.
     pub fn longest_lease(&self) -> Duration {
         self.clients.iter().map(|client| client.lease).max().unwrap_or_default()
     }

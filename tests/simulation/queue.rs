@@ -1,4 +1,4 @@
-//! What will happen, and when. Of two things at the same time, the one that was decided first comes first.
+//! The queue of events. Of two events at the same time, the one that was added first comes first.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -32,7 +32,7 @@ impl PartialOrd for Entry {
     }
 }
 impl Ord for Entry {
-    /// The earliest is the greatest, as the heap wants it.
+    /// Orders the earliest event as the greatest, as the heap requires.
     fn cmp(&self, other: &Self) -> Ordering {
         (other.at, other.seq).cmp(&(self.at, self.seq))
     }
@@ -51,12 +51,12 @@ impl Queue {
         self.entries.push(Entry { at, seq: self.seq, event });
     }
 
-    /// What is due by now.
+    /// Removes and returns the next event that is due.
     pub fn pop(&mut self, now: u64) -> Option<Event> {
         (self.next()? <= now).then(|| self.entries.pop())?.map(|entry| entry.event)
     }
 
-    /// When the next event is.
+    /// Returns the time of the next event.
     pub fn next(&self) -> Option<u64> {
         self.entries.peek().map(|entry| entry.at)
     }

@@ -1,4 +1,4 @@
-//! The judge of histories judged: on many small random histories it must say what trying every order says.
+//! A test of the judge of histories: on many small random histories it must agree with a search of all orders.
 
 use quorlock_testkit::rng::Rng;
 
@@ -8,7 +8,7 @@ use crate::linear::{Verdict, judge, order};
 const HISTORIES: u64 = 30_000;
 const MOST_OPS: u64 = 8;
 
-/// Mostly sensible: a run of a mutex with overlapping operations, and then perhaps one thing changed.
+/// Generates a history: a run of a mutex with overlapping operations, sometimes with one change.
 fn random(rng: &mut Rng) -> Vec<Op> {
     let (mut token, mut now) = (1, 0);
     let mut ops: Vec<Op> = Vec::new();
@@ -65,7 +65,7 @@ pub fn agrees() -> Result<(), String> {
             _ => return Err(format!("{fast:?} and {exhaustive:?}: {ops:#?}")),
         }
     }
-    // Neither verdict may be the only one.
+    // Both verdicts must occur.
     let enough = HISTORIES / 10;
     if legal > enough && illegal > enough { Ok(()) } else { Err(format!("{legal} legal and {illegal} illegal")) }
 }

@@ -1,4 +1,4 @@
-//! What `release.lua`, `inspect.lua` and `record.lua` do, once more and in Rust.
+//! `release.lua`, `inspect.lua` and `record.lua`, reimplemented in Rust.
 
 use super::node::{Data, Store};
 use super::resp::Reply;
@@ -6,7 +6,7 @@ use super::rules::Rules;
 use super::tickets::Mark;
 use super::words::{Record, Release, millis, number, replaced};
 
-/// `publish` says how many heard a message on a channel.
+/// `publish` returns how many connections received a message on a channel.
 pub fn release(
     store: &mut Store,
     rules: &Rules,
@@ -18,7 +18,7 @@ pub fn release(
     let Some(asked) = Release::parse(argv) else { return Reply::Error("ERR too few arguments".to_owned()) };
     let memory = if rules.forgets_ballots { 1 } else { millis(asked.memory) };
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
-    // In the usual case there is little to do, and the answer is as short as what it is about.
+    // The usual case has little work, and a short answer.
     let is_plain =
         keys.len() == 2 && stored[0].as_deref() == Some(asked.value) && stored[1].as_deref() == Some(asked.marked);
     if is_plain && !rules.releases_without_mark {
@@ -117,7 +117,7 @@ pub fn inspect(store: &mut Store, keys: &[&[u8]], now: u64) -> Reply {
     ])
 }
 
-/// What record.lua does.
+/// record.lua.
 pub fn record(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], now: u64) -> Reply {
     let (&[key, list], &[seen, head, wait, ends, wall, rest, nodes]) = (keys, argv) else {
         return Reply::Error("ERR too few arguments".to_owned());

@@ -9,7 +9,7 @@ pub enum Reply {
     Bulk(Vec<u8>),
     Nil,
     Array(Vec<Reply>),
-    /// What RESP3 sends unasked, or as the confirmation of a subscription.
+    /// A push of RESP3, or the confirmation of a subscription.
     Push(Vec<Reply>),
     /// Names and values in turn.
     Map(Vec<Reply>),
@@ -65,7 +65,7 @@ pub fn parse_command(bytes: &[u8]) -> Option<(Vec<&[u8]>, usize)> {
     Some((args, at))
 }
 
-/// A number behind `kind` on a line that starts at `at`, and where the next line starts.
+/// Returns the number behind `kind` on the line that starts at `at`, and where the next line starts.
 fn header(bytes: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
     let rest = bytes.get(at..)?;
     let end = rest.iter().position(|byte| *byte == b'\r').filter(|end| rest.len() > end + 1)?;

@@ -1,5 +1,4 @@
-//! What `hold.lua` does, once more and in Rust. That both do the same is what
-//! `tests/conformance` shows, against a real server.
+//! `hold.lua`, reimplemented in Rust. `tests/conformance` shows that both do the same, against a real server.
 
 use super::node::{Data, Store};
 use super::resp::Reply;
@@ -11,7 +10,7 @@ use super::words::{Hold, HoldOne, LockValue, RECORD, Record, lua_number, millis,
 pub struct Rules {
     /// p ≥ F for p > F.
     pub grants_equal_ballots: bool,
-    /// Repair without asking for F ≤ known.
+    /// Repair without the check F ≤ known.
     pub repairs_over_newer: bool,
     /// A release that leaves no mark.
     pub releases_without_mark: bool,
@@ -25,15 +24,15 @@ pub struct Rules {
     pub grants_over_others: bool,
     /// A fresh acquisition is granted with any ballot.
     pub ignores_ballots: bool,
-    /// A node counts what it grants, and says the count beside its yes.
+    /// A node counts its grants, and returns the count with each grant.
     pub counts_grants: bool,
-    /// A vote ends when the node's clock alone says so.
+    /// A vote ends by the node's clock alone.
     pub one_clock: bool,
     /// Any release forgets the last lease.
     pub any_release_forgets: bool,
     /// A release of one share forgets the last lease although others are left.
     pub forgets_other_shares: bool,
-    /// The end of a lease is set by each message to what that one's clock and length make it, not raised.
+    /// Each message sets the end of a lease by its own clock and length, instead of raising it.
     pub lowers_ends: bool,
     /// Only the clock of each message is kept as the end of the lease.
     pub ends_without_lease: bool,
@@ -43,7 +42,7 @@ pub struct Rules {
     pub ignores_record: bool,
     /// A new record begins without a quarantine.
     pub no_quarantine: bool,
-    /// A quarantine ends when the node's clock alone says so.
+    /// A quarantine ends by the node's clock alone.
     pub quarantine_by_node_clock: bool,
     /// Ballots are forgotten as soon as their lease is released.
     pub forgets_ballots: bool,
@@ -196,7 +195,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
     Reply::Int(1)
 }
 
-/// A refusal, and where a ticket is to be left: another lease is in the way there.
+/// A refusal, and the resources on which a ticket is stored because another lease blocks the request.
 struct Refused {
     reply: Reply,
     busy_at: Option<Box<Mark>>,
@@ -208,7 +207,7 @@ impl From<Reply> for Refused {
     }
 }
 
-/// What is to be written when no resource is refused: locks, and ballots.
+/// The locks and ballots to write when no resource is refused.
 type Written<'k> = (Vec<(&'k [u8], Vec<u8>)>, Vec<Mark>);
 
 /// One execution of hold.lua.
@@ -379,7 +378,7 @@ impl<'k> Deed<'_, '_, 'k> {
         })
     }
 
-    /// What may be in the way of a new acquisition before its ballot is looked at.
+    /// Refuses a new acquisition for reasons that do not depend on its ballot.
     fn fresh(&mut self, lock: &[u8], value: Option<&[u8]>, mark: Option<&Mark>, place: &Reply) -> Result<(), Refused> {
         let (now, asked, rules) = (self.now, self.asked, self.rules);
         if self.left > 0.0 {

@@ -1,4 +1,4 @@
-//! One seed, from start to verdict.
+//! The run of one seed, from start to verdict.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -30,7 +30,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What is not the same in another run of the same seed.
+    /// Returns the difference from another run of the same seed.
     pub fn difference(&self, other: &Self) -> Option<String> {
         let traces = || {
             self.trace.iter().flat_map(|trace| trace.bytes()).zip(other.trace.iter().flat_map(|trace| trace.bytes()))
@@ -56,7 +56,7 @@ pub struct Stage {
     watch: Arc<Watch>,
 }
 
-/// The whole of a seed. Nothing in it may take longer than this, in simulated time.
+/// The limit of a whole seed, in simulated time.
 const LONGEST_RUN: Duration = Duration::from_secs(1800);
 
 pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
@@ -106,7 +106,7 @@ pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
     })
 }
 
-/// Looks at all holds, again and again.
+/// Reads all holds, again and again.
 async fn look(scene: Scene) {
     loop {
         sleep(Duration::from_micros(LOOK_EVERY_US)).await;
@@ -131,7 +131,7 @@ impl Stage {
         calm::judge(self).await;
     }
 
-    /// Starts the client at this place, or another in place of one that crashed.
+    /// Starts the client at this place, also after a crash of the previous one.
     pub async fn start_client(&mut self, place: usize, plan: ClientPlan) {
         let scene = &self.scene;
         let time = lock(&scene.world).time;
@@ -172,7 +172,7 @@ impl Stage {
         }
     }
 
-    /// The process is killed.
+    /// Kills the process of a client.
     pub fn crash(&mut self, place: usize) {
         let troupe = &self.clients[place];
         lock(&self.scene.world).crash_client(troupe.client.index);
@@ -181,7 +181,7 @@ impl Stage {
         troupe.users.iter().for_each(JoinHandle::abort);
     }
 
-    /// Waits until all users have given back what they held.
+    /// Waits until all users have released their holds.
     pub async fn users_finish(&mut self) {
         for troupe in &mut self.clients {
             for user in std::mem::take(&mut troupe.users) {

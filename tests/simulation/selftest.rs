@@ -1,4 +1,4 @@
-//! What `cargo test` runs.
+//! The tests that `cargo test` runs.
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use crate::plan::Broken;
 use crate::reference;
 use crate::simulate::{controls, outcome, seeds};
 
-/// The fixed range.
+/// The fixed range of seeds.
 const SEEDS: u64 = 40;
 
 type Test = (&'static str, fn() -> Result<(), String>);
@@ -61,7 +61,7 @@ fn fixed_range() -> Result<(), String> {
     if !total.violations.is_empty() {
         return Err(format!("{} seeds failed: {:?}", total.failed_seeds, total.violations));
     }
-    // A kind of fault that never happens, or a thing that is never done, proves nothing.
+    // A fault that never occurs, or an action that is never taken, proves nothing.
     let mut absent: Vec<&str> =
         Fault::NAMES.iter().zip(total.figures.faults).filter(|(_, count)| *count == 0).map(|(name, _)| *name).collect();
     let done = [

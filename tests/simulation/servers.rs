@@ -1,4 +1,4 @@
-//! The nodes' machines: they execute, pause, crash and come back, and their clocks are what they are.
+//! The nodes' machines: they execute, pause, crash and come back, with imperfect clocks.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,31 +23,31 @@ pub struct Server {
     paused_until: u64,
     loading_until: u64,
     pub up: bool,
-    /// What has arrived during a pause, in order.
+    /// The bytes that arrived during a pause, in order.
     backlog: VecDeque<(usize, Vec<u8>)>,
     /// The furthest ahead that its clock was set.
     furthest_us: i64,
     /// Simulated time when it last may have forgotten votes, and the longest lease among them, in µs.
     forgot_at: Option<(u64, u64)>,
-    /// What it had some time ago.
+    /// Its earlier states.
     older: VecDeque<Store>,
-    /// Its clock has leapt by so much, and will leap back.
+    /// How far its clock has leapt; it will leap back.
     leap_us: i64,
 }
 
 /// The cluster word of every simulated cluster.
 const CLUSTER: u64 = 0xc105_7e20;
-/// So many earlier states of a node are kept.
+/// The number of earlier states of a node that are kept.
 const MOST_OLDER: usize = 6;
 
-/// How a node loses what it knew, while its clients stay connected.
+/// The ways in which a node loses its data while its clients stay connected.
 #[derive(Clone, Copy, Debug)]
 pub enum Forgets {
     /// FLUSHALL, FLUSHDB, SWAPDB.
     Flush,
-    /// Another server answers at the address, and knows nothing.
+    /// Another, empty server answers at the address.
     Replaced,
-    /// REPLICAOF another node for so long, and back.
+    /// REPLICAOF another node for this time, and back.
     Replica { of: usize, duration: u64 },
 }
 
@@ -76,12 +76,12 @@ impl Server {
     }
 }
 
-/// What a process that dies leaves to the next one.
+/// The data of the next process after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
     Kept,
     Lost,
-    /// What it had some time ago, as a promoted replica has.
+    /// An earlier state, as a promoted replica has.
     Older,
 }
 
@@ -104,7 +104,7 @@ impl World {
         }
     }
 
-    /// The pause is over, unless it was made longer.
+    /// Ends the pause, unless it was extended.
     pub fn wake(&mut self, node: usize) {
         let paused_until = self.servers[node].paused_until;
         if paused_until > self.time.now() {
@@ -194,7 +194,7 @@ impl World {
         self.note(format_args!("n{node} scripts flushed"));
     }
 
-    /// A process that dies takes its connections and what was on its way to it along.
+    /// Ends a process with its connections and the bytes in transit to it.
     pub fn crash_node(&mut self, node: usize, down_for: u64, memory: Memory) {
         if !self.servers[node].up {
             return;
@@ -245,12 +245,12 @@ impl World {
         self.note(format_args!("n{node} is up"));
     }
 
-    /// The node's data goes while its clients are connected.
+    /// Removes the node's data while its clients are connected.
     pub fn forget(&mut self, node: usize, how: Forgets) {
         if !self.servers[node].up || self.servers[node].node.is_replica {
             return;
         }
-        // Of two that are replicas of each other none has a master, and each would get back its own data.
+        // Two nodes that are replicas of each other have no master, and each would get back its own data.
         if matches!(how, Forgets::Replica { of, .. } if self.servers[of].node.is_replica) {
             return;
         }
@@ -279,7 +279,7 @@ impl World {
         self.has_forgotten(node);
     }
 
-    /// It was a replica of another node, and is a master again, with the other's data.
+    /// Makes a replica a master again, with the data of the other node.
     pub fn promote(&mut self, node: usize, of: usize) {
         let data = self.servers[of].node.store.clone();
         let server = &mut self.servers[node].node;
@@ -291,7 +291,7 @@ impl World {
         self.note(format_args!("n{node} is a master again, with the data of n{of}"));
     }
 
-    /// What a replica of the node would have by now, and have lost the rest.
+    /// Keeps the present data, which a lagging replica of the node would have later.
     pub fn keep_older(&mut self, node: usize) {
         let server = &mut self.servers[node];
         server.older.push_back(server.node.store.clone());
@@ -300,7 +300,7 @@ impl World {
         }
     }
 
-    /// The clock leaps by hours, and leaps back after a while. What ends meanwhile is gone.
+    /// Moves the clock by hours, and back after a while. Keys that expire meanwhile are gone.
     pub fn leap_clock(&mut self, node: usize, by_us: i64, duration: u64) {
         if self.servers[node].leap_us != 0 {
             return;
@@ -309,7 +309,7 @@ impl World {
         self.servers[node].offset_us += by_us;
         let clock = self.clock(node);
         self.servers[node].node.store.expire_all(clock);
-        // The ballots of leases that were released are gone, as if they were old.
+        // The ballots of released leases are gone, as if they were old.
         self.oracle.forget(node);
         self.figures.fault(Fault::NodeClockLeap);
         self.note(format_args!("n{node} clock leaps by {} s for {} ms", by_us / 1_000_000, duration / 1000));
@@ -321,7 +321,7 @@ impl World {
         let by_us = std::mem::take(&mut server.leap_us);
         server.offset_us -= by_us;
         if by_us < 0 {
-            // It goes forward again: ballots of leases that were released meanwhile are gone.
+            // The clock goes forward again: ballots of leases that were released meanwhile are gone.
             let clock = self.clock(node);
             self.servers[node].node.store.expire_all(clock);
             self.oracle.forget(node);
@@ -348,13 +348,13 @@ impl World {
         self.push(now, Event::Wake { node });
     }
 
-    /// How far any clock was set back: for so long may a key outlive its lease.
+    /// Returns the largest step back of any clock: a key may outlive its lease for this time.
     pub fn furthest_set_back(&self) -> Duration {
         let set_back = |server: &Server| (server.furthest_us - server.offset_us).unsigned_abs();
         Duration::from_micros(self.servers.iter().map(set_back).max().unwrap_or(0))
     }
 
-    /// How far the node's clock has been stepped away from the plan.
+    /// Returns how far the node's clock has been stepped away from the plan.
     pub fn stepped(&self, node: usize) -> i64 {
         self.servers[node].offset_us - self.servers[node].leap_us - self.plan.nodes[node].offset_us
     }
@@ -363,7 +363,7 @@ impl World {
         self.servers.iter().filter(|server| server.leap_us != 0).count()
     }
 
-    /// The locks that stand on a node, under their names.
+    /// Returns the locks that a node stores, under their names.
     pub fn locks(&self, node: usize) -> Vec<(String, String)> {
         let locks = self.servers[node].node.store.texts(quorlock::DEFAULT_PREFIX.as_bytes(), self.clock(node));
         locks.map(|(key, value)| (text(&key[quorlock::DEFAULT_PREFIX.len()..]), text(value))).collect()

@@ -1,4 +1,4 @@
-//! Many seeds at once, and what came out.
+//! Runs many seeds at once, and prints the results.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write as _};
@@ -18,11 +18,11 @@ use crate::run::{Outcome, run as run_seed};
 use crate::variant;
 use crate::world::lock;
 
-/// Of one seed, so many violations are printed.
+/// The number of violations of one seed that are printed.
 const MOST_PRINTED: usize = 3;
-/// Of one run, so many failing seeds are printed.
+/// The number of failing seeds of one run that are printed.
 const MOST_SEEDS: u64 = 40;
-/// One in so many seeds is run twice, and must do the same.
+/// One in this number of seeds is run twice, and must give the same run.
 const TWICE_EVERY: u64 = 20;
 
 #[derive(Default)]
@@ -32,7 +32,7 @@ pub struct Total {
     pub failed_seeds: u64,
 }
 
-/// A seed, perhaps twice; a panic counts as a violation.
+/// Runs a seed, sometimes twice. A panic counts as a violation.
 pub fn outcome(seed: u64, broken: Broken, traced: bool, twice: bool) -> Outcome {
     let once = || {
         catch_unwind(AssertUnwindSafe(|| run_seed(seed, broken, traced))).unwrap_or_else(|_| Outcome {
@@ -156,8 +156,8 @@ fn threads(arguments: &Arguments) -> usize {
     arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
 
-/// Tries the controls: in this build, if its client can be broken, or else in a copy of it. Gives the output, if it is to
-/// be captured, and whether each was caught.
+/// Runs the controls: in this build, if its client can be broken, or else in a copy of it. Returns the output, if it is to be
+/// captured, and whether each was caught.
 pub fn controls(arguments: &Arguments, capture: bool) -> (bool, String) {
     let threads = threads(arguments);
     if variant::choose("") {

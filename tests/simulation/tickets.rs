@@ -1,5 +1,5 @@
-//! What `mark.lua` does, once more and in Rust: the highest ballot of a resource, the last lease until it is released, and the
-//! queue of the requests that wait.
+//! `mark.lua`, reimplemented in Rust: the highest ballot of a resource, the last lease until it is released, and the queue of
+//! the waiting requests.
 
 use super::node::{Data, Store};
 use super::words::lua_number;
@@ -22,7 +22,7 @@ pub struct Mark {
     pub highest: f64,
     /// The end of the last lease, and a copy of its lock value.
     pub last: Option<(f64, Vec<u8>)>,
-    /// The ticket that is taken out with what is written.
+    /// The ticket that the write removes.
     leaving: Option<Vec<u8>>,
     /// Tickets may wait, or one has been called.
     queued: bool,
@@ -50,7 +50,7 @@ fn digits(text: &[u8]) -> Option<u64> {
     if are { std::str::from_utf8(text).ok()?.parse().ok() } else { None }
 }
 
-/// The two sides of the first ` | `.
+/// Returns the two sides of the first ` | `.
 fn parted(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     match text.windows(3).position(|window| window == b" | ") {
         Some(bar) => (&text[..bar], Some(&text[bar + 3..])),
@@ -78,7 +78,7 @@ pub fn lock_words(value: &[u8]) -> Option<([&[u8]; 3], &[u8])> {
 }
 
 impl Mark {
-    /// `None` for a key that is not ours.
+    /// Returns `None` for a foreign key.
     pub fn at(key: &[u8], value: Option<&[u8]>) -> Option<Self> {
         let mut mark = Self {
             key: key.to_vec(),
@@ -135,7 +135,7 @@ impl Mark {
         (self.last, self.changed, self.renewed) = (last, true, true);
     }
 
-    /// How long, in ms, the resource is reserved for another ticket than `me`.
+    /// Returns how long, in ms, the resource is reserved for another ticket than `me`.
     pub fn reserved_from(&self, me: &[u8], now: u64) -> u64 {
         let left = self.until.saturating_sub(now);
         let is_reserved = self.called != NONE && self.called != me && left > 0 && left <= RESERVED_US;
@@ -166,7 +166,7 @@ impl Mark {
         }
     }
 
-    /// Was it there?
+    /// Returns whether it was there.
     fn take_out(&mut self, store: &mut Store, now: u64) -> bool {
         let (Some(me), Some(Data::Queue(tickets))) = (&self.leaving, store.data_mut(&self.queue, now)) else {
             return false;
@@ -179,7 +179,7 @@ impl Mark {
         is_out
     }
 
-    /// `publish` says how many heard the number on the channel.
+    /// `publish` returns how many connections received the number on the channel.
     pub fn call(&mut self, store: &mut Store, now: u64, publish: &mut dyn FnMut(&[u8], &[u8]) -> usize) {
         if !self.queued {
             return;
@@ -199,7 +199,7 @@ impl Mark {
         }
     }
 
-    /// The key does not outlive so many ms from now.
+    /// Limits the lifetime of the key to this number of ms from now.
     pub fn limit(&self, store: &mut Store, most: u64, now: u64) {
         let left = store.pttl(&self.key, now);
         if left > most.cast_signed() || left == -1 {

@@ -1,4 +1,4 @@
-//! A command and its answer, for people.
+//! The printed form of a command and its answer.
 
 use std::fmt::Write as _;
 

@@ -18,7 +18,7 @@ const SECOND: u64 = 1_000_000;
 const FURTHEST_STEP: i64 = 100 * 1_000_000;
 const HOUR: u64 = 3600 * SECOND;
 
-/// Makes trouble until the time is up.
+/// Causes faults until the time is up.
 pub async fn make(stage: &mut Stage, until: u64) {
     let mut rng = Rng::new(stage.scene.plan.seed, 3);
     let every = micros(stage.scene.plan.faults_every);
@@ -62,7 +62,7 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
         return;
     }
     let mut world = lock(&stage.scene.world);
-    // One node within two leases: what the others know of the longest lease covers what it has forgotten.
+    // One node within two leases: the longest lease in the records of the others covers the leases that it has forgotten.
     let may_forget = plan.forgetful && world.time.now() > world.last_forgot + 2 * micros(plan.longest_lease()) + SECOND;
     match what {
         0..15 => {
@@ -127,7 +127,7 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
             world.figures.fault(Fault::ClientClockStep);
         }
         _ => {
-            // Everything at once: a switch goes down for a moment.
+            // All links at once: a switch goes down for a moment.
             let keeps = rng.chance(0.5);
             for node in 0..plan.nodes.len() {
                 if rng.chance(0.6) {

@@ -1,4 +1,4 @@
-//! What a client's users do: lock, nest, write, extend, hand over, give back, or none of it in time.
+//! The users of a client: they lock, nest, write, extend, hand over and release, or act too late.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -33,7 +33,7 @@ pub struct Mail {
     export: String,
 }
 
-/// What users of one client share.
+/// The state that the users of one client share.
 #[derive(Clone)]
 pub struct Client {
     pub index: usize,
@@ -121,7 +121,7 @@ impl User {
         }
     }
 
-    /// Asks, and drops the request at some point.
+    /// Sends a request, and drops it at some point.
     async fn change_of_mind(&mut self, resources: &[usize], owner: Option<&Owner>) -> Option<Holding> {
         lock(&self.scene.world).figures.fault(Fault::DroppedFuture);
         let how = self.how();
@@ -134,7 +134,7 @@ impl User {
         }
     }
 
-    /// Asks, and for a while forgets that it has asked.
+    /// Sends a request, and does not poll it for a while.
     async fn absent_mind(&mut self, resources: &[usize]) -> Option<Holding> {
         lock(&self.scene.world).figures.fault(Fault::IdleFuture);
         let lease = self.scene.plan.longest_lease();
@@ -143,7 +143,7 @@ impl User {
         left_alone(self.ask(resources, None, None, how), polls as usize, rest).await.ok()
     }
 
-    /// The latest lease that another client has handed over: one that is older is likely to be over.
+    /// Returns the latest lease that another client has handed over: an older one has probably ended.
     fn mail(&mut self) -> Option<Mail> {
         let mut mail = lock(&self.scene.mail);
         let i = mail.iter().rposition(|mail| mail.from != self.client.index)?;
@@ -175,7 +175,7 @@ impl User {
         }
     }
 
-    /// What is done while a lock is held.
+    /// Runs random actions while a lock is held.
     async fn hold(&mut self, outermost: Holding) {
         let owner = outermost.guard.owner().clone();
         let mut holdings = vec![outermost];
@@ -206,7 +206,7 @@ impl User {
                         self.change_of_mind(&resources, Some(&owner)).await
                     } else {
                         let limit = Duration::from_millis(self.rng.between(0..400));
-                        // What is asked for inside may be shorter, and takes nothing away.
+                        // The inner request may be shorter, and does not shorten the lease.
                         let lease = self.rng.chance(0.3).then_some(self.client.shorter);
                         self.ask(&resources, Some(&owner), lease, How::Wait(Some(limit))).await.ok()
                     };
@@ -250,7 +250,7 @@ impl User {
         }
     }
 
-    /// Holds on for a while, listening for the loss.
+    /// Holds the lock for a while, and waits for the loss.
     async fn stay(&mut self, holding: &Holding, most_ms: u64) {
         if holding.guard.is_lost() {
             return;

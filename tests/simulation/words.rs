@@ -1,4 +1,4 @@
-//! What the scripts are asked, and what stands in keys, word by word.
+//! The arguments of the scripts and the contents of keys, word by word.
 
 use super::tickets::lock_words;
 
@@ -43,7 +43,7 @@ impl<'a> LockValue<'a> {
     }
 }
 
-/// Where ` SHARE:%d+` first occurs.
+/// Returns where ` SHARE:%d+` first occurs.
 fn find_share(value: &[u8], share: &[u8]) -> Option<std::ops::Range<usize>> {
     let head = [b" ", share, b":"].concat();
     let mut from = 0;
@@ -63,7 +63,7 @@ pub fn replaced(value: &[u8], share: &[u8], entry: &[u8]) -> Option<Vec<u8>> {
     Some([&value[..at.start], entry, &value[at.end..]].concat())
 }
 
-/// Are there only shares of this client? `gsub(shares, ' CLIENT/%x+:%d+', '')` leaves nothing.
+/// Returns whether all shares are of this client: `gsub(shares, ' CLIENT/%x+:%d+', '')` leaves nothing.
 pub fn only_of(client: &[u8], shares: &[u8]) -> bool {
     let are = |text: &[u8], kind: fn(&u8) -> bool| !text.is_empty() && text.iter().all(kind);
     shares.strip_prefix(b" ").is_some_and(|shares| {
@@ -129,7 +129,7 @@ pub fn words(text: &[u8]) -> Vec<&[u8]> {
     text.split(|byte| *byte == b' ').collect()
 }
 
-/// One resource's part of what hold.lua is asked.
+/// One resource in the arguments of hold.lua.
 #[derive(Clone, Copy, Debug)]
 pub struct HoldOne<'b> {
     pub token: &'b [u8],
@@ -138,7 +138,7 @@ pub struct HoldOne<'b> {
     pub share: &'b [u8],
 }
 
-/// What hold.lua is asked, each word by itself.
+/// The arguments of hold.lua, word by word.
 #[derive(Clone, Debug)]
 pub struct Hold<'b> {
     /// `NEXT END VALUE`
@@ -152,7 +152,7 @@ pub struct Hold<'b> {
     pub waits: &'b [u8],
     pub resources: Vec<HoldOne<'b>>,
     pub record: &'b [u8],
-    /// It is one resource, to be newly acquired, and nothing more was said.
+    /// Whether it is one resource, to be newly acquired, without further words.
     pub usual: bool,
 }
 
@@ -187,7 +187,7 @@ impl<'b> Hold<'b> {
         self.waits.split(|byte| *byte == b' ').next().unwrap_or_default()
     }
 
-    /// How much later its end is than its clock and its lease make it, in ms.
+    /// Returns how much later its end is than its clock plus its lease, in ms.
     pub fn raised(&self) -> f64 {
         let last = self.waits.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
         last.strip_prefix(b"+").map_or(0.0, number)
@@ -203,7 +203,7 @@ impl<'b> Hold<'b> {
     }
 }
 
-/// One resource's part of what release.lua is asked.
+/// One resource in the arguments of release.lua.
 #[derive(Clone, Copy, Debug)]
 pub struct ReleaseOne<'b> {
     pub token: &'b [u8],
@@ -213,7 +213,7 @@ pub struct ReleaseOne<'b> {
     pub keeps_place: bool,
 }
 
-/// What release.lua is asked, each word by itself.
+/// The arguments of release.lua, word by word.
 #[derive(Clone, Debug)]
 pub struct Release<'b> {
     /// `NEXT END VALUE`

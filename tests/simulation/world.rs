@@ -1,5 +1,5 @@
-//! Everything outside of the clients, in one place: the queue of events, and who is paused, crashed or cut off. What
-//! happens on the way is in `lines.rs`, at the nodes in `servers.rs`.
+//! The state outside the clients: the queue of events, and the pauses, crashes and cuts. `lines.rs` has the connections, and
+//! `servers.rs` the nodes.
 
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ pub struct Client {
     clock: Arc<Clock>,
     paused_until: u64,
     pub crashed: bool,
-    /// Tasks and streams that go on when the pause ends.
+    /// Tasks and streams that continue when the pause ends.
     waiting: Vec<Waker>,
     /// To each node.
     pub links: Vec<Link>,
@@ -36,16 +36,16 @@ pub struct World {
     /// Random faults of single messages.
     pub troubled: bool,
     pub trace: Option<String>,
-    /// When a node last forgot what it knew.
+    /// When a node last lost its memory.
     pub last_forgot: u64,
-    /// Everything that happened, condensed.
+    /// A digest of all events.
     pub digest: u64,
     pub rng: Rng,
     queue: Queue,
     pub servers: Vec<Server>,
     pub clients: Vec<Client>,
     pub conns: Vec<Conn>,
-    /// The next event is earlier than the network task thinks.
+    /// Wakes the network task when the next event is earlier than its timer.
     pub earlier: Arc<Notify>,
     alarm: u64,
 }
@@ -56,7 +56,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Delivers events when their time has come.
+/// Delivers events at their times.
 pub async fn network(world: Shared) {
     let (time, earlier) = {
         let world = lock(&world);
@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    /// Does what is due; says when the next event is.
+    /// Runs the due events. Returns the time of the next one.
     fn run_due(&mut self) -> Option<u64> {
         let now = self.time.now();
         self.alarm = 0; // The lines below see events that are pushed meanwhile.
@@ -157,12 +157,12 @@ impl World {
         self.clients.len() - 1
     }
 
-    /// Not before this has the client a turn again.
+    /// Returns when the client runs again.
     pub fn paused_until(&self, client: usize) -> Option<u64> {
         Some(self.clients[client].paused_until).filter(|until| *until > 0 && *until > self.time.now())
     }
 
-    /// When the client's latest pause ended.
+    /// Returns when the client's latest pause ended.
     pub fn last_pause(&self, client: usize) -> u64 {
         self.clients[client].paused_until
     }
@@ -194,14 +194,14 @@ impl World {
         }
     }
 
-    /// The process is gone; what it had sent may still arrive.
+    /// Ends the process of a client. Sent bytes may still arrive.
     pub fn crash_client(&mut self, client: usize) {
         self.note(format_args!("c{client} crashes"));
         self.figures.fault(Fault::ClientCrash);
         self.clients[client].crashed = true;
     }
 
-    /// Everything works again: no cut, no pause, no crash.
+    /// Ends all cuts, pauses and crashes.
     pub fn heal(&mut self) {
         self.troubled = false;
         let now = self.time.now();
