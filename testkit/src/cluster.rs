@@ -189,7 +189,7 @@ impl Cluster {
             let seen = locks.inspect("").await.expect("a name");
             seen.nodes.iter().all(|node| node.state.is_ok())
         };
-        within(Duration::from_secs(20), "every node is heard", all_answer).await;
+        within(Duration::from_secs(20), "every node has answered", all_answer).await;
     }
 
     /// Returns a connection to this node that the client does not use.

@@ -235,7 +235,7 @@ mod tests {
         TcpStream::connect(("127.0.0.1", link.port)).await.expect("a connection")
     }
 
-    async fn hear(stream: &mut TcpStream) -> Option<String> {
+    async fn receive(stream: &mut TcpStream) -> Option<String> {
         let mut bytes = [0; 64];
         let read = tokio::time::timeout(Duration::from_millis(150), stream.read(&mut bytes)).await.ok()?.unwrap_or(0);
         Some(String::from_utf8_lossy(&bytes[..read]).into_owned())
@@ -247,15 +247,15 @@ mod tests {
             let link = Link::start(shouter().await).await.expect("a link");
             let mut stream = connect(&link).await;
             stream.write_all(b"a").await.expect("a write");
-            assert_eq!(hear(&mut stream).await.as_deref(), Some("A"));
+            assert_eq!(receive(&mut stream).await.as_deref(), Some("A"));
             link.change(|state| match way {
                 Way::Requests => state.requests = Flow::Hold,
                 Way::Answers => state.answers = Flow::Hold,
             });
             stream.write_all(b"b").await.expect("a write");
-            assert_eq!(hear(&mut stream).await, None, "{way:?}");
+            assert_eq!(receive(&mut stream).await, None, "{way:?}");
             link.change(|state| *state = State::default());
-            assert_eq!(hear(&mut stream).await.as_deref(), Some("B"), "{way:?}");
+            assert_eq!(receive(&mut stream).await.as_deref(), Some("B"), "{way:?}");
         }
     }
 
@@ -265,12 +265,12 @@ mod tests {
         let mut stream = connect(&link).await;
         link.change(|state| state.answers = Flow::Lose);
         stream.write_all(b"a").await.expect("a write");
-        assert_eq!(hear(&mut stream).await, None);
+        assert_eq!(receive(&mut stream).await, None);
         link.change(|state| state.answers = Flow::Pass);
-        assert_eq!(hear(&mut stream).await.as_deref(), Some(""), "its end");
+        assert_eq!(receive(&mut stream).await.as_deref(), Some(""), "its end");
         let mut stream = connect(&link).await;
         stream.write_all(b"b").await.expect("a write");
-        assert_eq!(hear(&mut stream).await.as_deref(), Some("B"));
+        assert_eq!(receive(&mut stream).await.as_deref(), Some("B"));
     }
 
     #[tokio::test]
@@ -278,12 +278,12 @@ mod tests {
         let link = Link::start(shouter().await).await.expect("a link");
         let mut stream = connect(&link).await;
         stream.write_all(b"a").await.expect("a write");
-        assert_eq!(hear(&mut stream).await.as_deref(), Some("A"));
+        assert_eq!(receive(&mut stream).await.as_deref(), Some("A"));
         link.change(|state| state.requests = Flow::Hold);
         stream.write_all(b"b").await.expect("a write");
-        assert_eq!(hear(&mut stream).await, None);
+        assert_eq!(receive(&mut stream).await, None);
         link.change(|state| (state.resets, state.requests) = (1, Flow::Pass));
-        assert_eq!(hear(&mut stream).await.as_deref(), Some(""), "its end");
+        assert_eq!(receive(&mut stream).await.as_deref(), Some(""), "its end");
     }
 
     #[tokio::test]
@@ -296,11 +296,11 @@ mod tests {
             stream.write_all(byte).await.expect("a write");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let mut heard = String::new();
-        while heard.len() < 3 {
-            heard += &hear(&mut stream).await.expect("an answer");
+        let mut received = String::new();
+        while received.len() < 3 {
+            received += &receive(&mut stream).await.expect("an answer");
         }
-        assert_eq!(heard, "ABC");
+        assert_eq!(received, "ABC");
         assert!(start.elapsed() >= Duration::from_millis(60));
     }
 }

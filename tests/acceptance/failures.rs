@@ -154,7 +154,7 @@ async fn acc_21_a_dead_majority_is_no_quorum_without_a_limit() {
     for node in 1..4 {
         cluster.kill(node);
     }
-    let error = tokio::time::timeout(20 * SECOND, locks.lock("dead").acquire()).await.expect("it gives up");
+    let error = tokio::time::timeout(20 * SECOND, locks.lock("dead").acquire()).await.expect("it fails in time");
     let error = error.expect_err("no majority");
     assert!(error.is_no_quorum(), "{error}");
     let dead: Vec<bool> = error.nodes().iter().map(|report| matches!(report.answer, Answer::Failed(_))).collect();

@@ -134,7 +134,7 @@ async fn acc_36_another_server_at_a_nodes_address_does_not_vote_twice() {
 
 /// How a client learns of the holder's longer lease.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Hears {
+enum Learns {
     /// From its settings.
     FromTheStart,
     /// From another node, after it has connected to the flushed one.
@@ -145,7 +145,7 @@ enum Hears {
 /// client, but not for a client that knows of longer leases.
 #[tokio::test]
 async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
-    for hears in [Hears::FromTheStart, Hears::Late] {
+    for learns in [Learns::FromTheStart, Learns::Late] {
         let cluster = Setup::new(3).longest(SECOND).start();
         let urls = cluster.urls();
         let holder = client([urls[0].clone(), urls[1].clone(), CUT_OFF.to_owned()], 8 * SECOND).await;
@@ -159,16 +159,16 @@ async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
 
         let knows = Proxy::start(cluster.ports()[0]).await;
         let builder = Quorlock::builder().nodes([knows.url(), urls[1].clone(), urls[2].clone()]).lease(SECOND);
-        let builder = if hears == Hears::FromTheStart { builder.longest_lease(8 * SECOND) } else { builder };
-        knows.set(if hears == Hears::Late { Mode::LoseRequests } else { Mode::Pass });
+        let builder = if learns == Learns::FromTheStart { builder.longest_lease(8 * SECOND) } else { builder };
+        knows.set(if learns == Learns::Late { Mode::LoseRequests } else { Mode::Pass });
         let locks = builder.connect().await.expect("settings that work");
-        let are_heard = async |count| {
+        let have_answered = async |count| {
             let seen = locks.inspect("").await.expect("a name");
             seen.nodes.iter().filter(|node| node.state.is_ok()).count() >= count
         };
-        within(20 * SECOND, "two nodes are heard", async || are_heard(2).await).await;
+        within(20 * SECOND, "two nodes have answered", async || have_answered(2).await).await;
         knows.set(Mode::Pass);
-        within(20 * SECOND, "all nodes are heard", async || are_heard(3).await).await;
+        within(20 * SECOND, "all nodes have answered", async || have_answered(3).await).await;
         let mut quarantined = 0;
         while !guard.remaining().is_zero() {
             let outcome = locks.lock("x").try_acquire().await;
@@ -178,7 +178,7 @@ async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
             quarantined += usize::from(matches!(answer, Answer::Failed(NodeError::Quarantined { .. })));
             tokio::time::sleep(Duration::from_millis(5)).await; // Between tries.
         }
-        assert!(quarantined > 0, "{hears:?}: the node was never asked");
+        assert!(quarantined > 0, "{learns:?}: the node was never asked");
         let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
         within(20 * SECOND, "that lease is over", is_granted).await;
     }

@@ -103,7 +103,7 @@ async fn acc_39_a_hostile_node_is_named_avoided_and_readmitted() {
     locks.flush().await;
     for kind in HOSTILE {
         hostile.set(kind);
-        let is_told = async || {
+        let is_named = async || {
             let error = error_of(&locks, 4).await;
             match kind {
                 Kind::Answers | Kind::Garbage => matches!(error, Some(NodeError::Nonsense(_))),
@@ -113,7 +113,7 @@ async fn acc_39_a_hostile_node_is_named_avoided_and_readmitted() {
                 _ => error.is_some(),
             }
         };
-        within(10 * SECOND, &format!("{kind:?} is told"), is_told).await;
+        within(10 * SECOND, &format!("{kind:?} is named in the error"), is_named).await;
         let made = hostile.connections();
         let start = Instant::now();
         while start.elapsed() < SECOND {

@@ -170,13 +170,13 @@ async fn acc_19_a_cancelled_waiter_leaves_nothing() {
     let cluster = Cluster::quiet(5);
     let holder = cluster.client(10 * SECOND).await;
     let other = cluster.client(10 * SECOND).await;
-    let key = Cluster::lock_key("given up");
-    let left = || cluster.count_keys(&key) + cluster.count_lines("given up");
+    let key = Cluster::lock_key("cancelled");
+    let left = || cluster.count_keys(&key) + cluster.count_lines("cancelled");
     for round in 0..20 {
-        let guard = holder.lock("given up").acquire().await.expect("the lock");
+        let guard = holder.lock("cancelled").acquire().await.expect("the lock");
         let waiting = tokio::spawn({
             let other = other.clone();
-            async move { other.lock("given up").acquire().await.map(drop) }
+            async move { other.lock("cancelled").acquire().await.map(drop) }
         });
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..80))).await;
         // Before the release, after it, and at about the same time.
@@ -189,7 +189,7 @@ async fn acc_19_a_cancelled_waiter_leaves_nothing() {
         }
         drop(waiting.await);
         eventually(Duration::from_millis(100), "no key and no ticket is left", || left() == 0).await;
-        other.lock("given up").try_acquire().await.expect("free").release().await.expect("a release");
+        other.lock("cancelled").try_acquire().await.expect("free").release().await.expect("a release");
     }
 }
 

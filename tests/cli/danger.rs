@@ -11,8 +11,8 @@ use rustix::process::{Pid, Signal};
 
 use crate::sandbox::{Sandbox, finish, is_in_state, signal, within};
 
-const OBEDIENT: &str = r#"trap "echo told; exit 0" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
-const DEAF: &str = r#"trap "echo told >> \$DIR/told" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
+const OBEYS_TERM: &str = r#"trap "echo terminated; exit 0" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
+const IGNORES_TERM: &str = r#"trap "echo terminated >> \$DIR/terminated" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
 
 fn pause_three(sandbox: &mut Sandbox) {
     for node in 0..3 {
@@ -23,11 +23,11 @@ fn pause_three(sandbox: &mut Sandbox) {
 #[test]
 fn a_command_that_obeys_sigterm_is_not_killed() {
     let mut sandbox = Sandbox::new(5);
-    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", OBEDIENT]);
+    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", OBEYS_TERM]);
     sandbox.wait_for("ready");
     pause_three(&mut sandbox);
     let ended = finish(run);
-    assert_eq!((ended.code, ended.stdout.as_str()), (Some(79), "told\n"), "{ended:?}");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(79), "terminated\n"), "{ended:?}");
     assert!(ended.stderr.contains("the lock on job was lost or about to be"), "{}", ended.stderr);
     assert!(ended.stderr.contains("told to end (SIGTERM)"), "{}", ended.stderr);
     sandbox.is_clean();
@@ -36,7 +36,7 @@ fn a_command_that_obeys_sigterm_is_not_killed() {
 #[test]
 fn a_command_that_ignores_sigterm_is_killed() {
     let mut sandbox = Sandbox::new(5);
-    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", DEAF]);
+    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", IGNORES_TERM]);
     sandbox.wait_for("ready");
     pause_three(&mut sandbox);
     let ended = finish(run);
@@ -72,10 +72,10 @@ fn no_process_of_the_command_outlives_the_lock() {
 #[test]
 fn a_recovered_quorum_does_not_stop_the_kill() {
     let mut sandbox = Sandbox::new(5);
-    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", DEAF]);
+    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", IGNORES_TERM]);
     sandbox.wait_for("ready");
     pause_three(&mut sandbox);
-    sandbox.wait_for("told");
+    sandbox.wait_for("terminated");
     for node in 0..3 {
         sandbox.cluster.resume(node);
     }
@@ -88,7 +88,7 @@ fn a_recovered_quorum_does_not_stop_the_kill() {
 #[test]
 fn a_command_is_killed_when_another_owner_has_a_majority() {
     let sandbox = Sandbox::new(5);
-    let run = sandbox.start(&["run", "--lease", "1minute", "job", "--", "sh", "-c", DEAF]);
+    let run = sandbox.start(&["run", "--lease", "1minute", "job", "--", "sh", "-c", IGNORES_TERM]);
     sandbox.wait_for("ready");
     for node in 0..3 {
         let mut redis = sandbox.cluster.redis(node);
@@ -105,7 +105,7 @@ fn a_command_is_killed_when_another_owner_has_a_majority() {
 fn a_nested_command_is_killed_with_the_outer_lock() {
     let mut sandbox = Sandbox::new(5);
     let quorlock = env!("CARGO_BIN_EXE_quorlock");
-    let inner = [quorlock, "run", "--lease", "1minute", "inner", "--", "sh", "-c", DEAF];
+    let inner = [quorlock, "run", "--lease", "1minute", "inner", "--", "sh", "-c", IGNORES_TERM];
     let run = sandbox.start(&[&["run", "--lease", "3s", "outer", "--"], &inner[..]].concat());
     sandbox.wait_for("ready");
     pause_three(&mut sandbox);
@@ -193,7 +193,7 @@ fn the_grace_applies_to_the_whole_process_group() {
 fn a_shorter_grace_kills_earlier() {
     let mut sandbox = Sandbox::new(5);
     let start = |name: &str, grace: &[&str]| {
-        let script = DEAF.replace("ready", &format!("{name}-ready"));
+        let script = IGNORES_TERM.replace("ready", &format!("{name}-ready"));
         sandbox.start(&[&["run", "--lease", "12s"], grace, &[name, "--", "sh", "-c", &script]].concat())
     };
     let (long, short) = (start("long", &[]), start("short", &["--grace", "0s"]));

@@ -13,20 +13,20 @@ use crate::sandbox::{Ended, Sandbox, finish, is_in_state, signal, within};
 fn signals_reach_the_whole_group() {
     let sandbox = Sandbox::new(3);
     // The grandchild gets the signal directly: the child does not pass it on.
-    let grandchild = r#"trap : USR1; trap "echo grandchild >> \$DIR/heard; exit" TERM; echo > $DIR/deep; while :; do sleep 0.01; done"#;
+    let grandchild = r#"trap : USR1; trap "echo grandchild >> \$DIR/received; exit" TERM; echo > $DIR/deep; while :; do sleep 0.01; done"#;
     let script = format!(
-        r#"trap "echo usr1 >> \$DIR/heard" USR1; trap "echo child >> \$DIR/heard; until grep -q grandchild \$DIR/heard; do sleep 0.01; done; exit 4" TERM
+        r#"trap "echo usr1 >> \$DIR/received" USR1; trap "echo child >> \$DIR/received; until grep -q grandchild \$DIR/received; do sleep 0.01; done; exit 4" TERM
            sh -c '{grandchild}' & echo > $DIR/ready; while :; do sleep 0.01; done"#
     );
     let run = sandbox.start(&["run", "job", "--", "sh", "-c", &script]);
     sandbox.wait_for("ready");
     sandbox.wait_for("deep");
     signal(&run, Signal::USR1);
-    within("USR1", || sandbox.text("heard") == "usr1\n");
+    within("USR1", || sandbox.text("received") == "usr1\n");
     signal(&run, Signal::TERM);
     assert_eq!(finish(run).code, Some(4));
-    let heard = sandbox.text("heard");
-    assert!(heard.contains("child\n") && heard.contains("grandchild\n"), "{heard}");
+    let received = sandbox.text("received");
+    assert!(received.contains("child\n") && received.contains("grandchild\n"), "{received}");
     assert_eq!(sandbox.lock_keys("job"), 0);
     sandbox.is_clean();
 }
@@ -89,7 +89,7 @@ fn blocked_and_ignored_signals_reach_quorlock_and_pass_to_the_command() {
 }
 
 /// Reads lines for ever, and records each signal that interrupts this.
-const NOTES: &str = r#"trap "echo term >> \$DIR/heard" TERM; trap "echo last >> \$DIR/heard; exit 5" VTALRM
+const NOTES: &str = r#"trap "echo term >> \$DIR/received" TERM; trap "echo last >> \$DIR/received; exit 5" VTALRM
                        mkfifo $DIR/line; exec 3<>$DIR/line; echo > $DIR/ready; while :; do read line <&3; done"#;
 
 /// As systemd does with `KillMode=control-group`: in a process namespace, `kill -1` is for all but the first process.
@@ -99,12 +99,12 @@ const NOTES: &str = r#"trap "echo term >> \$DIR/heard" TERM; trap "echo last >> 
 fn a_signal_to_all_processes_reaches_the_command_once() {
     let sandbox = Sandbox::new(1);
     let script = r#""$QUORLOCK" run job -- sh -c "$NOTES" & run=$!; until [ -s $DIR/ready ]; do sleep 0.01; done
-                    kill -STOP $run; kill -TERM -1; until [ -s $DIR/heard ]; do sleep 0.01; done
+                    kill -STOP $run; kill -TERM -1; until [ -s $DIR/received ]; do sleep 0.01; done
                     kill -CONT $run; kill -VTALRM $run; wait $run"#;
     let Some(mut command) = in_a_namespace(&sandbox, &["sh", "-c", script]) else { return };
     assert_eq!(finish(command.env("NOTES", NOTES).spawn().expect("unshare")).code, Some(5));
     // quorlock passed the second signal on, so it had handled every earlier one by then.
-    assert_eq!(sandbox.text("heard"), "term\nlast\n");
+    assert_eq!(sandbox.text("received"), "term\nlast\n");
 }
 
 /// As systemd does with `KillMode=mixed`, and `kill` by hand.
@@ -115,10 +115,10 @@ fn a_signal_to_quorlock_alone_reaches_the_command_once() {
     let run = run.spawn().expect("quorlock");
     sandbox.wait_for("ready");
     signal(&run, Signal::TERM);
-    sandbox.wait_for("heard");
+    sandbox.wait_for("received");
     signal(&run, Signal::VTALARM); // Behind SIGTERM, where both are passed on.
     assert_eq!(finish(run).code, Some(5));
-    assert_eq!(sandbox.text("heard"), "term\nlast\n");
+    assert_eq!(sandbox.text("received"), "term\nlast\n");
 }
 
 #[test]
@@ -184,12 +184,12 @@ fn bit(signal: Signal) -> u64 {
 #[test]
 fn a_killed_quorlock_ends_its_command_and_its_lease() {
     let sandbox = Sandbox::new(5);
-    let script = r#"trap "echo > \$DIR/told; exit" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
+    let script = r#"trap "echo > \$DIR/terminated; exit" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
     let mut run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", script]);
     sandbox.wait_for("ready");
     run.kill().expect("SIGKILL");
     run.wait().expect("its end");
-    sandbox.wait_for("told");
+    sandbox.wait_for("terminated");
     sandbox.is_clean();
     // The lease is no longer extended.
     let next = sandbox.end(&["run", "job", "--", "echo", "mine"]);

@@ -291,12 +291,12 @@ fn a_quarantine_is_extended_by_granted_leases_only() {
     says(&node.hold(&asker, &[("x", None)]), YOUNG);
     assert_eq!(node.record(), [LONGEST, end, end], "it was refused");
     // A longer one was granted elsewhere.
-    let told = Message { record: format!("00000000000000af {}", LONGEST + MINUTE), ..asker.clone() };
-    says(&node.hold(&told, &[("x", None)]), YOUNG);
+    let longer = Message { record: format!("00000000000000af {}", LONGEST + MINUTE), ..asker.clone() };
+    says(&node.hold(&longer, &[("x", None)]), YOUNG);
     assert_eq!(node.record(), [LONGEST + MINUTE, end + MINUTE, end + MINUTE]);
     // An extension is honoured, but does not count as a vote.
     node.put(&lock_key("x"), &asker.value(7));
-    says(&node.hold(&Message { record: told.record, ..asker }, &[("x", Some((7, 7)))]), YOUNG);
+    says(&node.hold(&Message { record: longer.record, ..asker }, &[("x", Some((7, 7)))]), YOUNG);
     assert_eq!(node.record()[0], 5 * LONGEST);
 }
 

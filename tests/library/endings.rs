@@ -58,8 +58,8 @@ fn a_loss_is_signalled_after_the_client_runtime_ended() {
     elsewhere.block_on(async {
         let work = guard.protect(std::future::pending::<()>());
         assert!(timeout(LIMIT, work).await.expect("the loss ends it").is_err());
-        timeout(LIMIT, guard.endangered()).await.expect("told");
-        timeout(LIMIT, guard.lost()).await.expect("told");
+        timeout(LIMIT, guard.endangered()).await.expect("the signal");
+        timeout(LIMIT, guard.lost()).await.expect("the signal");
     });
     assert!(guard.is_lost());
     block_on(guard.lost());
@@ -70,7 +70,7 @@ fn a_loss_is_signalled_while_the_client_runtime_is_stalled() {
     let cluster = Cluster::start(3);
     let home = single();
     let (_locks, guard) = home.block_on(held(&cluster, SECOND, "x"));
-    runtime().block_on(async { timeout(LIMIT, guard.lost()).await.expect("told") });
+    runtime().block_on(async { timeout(LIMIT, guard.lost()).await.expect("the signal") });
     assert!(guard.is_lost());
 
     let (locks, guard) = home.block_on(held(&cluster, 60 * SECOND, "y"));
@@ -340,7 +340,7 @@ async fn body(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn std::erro
 fn a_forked_child_does_not_use_the_connections() {
     let cluster = Cluster::start(3);
     let mut worker = Worker::spawn(&["fork", &cluster.urls().join(",")]);
-    assert_eq!(worker.next().as_deref(), Some("the child was told"));
+    assert_eq!(worker.next().as_deref(), Some("the child got an error"));
     assert_eq!(worker.next().as_deref(), Some("the child has ended"));
     assert_eq!(worker.next().as_deref(), Some("the parent went on"));
     worker.finish();
@@ -385,7 +385,7 @@ pub fn fork(job: &[String]) {
                     drop(waiting);
                     assert_eq!(guard.release().await, Err(ReleaseError::Client(why)));
                     tokio::task::yield_now().await;
-                    report("the child was told");
+                    report("the child got an error");
                     None
                 }
                 nix::unistd::ForkResult::Parent { child } => {

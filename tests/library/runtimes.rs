@@ -106,7 +106,7 @@ fn a_client_works_after_its_first_requests_were_dropped() {
         let works = async {
             let locks = cluster.builder().connect().await.expect("settings that work");
             for _ in 0..client % 40 {
-                let mut request = Box::pin(locks.lock("given up").acquire());
+                let mut request = Box::pin(locks.lock("cancelled").acquire());
                 drop(futures::poll!(&mut request));
             }
             locks.lock("x").acquire().await.map(drop)

@@ -35,7 +35,7 @@
 //! - The nodes are interchangeable, and so are owners of equal scope. Shares do not change that: the rules compare owners
 //!   and words only for equality, so an exchange of the owners exchanges the two halves of every set of shares. The
 //!   shares of one owner are not interchanged.
-//! - Clients are not told apart. A join may pick any ballot above the token, which includes all that a client would pick
+//! - Clients are not distinguished. A join may pick any ballot above the token, which includes all that a client would pick
 //!   that remembers its earlier shares, or the ballots in the export.
 //! - A message that would be refused now, or would change nothing, leads to no new state.
 //! - A release that would change nothing at a node counts as processed there. This only makes ReleaseSafe and
@@ -43,7 +43,7 @@
 //! - Once a share is released, what its client knew and which of its messages were late is dropped. It sends no more
 //!   holds, and counts no more votes.
 //!
-//! Nothing else is left out. States are told apart by a hash of 64 bits, so there is a chance of less than one in
+//! Nothing else is left out. States are distinguished by a hash of 64 bits, so there is a chance of less than one in
 //! ten thousand that two of the largest scope were taken for one, and less than one in a million in everyday runs.
 //!
 //! **Why believe it.** A run counts only if every state that was found was also expanded, and if all of the sights in

@@ -162,7 +162,7 @@ impl Ballots {
         }
         let acquisitions = || shares.iter().filter(|share| share.is_acquisition());
         let acquired = acquisitions().count();
-        // Any client that was ever told of the lease may join it, also one that has released a share of it.
+        // Any client that ever got an export of the lease may join it, also one that has released a share of it.
         if shares.len() - acquired < scope.joins {
             for lease in acquisitions().filter(|share| share.completed) {
                 let picks = Self::picks(state, lease.token);

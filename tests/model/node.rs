@@ -81,7 +81,7 @@ pub enum Rules {
     ReleaseJustAboveKnown,
     // Not broken. The ballots of an owner need not grow from one lease to the next as long as they are different.
     AcquireWithAnyUnusedBallot,
-    // The words of the shares tell two attempts with one ballot apart, and no node grants it twice.
+    // The words of the shares distinguish two attempts with one ballot, and no node grants it twice.
     ReuseABallotForAnotherShare,
 }
 

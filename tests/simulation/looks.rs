@@ -100,7 +100,7 @@ impl Ledger {
         if seen_lost && !hold.was_lost {
             self.figures.losses += 1;
             hold.was_lost = true;
-            // A guard over several resources does not tell which of them it lost.
+            // A guard over several resources does not show which of them it lost.
             if hold.claim.shares.len() == 1 {
                 let now = self.moment();
                 self.record(&hold.claim, now, now, &|_| What::Lost);

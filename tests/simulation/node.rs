@@ -253,10 +253,10 @@ impl Node {
             Script::Release => {
                 let (subscribers, pushes) = (&self.subscribers, &mut self.pushes);
                 let mut publish = |channel: &[u8], text: &[u8]| {
-                    let heard = subscribers.iter().filter(|(theirs, _)| theirs == channel);
+                    let subscribed = subscribers.iter().filter(|(theirs, _)| theirs == channel);
                     let message = || Reply::Push(vec![Reply::bulk("message"), Reply::bulk(channel), Reply::bulk(text)]);
                     let before = pushes.len();
-                    pushes.extend(heard.map(|(_, connection)| (*connection, message())));
+                    pushes.extend(subscribed.map(|(_, connection)| (*connection, message())));
                     pushes.len() - before
                 };
                 releases::release(&mut self.store, &self.rules, keys, argv, now, &mut publish)

@@ -96,8 +96,8 @@ impl Worker {
     }
 
     pub fn go(&mut self) -> Result<(), Failure> {
-        let told = self.input.as_mut().map_or(Ok(()), |input| input.write_all(b"go\n"));
-        told.map_err(|error| fleet::failure("a process of ours is gone", &error))
+        let sent = self.input.as_mut().map_or(Ok(()), |input| input.write_all(b"go\n"));
+        sent.map_err(|error| fleet::failure("a process of ours is gone", &error))
     }
 
     /// The rest of the next line that begins with this word.
@@ -183,14 +183,14 @@ fn say(line: &str) {
 }
 
 /// Returns `false` when there is no line to wait for.
-fn is_told() -> bool {
+fn may_start() -> bool {
     io::stdin().lock().read_line(&mut String::new()).is_ok_and(|read| read > 0)
 }
 
 fn turns(runtime: &Runtime, peers: &[Peer], urls: &[String], locker: &str, stretch: Duration) -> Result<(), Failure> {
     let one = connect(locker, runtime.handle(), peers, urls)?;
     say("ready");
-    if !is_told() {
+    if !may_start() {
         return Ok(());
     }
     let Some(turns) = one.turns(1, INSIDE, stretch) else { return Ok(()) };
@@ -199,14 +199,14 @@ fn turns(runtime: &Runtime, peers: &[Peer], urls: &[String], locker: &str, stret
         say(&format!("turn {} {}", entered.as_nanos(), left.as_nanos()));
     }
     say(&format!("failed {}", turns.failed));
-    is_told();
+    may_start();
     Ok(())
 }
 
 async fn held(urls: &[String], count: usize) -> Result<(), Failure> {
     let Ours { locks } = Ours::connect(urls).await?;
     say("ready");
-    is_told();
+    may_start();
     let resident = || resident(std::process::id());
     let ask = |i: usize| locks.lock(format!("held:{i}")).acquire();
     // Buffers reach their full size with this number of concurrent requests.
@@ -232,11 +232,11 @@ async fn held(urls: &[String], count: usize) -> Result<(), Failure> {
 async fn load(urls: &[String]) -> Result<(), Failure> {
     let Ours { locks } = Ours::connect(urls).await?;
     say("ready");
-    is_told();
+    may_start();
     let (done, cycles) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let ending = Arc::clone(&done);
     thread::spawn(move || {
-        is_told();
+        may_start();
         ending.store(true, Ordering::Relaxed);
     });
     let task = |i: usize| {

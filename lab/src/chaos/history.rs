@@ -150,26 +150,26 @@ const LATE: Duration = Duration::from_millis(60);
 
 /// Reports whenever this task did not run in time. For a process without the lock, where a late runtime shows a stall of the
 /// machine as well.
-pub async fn watch_runtime_for_stalls(life: u64, tell: impl Fn(Event) -> bool) {
+pub async fn watch_runtime_for_stalls(life: u64, report: impl Fn(Event) -> bool) {
     loop {
         let due = now() + micros(TICK);
         tokio::time::sleep(TICK).await;
         let at = now();
-        if at > due + micros(LATE) && !tell(Event { at, what: What::Stall { life, from: due } }) {
+        if at > due + micros(LATE) && !report(Event { at, what: What::Stall { life, from: due } }) {
             return;
         }
     }
 }
 
-/// Starts a thread that reports whenever it did not run in time, until `tell` returns `false`. It uses no runtime, because a
+/// Starts a thread that reports whenever it did not run in time, until `report` returns `false`. It uses no runtime, because a
 /// blocked runtime is no excuse.
-pub fn watch_for_stalls(life: u64, tell: impl Fn(Event) -> bool + Send + 'static) {
+pub fn watch_for_stalls(life: u64, report: impl Fn(Event) -> bool + Send + 'static) {
     std::thread::spawn(move || {
         loop {
             let due = now() + micros(TICK);
             std::thread::sleep(TICK);
             let at = now();
-            if at > due + micros(LATE) && !tell(Event { at, what: What::Stall { life, from: due } }) {
+            if at > due + micros(LATE) && !report(Event { at, what: What::Stall { life, from: due } }) {
                 return;
             }
         }

@@ -82,7 +82,7 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
     locks.flush().await;
     let diary = Diary::new(&job);
     watch_for_stalls(job.life, |stall| {
-        diary::tell(&stall);
+        diary::write_event(&stall);
         true
     });
     diary.write(What::Up { worker: job.worker, life: job.life });
@@ -96,7 +96,7 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
     }
     let mut words = BufReader::new(tokio::io::stdin()).lines();
     tokio::select! {
-        () = told(&mut words, CALM) => {}
+        () = line_arrives(&mut words, CALM) => {}
         Some(ended) = tasks.join_next() => return Err(too_early(ended)),
     }
     phase.send_replace(true);
@@ -107,12 +107,12 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
     }
     calm::run(&job, &locks, &diary).await;
     locks.flush().await;
-    told(&mut words, "").await;
+    line_arrives(&mut words, "").await;
     Ok(Exit::Success.code())
 }
 
 /// Returns when the parent has sent this line. Ends the process when the parent is gone.
-async fn told(words: &mut Lines<BufReader<Stdin>>, word: &str) {
+async fn line_arrives(words: &mut Lines<BufReader<Stdin>>, word: &str) {
     while let Ok(Some(line)) = words.next_line().await {
         if line == word {
             return;
@@ -123,7 +123,7 @@ async fn told(words: &mut Lines<BufReader<Stdin>>, word: &str) {
 
 fn too_early(ended: Result<Result<(), super::ledger::Error>, tokio::task::JoinError>) -> Failure {
     let why = match ended {
-        Ok(Ok(())) => "it ended before it was told to".to_owned(),
+        Ok(Ok(())) => "it ended too early".to_owned(),
         Ok(Err(error)) => format!("the ledger: {error}"),
         Err(error) => error.to_string(),
     };

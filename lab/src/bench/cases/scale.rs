@@ -100,7 +100,7 @@ fn hold(
     let targeted = |target| (nodes == TARGET_NODES).then_some(target);
     for (field, what, factor, unit, limit) in findings {
         let Some(figure) = figures.get(*field).and_then(serde_json::Value::as_f64) else {
-            bench.skip(field, "this system does not tell");
+            bench.skip(field, "this system does not show it");
             continue;
         };
         entry.add(field, figure);

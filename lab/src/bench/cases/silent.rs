@@ -58,7 +58,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
         let what = format!("a node silent for {SILENCE:?} under load: client memory, most");
         entry.find(what, grown, " MiB more", targeted(Target::AtMost(8.0)));
     } else {
-        bench.skip("memory", "this system does not tell");
+        bench.skip("memory", "this system does not show it");
     }
     let back = back.map_or(f64::INFINITY, |back| back.as_secs_f64());
     entry.add("back_after_s", back);

@@ -24,7 +24,7 @@ struct Words {
     marked: String,
 }
 
-/// The one-line scripts of [`fan_out`](super::fan_out): a lock, and nothing that tells its holders apart.
+/// The one-line scripts of [`fan_out`](super::fan_out): a lock, and no value that distinguishes its holders.
 pub const PLAIN: Scripts = Scripts {
     name: "floor",
     acquire: ACQUIRE,
@@ -166,10 +166,10 @@ mod tests {
 
     #[test]
     fn each_node_gets_its_own_record() {
-        let (mut told, mut untold) = (Vec::new(), Vec::new());
-        Command::new(&["SET", "key", RECORD]).write_to(&mut told, argument("other words").as_bytes());
-        Command::new(&["SET", RECORD, "key"]).write_to(&mut untold, argument("other words").as_bytes());
-        assert_eq!(told, encode(&["SET", "key", "other words"]));
-        assert_eq!(untold, encode(&["SET", RECORD, "key"]));
+        let (mut with_record, mut without) = (Vec::new(), Vec::new());
+        Command::new(&["SET", "key", RECORD]).write_to(&mut with_record, argument("other words").as_bytes());
+        Command::new(&["SET", RECORD, "key"]).write_to(&mut without, argument("other words").as_bytes());
+        assert_eq!(with_record, encode(&["SET", "key", "other words"]));
+        assert_eq!(without, encode(&["SET", RECORD, "key"]));
     }
 }

@@ -38,7 +38,7 @@ impl Floor {
         Ok(Some(Self { urls: urls.to_vec(), scripts }))
     }
 
-    fn tell(&self, error: &io::Error) {
+    fn warn(&self, error: &io::Error) {
         crate::messages::error(format_args!("{} on bare sockets failed: {error}", self.scripts.name));
     }
 
@@ -72,14 +72,14 @@ impl Measured for Floor {
 
     fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch {
         self.measure(tasks, stretch).unwrap_or_else(|error| {
-            self.tell(&error);
+            self.warn(&error);
             Clock::start().stop(Vec::new(), 1)
         })
     }
 
     fn turns(&self, tasks: usize, inside: Duration, stretch: Duration) -> Option<Turns> {
         let turns = self.loom(1).and_then(|mut loom| loom.turns(tasks, inside, stretch));
-        turns.inspect_err(|error| self.tell(error)).ok()
+        turns.inspect_err(|error| self.warn(error)).ok()
     }
 }
 

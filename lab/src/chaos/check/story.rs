@@ -28,14 +28,14 @@ impl Story {
         Model::read(&self.events, &Setting { nodes: self.nodes, lease: LEASE, fencing: true })
     }
 
-    fn tell(&mut self, at: u64, what: What) {
+    fn add(&mut self, at: u64, what: What) {
         self.events.push(Event { at, what });
     }
 
     fn ask(&mut self, op: u64, worker: usize, name: &str, within: Option<u64>, at: u64) {
         let names = vec![name.to_owned()];
         let life = u64::try_from(worker).unwrap_or(0) + 1;
-        self.tell(at, What::Ask { op, worker, life, lease: LEASE, names, within, waits: true });
+        self.add(at, What::Ask { op, worker, life, lease: LEASE, names, within, waits: true });
     }
 
     /// Adds a request of the first worker.
@@ -50,7 +50,7 @@ impl Story {
     /// Adds the grant of a request.
     pub fn grant(&mut self, op: u64, owner: &str, token: u64, at: u64, holds: u32, remaining: u64) {
         let (owner, tokens) = (owner.to_owned(), vec![token]);
-        self.tell(at, What::Grant { op, owner, tokens, holds, from: at, remaining });
+        self.add(at, What::Grant { op, owner, tokens, holds, from: at, remaining });
     }
 
     /// Adds a grant whose request began just before.
@@ -74,24 +74,24 @@ impl Story {
     }
 
     pub fn refused(&mut self, op: u64, why: Refusal, at: u64) {
-        self.tell(at, What::Refuse { op, why, detail: None });
+        self.add(at, What::Refuse { op, why, detail: None });
     }
 
     pub fn valid(&mut self, op: u64, at: u64, remaining: u64, token: u64) {
-        self.tell(at, What::Valid { op, from: at, remaining, tokens: vec![token], holds: 1 });
+        self.add(at, What::Valid { op, from: at, remaining, tokens: vec![token], holds: 1 });
     }
 
     pub fn lost(&mut self, op: u64, at: u64, deadline: u64) {
-        self.tell(at, What::Lost { op, deadline });
+        self.add(at, What::Lost { op, deadline });
     }
 
     pub fn released(&mut self, op: u64, at: u64, holds: u32) {
-        self.tell(at, What::Leave { op, how: Leaving::Release });
-        self.tell(at + 1, What::Left { op, outcome: Outcome::Released, holds: Some(holds) });
+        self.add(at, What::Leave { op, how: Leaving::Release });
+        self.add(at + 1, What::Left { op, outcome: Outcome::Released, holds: Some(holds) });
     }
 
     pub fn wrote(&mut self, op: u64, at: u64, accepted: bool) {
-        self.tell(at, What::Write { op, from: at - 1, accepted });
+        self.add(at, What::Write { op, from: at - 1, accepted });
     }
 
     pub fn fault(&mut self, id: usize, kind: Kind, nodes: &[usize], during: Range<u64>) {
@@ -125,11 +125,11 @@ impl Story {
     ) {
         let (nodes, scale, doubt) = (nodes.to_vec(), Scale::Minority, None);
         let forgets = kind.forgets();
-        self.tell(
+        self.add(
             during.start,
             What::Fault { id, kind, scale, nodes, worker, amount, forgets, tail, from: during.start, doubt },
         );
-        self.tell(during.end, What::Heal { id, from: during.end, doubt: None });
+        self.add(during.end, What::Heal { id, from: during.end, doubt: None });
     }
 
     /// Marks the last fault as one without an observed effect.
@@ -142,18 +142,18 @@ impl Story {
     /// Ends the first life of a worker.
     pub fn killed(&mut self, worker: usize, at: u64) {
         let life = u64::try_from(worker).unwrap_or(0) + 1;
-        self.tell(at + 1, What::Down { worker, life, from: at });
+        self.add(at + 1, What::Down { worker, life, from: at });
     }
 
     pub fn stalled(&mut self, life: u64, during: Range<u64>) {
-        self.tell(during.end, What::Stall { life, from: during.start });
+        self.add(during.end, What::Stall { life, from: during.start });
     }
 
     pub fn scanned(&mut self, node: usize, keys: &[&str]) {
-        self.tell(0, What::Scan { node, keys: keys.iter().map(|key| (*key).to_owned()).collect() });
+        self.add(0, What::Scan { node, keys: keys.iter().map(|key| (*key).to_owned()).collect() });
     }
 
     pub fn calm(&mut self, worker: usize, acquired: usize, of: usize) {
-        self.tell(0, What::Calm { worker, acquired, of });
+        self.add(0, What::Calm { worker, acquired, of });
     }
 }

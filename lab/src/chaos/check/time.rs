@@ -101,11 +101,11 @@ mod tests {
 
     #[test]
     fn a_late_signal_violates_loss_on_time() {
-        for (heard, expected) in [(480, State::Held), (700, State::Held), (800, State::Violated)] {
+        for (signalled, expected) in [(480, State::Held), (700, State::Held), (800, State::Violated)] {
             let mut story = Story::new(3);
             story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            story.lost(1, ms(heard), ms(500));
-            assert_eq!(loss_on_time(&story.model()).state, expected, "at {heard} ms");
+            story.lost(1, ms(signalled), ms(500));
+            assert_eq!(loss_on_time(&story.model()).state, expected, "at {signalled} ms");
         }
     }
 

@@ -32,13 +32,13 @@ impl Diary {
 
     #[expect(clippy::unused_self, reason = "only a worker has a diary")]
     pub fn write_at(&self, at: u64, what: What) {
-        tell(&Event { at, what });
+        write_event(&Event { at, what });
     }
 }
 
 /// Writes each line in one call, so that a killed process leaves whole lines. When the reader is gone, the process
 /// ends.
-pub fn tell(event: &Event) {
+pub fn write_event(event: &Event) {
     let Ok(mut line) = serde_json::to_vec(event) else { return };
     line.push(b'\n');
     if std::io::stdout().lock().write_all(&line).is_err() {

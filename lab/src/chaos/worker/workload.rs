@@ -1,4 +1,4 @@
-//! What a worker does with locks, over and over: nested locks, overlapping sets, long holds, requests that are given up,
+//! The work of a worker with locks, in a loop: nested locks, overlapping sets, long holds, cancelled requests,
 //! and transfers between accounts.
 
 use std::time::Duration;
