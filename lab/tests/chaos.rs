@@ -144,7 +144,7 @@ fn a_short_run_holds_every_invariant_and_reports_it() {
     let report = fs::read_to_string(place.out().join("report.html")).expect("a report");
     assert!(report.contains("Every promise held") && report.contains("--seed 3"));
     for outside in ["http://", "https://", "src=", "@import"] {
-        assert!(!report.contains(outside), "the report is to open without {outside}");
+        assert!(!report.contains(outside), "the report must not contain {outside}");
     }
     place.is_clean();
 }
@@ -246,7 +246,7 @@ fn invalid_options_are_refused() {
         assert!(said(&output).contains(reason) && !said(&output).contains("hunter2"), "{}", said(&output));
     }
     fs::create_dir_all(place.out()).expect("a folder");
-    fs::write(place.out().join("thesis.txt"), "years of work").expect("a file");
+    fs::write(place.out().join("thesis.txt"), "a task without an end").expect("a file");
     let output = place.end("--for 1s");
     assert_eq!(output.status.code(), Some(64), "{}", said(&output));
     assert!(said(&output).contains("not of a run"), "{}", said(&output));

@@ -20,7 +20,7 @@ enum Share {
 
 /// How to start a [`Cluster`].
 #[derive(Clone, Debug)]
-#[must_use = "nothing runs before start"]
+#[must_use = "no task runs before the start"]
 pub struct Setup {
     nodes: usize,
     options: Vec<String>,

@@ -30,7 +30,7 @@ async fn acc_10_a_killed_process_never_leaves_a_key_without_an_end() {
         // The lock of the dead holder would block the next one for the rest of its lease.
         cluster.each::<i64>(redis::cmd("DEL").arg(Cluster::lock_key("hammered")));
     }
-    assert!(seen > 100, "the workers hardly did anything: {seen} keys seen");
+    assert!(seen > 100, "the workers did too little: {seen} keys seen");
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn acc_25_panic_error_and_cancellation_release_at_once() {
                 }
             }
         });
-        inside.await.expect("it gets inside");
+        inside.await.expect("the task holds the lock");
         assert!(how != "cancel" || cluster.count_keys(&key) == 5);
         if how == "cancel" {
             task.abort();

@@ -99,7 +99,7 @@ async fn acc_30_tokens_grow_over_500_grants_with_random_kills() {
     let threads: Vec<_> = (0..WORKERS).map(|_| spawn()).collect();
     let mut grants: Vec<(u64, u64)> = (0..500)
         .map(|_| {
-            let line = reports.recv_timeout(Duration::from_secs(60)).expect("grants go on");
+            let line = reports.recv_timeout(Duration::from_secs(60)).expect("grants continue");
             let (at, token) = line.split_once(' ').expect("a moment and a token");
             (at.parse().expect("a moment"), token.parse().expect("a token"))
         })
@@ -132,7 +132,7 @@ async fn acc_30_a_paused_holders_write_is_refused() {
     assert_eq!(late, first, "a lost lease keeps its token");
     assert!(!store.write(late), "the old holder's write must be refused");
     guard.release().await.expect("a release");
-    eventually(Duration::from_secs(5), "the old holder left the key alone", || {
+    eventually(Duration::from_secs(5), "the old holder must not change the key", || {
         cluster.count_keys(&Cluster::lock_key("fenced")) == 0
     })
     .await;

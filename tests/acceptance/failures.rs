@@ -106,7 +106,7 @@ async fn acc_20_the_winner_of_a_race_soon_has_every_node() {
     let locks = cluster.client(60 * SECOND).await;
     let guard = locks.lock("raced").acquire().await.expect("three of five");
     theirs.release().await.expect("a release");
-    eventually(10 * SECOND, "every node is on our side", || guard.margin() == 2).await;
+    eventually(10 * SECOND, "every node has granted it", || guard.margin() == 2).await;
     cluster.kill(0);
     cluster.kill(1);
     let inner = locks.lock("raced").owner(guard.owner()).wait(10 * SECOND).acquire().await.expect("a re-entry");

@@ -124,6 +124,6 @@ async fn acc_39_a_hostile_node_is_named_avoided_and_readmitted() {
         let most = 8 + start.elapsed().as_secs() * 4;
         assert!(often as u64 <= most, "{kind:?}: {often} connections in {:?}", start.elapsed());
         hostile.set(Kind::Honest);
-        within(10 * SECOND, "it is taken back", async || error_of(&locks, 4).await.is_none()).await;
+        within(10 * SECOND, "the node votes again", async || error_of(&locks, 4).await.is_none()).await;
     }
 }

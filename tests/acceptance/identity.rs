@@ -89,7 +89,7 @@ async fn acc_08_a_second_or_foreign_release_changes_nothing_and_says_so() {
     assert_eq!(dump(&cluster).0, values);
     assert_eq!(values.len(), 5);
     assert!(!theirs.is_lost());
-    theirs.extend().await.expect("it is still theirs to extend");
+    theirs.extend().await.expect("the lease can still be extended");
     theirs.release().await.expect("a release");
 }
 

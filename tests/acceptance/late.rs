@@ -69,7 +69,7 @@ impl Scene {
         for node in nodes {
             let before = self.scripts_run(*node);
             self.proxies[*node].deliver();
-            eventually(10 * SECOND, "what was held back is done", || self.scripts_run(*node) > before).await;
+            eventually(10 * SECOND, "the held requests are executed", || self.scripts_run(*node) > before).await;
         }
     }
 
@@ -98,7 +98,7 @@ async fn late_release(reached: usize, nodes: &[usize]) {
     scene.hold_requests(nodes);
     drop(first);
     let all_held = || nodes.iter().all(|node| scene.proxies[*node].held() > 0);
-    eventually(10 * SECOND, "the release is under way", all_held).await;
+    eventually(10 * SECOND, "the release is in transit", all_held).await;
     // Until it is sent again, on a new connection.
     scene.expect_holds(1).await;
     let again = scene.joins.join(&scene.guard.export()).await.expect("it is held");
@@ -126,7 +126,7 @@ async fn acc_37_a_late_try_keeps_the_share_of_the_next_try() {
     scene.hold_requests(&[0, 1, 2]);
     let request = scene.joins.lock(NAME).owner(&owner).wait(20 * SECOND).acquire();
     let joined = request.await.expect("on the next connections");
-    assert!(scene.proxies.iter().all(|proxy| proxy.held() > 0), "nothing is late");
+    assert!(scene.proxies.iter().all(|proxy| proxy.held() > 0), "no request is late");
     scene.expect_holds(2).await;
     scene.deliver(&[0, 1, 2]).await;
     assert_eq!(scene.holds(), vec![2; 3], "the late release has taken the later share");

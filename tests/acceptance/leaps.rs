@@ -77,7 +77,7 @@ async fn leaves_nothing_for_long(seconds: i64) {
             assert!(outcome.as_ref().is_ok() || outcome.as_ref().is_err_and(is_typed), "{name}: {outcome:?}");
             outcome.is_ok()
         };
-        let said = format!("{name} can be locked again; its keys have {:?} ms", lives(&cluster, name));
+        let said = format!("{name} can be locked again; its keys have {:?} ms left", lives(&cluster, name));
         within(2 * WINDOW + LONGEST + 20 * SECOND, &said, is_granted).await;
     }
 }

@@ -82,7 +82,7 @@ async fn acc_14_loss_is_signalled_before_the_lease_ends_and_is_final() {
     let paused = Instant::now();
     guard.endangered().await;
     let warned = guard.remaining();
-    assert!(warned > Duration::from_millis(100), "too late a warning: {warned:?} left");
+    assert!(warned > Duration::from_millis(100), "the warning is too late: {warned:?} left");
     assert!(!guard.is_lost());
     guard.lost().await;
     assert!(paused.elapsed() < SECOND, "signalled {:?} after the pause", paused.elapsed());
@@ -125,6 +125,6 @@ async fn acc_14_protect_drops_the_work_when_the_lock_is_lost() {
         let _alive = alive;
         std::future::pending::<()>().await;
     });
-    assert!(tokio::time::timeout(10 * SECOND, outcome).await.expect("the loss ends it").is_err());
+    assert!(tokio::time::timeout(10 * SECOND, outcome).await.expect("the loss ends the work").is_err());
     assert!(dropped.await.is_err(), "the work was dropped");
 }

@@ -141,7 +141,7 @@ async fn acc_45_a_crowd_hardly_slows_hand_overs_and_loses_no_lease() {
         for (i, clients) in CROWDS.into_iter().enumerate() {
             let crowd = Contenders::start(&cluster, "wanted", clients, Duration::ZERO).await;
             let turns_before = crowd.turns.load(Ordering::Relaxed);
-            eventually(20 * SECOND, "the lock changes hands", || {
+            eventually(20 * SECOND, "the lock is handed over", || {
                 crowd.turns.load(Ordering::Relaxed) > turns_before + clients
             })
             .await;

@@ -97,7 +97,7 @@ async fn acc_28_waiters_of_one_process_cost_as_much_as_one() {
     let waiting: Vec<_> = (0..50).map(|_| tokio::spawn(locks.lock("busy").acquire())).collect();
     tokio::time::sleep(2 * SECOND).await; // How long they wait, not a wait for something.
     for (before, after) in before.iter().zip(cluster.scripts_run()) {
-        assert!(after - before <= 8, "{} commands for one place in the line", after - before);
+        assert!(after - before <= 8, "{} commands for one place in the queue", after - before);
     }
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
     guard.release().await.expect("a release");

@@ -117,7 +117,7 @@ fn the_environment_of_the_command_describes_the_lock() {
     quorlock::Owner::import(lease).expect("an exported lease");
     let said: Vec<&str> = ended.stderr.lines().collect();
     assert_eq!(said, [format!("quorlock: acquired b b a with token {token}"), "quorlock: released b b a".to_owned()]);
-    assert_eq!(sandbox.end(&["run", "a", "--", "true"]).stderr, "", "without -v nothing is said");
+    assert_eq!(sandbox.end(&["run", "a", "--", "true"]).stderr, "", "without -v there is no message");
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn the_command_has_the_standard_streams() {
         let sent = sent.clone();
         move || stdin.write_all(sent.as_bytes()).expect("the command reads it all")
     });
-    let output = child.wait_with_output().expect("what it said");
+    let output = child.wait_with_output().expect("its output");
     writer.join().expect("all was written");
     assert_eq!(output.status.code(), Some(0));
     assert!(output.stdout == sent.as_bytes(), "stdin must arrive as it is");
@@ -177,7 +177,7 @@ fn names_too_long_for_the_environment_are_refused_early() {
         };
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(64), ""), "{}", ended.stderr);
         assert!(ended.stderr.contains(said) && ended.stderr.len() < 1000, "{}", ended.stderr);
-        assert_eq!(ballots(), before, "nothing was asked of the nodes");
+        assert_eq!(ballots(), before, "no request reached the nodes");
     }
 }
 
@@ -192,5 +192,5 @@ fn names_and_arguments_too_long_together_are_refused_early() {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(64), ""), "{}", ended.stderr);
     assert!(ended.stderr.contains("its arguments and its environment would have"), "{}", ended.stderr);
     let ballots: Vec<Vec<String>> = sandbox.cluster.each(redis::cmd("KEYS").arg("quorlock:ballot:*"));
-    assert!(ballots.iter().all(Vec::is_empty), "nothing was asked of the nodes");
+    assert!(ballots.iter().all(Vec::is_empty), "no request reached the nodes");
 }

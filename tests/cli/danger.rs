@@ -12,7 +12,8 @@ use rustix::process::{Pid, Signal};
 use crate::sandbox::{Sandbox, finish, is_in_state, signal, within};
 
 const OBEYS_TERM: &str = r#"trap "echo terminated; exit 0" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
-const IGNORES_TERM: &str = r#"trap "echo terminated >> \$DIR/terminated" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
+const IGNORES_TERM: &str =
+    r#"trap "echo terminated >> \$DIR/terminated" TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
 
 fn pause_three(sandbox: &mut Sandbox) {
     for node in 0..3 {
@@ -150,7 +151,7 @@ fn a_command_that_cannot_be_killed_is_named_twice() {
     let command = sandbox.wait_for("ready").trim().to_owned();
     // quorlock also reports a signal that does not arrive.
     signal(&run, Signal::TERM);
-    within("word of the signal", || sandbox.text("err").contains("SIGTERM does not reach process"));
+    within("the message about the signal", || sandbox.text("err").contains("SIGTERM does not reach process"));
     pause_three(&mut sandbox);
     assert_eq!(finish(run).code, Some(79));
     let said = sandbox.text("err");
@@ -225,7 +226,7 @@ fn a_lock_lost_before_the_start_starts_no_command() {
         reader.read_to_string(&mut said).map(|_| said).expect("text")
     });
     assert_eq!(finish(run).code, Some(79));
-    let said = said.join().expect("what was said");
+    let said = said.join().expect("the output");
     assert!(said.contains("was lost before the command began"), "{}", said.trim_start_matches('x'));
     assert!(!sandbox.path("ran").exists());
 }

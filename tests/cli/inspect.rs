@@ -31,9 +31,9 @@ fn inspect_prints_every_verdict_as_json() {
     assert_eq!(keys(&free), ["holds", "nodes", "owner", "resource", "token", "verdict"]);
     let fields = ["ballot", "error", "holds", "label", "node", "owner", "state", "token", "ttl_ms"];
     assert_eq!(keys(&free["nodes"][0]), fields);
-    assert_eq!(sandbox.cluster.count_keys("quorlock:lock:job"), 0, "looking changes nothing");
+    assert_eq!(sandbox.cluster.count_keys("quorlock:lock:job"), 0, "inspect changes nothing");
     let ballots: Vec<Vec<String>> = sandbox.cluster.each(redis::cmd("KEYS").arg("quorlock:ballot:*"));
-    assert!(ballots.iter().all(Vec::is_empty), "looking changes nothing");
+    assert!(ballots.iter().all(Vec::is_empty), "inspect changes nothing");
 
     let run = sandbox.start(&["run", "--label", "nightly", "job", "--", "sh", "-c", HOLD]);
     let token: u64 = sandbox.wait_for("held").trim().parse().expect("a token");

@@ -91,7 +91,7 @@ fn declare_new_refuses_nodes_that_were_used() {
     let refused = sandbox.end(&DECLARE);
     assert_eq!(refused.code, Some(78), "{refused:?}");
     assert!(refused.stderr.contains("has a list of 5 nodes already, not of 3"), "{}", refused.stderr);
-    assert_eq!(sandbox.cluster.count_keys(RECORD), 0, "nothing may be written before all is checked");
+    assert_eq!(sandbox.cluster.count_keys(RECORD), 0, "no write before all checks");
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn clients_with_another_list_get_no_lock() {
         assert_eq!((changed.stdout.matches("now").count(), changed.stdout.matches("in 10s").count()), (3, 2));
         assert_ne!(field(&sandbox, 0, 5), cluster, "the listed nodes must get a new cluster word");
         for name in ["job", "other", "job"] {
-            let error = old.lock(name).try_acquire().await.expect_err("its list is not the list");
+            let error = old.lock(name).try_acquire().await.expect_err("its list differs from the nodes' list");
             assert!(error.is_no_quorum(), "{error}");
         }
         let new = sandbox.cluster.builder().connect().await.expect("settings that work");
@@ -311,7 +311,7 @@ fn a_change_that_one_node_refuses_is_undone() {
     assert_eq!(failed.code, Some(69), "{failed:?}");
     assert!(failed.stderr.contains("NOPERM") && failed.stderr.contains("The list is as it was"), "{}", failed.stderr);
     assert_eq!(lists(&sandbox), [Some("2".to_owned()), Some("2".to_owned()), None]);
-    assert_ne!(field(&sandbox, 0, 0), word, "it was begun there");
+    assert_ne!(field(&sandbox, 0, 0), word, "the change began on node 0");
     assert_eq!(with_nodes(&sandbox, &[0, 1], &["run", "--try", "job", "--", "true"]).code, Some(0));
     script("+eval");
     assert_eq!(sandbox.end(&SET).code, Some(0));

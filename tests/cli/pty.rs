@@ -110,7 +110,7 @@ impl Pty {
     }
 
     pub fn press(&mut self, keys: &str) {
-        self.keys.as_mut().expect("it has not hung up").write_all(keys.as_bytes()).expect("keys are pressed");
+        self.keys.as_mut().expect("the connection is open").write_all(keys.as_bytes()).expect("keys are pressed");
     }
 
     pub fn screen(&self) -> String {

@@ -33,7 +33,7 @@ fn a_paused_node_does_not_delay_the_end_of_a_run() {
     assert!(one_stopped.0 <= limit(all_up.0), "{one_stopped:?}, with all nodes {all_up:?}");
     assert!(one_stopped.1 <= limit(all_up.1), "{one_stopped:?}, with all nodes {all_up:?}");
     // The paused node has received the releases.
-    within("the releases there", || sandbox.lock_keys("job") == 0);
+    within("the releases arrive", || sandbox.lock_keys("job") == 0);
     sandbox.touch("end");
     assert_eq!(finish(holder).code, Some(0));
 }

@@ -147,7 +147,7 @@ pub fn finish(mut child: Child) -> Ended {
     let (sender, said) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     let said = said.recv_timeout(PATIENCE).expect("it has ended, but something that it started has not");
-    let Output { status, stdout, stderr } = said.expect("what it said");
+    let Output { status, stdout, stderr } = said.expect("its output");
     Ended {
         code: status.code(),
         signal: status.signal(),

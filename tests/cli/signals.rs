@@ -81,7 +81,7 @@ fn blocked_and_ignored_signals_reach_quorlock_and_pass_to_the_command() {
     let holder = sandbox.command("env", &[&run, &[script][..]].concat()).spawn().expect("env");
     sandbox.wait_for("ready");
     let waiting = sandbox.command("env", &[&run, &["exit 9"][..]].concat()).spawn().expect("env");
-    within("its place in the queue", || sandbox.cluster.count_lines("job") == 1);
+    within("its ticket in the queue", || sandbox.cluster.count_lines("job") == 1);
     signal(&waiting, Signal::TERM);
     assert_eq!(finish(waiting).signal, Some(Signal::TERM.as_raw()));
     sandbox.touch("end");
@@ -141,7 +141,7 @@ fn in_a_namespace(sandbox: &Sandbox, args: &[&str]) -> Option<std::process::Comm
     let unshare = ["-U", "-r", "-p", "-f", "--mount-proc"];
     let tried = finish(sandbox.command("unshare", &[&unshare, &["true"][..]].concat()).spawn().ok()?);
     if tried.code != Some(0) {
-        println!("skipped, as no process namespace can be made here: {}", tried.stderr);
+        println!("skipped: no process namespace can be made here: {}", tried.stderr);
         return None;
     }
     Some(sandbox.command("unshare", &[&unshare, args].concat()))
@@ -170,7 +170,7 @@ fn inherited_children_are_reaped_before_the_lock_is_acquired() {
         "sh -c 'until [ -e $DIR/go ]; do sleep 0.01; done' & echo $! > $DIR/orphan; exec \"$QUORLOCK\" run job -- true";
     let run = sandbox.command("sh", &["-c", script]).spawn().expect("sh");
     let orphan = format!("/proc/{}", sandbox.wait_for("orphan").trim());
-    within("its place in the queue", || sandbox.cluster.count_lines("job") == 1);
+    within("its ticket in the queue", || sandbox.cluster.count_lines("job") == 1);
     sandbox.touch("go");
     within("the orphan's end", || !std::path::Path::new(&orphan).exists());
     sandbox.touch("end");
@@ -220,7 +220,7 @@ fn a_job_stops_and_continues_with_its_command() {
     within("the command's stop", || is_in_state(command, 'T'));
     within("quorlock's stop", || is_in_state(Pid::from_child(&run), 'T'));
     signal(&run, Signal::CONT);
-    within("the command's going on", || !is_in_state(command, 'T'));
+    within("the command continues", || !is_in_state(command, 'T'));
     let _go = go_on(&sandbox);
     assert_eq!(finish(run).code, Some(6));
 }
@@ -262,7 +262,7 @@ fn the_command_gets_the_terminal_and_returns_it() {
     });
     let ended = finish(terminal);
     drop(keys);
-    let seen = reader.join().expect("what was on the screen");
+    let seen = reader.join().expect("the screen");
     assert_eq!(ended.code, Some(0), "{seen}");
     for words in ["got=one", "after=two", "piped=three"] {
         assert!(seen.contains(words), "{seen}");

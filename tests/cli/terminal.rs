@@ -222,7 +222,7 @@ fn a_stopped_job_continues_in_the_background() {
         terminal.press_until_prompt(SUSPEND);
         within("the command's stop", || is_in_state(command, 'T'));
         terminal.press_until_prompt("bg\n");
-        within("the command's going on", || !is_in_state(command, 'T'));
+        within("the command continues", || !is_in_state(command, 'T'));
         std::fs::write(sandbox.path("line"), "go on\n").expect("the script's fifo");
         sandbox.wait_for("done");
         terminal.press("wait; exit 3\n");

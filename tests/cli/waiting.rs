@@ -30,7 +30,7 @@ fn a_second_run_is_refused_or_waits() {
     let mut second =
         sandbox.quorlock(&["run", "-v", "job", "--", "sh", "-c", "echo second $QUORLOCK_TOKEN >> $DIR/log"]);
     let second = second.stderr(err).spawn().expect("quorlock");
-    within("word of the holder", || sandbox.text("err").contains("quorlock: waiting: job is held by"));
+    within("the message about the holder", || sandbox.text("err").contains("quorlock: waiting: job is held by"));
     assert!(sandbox.text("err").contains(":nightly"));
     sandbox.touch("end");
     assert_eq!((finish(first).code, finish(second).code), (Some(0), Some(0)));
@@ -89,7 +89,7 @@ fn a_wait_for_nodes_that_have_just_started_is_explained() {
     let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
     let mut run = sandbox.quorlock(&["run", "--lease", "5m", "job", "--", "true"]);
     let run = run.stderr(err).spawn().expect("quorlock");
-    within("word of the nodes", || sandbox.text("err").contains("too few nodes can grant the lock now"));
+    within("the message about the nodes", || sandbox.text("err").contains("too few nodes can grant the lock now"));
     assert_eq!(sandbox.text("err").matches("quarantined for ").count(), 2, "{}", sandbox.text("err"));
     assert!(sandbox.text("err").contains(": up"), "{}", sandbox.text("err"));
     signal(&run, Signal::TERM);

@@ -114,7 +114,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
     }
     // Every answer was given often: 0 granted and a record, 1 granted, 2 held, 3 stale, 4 ahead, 5 gone, 6 kept, 7 early, 8 far,
     // 9 young, 10 forgot; and 11, a plain release.
-    assert!(codes.iter().all(often), "some answer was seldom given: {codes:?}");
+    assert!(codes.iter().all(often), "some answers were too rare: {codes:?}");
     Ok(())
 }
 

@@ -167,7 +167,7 @@ async fn a_loss_found_by_a_late_answer_is_signalled() {
     assert!(futures::poll!(&mut extension).is_pending(), "under way");
     environment.slept.store(3600, Ordering::Relaxed); // The machine slept; the answers wait.
     assert!(extension.await.expect_err("too late").is_lost());
-    tokio::time::timeout(SECOND, lost).await.expect("the word that it is lost");
+    tokio::time::timeout(SECOND, lost).await.expect("the signal of the loss");
 }
 
 /// The end of the lease on a name as its node knows it, in ms ahead of this machine's wall clock.
@@ -200,7 +200,7 @@ async fn a_corrected_clock_is_used_after_the_longest_lease() {
         guard.extend().await.expect("an extension");
         (-1000..=1100).contains(&end_ahead(&cluster, "x"))
     };
-    within(20 * SECOND, "ends go by the clock as it is now", is_followed).await;
+    within(20 * SECOND, "ends follow the clock as it is now", is_followed).await;
     guard.release().await.expect("a release");
     let guard = locks.lock("x").acquire().await.expect("a free lock");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros();
@@ -227,7 +227,7 @@ async fn a_client_clock_set_hours_ahead_keeps_ballots_reachable() {
         guard.release().await.expect("a release");
         ahead > 1_800_000
     };
-    within(20 * SECOND, "ends go by the clock as it was set", is_followed).await;
+    within(20 * SECOND, "ends follow the clock as it was set", is_followed).await;
     cycle(&locks).await;
     // Other clients can still exceed its ballots.
     cycle(&other).await;

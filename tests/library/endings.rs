@@ -57,7 +57,7 @@ fn a_loss_is_signalled_after_the_client_runtime_ended() {
     drop(home);
     elsewhere.block_on(async {
         let work = guard.protect(std::future::pending::<()>());
-        assert!(timeout(LIMIT, work).await.expect("the loss ends it").is_err());
+        assert!(timeout(LIMIT, work).await.expect("the loss ends the work").is_err());
         timeout(LIMIT, guard.endangered()).await.expect("the signal");
         timeout(LIMIT, guard.lost()).await.expect("the signal");
     });
@@ -86,7 +86,7 @@ fn a_loss_is_signalled_while_the_client_runtime_is_stalled() {
     assert!(nodes.0.iter().all(|node| blamed(&node.answer)), "{nodes}");
     drop(home);
     let gone = || cluster.count_keys(&Cluster::lock_key("y")) == 0;
-    single().block_on(async { eventually(LIMIT, "what was sent left at the end", gone).await });
+    single().block_on(async { eventually(LIMIT, "queued bytes leave at the end", gone).await });
 }
 
 #[test]
@@ -263,7 +263,7 @@ async fn a_paused_tokio_clock_causes_no_busy_loop() {
 
 #[test]
 fn connect_outside_a_runtime_fails() {
-    let error = block_on(Quorlock::builder().nodes(["redis://127.0.0.1:1"]).connect()).expect_err("there is none");
+    let error = block_on(Quorlock::builder().nodes(["redis://127.0.0.1:1"]).connect()).expect_err("no runtime");
     assert!(error.to_string().contains("tokio runtime"), "{error}");
 }
 

@@ -69,6 +69,6 @@ async fn an_executed_release_without_an_answer_is_no_loss() {
         let next = other.lock("x").acquire().await.expect("it is free");
         proxies.iter().for_each(|proxy| proxy.set(Mode::Pass));
         release.await.expect("no panic").expect("it was held until then");
-        next.release().await.expect("nothing took it away");
+        next.release().await.expect("the repeated release leaves the new lease");
     }
 }

@@ -117,7 +117,7 @@ async fn a_node_that_denies_script_loading_is_named() {
     assert!(made <= most, "{made} connections in {:?}", start.elapsed());
     acl(&["+script"]).expect("an ACL");
     let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
-    within(10 * SECOND, "it counts again", is_granted).await;
+    within(10 * SECOND, "the node votes again", is_granted).await;
 }
 
 /// Returns how many connections the node has accepted so far.

@@ -134,7 +134,7 @@ async fn entering_a_lease_of_another_task_removes_the_ticket() {
         cluster.each::<()>(redis::cmd("SET").arg(&key).arg("theirs"));
         let mut waiting = Box::pin(locks.lock_all(names).owner(&owner).acquire());
         assert!(poll!(&mut waiting).is_pending());
-        eventually(5 * SECOND, "it stands in every line", || cluster.count_lines("entered") == 3).await;
+        eventually(5 * SECOND, "its ticket is in every queue", || cluster.count_lines("entered") == 3).await;
         locks.flush().await;
         assert!(poll!(&mut waiting).is_pending(), "it has been refused, and waits");
         cluster.each::<()>(redis::cmd("DEL").arg(&key));

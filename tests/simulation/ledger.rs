@@ -197,7 +197,7 @@ impl Ledger {
             self.joined(at, &name(), asked, token); // The request also entered a lease that the owner had inherited.
         } else {
             self.findings.judge(Invariant::QuarantineHolds, at, sound >= quorum, || {
-                format!("{} token {token}: only {sound} of {given} votes are of nodes that remember", name())
+                format!("{} token {token}: only {sound} of {given} votes are of nodes with their memory", name())
             });
             self.acquired(at, &name(), owner, asked, token);
         }

@@ -78,7 +78,7 @@ impl Ledger {
         if remaining > 0 {
             let (margin, counted) = (hold.belief.margin(), hold.belief.counted(&hold.claim));
             findings.judge(Invariant::QuarantineHolds, at, margin + self.quorum <= counted, || {
-                format!("{}: a margin of {margin}, and {counted} nodes that remember their votes", who())
+                format!("{}: a margin of {margin}, and {counted} nodes with their votes", who())
             });
         }
         for share in &hold.claim.shares {
@@ -115,9 +115,8 @@ impl Ledger {
         let due = hold.deadline.max(hold.belief.paused_until());
         let late = hold.belief.clock().saturating_sub(due);
         let lost = hold.belief.is_lost();
-        self.findings.judge(Invariant::LossOnTime, at, lost, || {
-            format!("{}: a loss was signalled that is none", hold.claim.who())
-        });
+        self.findings
+            .judge(Invariant::LossOnTime, at, lost, || format!("{}: a false loss was signalled", hold.claim.who()));
         self.findings.judge(Invariant::LossOnTime, at, !lost || late <= NAP_US + TICK_US, || {
             format!("{}: {late} µs late", hold.claim.who())
         });

@@ -18,7 +18,7 @@ pub fn histories() -> Vec<(bool, &'static str, Vec<Op>)> {
         (true, "in and out", vec![op(0, 5, Enter, 1, 2), op(0, 5, LEFT(0), 3, 4), op(2, 6, Enter, 5, 6)]),
         (
             true,
-            "in, in, out, out",
+            "enter, enter, leave, leave",
             vec![
                 op(0, 5, Enter, 1, 2),
                 op(0, 5, Enter, 3, 4),
@@ -29,7 +29,7 @@ pub fn histories() -> Vec<(bool, &'static str, Vec<Op>)> {
         ),
         (
             true,
-            "the second gets it while the first gives it back",
+            "the second run acquires it while the first releases it",
             vec![op(0, 5, Enter, 1, 2), op(0, 5, LEFT(0), 3, 9), op(2, 6, Enter, 4, 8)],
         ),
         (

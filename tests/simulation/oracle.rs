@@ -244,7 +244,7 @@ impl Judge<'_> {
                 Invariant::ReentrantDepth,
                 i,
                 holds == Some(integer(one.holds)),
-                "the count is not what was asked for",
+                "the count differs from the request",
             );
             if fresh {
                 // The same message may come twice, if no other has come between.

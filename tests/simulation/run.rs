@@ -85,7 +85,7 @@ pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
         let looking = tokio::spawn(look(scene.clone()));
         let mut stage = Stage { scene: scene.clone(), clients: Vec::new(), watch };
         if timeout(LONGEST_RUN, stage.play()).await.is_err() {
-            let what = "the run does not come to an end".to_owned();
+            let what = "the run does not end".to_owned();
             lock(&scene.ledger).findings.violated(Invariant::MinorityFaultLive, time.now(), what);
         }
         looking.abort();

@@ -97,14 +97,14 @@ impl Worker {
 
     pub fn go(&mut self) -> Result<(), Failure> {
         let sent = self.input.as_mut().map_or(Ok(()), |input| input.write_all(b"go\n"));
-        sent.map_err(|error| fleet::failure("a process of ours is gone", &error))
+        sent.map_err(|error| fleet::failure("a bench process has ended", &error))
     }
 
     /// The rest of the next line that begins with this word.
     fn expect(&mut self, word: &str) -> Result<String, Failure> {
         loop {
             let line = self.lines.recv_timeout(PATIENCE);
-            let line = line.map_err(|error| fleet::failure(&format!("no '{word}' from a process of ours"), &error))?;
+            let line = line.map_err(|error| fleet::failure(&format!("no '{word}' from a bench process"), &error))?;
             if let Some(rest) = line.strip_prefix(word) {
                 return Ok(rest.trim().to_owned());
             }
@@ -150,7 +150,7 @@ impl Worker {
         self.input = None;
         let cycles = self.expect("cycles")?;
         let ended = self.process.wait();
-        ended.map_err(|error| fleet::failure("a process of ours did not end", &error))?;
+        ended.map_err(|error| fleet::failure("a bench process did not end", &error))?;
         Ok(cycles.parse().unwrap_or(0))
     }
 }

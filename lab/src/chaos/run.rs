@@ -272,8 +272,13 @@ impl<'a> Run<'a> {
         self.wait(Duration::from_millis(tail)).await?;
         self.conductor.crew.say(CALM).await;
         let workers = self.options.workers;
-        self.until(CALMING, "every worker has had every lock again", |what| matches!(what, What::Calm { .. }), workers)
-            .await?;
+        self.until(
+            CALMING,
+            "every worker has acquired every lock again",
+            |what| matches!(what, What::Calm { .. }),
+            workers,
+        )
+        .await?;
         // Every name was requested on every node since the last clock step, so no key lives longer.
         let over = lease + lease / 50;
         self.wait(Duration::from_millis(over)).await?;
@@ -284,7 +289,7 @@ impl<'a> Run<'a> {
         for (node, found) in self.conductor.nodes.scan().await.into_iter().enumerate() {
             match found {
                 Ok(keys) => self.conductor.say(What::Scan { node, keys }),
-                Err(error) => self.problems.push(format!("node {} cannot be looked at: {error}", node + 1)),
+                Err(error) => self.problems.push(format!("node {} cannot be scanned: {error}", node + 1)),
             }
         }
         Ok(())

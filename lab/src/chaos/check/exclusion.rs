@@ -36,7 +36,8 @@ pub fn mutual_exclusion(model: &Model) -> Verdict {
 
 /// Checks the depth that guards show at the grant and at the release.
 pub fn reentrant_depth(model: &Model) -> Verdict {
-    let mut verdict = Verdict::of("ReentrantDepth", "a hold is as deep as its owner went in, and comes out as deep");
+    let mut verdict =
+        Verdict::of("ReentrantDepth", "the guard shows the nesting depth at the grant and at the release");
     for hold in &model.holds {
         let outer = model.around(hold).filter(|outer| outer.ask.names.contains(&hold.ask.names[0]));
         let depth = 1 + u32::try_from(outer.count()).unwrap_or(u32::MAX - 1);

@@ -18,14 +18,14 @@ pub fn no_orphan(model: &Model, complete: bool) -> Verdict {
         verdict.check(keys.is_empty(), || format!("node {} has {}", node + 1, keys.join(" ")));
     }
     if complete && model.scans.len() < model.setting.nodes {
-        verdict.unknown("not every node could be looked at");
+        verdict.unknown("not every node could be scanned");
     }
     verdict
 }
 
 /// Checks that a killed holder's lock is granted again when its lease is over, or one lease later when a clock was set.
 pub fn free_after_ttl(model: &Model) -> Verdict {
-    let mut verdict = Verdict::of("FreeAfterTtl", "what a killed process held is granted again after one lease");
+    let mut verdict = Verdict::of("FreeAfterTtl", "a killed process's lock is granted again after one lease");
     for (_, life, from, down) in &model.deaths {
         let held = model.holds.iter().filter(|hold| {
             hold.ask.life == *life
@@ -80,7 +80,7 @@ fn was_cut_short(model: &Model, ask: &Ask, name: &str, down: u64, due: u64) -> b
 /// Checks that a holder that runs, and reaches a majority of the nodes, keeps its lock by extending the lease.
 pub fn keeps_while_well(model: &Model) -> Verdict {
     let mut verdict =
-        Verdict::of("KeepsWhileWell", "a holder that is well, as a majority of the nodes is, does not lose its lock");
+        Verdict::of("KeepsWhileWell", "a holder keeps its lock while it and a majority of the nodes are well");
     for hold in model.holds.iter().filter(|hold| hold.ask.within.is_none()) {
         let ends = [hold.lost.map(|(at, _)| at), hold.leave.map(|(at, _)| at), hold.killed];
         let until = ends.into_iter().flatten().min().unwrap_or(model.end);
@@ -101,7 +101,7 @@ pub fn keeps_while_well(model: &Model) -> Verdict {
 /// that every worker acquires every lock after the faults.
 pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
     let mut verdict =
-        Verdict::of("MinorityFaultLive", "locks go on being granted while a minority of the nodes has failed");
+        Verdict::of("MinorityFaultLive", "locks are still granted while a minority of the nodes has failed");
     for ask in &model.asks {
         let (at, without_quorum) = match ask.answer {
             Answer::Granted(at) => (at, false),

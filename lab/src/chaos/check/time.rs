@@ -61,7 +61,7 @@ pub fn lease_never_shrinks(model: &Model) -> Verdict {
             let (earliest, latest) = (reading.from + reading.remaining, reading.at + reading.remaining + CUT_OFF);
             if certain > 0 {
                 verdict.check(latest >= certain, || {
-                    format!("{} ends {} us earlier than it had said", hold.named(), certain - latest)
+                    format!("{} ends {} us earlier than its guard had shown", hold.named(), certain - latest)
                 });
             }
             certain = certain.max(earliest);

@@ -75,8 +75,7 @@ pub fn token_stable(model: &Model) -> Verdict {
 
 /// Checks that the database accepts no stale write, and every holder's write.
 pub fn fenced_store(model: &Model, audit: Option<&Audit>) -> Verdict {
-    let mut verdict =
-        Verdict::of("FencedStore", "no stale write is accepted (some are rejected), no holder's is rejected");
+    let mut verdict = Verdict::of("FencedStore", "every stale write is rejected, and no holder's write is");
     if !model.setting.fencing {
         return verdict;
     }

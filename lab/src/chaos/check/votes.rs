@@ -6,8 +6,7 @@ use crate::chaos::history::Refusal;
 
 /// Checks that every grant has validity left, and that enough nodes can have answered it.
 pub fn no_false_grant(model: &Model) -> Verdict {
-    let mut verdict =
-        Verdict::of("NoFalseGrant", "nothing is granted that is spent, or that no majority can have granted");
+    let mut verdict = Verdict::of("NoFalseGrant", "every grant has validity left, and a majority can have granted it");
     for hold in &model.holds {
         let first = &hold.readings[0];
         // A process that was stopped between the grant and the reading finds no validity left.

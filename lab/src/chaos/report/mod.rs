@@ -68,7 +68,7 @@ fn banner(page: &mut String, outcome: &Outcome) {
         _ if results.interrupted && results.violations == 0 => {
             ("open", "Interrupted", "Nothing was violated until then.".to_owned())
         }
-        0 => ("good", "Every promise held", "No violation, and everything that was wanted was seen.".to_owned()),
+        0 => ("good", "Every promise held", "No violation, and every required event occurred.".to_owned()),
         code::LOST_UPDATES => (
             "open",
             "Updates were lost: this run had no fencing",
@@ -77,9 +77,9 @@ fn banner(page: &mut String, outcome: &Outcome) {
                 .to_owned(),
         ),
         code::NOT_EXERCISED => {
-            ("open", "Not everything was seen", format!("No violation. Missing: {}.", results.missing.join(", ")))
+            ("open", "Some required events did not occur", format!("No violation. Missing: {}.", results.missing.join(", ")))
         }
-        _ if broken == 0 => ("bad", "It cannot be told", "Something that is needed to judge is missing.".to_owned()),
+        _ if broken == 0 => ("bad", "The result is unknown", "Data that a check needs is missing.".to_owned()),
         _ => ("bad", "A promise was broken", format!("Violations: {}, of {broken} of the invariants.", results.violations)),
     };
     put(page, format_args!("<header class=\"banner {class}\"><p class=\"what\">quorlock chaos</p><h1>{head}</h1>"));
