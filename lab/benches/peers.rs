@@ -53,7 +53,7 @@ impl Locker for Rslock {
         self.0.lock(name, LEASE).await.ok()
     }
 
-    /// It does not say whether the lock was still held.
+    /// The release does not show whether the lock was still held.
     async fn release(&mut self, hold: Lock) -> bool {
         hold.release().await;
         true

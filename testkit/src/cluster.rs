@@ -230,7 +230,7 @@ impl Cluster {
         self.each::<String>(redis::cmd("INFO").arg("commandstats")).into_iter().map(calls).collect()
     }
 
-    /// Returns on how many nodes that are up there is a key of this name.
+    /// Returns how many nodes that are up have a key of this name.
     pub fn count_keys(&self, key: &str) -> usize {
         self.each::<usize>(redis::cmd("EXISTS").arg(key)).into_iter().sum()
     }
@@ -250,7 +250,7 @@ impl Cluster {
         self.nodes[node].kill();
     }
 
-    /// Starts a killed node again on its port, with or without what it had stored.
+    /// Starts a killed node again on its port, with or without its stored data.
     pub fn restart(&mut self, node: usize, empty: bool) {
         self.nodes[node].restart(empty).expect("the node, back on its port");
     }
@@ -261,7 +261,7 @@ impl Cluster {
         self.nodes[node].restart_as_replica(port).expect("a replica on the node's port");
     }
 
-    /// Declares an empty server to be part of another cluster, whose list has so many nodes.
+    /// Declares an empty server as part of another cluster, whose list has this number of nodes.
     pub fn declare_elsewhere(&self, node: usize, listed: usize) {
         self.nodes[node].declare_new(Declaration::new(listed)).expect("a declaration");
     }
@@ -301,7 +301,7 @@ pub const CUT_OFF: &str = "redis://127.0.0.1:1";
 pub async fn within(limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await; // Between looks.
+            tokio::time::sleep(Duration::from_millis(10)).await; // The interval of checks.
         }
     };
     tokio::time::timeout(limit, wait).await.unwrap_or_else(|_| panic!("not within {limit:?}: {what}"));

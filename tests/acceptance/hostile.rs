@@ -52,7 +52,7 @@ async fn compare(hostile: &Hostile, kind: Kind, count: &AtomicU64) -> (f64, u64)
             hostile.set(kind);
             let (start, counted) = (Instant::now(), count.load(Ordering::Relaxed));
             while start.elapsed() < STRETCH {
-                tokio::time::sleep(Duration::from_millis(10)).await; // Between looks at the memory.
+                tokio::time::sleep(Duration::from_millis(10)).await; // The interval of reads of the memory.
                 most = most.max(memory());
             }
             let cycles = u32::try_from(count.load(Ordering::Relaxed) - counted).expect("a few");

@@ -105,7 +105,7 @@ async fn acc_41_waiting_sets_block_no_lock_and_get_their_turn() {
         let set = locks.lock_all(["a", &format!("b{i}")]).acquire();
         tokio::spawn(async move { set.await.expect("both locks").release().await.expect("a release") })
     };
-    // By turns, so that what else the machine does disturbs both alike.
+    // Alternating, so that other load on the machine affects both alike.
     let (mut alone, mut beside, mut sets) = (0.0, 0.0, Vec::<JoinHandle<_>>::new());
     for _ in 0..3 {
         sets.iter().for_each(JoinHandle::abort);
@@ -136,7 +136,7 @@ async fn acc_45_a_crowd_hardly_slows_hand_overs_and_loses_no_lease() {
         held.push(bystander.lock(format!("beside {i}")).acquire().await.expect("a free lock"));
     }
     let (mut rates, mut cycles) = ([0.0; 2], [Duration::ZERO; 2]);
-    // By turns, so that what else the machine does disturbs both alike.
+    // Alternating, so that other load on the machine affects both alike.
     for _ in 0..2 {
         for (i, clients) in CROWDS.into_iter().enumerate() {
             let crowd = Contenders::start(&cluster, "wanted", clients, Duration::ZERO).await;

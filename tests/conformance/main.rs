@@ -77,7 +77,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
         let now = pair.now();
         let (script, args) = source.command(now, &mut pair.node.store);
         pair.log.push(args[3..].join(" "));
-        // A key that ends while the two arms are asked may be there for one and gone for the other: end it for both.
+        // A key that expires between the two arms may exist on one and not on the other: end it on both.
         if next_end(&mut pair) <= ABOUT_NOW {
             std::thread::sleep(Duration::from_millis(13));
         }

@@ -98,7 +98,7 @@ impl Pair {
         self.node.store.put(key, data.clone(), life, now);
     }
 
-    /// Gives both a record that was declared.
+    /// Sets a declared record on both.
     pub fn set_record(&mut self, record: &str) {
         self.put(RECORD, &Data::Text(record.into()), None);
     }

@@ -274,7 +274,7 @@ impl Source {
         Data::Queue(members.collect())
     }
 
-    /// Data of another client, or an end that comes by itself.
+    /// Writes data of another client, or ends a key.
     pub fn intrusion(&mut self, pair: &mut Pair) -> String {
         let name = self.rng.pick(&NAMES);
         let key = match self.rng.between(0..10) {

@@ -170,7 +170,7 @@ async fn a_loss_found_by_a_late_answer_is_signalled() {
     tokio::time::timeout(SECOND, lost).await.expect("the signal of the loss");
 }
 
-/// The end of the lease on a name as its node knows it, in ms ahead of this machine's wall clock.
+/// Returns the end of the lease on a name on its node, in ms ahead of this machine's wall clock.
 fn end_ahead(cluster: &Cluster, name: &str) -> i64 {
     let key = format!("quorlock:ballot:{}", Cluster::lock_key(name));
     let mark: String = redis::cmd("GET").arg(key).query(&mut cluster.redis(0)).expect("a ballot");

@@ -1,4 +1,4 @@
-//! Nodes that are far away.
+//! Nodes with long delays.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

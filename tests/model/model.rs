@@ -67,7 +67,7 @@ impl Ballots {
         };
         if answer == Answer::Granted {
             if node.key.is_none() && node.standing != 0 {
-                // What expired stands no longer once another lease is honoured.
+                // An expired entry is gone once another lease is honoured.
                 after.standing &= state.shares_of_lease(of.owner(), share.token);
             }
             after.standing |= of.bit();

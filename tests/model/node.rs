@@ -85,7 +85,7 @@ pub enum Rules {
     ReuseABallotForAnotherShare,
 }
 
-/// What every message says about its sender.
+/// The sender of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sender {
     pub owner: u8,
@@ -112,7 +112,7 @@ impl Lease {
 }
 
 impl Node {
-    /// Is the last lease honoured here the sender's, with its share not released?
+    /// Returns whether the last lease honoured here is the sender's, with its share not released.
     fn is_last(&self, from: Sender) -> bool {
         self.last.is_some_and(|last| last.is_of(from) && last.shares & from.word != 0)
     }

@@ -193,7 +193,7 @@ pub const SIGHTS: [(&str, Sight); 16] = [
     }),
 ];
 
-/// A message that may arrive now, and what the node would answer.
+/// A message that may arrive now, and the node's answer to it.
 struct Arrival<'a> {
     share: &'a Share,
     of: ShareId,

@@ -117,7 +117,7 @@ pub const ALL: [Control; 43] = [
     client("no watch over the deadline", &[LossOnTime]),
     client("keys that outlive the lease", &[FreeAfterTtl]),
     rare(world("wall clock in the client", Broken { clock_is_set_back: true, ..NONE }, &[MutualExclusion])),
-    // Nodes that are away or forget.
+    // Nodes that are down or lose their memory.
     client("waiting for every node", &[MinorityFaultLive]),
     client("requests that no majority answers ask again at once", &[NoStorm]),
     Control {

@@ -286,7 +286,7 @@ pub fn unnoticed() -> Vec<String> {
 }
 
 /// A correct history must not be reported as a violation.
-pub fn legal_is_legal() -> Vec<String> {
+pub fn misjudged_legal_histories() -> Vec<String> {
     let mut ledger = ledger();
     let first = Puppet::new(7);
     let outer = grant(&mut ledger, 1, 0, "a", &first);
@@ -309,12 +309,12 @@ pub fn legal_is_legal() -> Vec<String> {
     if ledger.figures.stale_writes_rejected != 1 {
         wrong.push("the stale write was not rejected".to_owned());
     }
-    wrong.extend(an_heir_is_as_quick_as_a_release());
+    wrong.extend(a_join_may_race_with_the_last_release());
     wrong
 }
 
 /// A client with an export may join the lease until the last release has reached the nodes.
-fn an_heir_is_as_quick_as_a_release() -> Vec<String> {
+fn a_join_may_race_with_the_last_release() -> Vec<String> {
     let mut ledger = ledger();
     let first = grant(&mut ledger, 1, 0, "a", &Puppet::new(7));
     ledger.gives_back(first);

@@ -55,7 +55,7 @@ pub struct Mutex {
     kept: bool,
     /// How deep each session is nested.
     depths: Vec<(u32, u32)>,
-    /// Sessions that know that their lease is over, by token.
+    /// Sessions that got the signal that their lease is over, by token.
     over: Vec<(u32, u64)>,
 }
 

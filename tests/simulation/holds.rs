@@ -84,7 +84,7 @@ pub struct FencedStore {
     pub latest_turn: u64,
 }
 
-/// What was known of one resource when a client requested it.
+/// The state of one resource at the time of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     pub resource: usize,

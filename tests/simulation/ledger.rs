@@ -18,7 +18,7 @@ pub struct Ledger {
     pub records: Vec<Record>,
     /// Acquisitions in progress, by client, owner and resource.
     asking: BTreeMap<(usize, Arc<str>, usize), u32>,
-    /// Owners, and what a client enters of an owner's until it holds nothing of that any more, have numbers in histories.
+    /// The numbers of owners in histories, and of an owner's holds in one client until all of these are released.
     owners: BTreeMap<Arc<str>, u32>,
     sessions: BTreeMap<(usize, Arc<str>, usize), u32>,
     last_session: u32,

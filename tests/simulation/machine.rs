@@ -21,11 +21,11 @@ use crate::world::{Shared, lock};
 
 const RUNNING: u64 = u64::MAX;
 
-/// Two such clients are less apart than what the shortest lease gives away for drift.
+/// The clocks of two such clients differ by less than the drift margin of the shortest lease.
 const FURTHEST_OFF_US: i64 = 500;
 
 /// A client's clocks. They differ from true time by a rate, and stand still while the client is paused, as a process
-/// that does not run cannot look at them.
+/// that does not run cannot read them.
 #[derive(Debug)]
 pub struct Clock {
     time: Time,

@@ -67,7 +67,7 @@ fn refusal(code: i64, now: u64, rest: Vec<Reply>) -> Reply {
     Reply::Array([vec![Reply::Int(code), Reply::Int(now.cast_signed())], rest].concat())
 }
 
-/// The straight line at the beginning of hold.lua. `None` when it does not end there.
+/// The usual case at the start of hold.lua. Returns `None` when the request is another case.
 fn usual(store: &mut Store, rules: &Rules, keys: &[&[u8]], asked: &Hold<'_>, now: u64) -> Option<Reply> {
     let (&[lock, ballot], true) = (keys, asked.usual) else { return None };
     if store.text(RECORD, now)? != asked.record || *rules != (Rules { one_clock: rules.one_clock, ..Rules::default() })

@@ -149,7 +149,7 @@ impl Stage {
             .auto_extend(plan.extends)
             .environment(Arc::new(machine));
         if scene.plan.nodes.len() < 3 {
-            // No other node knows how long leases were when one forgets.
+            // When the only node loses its memory, no other node has the longest lease.
             builder = builder.longest_lease(scene.plan.longest_lease());
         }
         if let Some(timeout) = plan.node_timeout {

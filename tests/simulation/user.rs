@@ -43,7 +43,7 @@ pub struct Client {
     pub shorter: Duration,
 }
 
-/// What all clients share.
+/// The state that all clients share.
 #[derive(Clone)]
 pub struct Scene {
     pub plan: Arc<Plan>,

@@ -136,7 +136,7 @@ impl Report {
         &self.entries
     }
 
-    /// JSON is printed as it comes.
+    /// JSON is printed immediately.
     pub fn add(&mut self, entry: Entry) {
         if self.json {
             say(&format!("{}\n", entry.as_json()));

@@ -111,7 +111,7 @@ fn columns() -> usize {
     size.map_or(80, |size| usize::from(size.ws_col)).max(20) - 1
 }
 
-/// A fault in words, with what it is about.
+/// Returns the description of a fault, with its nodes or worker.
 pub fn named(kind: Kind, nodes: &[usize], worker: Option<usize>) -> String {
     let numbers = |of: &[usize]| of.iter().map(|i| (i + 1).to_string()).collect::<Vec<_>>().join(" ");
     match (worker, nodes) {

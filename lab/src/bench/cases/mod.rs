@@ -30,19 +30,19 @@ pub enum Case {
     Tasks,
     /// lock and unlock while one or two nodes are paused
     Paused,
-    /// entering a lock again that is held
+    /// re-entry of a held lock
     Reentry,
     /// four locks at once
     LockAll,
-    /// one lock that 8 tasks want
+    /// one lock under contention of 8 tasks
     HandOver,
-    /// one lock that 8 processes want
+    /// one lock under contention of 8 processes
     Processes,
-    /// what 50 waiters ask the nodes
+    /// the commands of 50 waiters
     Waiters,
-    /// one lock that 20 to 1,000 clients want
+    /// one lock under contention of 20 to 1,000 clients
     Crowd,
-    /// what waiters ask the nodes that live while a majority is away
+    /// the commands of waiters to the remaining nodes while a majority is down
     Outage,
     /// a node that is silent for 30 s under full load
     Silent,
@@ -50,9 +50,9 @@ pub enum Case {
     Held,
     /// 45,000 held leases while every core is busy
     Many,
-    /// 20,000 names, each locked once: what they leave on a node
+    /// 20,000 names, each locked once: their remains on a node
     Names,
-    /// what the scripts cost a node
+    /// the cost of the scripts for a node
     Scripts,
 }
 

@@ -138,7 +138,7 @@ fn entry(case: Case, nodes: usize, implementation: &'static str, rounds: &[Round
     entry
 }
 
-/// The turns of processes of their own, and what they have sent to all nodes together.
+/// Returns the turns of separate processes, and the number of their commands to all nodes.
 fn in_processes(
     bench: &Bench<'_>,
     name: &'static str,

@@ -98,9 +98,9 @@ impl Scripts {
 /// A command as it goes over the wire.
 pub struct Command {
     bytes: Vec<u8>,
-    /// Where the ballot stands in it.
+    /// The positions of the ballot.
     ballots: Vec<usize>,
-    /// Where the end of the lease stands in it.
+    /// The positions of the end of the lease.
     ends: Vec<usize>,
     /// The last argument is the record of the node.
     pub says_record: bool,

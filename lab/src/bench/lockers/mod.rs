@@ -193,7 +193,7 @@ impl Sleeper {
     }
 }
 
-/// Also what a worker process does, as one of many.
+/// Runs the turns of several tasks. Worker processes use it as well.
 pub async fn take_turns<L: Locker>(locker: &L, name: &str, tasks: usize, inside: Duration, stretch: Duration) -> Turns {
     let began = Instant::now();
     let sleeper = Sleeper::new(inside);

@@ -86,7 +86,7 @@ impl Transfer {
 /// One connection to the database. Reads and writes are transactions of their own, so only the lock and its token keep an
 /// update from being lost.
 pub trait Store: Send {
-    /// Makes the tables, with so many accounts.
+    /// Creates the tables with this number of accounts.
     fn create(&mut self, accounts: usize) -> Result<(), Error>;
 
     /// Reads both balances. With tokens, the accounts store them, so no writer with an older token can write between this
@@ -117,7 +117,7 @@ fn unsigned(number: i64) -> usize {
 /// Stores a token (`$1`) that an account has seen.
 const SEE: &str = "UPDATE account SET token = $1 WHERE id = $2 AND token <= $1";
 
-/// What an account's row is changed by; `$1` is the balance, `$2` the token, `$3` the account. Both databases know it.
+/// Returns the statement that updates an account; `$1` is the balance, `$2` the token, `$3` the account. Both databases accept it.
 fn update(fenced: bool) -> &'static str {
     if fenced {
         "UPDATE account SET balance = $1, token = $2 WHERE id = $3 AND token <= $2"
@@ -134,7 +134,7 @@ mod tests {
         Transfer { op, from: 0, to: 1, amount: 10, balances, tokens: [token, token] }
     }
 
-    /// What any store must do.
+    /// Checks the fencing of a store.
     fn fences(store: &mut dyn Store) {
         store.create(3).expect("tables");
         let read = [OPENING_BALANCE; 2];

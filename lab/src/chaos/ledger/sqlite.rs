@@ -14,7 +14,7 @@ impl Sqlite {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(PATIENCE)?;
-        // The file is thrown away after the run, so nothing needs to reach the disk.
+        // The file is deleted after the run, so no write needs to reach the disk.
         connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF")?;
         Ok(Self(connection))
     }

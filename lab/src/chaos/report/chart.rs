@@ -61,7 +61,7 @@ impl Data {
         let length = model.end.saturating_sub(model.begin);
         let step = (length / 1000 / MOST_POINTS).max(SHORTEST_STEP_MS);
         let mut locks: Vec<String> = model.asks.iter().flat_map(|ask| ask.names.clone()).collect();
-        // lock-1 stands before account-1.
+        // lock-1 sorts before account-1.
         locks.sort_unstable_by(|a, b| b.starts_with("lock").cmp(&a.starts_with("lock")).then(a.cmp(b)));
         locks.dedup();
         let (bars, capped) = bars(model, &locks, time);
