@@ -34,7 +34,7 @@ async fn acc_10_a_killed_process_never_leaves_a_key_without_an_end() {
 }
 
 #[tokio::test]
-async fn acc_10_a_holder_and_two_nodes_killed_leave_nothing_past_the_lease() {
+async fn acc_10_a_killed_holder_and_two_nodes_leave_no_key_past_the_lease() {
     let mut cluster = Cluster::start(5);
     let urls = cluster.urls().join(",");
     let key = Cluster::lock_key("killed");

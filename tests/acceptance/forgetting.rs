@@ -102,12 +102,12 @@ async fn there_and_back(scene: &mut Scene) {
 }
 
 #[tokio::test]
-async fn acc_36_a_node_that_was_a_replica_for_a_moment_does_not_vote_twice() {
+async fn acc_36_a_former_replica_does_not_vote_twice() {
     forgets(&[], there_and_back).await;
 }
 
 #[tokio::test]
-async fn acc_36_a_durable_node_that_was_a_replica_for_a_moment_does_not_vote_twice() {
+async fn acc_36_a_durable_former_replica_does_not_vote_twice() {
     forgets(&DURABLE, there_and_back).await;
 }
 
@@ -118,12 +118,12 @@ async fn promoted(scene: &mut Scene) {
 }
 
 #[tokio::test]
-async fn acc_36_a_promoted_replica_in_a_nodes_place_does_not_vote_twice() {
+async fn acc_36_a_promoted_replica_does_not_vote_twice() {
     forgets(&[], promoted).await;
 }
 
 #[tokio::test]
-async fn acc_36_a_durable_promoted_replica_in_a_nodes_place_does_not_vote_twice() {
+async fn acc_36_a_durable_promoted_replica_does_not_vote_twice() {
     forgets(&DURABLE, promoted).await;
 }
 
@@ -144,7 +144,7 @@ enum Learns {
 /// A client that knows of short leases only writes the record of the flushed node. The quarantine is then over for that
 /// client, but not for a client that knows of longer leases.
 #[tokio::test]
-async fn acc_36_a_client_of_short_leases_ends_no_quarantine_for_longer_ones() {
+async fn acc_36_a_short_lease_client_ends_no_quarantine_for_longer_ones() {
     for learns in [Learns::FromTheStart, Learns::Late] {
         let cluster = Setup::new(3).longest(SECOND).start();
         let urls = cluster.urls();

@@ -109,12 +109,12 @@ async fn late_release(reached: usize, nodes: &[usize]) {
 }
 
 #[tokio::test]
-async fn acc_37_a_late_release_at_one_node_at_margin_0_leaves_the_later_share() {
+async fn acc_37_a_late_release_at_margin_0_keeps_the_later_share() {
     late_release(2, &[1]).await;
 }
 
 #[tokio::test]
-async fn acc_37_a_late_release_at_all_nodes_leaves_the_later_share() {
+async fn acc_37_a_late_release_at_all_nodes_keeps_the_later_share() {
     late_release(3, &[0, 1, 2]).await;
 }
 

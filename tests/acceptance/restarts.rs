@@ -48,7 +48,7 @@ async fn acc_22_a_node_that_lost_its_vote_does_not_vote_twice() {
 }
 
 #[tokio::test]
-async fn acc_34_a_rolling_restart_of_empty_nodes_costs_the_holder_nothing() {
+async fn acc_34_a_rolling_restart_of_empty_nodes_keeps_the_lease() {
     let lease = SECOND;
     let mut cluster = Setup::new(5).longest(lease).start();
     let holder = cluster.client(lease).await;

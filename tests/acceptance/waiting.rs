@@ -215,7 +215,7 @@ async fn acc_19_an_acquisition_dropped_at_any_await_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn acc_19_a_request_dropped_when_it_has_been_granted_leaves_nothing() {
+async fn acc_19_a_request_dropped_after_its_grant_leaves_nothing() {
     let cluster = Cluster::start(5);
     let locks = cluster.client(60 * SECOND).await;
     let mut request = Box::pin(locks.lock("granted").acquire());

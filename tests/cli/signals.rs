@@ -61,7 +61,7 @@ fn the_command_inherits_signal_masks_and_ignored_signals() {
 
 /// quorlock receives signals that the caller blocks or ignores, and the command inherits the caller's settings.
 #[test]
-fn blocked_and_ignored_signals_reach_quorlock_and_pass_to_the_command() {
+fn blocked_and_ignored_signals_are_received_and_inherited() {
     let sandbox = Sandbox::new(1);
     for set in [&["--block-signal"][..], &["--block-signal=CHLD"], &["--ignore-signal=CHLD"]] {
         let status = ["cat", "/proc/self/status"];
@@ -122,7 +122,7 @@ fn a_signal_to_quorlock_alone_reaches_the_command_once() {
 }
 
 #[test]
-fn a_command_that_dies_by_a_signal_to_quorlock_takes_quorlock_with_it() {
+fn quorlock_ends_by_the_signal_that_killed_its_command() {
     let sandbox = Sandbox::new(1);
     for sent in [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1] {
         let run = sandbox.start(&["run", "job", "--", "sh", "-c", "echo > $DIR/ready; exec sleep 60"]);

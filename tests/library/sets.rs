@@ -131,7 +131,7 @@ async fn each_is_lost_on_another_node() -> (Cluster, quorlock::Quorlock, quorloc
 }
 
 #[tokio::test]
-async fn a_release_of_a_set_succeeds_when_each_resource_had_its_own_majority() {
+async fn a_release_of_a_set_needs_a_majority_per_resource() {
     let (cluster, locks, guard) = each_is_lost_on_another_node().await;
     guard.release().await.expect("each was held");
     locks.flush().await;
@@ -140,7 +140,7 @@ async fn a_release_of_a_set_succeeds_when_each_resource_had_its_own_majority() {
 }
 
 #[tokio::test]
-async fn an_extension_of_a_set_succeeds_when_each_resource_has_its_own_majority() {
+async fn an_extension_of_a_set_needs_a_majority_per_resource() {
     let (_cluster, locks, guard) = each_is_lost_on_another_node().await;
     guard.extend().await.expect("each is held");
     assert!(!guard.is_lost());
