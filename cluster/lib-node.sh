@@ -100,7 +100,7 @@ kill_node() { # I
 }
 
 # In a child that is about to become a process of node I: goes to its folder, writes down who it is, and keeps no pipe of
-# the caller open. The cluster's lock is kept until that is written, whatever becomes of the caller.
+# the caller open. The cluster's lock is kept until that is written, even if the caller ends.
 leave_all() { # I FILE
   local fd
   cd -- "$DIR/node-$1" && proc "$BASHPID" && replace "$2" "$BASHPID $PSTART" || exit
@@ -162,7 +162,7 @@ CONF
   return 2
 }
 
-# Of what is written in place no more than the name is ours to choose: behind a link would be a file of somebody else.
+# Of what is written in place no more than the name is ours to choose: behind a link would be a file of another user.
 no_links() { # FILE...
   local file
   for file; do
