@@ -200,7 +200,7 @@ async fn a_client_reconnects_to_a_node_that_was_paused() {
     cluster.pause(0);
     cluster.kill(1);
     guard.extend().await.expect("three nodes are up");
-    assert_eq!(guard.margin(), 0);
+    eventually(5 * SECOND, "the paused node has not answered in time", || guard.margin() == 0).await;
     tokio::time::sleep(Duration::from_millis(1500)).await; // Long enough for the client to close the connection.
     cluster.resume(0);
     cluster.restart(1, true);
