@@ -15,9 +15,9 @@ use crate::owner::Owner;
 use crate::protocol::{Phase, Token, VoteResult};
 use crate::released::Released;
 
-/// Between two tries of an extension that found nodes away.
+/// The pause between two tries of an extension that found nodes away.
 const RETRY_PAUSE: Duration = Duration::from_millis(15);
-/// It doubles with each try, up to this.
+/// The pause doubles with each try, up to this.
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// One hold on one resource, or on several that were acquired together.
@@ -81,8 +81,8 @@ impl Guard {
         self.holds.remaining()
     }
 
-    /// Returns how many nodes may yet fail without costing the lease: the votes beyond the quorum in the latest round that a majority
-    /// honoured. It grows for a moment after an acquisition, as the slower nodes answer. A node that has not answered that round
+    /// Returns how many nodes may yet fail without costing the lease: the votes beyond the quorum in the latest round that a
+    /// majority honoured. It grows for a moment after an acquisition, as the slower nodes answer. A node that has not answered that round
     /// counts as in the round before.
     #[must_use]
     pub fn margin(&self) -> usize {
@@ -90,13 +90,13 @@ impl Guard {
         votes.saturating_sub(self.core().settings.quorum)
     }
 
-    /// Is the lease over? Once true it stays true.
+    /// Returns whether the lease is over. Once true it stays true.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.leases().iter().any(|lease| lease.phase() == Phase::Lost)
     }
 
-    /// Is the lease near its end, or over? An extension that succeeds after all makes this false again.
+    /// Returns whether the lease is near its end, or over. An extension that succeeds after all makes this false again.
     #[must_use]
     pub fn is_endangered(&self) -> bool {
         self.leases().iter().any(|lease| is_endangered(lease.phase()))

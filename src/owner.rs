@@ -142,7 +142,7 @@ pub(crate) fn fingerprint(id: &str) -> String {
     sha1_smol::Sha1::from(id).digest().to_string()[..32].to_owned() // It has 40 digits.
 }
 
-/// Does this label name this process? Another machine may have the same name, and a process with the same number.
+/// Returns whether this label names this process. Another machine may have the same name, and a process with the same number.
 pub(crate) fn is_of_this_process(other: &str) -> bool {
     other.strip_prefix(&label("")).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
 }

@@ -1,4 +1,4 @@
-//! The tries of one request: a round that has been sent, what came of it, and the next one.
+//! The tries of one request. Each sends a round, and learns from its replies what the next one must offer.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::waiting::Ticket;
 
 mod explain;
 
-/// This many ends of leases are named to the nodes, the latest ones.
+/// How many ends of leases a request names to the nodes at most: the latest ones.
 const MOST_ENDS: usize = 32;
 
 /// A checked request: what all its tries have in common.
@@ -45,13 +45,13 @@ pub(crate) struct Attempt {
 struct Offer {
     /// The ballot must be above this one.
     above: Ballot,
-    /// Ends of leases that were not released, and since when they have been waited for as long as they may be in force.
+    /// Ends of leases that were not released, each with the moment from which on it has been waited for long enough.
     ends: Vec<(LastEnd, Moment)>,
 }
 
 impl Offer {
-    /// Records that these leases may be in force for this long. Returns how long that is from now, for the last of them: an end
-    /// that has been waited for already is nearer than a node says again.
+    /// Records how long these leases may be in force. Returns the longest of these times, from now. An end that is known
+    /// already keeps its moment, although the node names the full time again.
     fn learn(&mut self, now: Moment, ends: Vec<(LastEnd, Duration)>) -> Option<Duration> {
         let mut longest = None;
         for (end, left) in ends {
@@ -77,7 +77,7 @@ impl Offer {
 struct Begun {
     holds: Holds,
     round: Arc<Round>,
-    /// Behind the holds, so dropped after it: the next try of the same owner is sent behind our release.
+    /// Dropped after the holds, so the next try of the same owner is sent behind their release.
     reservation: Reservation,
 }
 
@@ -90,7 +90,7 @@ impl Attempt {
         Self { resources: resources.into(), first, owner, lease }
     }
 
-    /// Asks until the request is decided, or the client can be used no more.
+    /// Tries until the request is decided, or the client can be used no more.
     pub(crate) async fn compete(&self, handle: &Arc<Handle>, retry: Retry) -> Result<Holds, AcquireError> {
         let core = &handle.core;
         let competing = pin!(self.try_until_granted(handle, retry));
@@ -121,7 +121,8 @@ impl Attempt {
 
 #[expect(clippy::result_large_err, reason = "the error of a try is the error of the request, and seldom moved")]
 impl Attempt {
-    /// Sends one round. The drop of the holds takes away what it leaves behind when it fails or is dropped.
+    /// Sends one round and waits for its result. When that fails, or the future is dropped, the drop of the holds releases what
+    /// the round has left on the nodes.
     async fn make(
         &self,
         handle: &Arc<Handle>,
@@ -149,7 +150,7 @@ impl Attempt {
         let acquires = round.facts().acquires;
         let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases();
         if verdict == VoteResult::Won && acquires && has_learnt {
-            // A node has reported longer leases meanwhile: another node that granted may be quarantined for these.
+            // A node has reported longer leases meanwhile: the quarantine of another node that granted may have to last longer.
             let resource = self.first.to_string();
             return Err((
                 AcquireError::Contended { resource, nodes: round.reports(None) },
@@ -228,7 +229,7 @@ impl Attempt {
         begun.unwrap_or(Ok(None))
     }
 
-    /// Returns in what way the caller has it itself.
+    /// Returns whether this holder is the request's own owner, or another owner of this process.
     fn own_hold(&self, by: &Holder) -> Option<OwnHold> {
         match by {
             Holder::Owner { id, .. } if **id == *self.owner.fingerprint() => Some(OwnHold::Owner),

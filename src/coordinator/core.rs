@@ -22,7 +22,7 @@ const TRUSTED_LEAD: Duration = Duration::from_secs(60);
 /// A runtime that does nothing for a shorter time may just be busy.
 const STALLED: Duration = Duration::from_millis(100);
 
-/// Replaces a number, and gives the old one.
+/// Replaces a number. Returns the old one.
 fn raise(line: &AtomicU64, next: impl Fn(u64) -> u64) -> u64 {
     line.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).unwrap_or_else(|last| last)
 }
@@ -123,15 +123,17 @@ impl Core {
         self.environment.sleep(time).await;
     }
 
+    /// Checks that this client can still reach its nodes.
+    ///
     /// # Errors
     ///
-    /// Why this client can ask no node.
+    /// Why it can ask no node.
     pub(crate) fn check(&self) -> Result<(), ClientError> {
         self.common.life.check()
     }
 
-    /// A node has not answered within this time. It is to blame unless the client is, whose connections had been polled so often
-    /// before.
+    /// Returns the error for a node that has not answered within this time. `polls` is how often the connections had been polled
+    /// before: if that has not grown, the client's runtime is to blame.
     pub(crate) fn no_answer(&self, limit: Duration, polls: u64) -> NodeError {
         match self.check() {
             Err(why) => why.into(),
@@ -144,13 +146,13 @@ impl Core {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// An owner of its own for one acquisition.
+    /// Makes an owner for one acquisition.
     pub(crate) fn anonymous(&self) -> Owner {
         Owner::anonymous(self.environment.as_ref(), &self.label)
     }
 
-    /// A ticket for a request that begins now. Its number is taken from the nodes' clocks: a client whose own clock is behind
-    /// has not waited longer than others.
+    /// Issues a ticket for a request that begins now. Its number is taken from the nodes' clocks, so a client whose own clock is
+    /// behind gets no older tickets.
     pub(crate) fn ticket(&self) -> Arc<Ticket> {
         let now = self.common.clocks.median(self.now()).unwrap_or_else(|| self.wall());
         let next = |last: u64| now.max(last + 1);
@@ -158,20 +160,20 @@ impl Core {
         self.common.tickets.issue(number, self.common.client, self.settings.quorum)
     }
 
-    /// The wall clock in µs, as it ran on from when the client was made.
+    /// Returns the wall clock in µs, as it has run on since the client was made.
     pub(crate) fn wall(&self) -> u64 {
         self.common.wall()
     }
 
-    /// A majority of the nodes is so far behind this machine's wall clock that they take no ballot of it: one of them shows
-    /// `clock`, in µs. From now on ballots go by that. (Ends of leases do not.)
+    /// Makes ballots go by the nodes' clocks, one of which shows `clock`, in µs. A majority of them is so far behind this
+    /// machine's wall clock that it takes no ballot of it. Ends of leases still go by this machine's clock.
     pub(crate) fn set_back(&self, owner: &Owner, clock: u64) {
         self.lead.store(self.wall().saturating_sub(clock), Ordering::Relaxed);
         self.last_ballot.store(clock, Ordering::Relaxed);
         owner.last_ballot().store(clock, Ordering::Relaxed);
     }
 
-    /// A node's clock shows this, in µs. Where this machine's agrees with it again, ballots go by this machine's.
+    /// Notes what a node's clock shows, in µs. If this machine's clock agrees with it again, ballots go by this machine's.
     pub(crate) fn has_met(&self, clock: u64) {
         if self.lead.load(Ordering::Relaxed) > 0
             && u128::from(self.wall().abs_diff(clock)) <= self.common.window.as_micros()
@@ -180,13 +182,13 @@ impl Core {
         }
     }
 
-    /// What a node would take whose clock agrees with this machine's, and that has seen no ballot.
+    /// Returns what a node would take that has seen no ballot, and whose clock agrees with this machine's.
     pub(crate) fn room(&self) -> AcceptedBallots {
         let window = u64::try_from(self.common.window.as_micros()).unwrap_or(u64::MAX);
         AcceptedBallots { floor: Ballot::ZERO, clock: self.wall(), window }
     }
 
-    /// A ballot larger than `floor`, and than every other one of this owner's here: none is ever used twice.
+    /// Returns a new ballot, larger than `floor` and than every other one that this process has proposed for the owner.
     ///
     /// A floor that is a little ahead of this machine's clock pulls all later proposals of the client along, as a hybrid
     /// logical clock does. One that is far ahead counts for this owner only, or a few broken clocks would pull all clients to
@@ -203,7 +205,7 @@ impl Core {
         Ballot::from_wire(proposed).unwrap_or(floor)
     }
 
-    /// What each node said; of one that has said nothing to the point, what is known of it.
+    /// Returns what each node answered, by `said`; for a node without an answer, what is known of it.
     pub(crate) fn reports(&self, said: impl Fn(usize) -> Option<Answer>) -> Reports {
         let now = self.now();
         let report = |(index, node): (usize, &Node)| {
@@ -217,7 +219,7 @@ impl Core {
         Reports(self.nodes.iter().enumerate().map(report).collect())
     }
 
-    /// Why a node has not answered for so long. `polls` is how often the connections had been looked after before.
+    /// Returns why a node has not answered for so long. `polls` is as for [`no_answer`](Self::no_answer).
     pub(crate) fn unanswered(&self, node: usize, waited: Duration, polls: u64) -> NodeError {
         match self.no_answer(waited, polls) {
             late @ NodeError::Client(_) => late,

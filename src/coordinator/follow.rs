@@ -1,4 +1,4 @@
-//! What follows from replies and from time: messages about leases that are lost, repaired or extended.
+//! What follows from replies and from time: extensions, repairs, and the end of lost leases.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -75,7 +75,7 @@ impl Exchange for Round {
         let vote = match (reply, self.purpose) {
             (Ok(value), Purpose::Hold) => parse_hold(&value),
             (Ok(value), Purpose::Release | Purpose::Leave) => match parse_release(&value) {
-                // This client's clock says that the lease was held, and what is not there may have been taken away the first time.
+                // The lease was held by this client's clock, and the first copy of this release may have taken it away.
                 Vote::No(_) | Vote::Partly(_) if self.is_resent_to(node) => Vote::Yes,
                 vote => vote,
             },
@@ -103,18 +103,18 @@ fn count(round: &Round, node: usize, vote: Vote) {
     }
 }
 
-/// A majority refuses: the lease is over.
+/// Ends a lease that a majority has refused.
 fn refused(lease: &Arc<Lease>, round: &Round) {
     let mut state = lease.state();
     let is_waiting = state.fresh || state.lease.phase(lease.core.now()) == Phase::Pending;
-    // A lease that is being asked for is not lost by a refusal; its acquisition deals with that.
+    // A refused acquisition is an error of its request, and not the loss of a lease.
     if !is_waiting && state.lease.refused() {
         lease.failed(round.facts.ballot, round.reports(None));
         over(lease, state);
     }
 }
 
-/// Asks one node to take the lease up again.
+/// Sends a hold message to one node that has no key of the lease.
 fn repair(lease: &Arc<Lease>, node: usize) {
     let now = lease.core.now();
     let mut state = lease.state();
@@ -125,7 +125,7 @@ fn repair(lease: &Arc<Lease>, node: usize) {
     }
 }
 
-/// The lease was lost just now: everything that waits for that is woken, and what may be left of it on the nodes is taken away.
+/// Releases what may be left on the nodes of a lease that was lost just now, and wakes all that wait for that.
 fn over(lease: &Arc<Lease>, mut state: MutexGuard<'_, State>) {
     lease.lost(lease.reports(&state));
     send_release(&lease.core, std::slice::from_ref(lease), &mut [&mut state]);

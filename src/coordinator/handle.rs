@@ -1,11 +1,11 @@
-//! What users hold of a client.
+//! The shared handle of a client.
 
 use std::sync::Arc;
 
 use super::core::Core;
 use super::registry::Registry;
 
-/// A client as its clones and guards share it. Its end is the end of the client.
+/// A client, as its clones and guards share it. Dropping the last reference closes the client.
 pub(crate) struct Handle {
     pub(crate) core: Arc<Core>,
     pub(super) registry: Arc<Registry>,

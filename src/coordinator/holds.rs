@@ -1,4 +1,4 @@
-//! The holds of one guard, which exist before the first message is sent.
+//! The holds of one guard. They exist before the first message is sent.
 
 use std::mem;
 use std::sync::{Arc, MutexGuard};
@@ -111,8 +111,8 @@ impl Holds {
         if !release.0.is_empty() {
             pending_release.release = Some(send_release(core, &release.0, &mut release.1));
         }
-        // The next request of this process leaves behind the release, on the same connections. Until now a request of the same
-        // owner has found the lease, and waits for its state.
+        // Only now can a request of the same owner acquire anew, so its message leaves behind the release. Until here it finds
+        // this lease, and waits for its state.
         for (lease, _) in leases.iter().zip(&states).filter(|(_, state)| state.lease.holds == 0) {
             self.handle.registry.remove(lease);
         }
@@ -123,17 +123,17 @@ impl Holds {
     }
 }
 
-/// Says how many holds this client has in one lease.
+/// Sends a round that says how many holds this client has in one lease.
 pub(crate) fn hold_one(core: &Arc<Core>, lease: &Arc<Lease>, state: &mut State, length: Duration) -> Arc<Round> {
     send_hold(core, std::slice::from_ref(lease), &mut [state], length, &Bid::default())
 }
 
-/// Leases are renewed together only for as long as the shortest of them asked for: none outlives what was asked.
+/// Returns the shortest of these lengths. Leases are renewed together for no longer, so none outlives what was asked for.
 pub(crate) fn shortest(leases: impl Iterator<Item = Duration>) -> Duration {
     leases.min().unwrap_or_default()
 }
 
-/// What giving holds back has set in motion.
+/// The rounds that giving holds back has sent, and what was lost before.
 pub(crate) struct PendingRelease {
     pub(crate) release: Option<Arc<Round>>,
     pub(crate) lower: Vec<Arc<Round>>,
@@ -141,7 +141,7 @@ pub(crate) struct PendingRelease {
     pub(crate) lowered: Vec<Arc<Lease>>,
     /// A resource whose lease had been lost before.
     pub(crate) lost: Option<String>,
-    /// What the nodes said of it.
+    /// What the nodes answered about it.
     pub(crate) said: Reports,
     pub(crate) lease: Duration,
     pub(crate) holds: u32,
@@ -150,7 +150,7 @@ pub(crate) struct PendingRelease {
 impl Drop for Holds {
     fn drop(&mut self) {
         if !self.leases.is_empty() && self.core().common.life.is_copy() {
-            mem::forget(mem::take(&mut self.leases)); // It is the parent's, and its locks may be, too.
+            mem::forget(mem::take(&mut self.leases)); // They are the parent's, and a thread of the parent may have them locked.
         }
         if !self.leases.is_empty() {
             self.give_back();

@@ -58,22 +58,22 @@ pub(crate) struct State {
     pub(super) sent_at: Moment,
     /// The latest end that was sent for it: of this machine's wall clock, in ms.
     pub(super) end: u64,
-    /// The request that asked for it has not returned it yet.
+    /// The request that asked for it has not returned its guard yet.
     awaited: bool,
-    /// The latest that was sent.
+    /// The latest extension that was sent.
     pub(super) extension: Option<Weak<dyn Message>>,
-    /// Where the watchdog has it.
+    /// The moment at which the watchdog's calendar has it.
     pub(super) scheduled: Option<Moment>,
     /// Lets the next one in this process ask for the resource when the lease is over.
     pub(crate) turn: Option<Turn>,
     began: Moment,
-    /// The latest message that was to keep it, as long as answers are awaited.
+    /// The latest hold message, as long as answers are awaited.
     pub(super) latest: Option<Weak<dyn Message>>,
 }
 
 impl State {
-    /// Returns whether the task of the request has not run for so long that it may never run again. What it was granted then
-    /// ends by itself.
+    /// Returns whether the task of the request has not run for so long that it may never run again. Then the lease is not
+    /// extended.
     pub(super) fn is_left(&self, now: Moment) -> bool {
         self.awaited && now.since(self.began) >= Schedule::extend_after(self.lease.length)
     }
@@ -137,9 +137,9 @@ impl Lease {
         self.sent_to.fetch_or(1 << node, Ordering::Relaxed);
     }
 
-    /// Notes that this node refused the acquisition, which left nothing there. There is nothing to release.
+    /// Notes that this node refused the acquisition, so there is nothing to release there.
     pub(crate) fn left_nothing_on(&self, node: usize) {
-        // Only of a fresh lease is it certain that no other message is under way to the node.
+        // For any other lease another message may be under way to the node.
         if self.state().fresh {
             self.sent_to.fetch_and(!(1 << node), Ordering::Relaxed);
         }
@@ -157,11 +157,11 @@ impl Lease {
         self.ticket.as_ref().is_some_and(|own| Arc::ptr_eq(own, ticket))
     }
 
-    /// Notes that the request that asked for it returns it now.
+    /// Notes that the request that asked for it returns its guard now.
     pub(crate) fn is_taken(self: &Arc<Self>) {
         let now = self.core.now();
         let mut state = self.state();
-        // An extension may have been left out.
+        // The watchdog may have left out an extension.
         if state.is_left(now) && matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
             state.lease.extend_before(now);
             self.reschedule(&mut state);
@@ -226,13 +226,13 @@ impl Lease {
         known.or_else(of_latest).unwrap_or_else(|| self.core.reports(|_| None))
     }
 
-    /// The message with this ballot, which was to keep the lease, got no majority, and no node will answer it any more. The
-    /// sender may have the state locked.
+    /// Records that the hold message with this ballot got no majority, and that no further answer to it comes. Does not lock the
+    /// state, which the sender may have locked.
     pub(super) fn failed(&self, ballot: Ballot, reports: Reports) {
         locked(&self.reasons).is_failed(ballot, reports);
     }
 
-    /// The lease is lost for these reasons.
+    /// Records why the lease is lost.
     pub(super) fn lost(&self, reports: Reports) {
         locked(&self.reasons).is_over(reports);
     }
@@ -244,8 +244,8 @@ impl Lease {
         length / 12 * share / 256
     }
 
-    /// A few nodes have refused what a majority honours: extends earlier than usual, when they may have become free. A
-    /// node that goes on refusing is asked less and less often, after twice the time that the lease has lasted.
+    /// Extends earlier than usual, as a few nodes have refused what a majority honours, and may become free soon. A node that goes
+    /// on refusing is asked less and less often: each time when the lease has lasted twice as long.
     pub(crate) fn extend_soon(self: &Arc<Self>) {
         let now = self.core.now();
         let mut state = self.state();
@@ -254,6 +254,7 @@ impl Lease {
         self.reschedule(&mut state);
     }
 
+    /// Moves its entry in the watchdog's calendar to what is due next.
     pub(crate) fn reschedule(self: &Arc<Self>, state: &mut State) {
         let due = state.lease.next_due();
         if due != state.scheduled {
@@ -263,7 +264,7 @@ impl Lease {
     }
 }
 
-/// The states of several leases at once, in an order that cannot deadlock: `leases` must be sorted by id.
+/// Locks the states of several leases, in an order that cannot deadlock: `leases` must be sorted by id.
 pub(crate) fn lock_states(leases: &[Arc<Lease>]) -> Vec<MutexGuard<'_, State>> {
     debug_assert!(leases.is_sorted_by(|a, b| a.id < b.id));
     leases.iter().map(|lease| lease.state()).collect()

@@ -1,6 +1,7 @@
 //! What joins the rules with the nodes: the leases of one client, the rounds about them, and the requests that wait.
 //!
-//! Each file imports only files further down: attempt, holds → waiter, registry, follow → send → round → lease → core → watchdog.
+//! Each file imports only files to its right: attempt → holds → handle → registry, waiter, follow → send → round → lease, retry
+//! → core → watchdog, reasons.
 
 mod attempt;
 mod core;

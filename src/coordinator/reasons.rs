@@ -3,7 +3,7 @@
 use crate::error::Reports;
 use crate::protocol::Ballot;
 
-/// What the nodes reasons when a message got no majority, or when the lease was lost.
+/// What each node answered when the latest message got no majority, or when the lease was lost.
 #[derive(Default)]
 pub(crate) struct Reasons {
     ballot: Ballot,
@@ -12,21 +12,21 @@ pub(crate) struct Reasons {
 }
 
 impl Reasons {
-    /// A message with this ballot got no majority.
+    /// Keeps the reports of a message with this ballot, which got no majority.
     pub(crate) fn is_failed(&mut self, ballot: Ballot, reports: Reports) {
         if !self.is_over && ballot >= self.ballot {
             (self.ballot, self.reports) = (ballot, Some(reports));
         }
     }
 
-    /// A majority has agreed to this ballot.
+    /// Forgets the reports of older messages: a majority has agreed to this ballot.
     pub(crate) fn is_confirmed(&mut self, ballot: Ballot) {
         if !self.is_over && ballot >= self.ballot {
             (self.ballot, self.reports) = (ballot, None);
         }
     }
 
-    /// The lease is lost: nothing changes the reasons any more.
+    /// Keeps the reports of a lease that is lost. Nothing changes them any more.
     pub(crate) fn is_over(&mut self, reports: Reports) {
         (self.reports, self.is_over) = (Some(reports), true);
     }

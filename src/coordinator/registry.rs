@@ -20,7 +20,7 @@ pub(super) struct Registry(Mutex<HashMap<Resource, Claims>>);
 #[derive(Default)]
 struct Claims {
     held: ByOwner<Arc<Lease>>,
-    /// A request of the owner is acquiring it. Another request of the owner waits for the end of that, and then re-enters.
+    /// A request of the owner is acquiring it. Another request of the owner waits until that has ended, and then re-enters.
     acquiring: ByOwner<Arc<Notify>>,
 }
 
@@ -68,7 +68,7 @@ impl<T> ByOwner<T> {
     }
 }
 
-/// Changes what the owners have of a resource, and forgets it when that is nothing.
+/// Changes the claims on a resource. Removes their entry if none is left.
 fn change(all: &mut HashMap<Resource, Claims>, resource: &Resource, with: impl FnOnce(&mut Claims)) {
     if let Some(claims) = all.get_mut(resource) {
         with(claims);
@@ -79,8 +79,8 @@ fn change(all: &mut HashMap<Resource, Claims>, resource: &Resource, with: impl F
 }
 
 impl Registry {
-    /// Finds the leases of `resources` and reserves those that are not held yet, all at once. When the same owner is
-    /// acquiring one of them right now: what to wait for before asking again.
+    /// Finds the leases of `resources`, and reserves the resources that are not held yet, all at once. If another request of the
+    /// owner is acquiring one of them, returns what to wait for before the next call instead.
     pub(super) fn reserve(self: &Arc<Self>, owner: &Owner, resources: &[Resource]) -> Result<Reserved, OwnedNotified> {
         let (mut all, owner) = (locked(&self.0), owner.number());
         let mut held = Vec::with_capacity(resources.len());
@@ -130,7 +130,7 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// The reserved resources are held now: re-entry finds these leases.
+    /// Enters the leases of the reserved resources, where re-entry finds them.
     pub(super) fn fulfil<'a>(mut self, leases: impl Iterator<Item = &'a Arc<Lease>>) {
         let resources = mem::take(&mut self.resources);
         let mut all = locked(&self.registry.0);

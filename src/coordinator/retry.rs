@@ -29,13 +29,17 @@ impl Retry {
         Self { policy: RetryPolicy::once(now), unheard_since: None, met: None }
     }
 
-    /// This was in the way.
+    /// Notes what was in the way.
     pub(super) fn has_met(&mut self, error: AcquireError) {
         self.met = Some(error);
     }
 
-    /// Returns when it is time for the next try, or with the error that ends the request. Returns whether the next try may wait
-    /// for its turn: not while no majority is known to answer.
+    /// Waits until it is time for the next try. Returns whether that may wait for its turn: not while no majority is known to
+    /// answer.
+    ///
+    /// # Errors
+    ///
+    /// The error that ends the request.
     pub(super) async fn wait_after(
         &mut self,
         core: &Core,
@@ -58,7 +62,7 @@ impl Retry {
         let rest = left.map_or(pause, |left| pause.min(left));
         let is_called = core.within(rest, called(core, ticket, self.policy.calls_pause())).await.is_some();
         self.policy.paused(is_called);
-        // A try that has no time to be answered would hide what this one has met.
+        // A try without time for an answer would fail for that alone, and hide why this one failed.
         let is_cut_short = left.is_some_and(|left| !is_called && pause >= left);
         if is_cut_short || end.is_some_and(|end| end <= core.now()) {
             return Err(self.over(core.now(), error));
@@ -99,7 +103,7 @@ impl Retry {
 
     fn over(&mut self, now: Moment, last: AcquireError) -> AcquireError {
         let last = match last {
-            // The end of the time cut this try short: what the one before it met is what was waited for.
+            // This try was cut short by the end of the time: the error of the one before says what was waited for.
             AcquireError::NoQuorum { .. } if self.unheard_since == Some(now) => self.met.take().unwrap_or(last),
             last => last,
         };

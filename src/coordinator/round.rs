@@ -31,9 +31,9 @@ pub(crate) struct Round {
     pub(super) repeated: AtomicU64,
     /// The ticket that it may leave in a node's wait queue, or takes from there.
     pub(super) ticket: Option<Arc<Ticket>>,
-    /// How often the connections had been polled before.
+    /// How often the connections had been polled before it was made.
     polls: u64,
-    /// One bit for each node that it has been sent to, or that has a part in the count.
+    /// One bit for each node that it has been sent to, or that has been counted.
     pub(super) reached: AtomicU64,
     replies: Mutex<Replies>,
 }
@@ -42,7 +42,7 @@ struct Replies {
     /// By node.
     votes: Vec<Option<Vote>>,
     state: RoundState,
-    /// The leases of a round that was won know of it: only then does the caller that waits.
+    /// The leases of a round that was won have been confirmed. Only then does the waiting caller get the result.
     is_confirmed: bool,
     waiting: Option<Waker>,
 }
@@ -53,7 +53,7 @@ impl Replies {
     }
 }
 
-/// What is to be done behind a reply, by the caller that has counted it.
+/// What the caller has to do after it has counted a reply.
 #[derive(Default)]
 #[must_use]
 pub(super) struct Follows {
@@ -92,13 +92,13 @@ impl Round {
         })
     }
 
-    /// Hands the command to one node's queue only.
+    /// Puts the command into one node's queue only.
     pub(crate) fn send_to(self: &Arc<Self>, node: usize, command: &Cmd) {
         let reply_to = ReplyTo::Hold(Arc::<Self>::clone(self));
         self.core.nodes[node].send(Request { command: pack_open(command), reply_to });
     }
 
-    /// Hands the command to every node's queue. Never waits.
+    /// Puts the command into every node's queue. Never waits.
     pub(crate) fn send(self: &Arc<Self>, command: &Cmd) {
         if let Err(why @ ClientError::Forked { .. }) = self.core.check() {
             return (0..self.core.nodes.len()).for_each(|node| self.answered(node, Err(why.into())));
@@ -113,10 +113,10 @@ impl Round {
         }
     }
 
-    /// Notes what a reply says beside its vote. Gives the resources whose wait queues the request is to leave.
+    /// Notes what a reply says beside its vote. Returns the resources whose wait queues the request is to leave.
     ///
-    /// A node refused the request because of one resource. The nodes may keep others for the request, which has been called
-    /// there: the next request may have them, unless the one that is in the way is likely to be free soon.
+    /// One resource of several is in the way. If the request has been called for others, the nodes keep these for it. Unless the
+    /// resource that is in the way is likely to be free soon, the request leaves their queues, so the next request is called.
     pub(super) fn note(&self, node: usize, vote: &Vote) -> Option<Vec<Resource>> {
         let Vote::No(refusal) = vote else { return None };
         if self.purpose == Purpose::Hold && !self.is_resent_to(node) {
@@ -152,7 +152,7 @@ impl Round {
         self.repeated.load(Ordering::Relaxed) & (1 << node) != 0
     }
 
-    /// Counts the vote of a node, and lets the leases know what it makes certain. `None` when the node was counted before.
+    /// Counts the vote of a node, and changes the leases by what it decides. `None` when the node was counted before.
     pub(super) fn count(&self, node: usize, vote: Vote) -> Option<Follows> {
         let (counted, mut waker) = {
             let mut replies = locked(&self.replies);
@@ -171,8 +171,8 @@ impl Round {
                     if is_new {
                         lease.confirmed(&self.facts);
                     }
-                    // The requests that lost the race for those nodes are about to leave them. Had the nodes to wait for the usual
-                    // extension, the next failure would cost the lease.
+                    // Requests that lost the race are about to release the nodes that refused. An early extension wins these nodes
+                    // before another one fails, which would cost the lease.
                     if is_contested {
                         lease.extend_soon();
                     }
@@ -203,7 +203,7 @@ impl Round {
         locked(&self.replies).state.verdict() != VoteResult::Pending
     }
 
-    /// When a majority takes no ballot of this machine's clock, ballots go by theirs.
+    /// Makes ballots go by the nodes' clocks when a majority takes no ballot of this machine's clock.
     fn look_for_clocks_behind(&self, replies: &Replies) {
         let clock = |vote: &Vote| if let Vote::No(Refusal::Ahead { clock }) = vote { Some(*clock) } else { None };
         let mut clocks: Vec<u64> = replies.votes().filter_map(clock).collect();
@@ -213,8 +213,8 @@ impl Round {
         }
     }
 
-    /// Waits for the result, for at most `limit`. What is still open then counts as unheard, in the reports too. A release has
-    /// done its part when a majority has answered.
+    /// Waits for the result, for at most `limit`. A node that has not answered by then counts as unheard, in the reports too. A
+    /// release has done its part when a majority has answered.
     pub(crate) async fn decided_within(&self, limit: Duration) -> VoteResult {
         let decided = poll_fn(|cx| {
             let mut replies = locked(&self.replies);
@@ -252,7 +252,7 @@ impl Message for Round {
     }
 }
 
-/// A vote as far as it counts.
+/// Returns a vote as far as it counts.
 fn reply(vote: &Vote) -> Reply<'_> {
     match vote {
         Vote::Yes => Reply::Yes,

@@ -19,7 +19,7 @@ use crate::waiting::Ticket;
 /// What a request says of the resources that it does not hold yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bid {
-    /// For acquisitions, whose token it is; otherwise the round takes one of its own.
+    /// The round's ballot, and the token of what it acquires. `None` when the leases only go on: then it follows from theirs.
     pub(super) ballot: Option<Ballot>,
     /// Ends of other leases that this client has waited for by its own clock.
     pub(super) waited_for: Vec<LastEnd>,
@@ -42,6 +42,7 @@ pub(super) fn send_hold(
     round
 }
 
+/// Makes the round of [`send_hold`] and its command, and records in the states that it is sent.
 pub(super) fn hold_round(
     core: &Arc<Core>,
     leases: &[Arc<Lease>],
@@ -52,8 +53,7 @@ pub(super) fn hold_round(
     let started = core.now();
     let owner = &leases[0].owner;
     let ballot = bid.ballot.unwrap_or_else(|| continued(owner, states, started));
-    // Read after `started`, and a millisecond later than the clock shows: for the nodes the lease must not end before it does
-    // for this client.
+    // Read after `started`, and rounded up by a millisecond, so the lease does not end on the nodes before it ends here.
     let shown = core.wall() / 1000 + 1 + node::millis(length);
     // For a lease that goes on it grows with every message, also for a shorter length: an end names the last message.
     let end = states.iter().filter(|state| !state.fresh).map(|state| state.end + 1).max().unwrap_or(0).max(shown);
@@ -94,8 +94,8 @@ pub(super) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
     round
 }
 
-/// Takes the ticket of a request that has stopped waiting for these resources from the nodes' wait queues. Each connection
-/// knows whether its node may have the ticket when the message leaves, behind what may enqueue it there.
+/// Takes the ticket of a request that has stopped waiting for these resources from the nodes' wait queues. The message leaves
+/// behind those that may enqueue the ticket, and only for nodes that may have it.
 pub(super) fn send_leave(core: &Arc<Core>, resources: &[Resource], ticket: &Arc<Ticket>) {
     let command = node::leave(resources, ticket);
     let facts = Facts { started: core.now(), ballot: Ballot::ZERO, length: Duration::ZERO, acquires: false };

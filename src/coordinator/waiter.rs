@@ -1,3 +1,5 @@
+//! How a request waits: its ticket in the nodes' wait queues, and its turn in this process.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,15 +10,15 @@ use crate::protocol::RetryAdvice;
 use crate::resource::Resource;
 use crate::waiting::{Ticket, Turn};
 
-/// What a waiting request has: its entry in the nodes' wait queues, and its turn in this process. Dropping it ends both.
+/// The place of a waiting request: its entry in the nodes' wait queues, and its turn in this process. Dropping it ends both.
 pub(crate) struct Waiter<'a> {
     core: &'a Arc<Core>,
     resources: &'a Arc<[Resource]>,
     waits: bool,
-    /// Not while too few nodes answer: each request then tries for itself, and gets that error.
+    /// Not while no majority answers: each request then tries by itself, and gets the error of its own try.
     takes_turns: bool,
     entry: Option<Arc<QueueEntry>>,
-    /// Behind the entry, so dropped after it.
+    /// Dropped after the entry.
     turn: Option<Turn>,
 }
 
@@ -64,8 +66,8 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    /// Runs `start` when it is this request's turn. A request that does not wait runs it at once, and so does every request as
-    /// long as too few nodes answer. A request for several resources takes no turns: it would keep some of them from others
+    /// Runs `start` when it is this request's turn. A request that does not wait runs it at once, and so does every request while
+    /// no majority answers. A request for several resources takes no turns: it would keep some of them from others
     /// while it waits for one, and two such requests could wait for each other. `None` when the turn was lost.
     pub(crate) async fn in_turn<T: Send + 'static>(
         &mut self,
@@ -78,8 +80,8 @@ impl<'a> Waiter<'a> {
         let entry = self.entry.clone();
         // Dropped in this order if the request is dropped first.
         let start = move || (start(entry.as_ref().map(|entry| &entry.ticket)), entry);
-        // The waiting task is woken when what was started is about to leave, by the task that sends it. Woken before, it would
-        // be one task more for the threads of the runtime to share, and the messages would leave one by one.
+        // The task of the connections wakes the waiting task when it is about to send what was started. Woken earlier, the waiting
+        // task would run on another thread, and the messages would leave one by one.
         let core = Arc::clone(self.core);
         let notify = move |wake| core.nodes[0].then(wake);
         let ((done, _), turn) = self.core.turns.take(resource, start, notify).await?;
@@ -99,13 +101,14 @@ impl<'a> Waiter<'a> {
         self.takes_turns = takes_turns;
     }
 
-    /// Leaves the queues: another task of the same owner is asking for the same, and this one enters what that is granted.
+    /// Leaves the queues, as another task of the same owner asks for the same. This request enters what that one is granted.
     pub(crate) fn stand_aside(&mut self) {
         self.entry = None;
         self.turn = None;
     }
 
-    /// Hands the turn to the lease, which keeps it until it is over, and the ticket, which the lease takes from the wait queues.
+    /// Hands turn and ticket to the lease. The lease keeps the turn until it is over, and then takes the ticket from the wait
+    /// queues.
     pub(crate) fn granted(&mut self, leases: &[Arc<Lease>]) {
         for lease in leases {
             lease.is_taken();
@@ -113,7 +116,7 @@ impl<'a> Waiter<'a> {
         if let (Some(turn), [lease]) = (self.turn.take(), leases) {
             lease.keep_turn(turn);
         }
-        // A lease that another task of the owner was granted meanwhile, and that is entered now, has another ticket.
+        // A lease that was entered, as another task of the owner had been granted it, has the ticket of that task.
         if let Some(entry) = self.entry.take() {
             let is_granted = leases.iter().all(|lease| lease.has(&entry.ticket));
             entry.is_granted.store(is_granted, Ordering::Relaxed);

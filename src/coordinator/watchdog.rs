@@ -13,7 +13,7 @@ use crate::sync::locked;
 /// longer than this, and a lease that ended during a suspend is noticed this long after it at the latest.
 const LONGEST_NAP: Duration = Duration::from_millis(250);
 
-/// So many leases are looked at in one go.
+/// How many leases are looked at before the task yields.
 const MOST_AT_ONCE: u32 = 256;
 
 /// What the watchdog wakes for.
@@ -40,7 +40,7 @@ impl Watchdog {
         Self { calendar: Mutex::new(calendar), earlier: Notify::new() }
     }
 
-    /// Moves the entry of what has this id. Never waits.
+    /// Moves the entry with this id from one moment to another. Never waits.
     pub(super) fn move_to<T: Tick + 'static>(&self, id: u64, due: &Arc<T>, from: Option<Moment>, to: Option<Moment>) {
         let mut calendar = locked(&self.calendar);
         if let Some(from) = from {

@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 
 use crate::sync::locked;
 
-/// Pieces of work by what they are about. At most one thread is about the same at a time, however often that is asked for: a
-/// name server that hangs must not collect threads. The end of the program does not wait for them.
+/// Pieces of work under way, by key. At most one thread works for a key at a time, however often that is asked for: a name server
+/// that hangs must not collect threads. The end of the program does not wait for the threads.
 #[derive(Debug)]
 pub(crate) struct Beside<K, T>(Mutex<HashMap<K, Shared<oneshot::Receiver<T>>>>);
 
@@ -29,7 +29,7 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// Does `work`, or shares what the same work brings that is under way.
+    /// Runs `work` in a thread, or waits for the work with the same key if that is under way.
     ///
     /// # Errors
     ///

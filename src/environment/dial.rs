@@ -16,10 +16,10 @@ use tokio::time::sleep;
 
 use super::beside::Beside;
 
-/// When an address has not answered for so long, the next one is tried beside it (RFC 8305, section 5).
+/// How long an address has to answer before the next one is tried beside it (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// After so long all are tried, however many there are. Then it begins again beside them: a host that comes back is not found by
-/// an attempt that its system repeats more and more rarely.
+/// Within this time all addresses are tried, however many there are. After it a further attempt begins beside the others: the
+/// operating system repeats the packets of an old attempt more and more rarely, and would find a host late that comes back.
 const ALL_BEGUN: Duration = Duration::from_secs(1);
 
 /// An idle connection is probed after this time, so that nothing between forgets it, and a host that is gone is noticed.
@@ -60,7 +60,7 @@ async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     found.map_err(|(kind, words)| io::Error::new(kind, words))
 }
 
-/// The families in turn, the first one first, and each in its order.
+/// Orders addresses so that the families take turns, the first one first, each in its own order.
 fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let is_six = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| address.is_ipv6() == is_six);
@@ -75,8 +75,8 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     }
 }
 
-/// Begins one attempt after the other, and gives the first that succeeds. The next one begins when one fails, or has taken
-/// too long. Fails when all have failed.
+/// Begins one attempt after the other, and returns the first connection. The next attempt begins when one fails, or has taken too
+/// long. Fails when all have failed.
 async fn race<T, F>(addresses: Vec<SocketAddr>, connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,

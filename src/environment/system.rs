@@ -34,20 +34,20 @@ struct Home {
 }
 
 impl System {
-    /// At home in the runtime that the caller is in.
+    /// Makes an environment that uses the timers of the caller's runtime.
     pub(crate) fn here() -> Self {
         Self(Home { runtime: Handle::try_current().ok().map(|runtime| runtime.id()), ..Home::default() })
     }
 }
 
 impl Home {
-    /// Returns whether the caller is in it, and its timers can be used.
+    /// Returns whether the caller is in this runtime, and its timers can be used.
     fn is_here(&self) -> bool {
         !self.has_ended.load(Ordering::SeqCst)
             && Handle::try_current().is_ok_and(|here| Some(here.id()) == self.runtime)
     }
 
-    /// Returns `false` when the future was polled elsewhere before its time.
+    /// Waits by the timers of this runtime. Returns `false` if it was polled elsewhere before its time.
     async fn sleep(&self, time: Duration) -> bool {
         let mut sleep = pin!(tokio::time::sleep(time));
         poll_fn(|cx| if self.is_here() { sleep.as_mut().poll(cx).map(|()| true) } else { Poll::Ready(false) }).await
@@ -87,8 +87,9 @@ impl Environment for System {
         })
     }
 
-    /// By tokio's timers in the client's runtime, where they are cheap. Another runtime may have none, and a thread outside of
-    /// runtimes has none. A paused clock of tokio runs ahead of this machine's. There the timer is that of a thread.
+    /// Uses tokio's timers in the client's runtime, where they are cheap. Elsewhere it uses those of a thread: another runtime may
+    /// have no timers, and a thread outside of runtimes has none. So it does where a paused clock of tokio runs ahead of this
+    /// machine's.
     fn sleep(&self, time: Duration) -> Sleeping {
         let (home, end) = (self.0.clone(), boot_time().saturating_add(time));
         Box::pin(async move {
@@ -143,8 +144,8 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Socket<S> {
     }
 }
 
-/// `CLOCK_BOOTTIME` counts suspend; `Instant` is `CLOCK_MONOTONIC`, which does not, so a lease would outlive its keys by
-/// as long as a laptop slept.
+/// Returns the time since the boot, suspend included. `Instant` goes by `CLOCK_MONOTONIC`, which does not count suspend: a lease
+/// would outlive its keys by as long as a laptop slept.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "fuchsia"))]
 fn boot_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);

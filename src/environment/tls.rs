@@ -23,11 +23,12 @@ use super::beside::Beside;
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
 
-/// What trusts the installed certificates. They are read once for the process: hundreds of files, on a disk that may hang.
+/// The configuration that trusts the installed certificates. They are read once for the process: hundreds of files, on a disk that
+/// may hang.
 static TRUSTING: OnceLock<Tls> = OnceLock::new();
 static READING: LazyLock<Beside<(), Result<Tls, String>>> = LazyLock::new(Beside::default);
 
-/// For so long an attempt to connect waits for them.
+/// How long an attempt to connect waits for them.
 const READING_LIMIT: Duration = Duration::from_secs(1);
 
 /// What is to be known for a handshake.
@@ -82,7 +83,7 @@ fn read() -> Result<Tls, String> {
     Ok(TRUSTING.get_or_init(|| Tls { config, untrusted }).clone())
 }
 
-/// What kept trusted certificates from being read.
+/// Returns what kept trusted certificates from being read.
 fn unread(error: &rustls_native_certs::Error) -> String {
     let file = env::var_os("SSL_CERT_FILE").map(|file| Path::new(&file).display().to_string());
     match file.filter(|file| !error.to_string().contains(file)) {
@@ -91,7 +92,7 @@ fn unread(error: &rustls_native_certs::Error) -> String {
     }
 }
 
-/// A failed handshake in words. `untrusted` says which trusted certificates could not be read.
+/// Returns the error of a failed handshake in words. `untrusted` says which trusted certificates could not be read.
 fn explained(error: io::Error, host: &str, untrusted: Option<&str>) -> io::Error {
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) else { return error };
     let words = match cause {

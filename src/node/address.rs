@@ -1,3 +1,5 @@
+//! The address of a node, taken from its URL.
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -5,7 +7,7 @@ use redis::{ConnectionAddr, ConnectionInfo};
 
 use crate::text::Printable;
 
-/// Where a node is and how to introduce oneself.
+/// Where a node is, and the user, password and database of the handshake.
 #[derive(Clone)]
 pub(crate) struct NodeAddress {
     /// For people: no user, no password.

@@ -25,7 +25,7 @@ const LEAST_LIMIT: Duration = Duration::from_secs(4);
 pub(super) struct Made {
     pub(super) stream: RespStream,
     pub(super) known: Known,
-    /// How long that took.
+    /// How long the attempt took.
     pub(super) took: Duration,
     /// It takes the place of one that is silent.
     pub(super) replaces: bool,
@@ -35,6 +35,7 @@ pub(super) struct Made {
 pub(super) struct Attempt(Pin<Box<dyn Future<Output = Result<Made, NodeError>> + Send>>);
 
 impl Attempt {
+    /// Begins an attempt, which does nothing before it is polled.
     pub(super) fn begin(
         index: usize,
         name: &Arc<str>,

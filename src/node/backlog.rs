@@ -9,8 +9,8 @@ use crate::error::NodeError;
 /// At this many requests, those that are not worth sending any more are dropped.
 const THIN_AT_REQUESTS: usize = 1024;
 
-/// Requests in order. A node that falls behind is not sent what has become pointless meanwhile, nor the releases of that;
-/// every release of what was sent stays.
+/// Requests in order. When they become many, those that are not worth sending any more are dropped, together with their
+/// releases. Every release of what was sent stays.
 pub(super) struct Backlog {
     /// Of the node.
     index: usize,
@@ -31,7 +31,7 @@ impl Backlog {
         self.requests.is_empty()
     }
 
-    /// `why` gives the error of requests that are not worth sending any more.
+    /// Adds a request. `why` gives the error for requests that are dropped.
     pub(super) fn push(&mut self, request: Request, why: impl FnOnce() -> NodeError) {
         self.requests.push_back(request);
         if self.requests.len() >= self.thin_at {
@@ -40,6 +40,7 @@ impl Backlog {
         }
     }
 
+    /// Takes the next request. Passes over holds whose leases are all over, with the error that `why` gives.
     pub(super) fn pop(&mut self, why: impl Fn() -> NodeError) -> Option<Request> {
         loop {
             let request = self.requests.pop_front()?;

@@ -8,7 +8,7 @@ use super::health::{CHANGING, Health};
 use crate::error::NodeError;
 use crate::protocol::{Moment, quorum};
 
-/// What is known of one server.
+/// What is known of the server at one place.
 #[derive(Clone, Debug)]
 struct Claim {
     name: Arc<str>,
@@ -67,6 +67,7 @@ struct Departed {
     at: Moment,
 }
 
+/// What is known of all places of the node list.
 #[derive(Debug)]
 pub(super) struct Claims {
     places: Vec<Place>,
@@ -94,7 +95,7 @@ impl Claims {
         self.others(index).filter(|claim| claim.is_reachable)
     }
 
-    /// The other place at which this server stands, or stood when a lease began that may still be in force.
+    /// Returns the name of another place at which this server is, or was when a lease began that may still be in force.
     fn place_of(&self, run_id: &str, index: usize) -> Option<&Arc<str>> {
         let stands = self.reachable(index).find(|claim| claim.run_id == run_id).map(|claim| &claim.name);
         let stood = || self.departed.iter().find(|departed| departed.run_id == run_id && departed.place != index);
@@ -152,13 +153,13 @@ impl Claims {
         }
     }
 
-    /// The connection of the latest attempt is used from now on.
+    /// Notes that the connection of the latest attempt is used from now on.
     pub(super) fn connected(&mut self, index: usize) {
         let place = &mut self.places[index];
         (place.connected, place.is_connected) = (place.attempted.take(), true);
     }
 
-    /// The connection in use has ended.
+    /// Notes that the connection in use has ended.
     pub(super) fn disconnected(&mut self, index: usize, now: Moment) {
         let place = &mut self.places[index];
         place.is_connected = false;
@@ -169,7 +170,7 @@ impl Claims {
         }
     }
 
-    /// The latest attempt is over, and its connection, if any, is not used.
+    /// Notes that the latest attempt is over, and that its connection, if any, is not used.
     pub(super) fn abandoned(&mut self, index: usize) {
         let place = &mut self.places[index];
         if place.is_connected && place.conflict().is_none() {
@@ -177,8 +178,8 @@ impl Claims {
         }
     }
 
-    /// No server can be reached there: it is at no place now, and what was in the way of the list may have been mended by taking
-    /// it away.
+    /// Notes that no server can be reached at this place. A conflict that was found there is forgotten: it may have been mended by
+    /// taking the server away.
     pub(super) fn unreachable(&mut self, index: usize) {
         let place = &mut self.places[index];
         for claim in [&mut place.connected, &mut place.attempted] {
@@ -189,13 +190,13 @@ impl Claims {
         }
     }
 
-    /// Does another server have this record? Then this one was its replica, and has its data.
+    /// Returns whether another server has this record. Then this server has the data of that one, whose replica it was.
     pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
         let word = health.record.as_ref().map(|(_, record)| record.word);
         word.is_some() && self.others(index).any(|claim| claim.word == word && claim.run_id != health.run_id)
     }
 
-    /// The cluster that a majority of the list is part of, this node left out.
+    /// Returns the cluster that a majority of the list is part of, without counting this node.
     pub(super) fn cluster_of_others(&self, index: usize) -> Option<u64> {
         let mut counts: HashMap<u64, usize> = HashMap::new();
         let others = self.places.iter().enumerate().filter(|(place, _)| *place != index);
@@ -209,7 +210,7 @@ impl Claims {
         self.places.iter().any(|place| place.conflict().is_some())
     }
 
-    /// Why this client acquires nothing at all: its list is not that of its nodes.
+    /// Returns why this client acquires nothing at all: its list is not that of its nodes.
     pub(super) fn conflict(&self, index: usize) -> Option<NodeError> {
         let other = || self.places.iter().flat_map(Place::claims).find(|claim| claim.conflict.is_some());
         let own = self.places[index].conflict().cloned();

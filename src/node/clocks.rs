@@ -17,8 +17,8 @@ impl NodeClocks {
         Self(Mutex::new(vec![None; nodes]))
     }
 
-    /// An answer of the node shows its clock. What shows it least late counts, until it is seen that the clock was set or
-    /// runs at another rate.
+    /// Notes how far the node's clock was ahead by one of its answers. The answer that took least time counts, until a later one
+    /// shows that the clock was set, or runs at another rate.
     pub(super) fn saw(&self, node: usize, ahead: i64) {
         let mut clocks = locked(&self.0);
         let is_news = clocks[node].is_none_or(|known| ahead > known || ahead < known - LATE);
@@ -27,7 +27,7 @@ impl NodeClocks {
         }
     }
 
-    /// What the median of the known clocks shows, in µs.
+    /// Returns what the median of the known clocks shows, in µs.
     pub(crate) fn median(&self, now: Moment) -> Option<u64> {
         let mut known: Vec<i64> = locked(&self.0).iter().flatten().copied().collect();
         known.sort_unstable();

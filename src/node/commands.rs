@@ -1,4 +1,4 @@
-//! The scripts, and how a command for each is put together.
+//! The scripts, and the commands that run them.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -28,7 +28,7 @@ fn load_one(code: &str) -> Cmd {
     command
 }
 
-/// The commands that make a node know the scripts.
+/// Returns the commands that load the scripts into a node.
 pub(super) fn load() -> [Cmd; 3] {
     [HOLD_CODE, RELEASE_CODE, INSPECT_CODE].map(load_one)
 }
@@ -53,9 +53,9 @@ pub(crate) struct Entry<'a> {
     pub(crate) resource: &'a Resource,
     pub(crate) lease: &'a LeaseState,
     pub(crate) share: Share,
-    /// Is this a new acquisition, and not the continuation of a lease?
+    /// This is a new acquisition, and not the continuation of a lease.
     pub(crate) fresh: bool,
-    /// What a request that waits has left in the nodes' wait queues, or may leave.
+    /// The ticket that the request has left in the nodes' wait queues, or may leave.
     pub(crate) ticket: Option<&'a Ticket>,
 }
 
@@ -79,7 +79,7 @@ pub(crate) enum LastOf {
 /// In place of a token, a ticket or an owner: there is none.
 const NONE: &str = "0";
 
-/// Stands where each connection puts in what its own node has to be told.
+/// An empty last argument, which each connection replaces by the one for its node.
 const TAIL: &str = "";
 
 fn evalsha<'a>(script: &Script, resources: impl ExactSizeIterator<Item = &'a Resource>) -> Cmd {
@@ -97,15 +97,15 @@ pub(crate) struct Round<'a> {
     pub(crate) owner: &'a Owner,
     /// The round's ballot; in a release, the largest that was sent.
     pub(crate) ballot: Ballot,
-    /// Until when the lease lasts, by this machine's wall clock, in ms.
+    /// When the lease ends, by this machine's wall clock, in ms.
     pub(crate) end: u64,
-    /// How much later that is than the clock and this round's lease make it.
+    /// How much later that is than this machine's clock and the lease of this round give, in ms.
     pub(crate) raised: u64,
 }
 
 impl Round<'_> {
-    /// The ballot key after this round, while this share holds the resource so often, and no other does: `BALLOT END VALUE`, with
-    /// a copy of the lock key for VALUE.
+    /// Returns what the ballot key is after this round if no other share holds the resource: `BALLOT END VALUE`, where VALUE is a
+    /// copy of the lock key.
     fn marked(&self, token: u64, share: Share, holds: u32) -> String {
         let Self { owner, ballot, end, .. } = self;
         let (id, label) = (owner.number(), owner.label());
@@ -113,7 +113,7 @@ impl Round<'_> {
     }
 }
 
-/// "Make it so that these shares have these holds." The record of the node is left to each connection.
+/// Makes the command that gives these shares these holds (`hold.lua`). The record of the node is left to each connection.
 pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, waited_for: &[LastEnd]) -> Cmd {
     let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
     let no_share = Share { client: 0, lease: 0 };
@@ -150,8 +150,8 @@ pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, wa
     command
 }
 
-/// "Make it so that these shares have no holds, and that nothing late brings them back." How long ballots are kept is left to
-/// each connection.
+/// Makes the command that takes these shares away, so that no late message restores them (`release.lua`). How long ballots are
+/// kept is left to each connection.
 pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
     let mut command = evalsha(&RELEASE, entries.iter().map(|entry| entry.resource));
     let (token, share) =
@@ -159,7 +159,7 @@ pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
     // What was not granted is asked for again: the request keeps its place until it gives up.
     let keeps_place =
         |entry: &Entry<'_>| entry.fresh && entry.ticket.is_some_and(|ticket| ticket.waits_for(entry.resource));
-    // No ballot key has this end, so no node takes it for the usual case.
+    // No ballot key has the end 0. With it no node takes the usual case, which knows no tickets.
     let end = if entries.iter().any(keeps_place) { 0 } else { round.end };
     command.arg(Round { end, ..*round }.marked(token, share, 1));
     if let [Entry { lease, fresh: false, ticket, .. }] = entries
@@ -177,7 +177,7 @@ pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
     command
 }
 
-/// "I have stopped waiting."
+/// Makes the command that takes a ticket from the wait queues of these resources (`release.lua`).
 pub(crate) fn leave(resources: &[Resource], ticket: &Ticket) -> Cmd {
     let mut command = evalsha(&RELEASE, resources.iter());
     command.arg(format!("{:016} {:013} ql1 0 {NONE} {NONE} {NONE}/{NONE}:1", 0, 0));
@@ -188,14 +188,14 @@ pub(crate) fn leave(resources: &[Resource], ticket: &Ticket) -> Cmd {
     command
 }
 
-/// "What is there?"
+/// Makes the command that reads the keys of a resource (`inspect.lua`).
 pub(crate) fn inspect(resource: &Resource) -> Cmd {
     let mut command = redis::cmd("EVALSHA");
     command.arg(INSPECT.get_hash()).arg(2).arg(resource.lock_key()).arg(resource.ballot_key());
     command
 }
 
-/// "This is due in your record." Loads the script, too: it is seldom needed.
+/// Makes the commands that load `record.lua`, which is seldom needed, and write what is due in a node's record.
 pub(super) fn record(list: &[u8], seen: Option<&str>, change: Option<&Change>, nodes: Option<usize>) -> [Cmd; 2] {
     let mut command = redis::cmd("EVALSHA");
     command.arg(RECORD_SCRIPT.get_hash()).arg(2).arg(RECORD).arg(list);
@@ -211,7 +211,7 @@ pub(super) fn record(list: &[u8], seen: Option<&str>, change: Option<&Change>, n
     [load_one(RECORD_CODE), command]
 }
 
-/// Whole milliseconds, rounded up: a key may live longer than the client believes, never shorter.
+/// Returns whole milliseconds, rounded up: a key may live longer than the client believes, never shorter.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

@@ -22,19 +22,19 @@ pub(crate) struct Common {
     wall: Mutex<Wall>,
     /// How long a round waits for an answer.
     pub(crate) timeout: Duration,
-    /// How far ballots may lie from a node's clock, where no client has said so before.
+    /// How far ballots may lie from a node's clock, for a node whose record does not say so yet.
     pub(crate) window: Duration,
-    /// This client's own lease: others may have such, too.
+    /// The lease of this client's settings. Other clients may have leases as long.
     usual_lease: Duration,
     /// The longest lease that this client was granted, or that its settings name, in µs.
     used_lease: AtomicU64,
     /// The longest lease that the nodes' records show, in µs.
     learnt_lease: AtomicU64,
-    /// The least of the longest leases that they show.
+    /// The least of these longest leases, in µs.
     least_learnt: AtomicU64,
     claims: Mutex<Claims>,
     has_conflict: AtomicBool,
-    /// How many requests were sent again behind the scripts that their node had lost.
+    /// How many requests were sent again, behind scripts that their node had lost.
     resent: AtomicU64,
     /// The key that says how many nodes the list of this client's prefix has.
     pub(crate) list_key: Vec<u8>,
@@ -81,26 +81,26 @@ impl Common {
         }
     }
 
-    /// The runtime of the client has ended, or the client has.
+    /// Notes that the client, or its runtime, has ended.
     pub(super) fn end_of_runtime(&self) {
         self.environment.runtime_has_ended();
         self.life.end();
     }
 
-    /// The wall clock in µs, as it ran on from when the client was made.
+    /// Returns the wall clock in µs, as it has run on since the client was made.
     pub(crate) fn wall(&self) -> u64 {
         let shown = wall_micros(self.environment.as_ref());
         locked(&self.wall).read(self.environment.now(), shown, self.longest_lease().max(self.usual_lease))
     }
 
-    /// A node's clock shows this, in µs, if it shows anything.
+    /// Notes what a node's clock shows, in µs, if an answer shows it.
     pub(super) fn sees_clock(&self, node: usize, shown: Option<u64>) {
         if let Some(micros) = shown {
             self.clocks.saw(node, self.ahead_of_monotonic(micros));
         }
     }
 
-    /// How far a clock that shows this now is ahead of the monotonic one, in µs.
+    /// Returns how far a clock that shows this now is ahead of the monotonic one, in µs.
     pub(super) fn ahead_of_monotonic(&self, clock_micros: u64) -> i64 {
         difference(self.environment.now(), clock_micros)
     }
@@ -110,13 +110,13 @@ impl Common {
         self.used_lease.fetch_max(micros(lease), Ordering::SeqCst);
     }
 
-    /// A node's record says that a lease of this length has been in use.
+    /// Records the longest lease that a node's record shows.
     pub(super) fn learn_lease(&self, longest: Duration) {
         self.least_learnt.fetch_min(micros(longest), Ordering::SeqCst);
         self.learnt_lease.fetch_max(micros(longest), Ordering::SeqCst);
     }
 
-    /// The longest lease in use, as far as the nodes have said.
+    /// Returns the longest lease in use, as far as the nodes' records show.
     pub(crate) fn learnt_lease(&self) -> Duration {
         Duration::from_micros(self.learnt_lease.load(Ordering::SeqCst))
     }
@@ -126,7 +126,7 @@ impl Common {
         self.least_learnt.load(Ordering::SeqCst) < self.learnt_lease.load(Ordering::SeqCst)
     }
 
-    /// The longest lease in use, as far as this client knows.
+    /// Returns the longest lease in use, as far as this client knows.
     pub(super) fn longest_lease(&self) -> Duration {
         Duration::from_micros(self.used_lease.load(Ordering::SeqCst)).max(self.learnt_lease())
     }
@@ -136,7 +136,7 @@ impl Common {
         self.last_waits[index].store(micros(time), Ordering::Relaxed);
     }
 
-    /// How long the end of a program may wait for this node, when a majority has answered.
+    /// Returns how long the end of a program may wait for this node, when a majority has answered.
     pub(crate) fn last_wait(&self, index: usize) -> Duration {
         Duration::from_micros(self.last_waits[index].load(Ordering::Relaxed))
     }
@@ -171,39 +171,40 @@ impl Common {
         self.claims(|claims| claims.attempt(index, name, health, (self.environment.now(), longest)))
     }
 
-    /// Does another server have this record? Then this one was its replica, and has its data.
+    /// Returns whether another server has this record. Then this server has the data of that one, whose replica it was.
     pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
         locked(&self.claims).is_copy(index, health)
     }
 
-    /// The connection of the latest attempt is used from now on.
+    /// Notes that the connection of the latest attempt is used from now on.
     pub(super) fn connected(&self, index: usize) {
         self.claims(|claims| claims.connected(index));
         self.reachability.connected(index);
     }
 
-    /// The connection in use has ended.
+    /// Notes that the connection in use has ended.
     pub(super) fn disconnected(&self, index: usize) {
         self.claims(|claims| claims.disconnected(index, self.environment.now()));
         self.reachability.disconnected(index);
     }
 
-    /// The latest attempt is over, and its connection, if any, is not used.
+    /// Notes that the latest attempt is over, and that its connection, if any, is not used.
     pub(super) fn abandoned(&self, index: usize) {
         self.claims(|claims| claims.abandoned(index));
     }
 
-    /// No server can be reached at this place.
+    /// Notes that no server can be reached at this place.
     pub(super) fn unreachable(&self, index: usize) {
         self.claims(|claims| claims.unreachable(index));
     }
 
-    /// Grows with each conflict that is found. What an older connection knows of its node may be what is wrong.
+    /// Returns how many conflicts were found so far. What a connection made before the last one knows of its node may be out of
+    /// date.
     pub(super) fn conflicts(&self) -> u64 {
         locked(&self.claims).conflicts
     }
 
-    /// Why this client acquires nothing at all: its list is not that of its nodes.
+    /// Returns why this client acquires nothing at all: its list is not that of its nodes.
     pub(super) fn conflict(&self, index: usize) -> Option<NodeError> {
         if !self.has_conflict.load(Ordering::SeqCst) {
             return None;
@@ -211,12 +212,12 @@ impl Common {
         locked(&self.claims).conflict(index)
     }
 
-    /// A node had lost its scripts: the request leaves again, behind what was sent after it.
+    /// Notes that a request is sent again, as its node had lost the scripts. It leaves behind what was sent after it.
     pub(super) fn resend(&self) {
         self.resent.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Grows with each request that is sent again for want of scripts.
+    /// Returns how many requests were sent again for want of scripts.
     pub(crate) fn resent(&self) -> u64 {
         self.resent.load(Ordering::SeqCst)
     }

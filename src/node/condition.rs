@@ -17,7 +17,7 @@ struct State {
     down: Option<NodeError>,
     /// When the node's quarantine ends, as it said.
     quarantined_until: Option<Moment>,
-    /// An answer is overdue, which was asked for then.
+    /// When the request was sent whose answer is overdue.
     silent_since: Option<Moment>,
 }
 
@@ -26,7 +26,7 @@ impl Condition {
         Self(Mutex::new(State { down: Some(NodeError::Connecting), quarantined_until: None, silent_since: None }))
     }
 
-    /// What keeps the node from being counted now; `None` when it is up.
+    /// Returns what keeps the node from being counted now; `None` when it is up.
     pub(super) fn trouble(&self, now: Moment) -> Option<NodeError> {
         let state = locked(&self.0);
         let left = |until: Moment| until.since(now);
@@ -38,24 +38,24 @@ impl Condition {
         silent.or_else(|| quarantine.map(|left| NodeError::Quarantined { left }))
     }
 
-    /// There is no connection, for this reason.
+    /// Notes that there is no connection, and why.
     pub(super) fn is_down(&self, why: NodeError) {
         let mut state = locked(&self.0);
         (state.down, state.silent_since) = (Some(why), None);
     }
 
-    /// A connection was made. The node's record says how long the quarantine lasts.
+    /// Notes that a connection was made, and how long the quarantine lasts by the node's record.
     pub(super) fn is_up(&self, now: Moment, quarantine: Duration) {
         let quarantined_until = (!quarantine.is_zero()).then(|| now + quarantine);
         *locked(&self.0) = State { down: None, quarantined_until, silent_since: None };
     }
 
-    /// The node has said that its quarantine lasts so long. Zero: it grants.
+    /// Notes how long the quarantine lasts by the node's answer; zero when it grants.
     pub(super) fn is_quarantined(&self, now: Moment, left: Duration) {
         locked(&self.0).quarantined_until = (!left.is_zero()).then(|| now + left);
     }
 
-    /// An answer is overdue; `None` when the node answers again.
+    /// Notes since when an answer is overdue; `None` when the node answers again.
     pub(super) fn is_silent(&self, since: Option<Moment>) {
         locked(&self.0).silent_since = since;
     }

@@ -123,12 +123,13 @@ impl Connection {
         }
     }
 
+    /// Notes that there is no connection, and why.
     fn is_down(&mut self, why: NodeError) {
         self.condition.is_down(why.clone());
         self.down = Some(why);
     }
 
-    /// The same, and what waits for a connection does so no longer.
+    /// Notes that there is no connection, and answers what waits for one.
     fn is_away(&mut self, why: NodeError) {
         self.is_down(why);
         for request in mem::take(&mut self.owed).into_iter().chain(self.early.take()) {
@@ -203,7 +204,7 @@ impl Connection {
 
     fn while_away(&mut self, message: Option<Message>) {
         match message {
-            // What is to be released may have been asked for just before.
+            // A release is taken although there is no room: the hold that it follows may be among these requests.
             Some(Message::Request(request))
                 if self.down.is_none()
                     && (self.early.len() < MOST_IN_FLIGHT || matches!(request.reply_to, ReplyTo::Release(_))) =>
@@ -275,8 +276,8 @@ impl Connection {
         end
     }
 
-    /// What was under way when the connection ended. What is still wanted is sent again on the next connection, if that is made
-    /// at once. A node that gets a message twice does the same once.
+    /// Takes back what was under way when the connection ended. What is still wanted is sent again on the next connection, if that
+    /// is made at once. A message that a node gets twice has the effect of one.
     fn take_back(&mut self, request: Request, end: &End) {
         let (now, limit) = (self.environment.now(), self.common.timeout);
         let is_wanted = match &request.reply_to {
@@ -298,7 +299,7 @@ impl Connection {
         request.reply_to.answer(self.index, Err(NodeError::Disconnected(why)));
     }
 
-    /// What is to be done now: takes requests, sends, delivers.
+    /// Does what there is to do now: takes requests, sends, delivers.
     fn turn(&mut self, inflight: &mut Inflight, waiting: &mut Backlog, cx: &mut Context<'_>) -> Poll<End> {
         let is_last = self.common.life.has_ended();
         if !is_last {
@@ -339,7 +340,7 @@ impl Connection {
         }
     }
 
-    /// Takes what the client asks: a bounded number in one turn, but for the last one.
+    /// Takes requests from the queue. Their number is bounded, except in the last turn.
     fn take_requests(
         &mut self,
         inflight: &mut Inflight,
@@ -423,6 +424,7 @@ impl Connection {
         written.map_or_else(Poll::Ready, |()| Poll::Pending)
     }
 
+    /// Sends a request, or answers it if it is not to be sent.
     fn accept(&mut self, inflight: &mut Inflight, request: Request) {
         let index = self.index;
         let now = self.environment.now();

@@ -22,7 +22,7 @@ pub(crate) struct Driver {
     /// `None` when all connections have ended.
     connections: Mutex<Option<Connections>>,
     task: Arc<Task>,
-    /// A thread found them locked, so they are to be polled once more.
+    /// They are to be polled once more: another thread wanted to, and found them locked.
     is_due: AtomicBool,
     /// How often the task polled them.
     polls: AtomicU64,
@@ -47,18 +47,18 @@ impl Driver {
         }
     }
 
-    /// What the task does: until the client is gone, or the runtime drops it.
+    /// Returns the future of the task. It ends when the client is gone, or when the runtime drops it.
     pub(crate) fn run(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
         let running = Running(Arc::clone(self));
         poll_fn(move |cx| {
             running.0.polls.fetch_add(1, Ordering::Relaxed);
-            // Before anything else: where another thread is at it, that one's polls are to wake this task.
+            // Registered first: if another thread is polling, its polls have to wake this task.
             running.0.task.0.register(cx.waker());
             running.0.poll()
         })
     }
 
-    /// Grows whenever the task runs: where it stays the same although something was sent, no thread runs the task.
+    /// Returns how often the task has polled. If that stays the same although something was sent, no thread runs the task.
     pub(crate) fn polls(&self) -> u64 {
         self.polls.load(Ordering::Relaxed)
     }
@@ -76,7 +76,7 @@ impl Driver {
         }
     }
 
-    /// The same where the runtime has ended, so that the task does not run again.
+    /// Does the same if the runtime has ended, so that the task does not run again.
     pub(crate) fn send_last(&self) {
         if self.common.life.has_ended() {
             self.send_now();
@@ -89,7 +89,7 @@ impl Driver {
         }
         self.is_due.store(true, Ordering::SeqCst);
         let mut ended = Poll::Pending;
-        // Where another thread is about that already, or this one further up, that goes on with it.
+        // If another thread polls already, or this one further up its stack, that one sees `is_due` and polls once more.
         while self.is_due.load(Ordering::SeqCst) {
             let mut connections = match self.connections.try_lock() {
                 Ok(connections) => connections,

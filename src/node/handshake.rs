@@ -21,7 +21,7 @@ use crate::secrets::quotes;
 use crate::text::Rounded;
 use crate::waiting::channel;
 
-/// So often what is due in a record is written, when other clients write there at the same time.
+/// How often what is due in a record is written at most, when other clients write there at the same time.
 pub(super) const MOST_WRITES: usize = 4;
 
 /// Connects, greets the server, and leaves its record and list as they are to be, all within `limit`.
@@ -39,7 +39,7 @@ pub(super) async fn handshake(
     made.unwrap_or_else(|| Err(not_in_time(address, limit, is_open.load(Ordering::Relaxed))))
 }
 
-/// `is_open` becomes true when there is a connection to speak on.
+/// Makes the attempt of [`handshake`], without a limit. `is_open` becomes true when there is a stream.
 async fn settle(
     environment: &dyn Environment,
     address: &NodeAddress,
@@ -73,7 +73,7 @@ async fn settle(
     Err(NodeError::Connect("other clients write the record of this node all the time".to_owned()))
 }
 
-/// What it means that a connection was not made in time.
+/// Returns the error of a connection that was not made in time.
 pub(super) fn not_in_time(address: &NodeAddress, limit: Duration, is_open: bool) -> NodeError {
     match address.info.addr() {
         _ if is_open => NodeError::NoAnswer(limit),
@@ -85,14 +85,14 @@ pub(super) fn not_in_time(address: &NodeAddress, limit: Duration, is_open: bool)
     }
 }
 
-/// Connects, introduces itself and asks how the server is.
+/// Connects, greets the server, subscribes to the calls, and asks what a client must know of it.
 async fn establish(
     environment: &dyn Environment,
     address: &NodeAddress,
     common: &Common,
     is_open: &AtomicBool,
 ) -> Result<(RespStream, Health), NodeError> {
-    // What is to be known of the server, and the channel on which it calls.
+    // The questions about the server, and the channel on which it calls.
     let mut subscribe = redis::cmd("SUBSCRIBE");
     subscribe.arg(channel(common.client));
     let [info, stored, time] = health::questions(&common.list_key);
@@ -158,7 +158,8 @@ pub(super) async fn write(
     Ok((Some((record, read)), nodes.parse().ok()))
 }
 
-/// What a server refuses for good is one thing. What it cannot say just now would be missing as long as the connection lasts.
+/// Fails if the server cannot answer a question just now: the answer would be missing for as long as the connection lasts. What a
+/// server refuses for good stays among the answers.
 fn willing(answers: Vec<Value>) -> Result<Vec<Value>, NodeError> {
     let errors = answers.iter().cloned().filter_map(|answer| said(answer).err());
     match errors.into_iter().find(is_passing) {
@@ -167,7 +168,7 @@ fn willing(answers: Vec<Value>) -> Result<Vec<Value>, NodeError> {
     }
 }
 
-/// The third version of the protocol lets a node call a waiter on the very connection that everything else uses.
+/// Returns the commands that begin a connection. RESP3 lets a node call a waiter on the connection that everything else uses.
 fn greeting(settings: &RedisConnectionInfo) -> Vec<Cmd> {
     let mut hello = redis::cmd("HELLO");
     hello.arg(3);
@@ -183,13 +184,13 @@ fn greeting(settings: &RedisConnectionInfo) -> Vec<Cmd> {
     commands
 }
 
-/// What it means that the greeting is refused.
+/// Returns the error of a greeting that is refused.
 fn refused(error: &RedisError) -> NodeError {
     let is_unknown = error.detail().is_some_and(|detail| detail.starts_with("unknown command"));
     if is_unknown && error.code() == Some("ERR") { NodeError::TooOld } else { node_error(error) }
 }
 
-/// Words that quote the greeting may quote the password, so they are not passed on.
+/// Replaces an error whose words quote the greeting, and so perhaps the password.
 fn without_quotes(error: NodeError, password: Option<&str>) -> NodeError {
     match error {
         NodeError::Redis { code, detail } if quotes(&detail, password) || quotes(&code, password) => {

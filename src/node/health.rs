@@ -27,14 +27,14 @@ pub(super) struct Health {
     pub(super) clock: u64,
 }
 
-/// What to ask a server of itself. `list` is the key of the list.
+/// Returns what to ask a server of itself. `list` is the key of the list.
 pub(super) fn questions(list: &[u8]) -> [Cmd; 3] {
     let [info, mut stored, time] = ["INFO", "MGET", "TIME"].map(redis::cmd);
     stored.arg(RECORD).arg(list);
     [info, stored, time]
 }
 
-/// Its answers to them.
+/// Reads the answers to them.
 ///
 /// # Errors
 ///

@@ -26,10 +26,10 @@ pub(super) const MOST_IN_FLIGHT: usize = 1024;
 /// their lease.
 pub(super) const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
 
-/// The same as [`MOST_IN_FLIGHT`] for the bytes that a node does not take.
+/// The same as [`MOST_IN_FLIGHT`], in bytes that the socket has not taken.
 const MOST_UNSENT: usize = 1 << 22;
 
-/// How long a node is not read that sends more than can have been asked for.
+/// How long nothing is read from a node that has sent as much as one poll may read.
 const READ_PAUSE: Duration = Duration::from_millis(4);
 
 /// Up to this many requests in flight are written immediately instead of batched: they probably come from one task, and the
@@ -56,21 +56,21 @@ pub(super) struct Inflight {
     pub(super) unanswered: VecDeque<Sent>,
     /// How many conflicts of the list were known when the connection was made.
     pub(super) conflicts: u64,
-    /// Its node is to be introduced to anew.
+    /// The handshake with its node is to be repeated.
     pub(super) is_stale: bool,
     /// An answer is overdue: nothing new is sent but releases.
     pub(super) silent: bool,
-    /// So many scripts are being loaded.
+    /// How many scripts are being loaded.
     loading: usize,
     /// Why the node did not take a script, and when it said so.
     refused: Option<(NodeError, Moment)>,
-    /// What is to be sent waits for more to come with it, until this is polled again.
+    /// What is to be sent waits until the next poll, so more can leave with it.
     pub(super) gathers: bool,
     alarm: Option<Sleeping>,
     pace: Pace,
     /// How many bytes may still be read in this poll.
     budget: usize,
-    /// Nothing is read before its end.
+    /// Nothing is read before this is over.
     rest: Option<Sleeping>,
     /// Releases that the node could not do, and why.
     postponed: VecDeque<(Request, NodeError)>,
@@ -81,7 +81,7 @@ pub(super) struct Inflight {
 pub(super) struct Sent {
     pub(super) request: Request,
     pub(super) since: Moment,
-    /// For want of scripts.
+    /// It was sent again, for want of scripts.
     pub(super) again: bool,
 }
 
@@ -123,7 +123,7 @@ impl Inflight {
         }
     }
 
-    /// The next answer, or what the server says unasked; `None` when that is still to come, or when the node has to wait.
+    /// Returns the next answer, or what the server sends unasked; `None` when that is still to come, or when the node has to wait.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Option<Value>, NodeError> {
         if self.rest.is_some() {
             return Ok(None);
@@ -135,7 +135,7 @@ impl Inflight {
         Ok(answer)
     }
 
-    /// Reads no more for a moment. A node that sends without end must not take the time of the others; what it sends meanwhile
+    /// Reads no more for a moment, so a node that sends without end does not take the time of the others. What it sends meanwhile
     /// waits in its own sockets.
     pub(super) fn rest(&mut self, cx: &mut Context<'_>) {
         let mut rest = self.environment.sleep(READ_PAUSE);
@@ -154,12 +154,13 @@ impl Inflight {
         self.silent || (self.unanswered.len() < MOST_IN_FLIGHT && self.stream.unsent() < MOST_UNSENT)
     }
 
+    /// Returns how long the oldest answer has been outstanding.
     pub(super) fn owes_for(&self, now: Moment) -> Duration {
         self.unanswered.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
     }
 
-    /// Sends what there is. While replies are awaited, all tasks that are about to run may add to it first: one system call for
-    /// the requests of many tasks costs them, and the node, far less than one for each.
+    /// Sends what there is. If this gathers, all tasks that are about to run add to it first: one system call for the requests of
+    /// many tasks costs client and node far less than one for each.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), NodeError> {
         if self.gathers {
             cx.waker().wake_by_ref();
@@ -168,7 +169,7 @@ impl Inflight {
         self.stream.poll_write(cx)
     }
 
-    /// When the oldest request was sent whose answer is overdue.
+    /// Returns when the oldest request was sent whose answer is overdue.
     pub(super) fn silent_since(&self) -> Option<Moment> {
         self.unanswered.front().filter(|_| self.silent).map(|oldest| oldest.since)
     }
@@ -178,6 +179,7 @@ impl Inflight {
         NodeError::Silent(self.owes_for(now))
     }
 
+    /// Queues a request for the next write.
     pub(super) fn push(&mut self, request: Request, now: Moment, common: &Common, wait: &Wait) {
         self.gathers |= self.stream.is_sent() && self.unanswered.len() > UNBATCHED_REQUESTS;
         self.send(request, now, common, wait, false);
@@ -220,7 +222,7 @@ impl Inflight {
         self.refused = Some((error, now));
     }
 
-    /// Why the node has not taken a script a moment ago: it is not sent them again so soon.
+    /// Returns why the node did not take a script a moment ago. It is not sent them again so soon.
     pub(super) fn refused_scripts(&self, now: Moment) -> Option<&NodeError> {
         let (error, since) = self.refused.as_ref()?;
         (now.since(*since) < SCRIPTS_PAUSE).then_some(error)
@@ -234,8 +236,7 @@ impl Inflight {
         }
     }
 
-    /// Keeps a release that the node cannot do now, and when that was the first, begins to wait.
-    /// Gives the oldest back when there are too many.
+    /// Keeps a release that the node cannot do now. The first one begins the wait. Returns the oldest when there are too many.
     pub(super) fn postpone(
         &mut self,
         release: Request,
@@ -278,7 +279,7 @@ impl Inflight {
         self.pace.heard(sent, now);
     }
 
-    /// Returns how long the end of a program may wait for a reply, when a majority has answered.
+    /// Returns how long the end of a program may wait for a reply of this node, when a majority has answered.
     pub(super) fn last_wait(&self) -> Duration {
         self.pace.last_wait()
     }

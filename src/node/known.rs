@@ -37,20 +37,20 @@ impl Known {
         self.record.longest
     }
 
-    /// How long the node's quarantine lasts by its own clock.
+    /// Returns how long the node's quarantine lasts by its own clock.
     pub(super) fn quarantine(&self, now: Moment) -> Duration {
         let clock = now.micros().saturating_add_signed(self.clock_ahead) / 1000;
         Duration::from_millis(self.record.ends.0.saturating_sub(clock)).min(self.record.longest)
     }
 
-    /// The node has granted something by this record: its quarantine is over.
+    /// Takes the record by which the node has granted something, so its quarantine is over. Returns `false` if it is no record.
     pub(super) fn learn(&mut self, text: &[u8]) -> bool {
         let Some(record) = std::str::from_utf8(text).ok().and_then(Record::parse) else { return false };
         (self.record, self.is_over, self.usual) = (record, true, argument(text));
         true
     }
 
-    /// The last argument of a hold message.
+    /// Returns the last argument of a hold message.
     pub(super) fn said_in_hold(
         &self,
         lease: Duration,
@@ -61,7 +61,7 @@ impl Known {
     ) -> Vec<u8> {
         let used = common.longest_lease();
         let longest = used.max(lease);
-        // The node's clock as it has run on since it was asked: the ballot is not so far ahead of it that it must look itself.
+        // The node's clock, as it has run on since it was asked. If the ballot is close to that, the node need not compare them.
         let clock = now.micros().saturating_add_signed(self.clock_ahead);
         let is_close = u128::from(ballot.get().saturating_sub(clock)) <= self.record.window.as_micros() / 2;
         if self.is_over && is_close && longest <= self.record.longest && lease <= LONGEST_USUAL {
@@ -71,12 +71,12 @@ impl Known {
         argument(format!("{:016x} {}{waited}", self.record.word, millis(used)).as_bytes())
     }
 
-    /// The last argument of a release.
+    /// Returns the last argument of a release.
     pub(super) fn said_in_release(&self) -> &[u8] {
         &self.memory
     }
 
-    /// The node says that it is quarantined: from now on this client waits by its own clock.
+    /// Begins the wait by this client's own clock, as the node says that it is quarantined.
     pub(super) fn begin_wait(&self, wait: &mut Wait, now: Moment) {
         if wait.0.is_none_or(|(word, _)| word != self.record.word) {
             wait.0 = Some((self.record.word, now));
@@ -89,7 +89,7 @@ impl Known {
 pub(super) struct Wait(Option<(u64, Moment)>);
 
 impl Wait {
-    /// No lease that is no longer than `longest` can have been in force before the wait and still be now.
+    /// Returns whether the wait has been longer than `longest`. Then no lease of that length from before it is in force.
     fn is_over(&self, word: u64, longest: Duration, now: Moment) -> bool {
         self.0.is_some_and(|(waits_for, since)| waits_for == word && now.since(since) > longest)
     }
@@ -119,7 +119,7 @@ pub(super) fn standing(value: &Value) -> Standing<'_> {
     }
 }
 
-/// The node's clock in µs, as an answer shows it that is not the usual one.
+/// Returns the node's clock in µs, if the answer shows it. The usual ones do not.
 pub(super) fn shown_clock(value: &Value) -> Option<u64> {
     match value {
         Value::Array(fields) => match fields.as_slice() {
@@ -130,7 +130,7 @@ pub(super) fn shown_clock(value: &Value) -> Option<u64> {
     }
 }
 
-/// A word of a command, packed.
+/// Packs one argument of a command.
 fn argument(text: &[u8]) -> Vec<u8> {
     [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
 }

@@ -29,9 +29,11 @@ impl Life {
         self.has_ended.load(Ordering::SeqCst)
     }
 
+    /// Checks that nodes can be asked.
+    ///
     /// # Errors
     ///
-    /// Why no node can be asked.
+    /// Why none can be.
     pub(crate) fn check(&self) -> Result<(), ClientError> {
         if self.is_copy() {
             return Err(ClientError::Forked { from: self.process });
@@ -39,6 +41,7 @@ impl Life {
         if self.has_ended() { Err(ClientError::RuntimeEnded) } else { Ok(()) }
     }
 
+    /// Notes that the runtime of the client has ended.
     pub(crate) fn end(&self) {
         self.has_ended.store(true, Ordering::SeqCst);
         self.end.notify_waiters();

@@ -1,4 +1,4 @@
-//! One Redis master: a connection that mends itself, and an ordered, bounded queue in front of it.
+//! One Redis master: a connection that is made again when it breaks, and an ordered, bounded queue in front of it.
 
 mod address;
 #[cfg(feature = "cli")]
@@ -62,7 +62,7 @@ impl fmt::Debug for Node {
 }
 
 impl Node {
-    /// A node, and the future that keeps its connection until the client is gone.
+    /// Makes a node, and the future that keeps its connection until the client is gone.
     pub(crate) fn new(
         index: usize,
         address: NodeAddress,
@@ -84,12 +84,12 @@ impl Node {
         (Self { index, name, queue, condition }, connection.run())
     }
 
-    /// What keeps it from being counted, as far as is known without asking it; `None` when it is up.
+    /// Returns what keeps it from being counted, as far as is known without asking it; `None` when it is up.
     pub(crate) fn trouble(&self, now: Moment) -> Option<NodeError> {
         self.condition.trouble(now)
     }
 
-    /// Never waits. When the connection has ended, it did so with the runtime.
+    /// Puts a request into its queue. Never waits. If the connection has ended, the runtime has.
     pub(crate) fn send(&self, request: Request) {
         if let Err(SendError(Message::Request(request))) = self.queue.send(Message::Request(request)) {
             request.reply_to.answer(self.index, Err(ClientError::RuntimeEnded.into()));

@@ -11,10 +11,10 @@ const QUIET: Duration = Duration::from_secs(1);
 const LEAST_QUIET: Duration = Duration::from_millis(20);
 const LEAST_IN_USE: Duration = Duration::from_millis(250);
 
-/// And so many of its usual round trips.
+/// The same, in usual round trips of the node. The longer time counts.
 const ROUND_TRIPS: u32 = 4;
 
-/// What takes longer is not usual: a process that was stopped would doubt no connection for long.
+/// The longest round trip that is taken to be usual: else a process that was stopped would doubt no connection for long.
 const LONGEST_USUAL: Duration = Duration::from_secs(1);
 
 /// What timers and other tasks may cost.
@@ -31,14 +31,14 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Of a connection that is made, and took so long for that: two round trips, at least.
-    /// One that replaces a doubted one is not doubted itself before the node has answered on it: a node that only introduces
-    /// itself would be connected to again and again.
+    /// The pace of a new connection, whose attempt took so long: at least two round trips. A connection that replaces a doubted one
+    /// is not doubted before the node has answered on it. Otherwise a node that answers nothing but handshakes would be connected
+    /// to again and again.
     pub(super) fn new(made: Moment, took: Duration, replaces: bool) -> Self {
         Self { heard: made, usual: LONGEST_USUAL.min(took / 2), doubted: replaces }
     }
 
-    /// An answer came now to what was sent then.
+    /// Records that an answer came now to what was sent then.
     pub(super) fn heard(&mut self, sent: Moment, now: Moment) {
         let took = LONGEST_USUAL.min(now.since(sent));
         // Up at once, and down slowly.
@@ -46,7 +46,7 @@ impl Pace {
         (self.heard, self.doubted) = (now, false);
     }
 
-    /// When to look again, after the oldest request that is not answered was sent.
+    /// Returns how long after the oldest unanswered request was sent to look again.
     pub(super) fn next_look(&self, oldest: Moment, timeout: Duration) -> Duration {
         let usual = timeout / 2;
         if self.doubted { usual } else { self.doubt_after(oldest).min(usual) }

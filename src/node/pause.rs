@@ -9,16 +9,17 @@ use crate::error::NodeError;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// A connection that lasted so many times as long as the pause before the next one was worth making.
+/// A connection that was asked nothing was worth making if it lasted this many times the next pause.
 const WORTH: u32 = 4;
 
-/// The pause after one that was in vain.
+/// Returns the pause after an attempt that was in vain.
 pub(super) fn longer(pause: Duration) -> Duration {
     (2 * pause).clamp(FIRST_PAUSE, LONGEST_PAUSE)
 }
 
-/// A connection has broken. The next one is made at once if this one was of use, or ended without having been asked and was
-/// not short. A node that works only until it is asked, or does not keep to the protocol, is left alone longer and longer.
+/// Returns the pause after a connection that has broken. There is none if the connection was of use, or if it was asked nothing
+/// and lasted long enough. A node that works only until it is asked, or does not keep to the protocol, is left alone longer and
+/// longer.
 pub(super) fn after(pause: Duration, inflight: &Inflight, broken: &NodeError, now: Moment) -> Duration {
     let longer = longer(pause);
     let was_good = inflight.is_useful || (inflight.unanswered.is_empty() && now.since(inflight.made) >= WORTH * longer);

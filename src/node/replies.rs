@@ -58,7 +58,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// The resource whose lease is over on that node. `None` when only the proposal was unlucky.
+    /// Returns the resource whose lease is over on that node. `None` if another proposal, or a later one, may be taken.
     pub(crate) fn ends(&self) -> Option<usize> {
         match self {
             Self::Held { resource, .. } | Self::Gone { resource } => Some(*resource),
@@ -87,6 +87,7 @@ fn nonsense(value: &Value) -> NodeError {
     NodeError::Nonsense(excerpt(&format!("{value:?}")))
 }
 
+/// Reads the answer of `hold.lua`. What cannot be read is no vote.
 pub(crate) fn parse_hold(value: &Value) -> Vote {
     hold(value).unwrap_or_else(|| Vote::Unheard(nonsense(value)))
 }
@@ -131,7 +132,7 @@ fn hold(value: &Value) -> Option<Vote> {
     Some(Vote::No(refusal))
 }
 
-/// For several resources: yes when the node honoured every one of them, or each one's answer.
+/// Reads the answer of `release.lua`. For several resources: yes if the node honoured every one of them, or else each one's answer.
 pub(crate) fn parse_release(value: &Value) -> Vote {
     let fields = match value {
         Value::Int(1) => return Vote::Yes,
@@ -191,7 +192,7 @@ fn inspect_reply(value: &Value) -> Option<InspectReply> {
         held,
         raw: [kind.as_bytes(), b" ", raw].concat(),
         ttl: u64::try_from(*pttl).ok().map(Duration::from_millis),
-        // Who waits stands behind it, and may stand there alone.
+        // The rest of the key is of no interest here. The ballot is 0 where there are only tickets.
         ballot: std::str::from_utf8(ballot)
             .ok()
             .and_then(|text| text.split(' ').next()?.parse().ok())

@@ -11,14 +11,14 @@ use crate::environment::Moment;
 use crate::error::NodeError;
 use crate::protocol::Ballot;
 
-/// What a node is asked, and who wants to know.
+/// What a node is asked, and where its reply goes.
 pub(crate) struct Request {
     pub(crate) command: Packed,
     pub(crate) reply_to: ReplyTo,
 }
 
-/// A command as it goes over the wire, packed once for all nodes. To a hold and to a release each connection adds the last
-/// argument.
+/// A command in the bytes of the protocol, packed once for all nodes. Each connection adds the last argument of a hold or a
+/// release.
 pub(crate) type Packed = Arc<[u8]>;
 
 pub(crate) fn pack(command: &Cmd) -> Packed {
@@ -34,7 +34,7 @@ pub(crate) fn pack_open(command: &Cmd) -> Packed {
 /// What a message says that never changes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
-    /// Before the first send.
+    /// When it was made, before the first send.
     pub(crate) started: Moment,
     pub(crate) ballot: Ballot,
     /// The lease that is asked for; zero for a release.
@@ -84,16 +84,16 @@ pub(crate) trait Exchange: Send + Sync {
 pub(crate) enum ReplyTo {
     /// A round that may create or renew keys: not worth sending to a node that is away.
     Hold(Arc<dyn Exchange>),
-    /// A round that takes keys away: kept until the node has said that it did.
+    /// A round that takes keys away: kept until the node has confirmed it.
     Release(Arc<dyn Exchange>),
-    /// A look at the node.
+    /// A caller that only looks at the node.
     Look(oneshot::Sender<Result<Value, NodeError>>),
     /// Nowhere: a script is being loaded.
     Loading,
 }
 
 impl ReplyTo {
-    /// Returns whether the request has waited so long in this client's own queues that it is of no use any more.
+    /// Returns whether the request is a hold that is older than the node timeout, and whose leases are all over.
     pub(super) fn is_late(&self, now: Moment, timeout: Duration) -> bool {
         matches!(self, Self::Hold(round) if now.since(round.facts().started) >= timeout && round.is_moot())
     }
@@ -109,7 +109,7 @@ impl ReplyTo {
 
 pub(super) enum Message {
     Request(Request),
-    /// To be called.
+    /// To be called when what was sent before is about to leave.
     Then(Box<dyn FnOnce() + Send>),
     /// The client is gone: see what was sent through, then end.
     Close,

@@ -11,19 +11,19 @@ use crate::text::readable;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Most {
     pub(super) bytes: usize,
-    /// Within it, one within another too: a value takes some ten times the memory of its bytes.
+    /// How many values it may have, nested ones too: in memory a value takes some ten times its bytes.
     pub(super) values: usize,
 }
 
 impl Most {
     /// More than any answer that a client asks for.
     pub(super) const USUAL: Self = Self { bytes: 1 << 20, values: 1 << 14 };
-    /// What Redis itself takes for a value: for who reads what others have stored.
+    /// What Redis itself takes for a value: for reading what other clients have stored.
     #[cfg(feature = "cli")]
     pub(super) const OF_REDIS: Self = Self { bytes: 1 << 29, values: 1 << 20 };
 }
 
-/// So deep an answer may be nested.
+/// How deep an answer may be nested.
 const MOST_LEVELS: usize = 16;
 
 /// How far an answer has been looked through.
@@ -38,7 +38,7 @@ pub(super) struct Scan {
     values: usize,
     /// How many values are missing, level by level.
     missing: [usize; MOST_LEVELS],
-    /// So many levels are open.
+    /// How many levels are open.
     level: usize,
     /// How many bytes were looked at to find the ends of lines.
     #[cfg(test)]
@@ -59,8 +59,8 @@ impl Scan {
         }
     }
 
-    /// The length of the answer at the beginning of `bytes`; `None` when it is not whole yet. Between two calls `bytes` only
-    /// grow, until the answer was found.
+    /// Returns the length of the answer at the beginning of `bytes`; `None` when it is not whole yet. From call to call `bytes`
+    /// may only grow, until the answer is found.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Scan {
         Ok(Some(mem::replace(self, next).at))
     }
 
-    /// Takes the first line of a value. Gives how many bytes of the value follow it.
+    /// Takes the first line of a value. Returns how many bytes of the value follow it.
     fn value(&mut self, line: &[u8]) -> Result<usize, NodeError> {
         let (kind, text) = line.split_first().ok_or_else(|| nonsense(line))?;
         let count = || {
@@ -122,7 +122,7 @@ impl Scan {
         Ok(0)
     }
 
-    /// So many values follow, one level deeper.
+    /// Opens a level of so many values.
     fn open(&mut self, values: usize) -> Result<(), NodeError> {
         self.values += values;
         if self.values > self.most.values || self.level == MOST_LEVELS {
@@ -138,7 +138,7 @@ impl Scan {
     }
 }
 
-/// Where the line ends in which no end was found before `from`.
+/// Returns where the line ends. No end was found before `from`.
 fn line_end(bytes: &[u8], from: usize) -> Result<Option<usize>, NodeError> {
     let rest = bytes.get(from..).unwrap_or_default();
     match rest.iter().position(|byte| *byte == b'\r') {

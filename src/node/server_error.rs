@@ -5,24 +5,24 @@ use redis::{RedisError, Value};
 use crate::error::NodeError;
 use crate::text::excerpt;
 
-/// A server that answers so was asked at a bad moment.
+/// Returns whether the server cannot answer now, and may later.
 pub(super) fn is_passing(error: &RedisError) -> bool {
     error.code().is_some_and(|code| ["LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN"].contains(&code))
 }
 
-/// A server that answers so takes no writes now, and may take them later. Older servers say so within the error of a script.
+/// Returns whether the server takes no writes now, and may take them later. Older servers say so within the error of a script.
 pub(super) fn is_unable(error: &RedisError) -> bool {
     const CODES: [&str; 3] = ["MISCONF", "OOM", "NOREPLICAS"];
     let is_within = |code: &&str| error.detail().is_some_and(|detail| detail.contains(&format!("-{code} ")));
     error.code().is_some_and(|code| CODES.contains(&code) || CODES.iter().any(is_within))
 }
 
-/// A server that answers so is a replica, or has become one. Older servers say so within the error of a script.
+/// Returns whether the server is a replica, or has become one. Older servers say so within the error of a script.
 pub(super) fn is_replica(error: &RedisError) -> bool {
     error.code() == Some("READONLY") || error.detail().is_some_and(|detail| detail.contains("-READONLY"))
 }
 
-/// An answer, or the error that the server gave in its place.
+/// Returns the answer, or the error that the server gave in its place.
 pub(super) fn said(value: Value) -> Result<Value, RedisError> {
     match value {
         Value::ServerError(error) => Err(error.into()),

@@ -29,11 +29,11 @@ const KEPT_BUFFER_BYTES: usize = 1 << 16;
 pub(super) struct RespStream {
     stream: Box<dyn Stream>,
     output: Vec<u8>,
-    /// So much of the output the stream has taken.
+    /// How much of the output the stream has taken.
     written: usize,
     is_flushed: bool,
     input: Vec<u8>,
-    /// So much of the input has been read as answers.
+    /// How much of the input has been read as answers.
     taken: usize,
     /// Of what follows.
     scan: Scan,
@@ -55,7 +55,7 @@ impl RespStream {
         }
     }
 
-    /// From the next answer on, answers may be so large.
+    /// Sets how large answers may be, from the next one on.
     #[cfg(any(test, feature = "cli"))]
     pub(super) fn allow(&mut self, most: Most) {
         self.scan = Scan::new(most);
@@ -66,7 +66,7 @@ impl RespStream {
         self.output.extend_from_slice(command);
     }
 
-    /// How many bytes the stream has not taken yet.
+    /// Returns how many bytes the stream has not taken yet.
     pub(super) fn unsent(&self) -> usize {
         self.output.len() - self.written
     }
@@ -103,8 +103,8 @@ impl RespStream {
         Ok(())
     }
 
-    /// The next answer, or what the server says unasked; `None` when that is still to come, or when the budget (in bytes, and a
-    /// little more) is used up, which takes away from it what is read.
+    /// Returns the next answer, or what the server sends unasked; `None` when that is still to come, or when the budget is used up.
+    /// What is read is taken off the budget, in bytes. The last read may exceed it.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> Result<Option<Value>, NodeError> {
         loop {
             let untaken = &self.input[self.taken..];
@@ -186,7 +186,7 @@ fn broken(error: &io::Error) -> NodeError {
     NodeError::Disconnected(error.to_string())
 }
 
-/// The usual answer, without the pains of a parser for every other.
+/// Reads the usual answer, a number, faster than the parser for all kinds.
 fn number(value: &[u8]) -> Option<i64> {
     let digits = value.strip_prefix(b":")?.strip_suffix(b"\r\n")?;
     std::str::from_utf8(digits).ok()?.parse().ok()

@@ -1,3 +1,5 @@
+//! Ballots, and the tokens that come of them.
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -32,7 +34,7 @@ impl fmt::Display for Ballot {
     }
 }
 
-/// The hybrid logical clock: one more than the last number seen, or the wall clock in microseconds if that is more.
+/// Returns the next proposal, by a hybrid logical clock: one more than the last number, or the wall clock in µs if that is more.
 pub(crate) fn propose(last: u64, wall_micros: u64) -> u64 {
     (last + 1).max(wall_micros)
 }
@@ -53,9 +55,8 @@ impl AcceptedBallots {
     }
 }
 
-/// The smallest floor, from the ballot `used` up, above which a proposal would be taken by `quorum` nodes, as far as their
-/// answers tell. Only when those that were heard are not enough, a node that has not answered yet is taken to be like
-/// `unheard`: this machine, as a rule.
+/// Returns the smallest floor, from the ballot `used` up, above which `quorum` nodes would take a proposal, as far as their
+/// answers tell. Only if the nodes that answered are not enough, each of the others is taken to accept what `unheard` says.
 ///
 /// It deliberately does not chase the largest floor: one node with a broken clock would otherwise drag every proposal to
 /// where all the other nodes refuse it.

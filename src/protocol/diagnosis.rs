@@ -20,7 +20,7 @@ pub(crate) struct FailedRound<'a> {
     pub(crate) is_stale: bool,
     /// What the nodes that answered would take.
     pub(crate) rooms: &'a [AcceptedBallots],
-    /// What a node like this machine would take.
+    /// What a node would take that has seen no ballot, and whose clock agrees with this machine's.
     pub(crate) own_room: AcceptedBallots,
     /// The longest for which a node keeps the resource for another request.
     pub(crate) kept: Option<Duration>,
@@ -49,6 +49,7 @@ pub(crate) enum Diagnosis {
 }
 
 impl FailedRound<'_> {
+    /// Returns what kept the round from giving the lock, and what may help.
     pub(crate) fn diagnose(&self) -> (Diagnosis, RetryAdvice) {
         if self.verdict == VoteResult::Won {
             return (Diagnosis::TooLate, RetryAdvice::AfterRace(self.took));
@@ -62,10 +63,10 @@ impl FailedRound<'_> {
         self.in_the_way()
     }
 
-    /// How many nodes count as unheard.
+    /// Returns how many nodes count as unheard.
     ///
-    /// When the round was decided early, a node that has not answered yet is not unheard: an answer "held" counts as one even if
-    /// the nodes that are away made it the last that was needed.
+    /// When the round was decided early, a node that has not answered yet is not unheard. So a refusal that decides the round is
+    /// reported as such, also where nodes that are away have made it decisive.
     fn unheard(&self) -> usize {
         match self.verdict {
             VoteResult::Pending => self.nodes - self.tally.votes() - self.refusals,
@@ -73,7 +74,7 @@ impl FailedRound<'_> {
         }
     }
 
-    /// Whether another ballot may be taken by a majority.
+    /// Returns the advice to try another ballot, if a majority may take one.
     fn other_ballot(&self) -> Option<RetryAdvice> {
         if self.ahead >= self.quorum {
             // From now on ballots go by the nodes' clocks.
@@ -91,7 +92,7 @@ impl FailedRound<'_> {
         floor.map(RetryAdvice::Above)
     }
 
-    /// Who has the lock, or is about to have it.
+    /// Returns the diagnosis when another owner has the lock, or another request is about to have it.
     fn in_the_way(&self) -> (Diagnosis, RetryAdvice) {
         let raced = RetryAdvice::AfterRace(self.took);
         match (self.holder, self.kept) {
@@ -104,7 +105,7 @@ impl FailedRound<'_> {
             (Some(MostNamed { free_in, is_foreign, .. }), _) => {
                 (Diagnosis::Held, RetryAdvice::WhenFree { free_in, calls: !is_foreign })
             }
-            // Some are stale, and no ballot suits a majority of those that answered: perhaps others will.
+            // Nodes have seen newer ballots, and no ballot suits a majority of those that answered. The next round may find others.
             (None, _) if self.is_stale => (Diagnosis::Contended, raced),
             (None, _) => (Diagnosis::NoQuorum, RetryAdvice::WhenHeard),
         }

@@ -1,3 +1,5 @@
+//! One lease as its client sees it.
+
 use std::time::Duration;
 
 use super::{Ballot, Moment, Schedule, Token};
@@ -40,9 +42,9 @@ pub(crate) struct LeaseState {
     pub(crate) token: Token,
     /// The ballot that a majority last honoured for this lease.
     pub(crate) known: Ballot,
-    /// The longest that was asked for; extensions ask for it again.
+    /// The lease that was asked for, or a longer one that was confirmed since. Extensions ask for it again.
     pub(crate) length: Duration,
-    /// This session's nesting depth.
+    /// This client's nesting depth.
     pub(crate) holds: u32,
     phase: Phase,
     schedule: Schedule,
@@ -77,7 +79,7 @@ impl LeaseState {
         }
     }
 
-    /// The phase at `now`: a lease whose validity is spent is lost, also before the watchdog has noticed.
+    /// Returns the phase at `now`. A lease whose validity is spent is lost, also before the watchdog has noticed.
     pub(crate) fn phase(&self, now: Moment) -> Phase {
         match self.phase {
             Phase::Held | Phase::Endangered if now >= self.valid_until => Phase::Lost,
@@ -93,7 +95,7 @@ impl LeaseState {
         }
     }
 
-    /// How long the phase lasts if nothing but time changes it; `None` for ever.
+    /// Returns how long the phase lasts if nothing but time changes it; `None` for ever.
     pub(crate) fn until_next_phase(&self, now: Moment) -> Option<Duration> {
         match self.phase(now) {
             Phase::Held => Some(self.danger_at().since(now)),
@@ -102,7 +104,7 @@ impl LeaseState {
         }
     }
 
-    /// A majority honoured a round that began at `started`. Returns the phase that this leaves the lease in.
+    /// Records that a majority honoured a round that began at `started`. Returns the phase after that.
     pub(crate) fn confirmed(&mut self, now: Moment, started: Moment, ballot: Ballot, length: Duration) -> Phase {
         let phase = self.phase(now);
         let deadline = self.schedule.validity.deadline(started, length);
@@ -122,12 +124,13 @@ impl LeaseState {
         self.phase(now)
     }
 
-    /// A majority refused: a newer owner was granted, or this share was released. Returns `true` when that changes the phase.
+    /// Records that a majority refused: a newer owner was granted, or this share was released. Returns whether that changes the
+    /// phase.
     pub(crate) fn refused(&mut self) -> bool {
         self.end(Phase::Lost)
     }
 
-    /// The holder gave it back. `false` when it was over already.
+    /// Records that the holder gave it back. Returns `false` if it was over already.
     pub(crate) fn released(&mut self) -> bool {
         self.end(Phase::Released)
     }
@@ -140,12 +143,12 @@ impl LeaseState {
         running
     }
 
-    /// The next extension is due at `at`, if not before.
+    /// Moves the next extension to `at`, if it is not due before.
     pub(crate) fn extend_before(&mut self, at: Moment) {
         self.extend_at = self.extend_at.min(at);
     }
 
-    /// So many nodes honour the round of this ballot by now, and so many have not answered.
+    /// Records how many nodes honour the round of this ballot by now, and how many have not answered.
     pub(crate) fn voted(&mut self, ballot: Ballot, votes: usize, awaited: usize) {
         if ballot < self.voted.ballot {
             return;
@@ -154,12 +157,13 @@ impl LeaseState {
         self.voted = Voted { ballot, votes, awaited, before };
     }
 
+    /// Returns how many nodes honour the lease. A node that has not answered the latest round counts as in the round before.
     pub(crate) fn votes(&self) -> usize {
         let Voted { votes, awaited, before, .. } = self.voted;
         votes.max(before.min(votes + awaited))
     }
 
-    /// What is due at `now`; saying so counts as having done it.
+    /// Returns what is due at `now`, and counts it as done.
     pub(crate) fn due(&mut self, now: Moment) -> Due {
         let was = self.phase;
         self.phase = self.phase(now);
@@ -176,7 +180,7 @@ impl LeaseState {
         }
     }
 
-    /// When to ask [`due`](Self::due) next; `None` when nothing will ever be due.
+    /// Returns when to ask [`due`](Self::due) next; `None` when nothing will ever be due.
     pub(crate) fn next_due(&self) -> Option<Moment> {
         let signal = match self.phase {
             Phase::Held => self.danger_at(),

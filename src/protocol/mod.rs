@@ -1,8 +1,8 @@
-//! The rules, with nothing else in reach.
+//! The rules of the lock, as values.
 //!
-//! Everything here is a value or a function of values: time comes in as a [`Moment`], answers come in as counts, and
-//! nothing in this folder knows a socket, a task, a clock or a random source. That is what lets the rules be read beside
-//! the protocol's description in DESIGN.md, and tested by table.
+//! Everything here is a value or a function of values. Time comes in as a [`Moment`], a reply as what it says, and nothing in
+//! this folder knows a socket, a task, a clock or a random source. So the rules can be read beside the protocol's description
+//! in DESIGN.md, and tested by tables of cases.
 #![deny(clippy::disallowed_methods)]
 
 mod ballot;

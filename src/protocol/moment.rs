@@ -1,3 +1,5 @@
+//! Points on the monotonic clock.
+
 use std::ops::Add;
 use std::time::Duration;
 

@@ -27,7 +27,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// `None` for what is no record.
+    /// Reads a record; `None` for what is none.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let hexadecimal = |text: &str| u64::from_str_radix(text, 16).ok();
         let number = |text: Option<&str>| text?.parse::<u64>().ok();
@@ -54,7 +54,7 @@ impl Record {
         self.ends.0 == 0
     }
 
-    /// What stands behind the two times.
+    /// Returns the words behind the two times.
     fn rest(&self) -> String {
         let cluster = self.cluster.map_or_else(|| "-".to_owned(), |cluster| format!("{cluster:016x}"));
         format!("{} {cluster} {} {}", self.window.as_millis(), u8::from(self.keeps), self.run_id)
@@ -88,7 +88,7 @@ impl Process {
         Self { run_id, logs, was_replica }
     }
 
-    /// As a record has it.
+    /// Returns its run id, in the form that a record has.
     #[cfg(feature = "cli")]
     pub(crate) fn run_id(&self) -> &str {
         &self.run_id
@@ -135,13 +135,13 @@ pub(crate) struct Change {
 }
 
 impl Record {
-    /// What a client that meets this record at a server has to write there. `None` for nothing.
+    /// Returns what a client that finds this record on a server has to write there. `None` for nothing.
     ///
     /// | record | run id | declared to keep every write, logs, was never a replica | due |
     /// |---|---|---|---|
     /// | missing | | | a new one, with a quarantine |
-    /// | there | the same | | nothing, or a longer lease |
-    /// | there | another | yes | the run id |
+    /// | there | the same | | nothing, or a longer lease, or the cluster of the others |
+    /// | there | another | yes | the same, and the run id |
     /// | there | another | no | a new one, with a quarantine |
     pub(crate) fn due(seen: Option<&Self>, process: &Process, newcomer: &Newcomer) -> Option<Change> {
         let kept = seen.filter(|record| record.run_id == process.run_id || (record.keeps && process.may_keep(record)));

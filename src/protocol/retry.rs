@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use super::{Ballot, Moment};
 
-/// Between two looks at a lock whose release will be called: only a call that was lost makes such a look worth its while.
+/// The pause between two looks at a lock whose release calls the waiters. Such a look only makes up for a lost call.
 const LOOK_EVERY: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(2);
-/// Between two looks at a key of another kind of client, which calls no waiter.
+/// The pause between two looks at a key of another kind of client, whose release calls no waiter.
 const LOOK_AT_FOREIGN_EVERY: Range<Duration> = Duration::from_millis(100)..Duration::from_millis(200);
-/// This many calls in a row that led to nothing are answered at once. After that pauses grow: from there on calls bring about
-/// at most 20 tries a second.
+/// How many calls in a row that led to nothing are answered at once. Then the pauses grow, to a rate of at most 20 tries a second.
 const PROMPT_CALLS: u32 = 3;
 const FIRST_CALL_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_CALL_PAUSE: Duration = Duration::from_millis(50);
@@ -47,7 +46,7 @@ pub(crate) enum RetryAdvice {
 }
 
 impl RetryAdvice {
-    /// What is waited for is over after this time, if it is given, even where a node says longer.
+    /// Shortens the wait for the holder to this time, if it is given, even where a node says longer.
     pub(crate) fn within(self, time: Option<Duration>) -> Self {
         match (self, time) {
             (Self::WhenFree { free_in: Some(free_in), calls }, Some(time)) => {
@@ -64,13 +63,13 @@ pub(crate) struct RetryPolicy {
     began: Moment,
     /// `None` for ever.
     until: Option<Moment>,
-    /// Not even a second try.
+    /// Only one try, but for other ballots.
     once: bool,
     races: u32,
     ballots: u32,
     /// How many tries in a row were begun by a call and failed.
     vain_calls: u32,
-    /// How often it has looked, without a call, and another request had been called.
+    /// How many looks in a row, without a call, have found that another request had been called.
     looks: u32,
 }
 
@@ -130,7 +129,7 @@ impl RetryPolicy {
             }
             RetryAdvice::WhenCalled(kept_for) => {
                 self.races = 0;
-                // Most likely the other request takes it, and there will be a call. Should it not, a waiter must look.
+                // Most likely the other request takes the lock, and its release calls. If it does not, only a look finds that out.
                 let doublings = self.looks.min(MOST_DOUBLINGS);
                 self.looks += 1;
                 let soon = kept_for * 2_u32.pow(doublings) + random(Duration::ZERO..kept_for);
@@ -146,10 +145,8 @@ impl RetryPolicy {
         Duration::ZERO..longest
     }
 
-    /// Returns how long a call is not answered.
-    ///
-    /// Calls that led to nothing may be false, or come from everywhere: the more of them in a row, the later is the next one
-    /// answered.
+    /// Returns how long the next call waits for its answer. The more calls in a row have led to nothing, the longer that is: they
+    /// may be false.
     pub(crate) fn calls_pause(&self) -> Duration {
         let doublings = self.vain_calls.checked_sub(PROMPT_CALLS);
         doublings.map_or(Duration::ZERO, |doublings| {
@@ -157,7 +154,7 @@ impl RetryPolicy {
         })
     }
 
-    /// The pause has ended, by a call or by itself.
+    /// Notes that the pause has ended, by a call or by itself.
     pub(crate) fn paused(&mut self, is_called: bool) {
         self.vain_calls = if is_called { self.vain_calls + 1 } else { 0 };
         self.looks = if is_called { 0 } else { self.looks };

@@ -1,4 +1,4 @@
-//! What the replies to one round come to.
+//! The count of the replies to one round, and what each of them changes.
 
 use super::{Tally, VoteResult};
 
@@ -36,8 +36,8 @@ pub(crate) enum Reply<'a> {
 ///
 /// | purpose | verdict |
 /// |---|---|
-/// | hold | that of its votes |
-/// | release of one lease, or leave | that of a release |
+/// | hold | [`Tally::verdict`] |
+/// | release of one lease, or leave | [`Tally::release_verdict`] |
 /// | release of several leases | each has its own count: lost when one is, won when all are |
 #[derive(Clone, Debug)]
 pub(crate) struct RoundState {
@@ -45,8 +45,8 @@ pub(crate) struct RoundState {
     nodes: usize,
     leases: usize,
     tally: Tally,
-    /// Of a hold, for each lease, once one is refused: how many nodes say that it is over. (A node names the first that it
-    /// refuses.) Of a release of several leases, for each of them: what the nodes say of it.
+    /// One tally for each lease. In a hold, from the first refusal on, it counts the nodes that say that the lease is over. (A node
+    /// names the first lease that it refuses.) In a release of several leases, it counts what the nodes say of each.
     each: Vec<Tally>,
     /// One bit for each node that has been counted.
     counted: u64,
@@ -58,7 +58,7 @@ pub(crate) struct RoundState {
 /// What one reply changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counted {
-    /// No further reply changes what the round is waited for.
+    /// The caller that waits for the round has its result.
     pub(crate) is_settled: bool,
     pub(crate) effect: Effect,
 }
@@ -142,7 +142,7 @@ impl RoundState {
         Some(Counted { is_settled: self.tally.is_complete() || self.verdict() != VoteResult::Pending, effect })
     }
 
-    /// A node says that this lease is over. Returns whether a majority does.
+    /// Counts a node that says that this lease is over. Returns whether a majority says so.
     fn says_over(&mut self, lease: usize) -> bool {
         if self.each.is_empty() {
             self.each = vec![Tally::new(self.nodes); self.leases];
@@ -183,10 +183,10 @@ impl RoundState {
         }
     }
 
-    /// What a caller that waits for the round gets; `None` as long as there is something to wait for. Pending then means that no
-    /// further reply comes: too few nodes have answered a release.
+    /// Returns the result for the caller that waits for the round; `None` as long as there is something to wait for. `Pending` is
+    /// the result of a release that too few nodes have answered, when no further reply comes.
     ///
-    /// `is_confirmed`: the leases of a hold that was won know of it. Only then does the caller.
+    /// `is_confirmed` says that the leases of a hold that was won have been confirmed. The caller gets the result only then.
     pub(crate) fn outcome(&self, is_confirmed: bool) -> Option<VoteResult> {
         match (self.verdict(), self.purpose) {
             (VoteResult::Won, Purpose::Hold) if !is_confirmed => None,
@@ -195,18 +195,18 @@ impl RoundState {
         }
     }
 
-    /// The outcome when the time to wait is over. A release has done its part when a majority has answered.
+    /// Returns the result when the time to wait is over. A release has done its part when a majority has answered.
     pub(crate) fn outcome_at_timeout(&self) -> VoteResult {
         if self.purpose == Purpose::Release && self.tally.is_free() { VoteResult::Won } else { VoteResult::Pending }
     }
 
-    /// The first lease of a release that had been lost before.
+    /// Returns the first lease of a release that had been lost before.
     pub(crate) fn first_lost(&self) -> Option<usize> {
         self.each.iter().position(|tally| released(tally) == VoteResult::Lost)
     }
 }
 
-/// The verdict on a release when no further reply comes: it is enough that a majority is known to be free.
+/// Returns the verdict on a release. When no further reply comes, it is enough that a majority is known to be free.
 fn released(tally: &Tally) -> VoteResult {
     match tally.release_verdict() {
         VoteResult::Pending if tally.is_complete() && tally.is_free() => VoteResult::Won,

@@ -1,4 +1,6 @@
-/// The number of nodes that must agree: the smallest majority, also of an even number.
+//! The count of votes, and the majority that it needs.
+
+/// Returns the number of nodes that must agree: the smallest majority, also of an even number.
 pub(crate) fn quorum(nodes: usize) -> usize {
     nodes / 2 + 1
 }
@@ -65,8 +67,8 @@ impl Tally {
         }
     }
 
-    /// The verdict on a release, where yes means "it was still held here until now" and no "it was not": won when a
-    /// majority still held it, lost when no majority can have. In between, the other replies decide.
+    /// Returns the verdict on a release. A yes says that the node still honoured the lease until now, a no that it did not: won
+    /// when a majority still honoured it, lost when no majority can have. In between, the other replies decide.
     pub(crate) fn release_verdict(&self) -> VoteResult {
         let quorum = quorum(self.nodes);
         if self.yes >= quorum {
@@ -78,12 +80,12 @@ impl Tally {
         }
     }
 
-    /// A majority has answered a release, either way: what is left is in the way of no other owner.
+    /// Returns whether a majority has answered a release, either way. What is left then is in the way of no other owner.
     pub(crate) fn is_free(&self) -> bool {
         self.yes + self.no >= quorum(self.nodes)
     }
 
-    /// How many nodes have neither answered nor failed.
+    /// Returns how many nodes have neither answered nor failed.
     pub(crate) fn awaited(&self) -> usize {
         self.nodes - self.yes - self.no - self.unheard
     }
@@ -92,7 +94,7 @@ impl Tally {
         self.awaited() == 0
     }
 
-    /// A majority said no. Missing replies do not count.
+    /// Returns whether a majority said no. Missing replies do not count.
     pub(crate) fn is_refused(&self) -> bool {
         self.no >= quorum(self.nodes)
     }

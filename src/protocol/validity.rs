@@ -1,3 +1,5 @@
+//! Until when a client may rely on a lease, and when it acts within that time.
+
 use std::time::Duration;
 
 use super::Moment;
@@ -27,19 +29,20 @@ impl Validity {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Schedule {
     pub(crate) validity: Validity,
-    /// Whether the lease is extended in the background.
+    /// The lease is extended in the background.
     pub(crate) extends: bool,
     /// How much validity is left when the holder is warned; a third of the lease when not set.
     pub(crate) danger: Option<Duration>,
 }
 
 impl Schedule {
-    /// Time from a confirmation to the next extension: a third of the lease, so that two more tries fit.
+    /// Returns the time from the start of a confirmed round to the next extension: a third of the lease, which leaves time for
+    /// more tries.
     pub(crate) fn extend_after(lease: Duration) -> Duration {
         lease / 3
     }
 
-    /// Time between tries once an extension was missed.
+    /// Returns the time between tries once an extension was missed.
     pub(crate) fn retry_after(lease: Duration) -> Duration {
         (lease / 15).clamp(Duration::from_millis(5), Duration::from_secs(1))
     }

@@ -1,3 +1,5 @@
+//! A wall clock that does not step.
+
 use std::time::Duration;
 
 use super::Moment;
@@ -13,7 +15,7 @@ const READING_ERROR: i64 = 10_000; // µs
 pub(crate) struct Wall {
     /// Wall clock less monotonic clock, in µs.
     offset: i64,
-    /// Another offset that was read since then, and nothing else since.
+    /// Another offset, and the moment from which on no other one was read.
     other: Option<(i64, Moment)>,
 }
 
@@ -22,7 +24,7 @@ impl Wall {
         Self { offset: difference(now, wall_micros), other: None }
     }
 
-    /// What the clock shows at `now`, when the machine's wall clock shows `wall_micros`.
+    /// Returns what the clock shows at `now`, when the machine's wall clock shows `wall_micros`.
     pub(crate) fn read(&mut self, now: Moment, wall_micros: u64, steady_for: Duration) -> u64 {
         let seen = difference(now, wall_micros);
         if (seen - self.offset).abs() <= READING_ERROR {
@@ -41,12 +43,13 @@ impl Wall {
     }
 }
 
-/// Is it the same offset after so long? Two clocks of one machine may differ in rate by a hundredth.
+/// Returns whether an offset that changed by so much after so long is the same. Two clocks of one machine may differ in rate by
+/// a hundredth.
 fn is_steady(change: i64, after: Duration) -> bool {
     change.abs() <= READING_ERROR + signed(u64::try_from(after.as_micros() / 100).unwrap_or(u64::MAX))
 }
 
-/// A wall clock less the monotonic one, in µs.
+/// Returns a wall clock less the monotonic one, in µs.
 pub(crate) fn difference(now: Moment, wall_micros: u64) -> i64 {
     signed(wall_micros).saturating_sub(signed(now.micros()))
 }

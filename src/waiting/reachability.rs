@@ -1,4 +1,4 @@
-//! Whether a majority of the nodes answers, as the requests of one client find out for each other.
+//! Whether a majority of the nodes answers, as the requests of one client find out together.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -46,7 +46,7 @@ impl Reachability {
         }
     }
 
-    /// A connection to this node is made. The one that makes a majority ends the pause of the request that asks next.
+    /// Notes a new connection to this node. The one that makes a majority ends the pause of the request that asks next.
     pub(crate) fn connected(&self, node: usize) {
         let before = self.connected.fetch_or(1 << node, Ordering::SeqCst);
         let after = before | 1 << node;
@@ -59,7 +59,7 @@ impl Reachability {
         self.connected.fetch_and(!(1 << node), Ordering::SeqCst);
     }
 
-    /// A majority has answered a request of this client.
+    /// Ends all waits, as a majority has answered a request of this client.
     pub(crate) fn heard(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.asked.store(0, Ordering::SeqCst);
@@ -74,7 +74,7 @@ impl Reachability {
     /// Cancel safe.
     pub(crate) async fn next_try(&self, environment: &dyn Environment) -> bool {
         let _waiting = Waiting::new(&self.waiting);
-        // It is notified from here on, also while it is not polled.
+        // Created before the pause, so it is notified of an answer during the pause, too.
         let heard = self.heard.notified();
         environment.sleep(random_time(environment, LEAST_PAUSE)).await;
         let asks = async {

@@ -35,12 +35,12 @@ impl Tickets {
         ticket
     }
 
-    /// Takes what a node sends unasked. Returns whether it is a call.
+    /// Hands a call to its ticket. Returns whether this message of a node is a call.
     pub(crate) fn heard(&self, node: usize, kind: &PushKind, data: &[Value]) -> bool {
         let (PushKind::Message, [_, Value::BulkString(number)]) = (kind, data) else { return false };
         let number = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok());
         let Some(number) = number else { return true }; // Published by hand.
-        // The lock is free again before the ticket is dropped, which needs it.
+        // Bound first, so the lock is free again before the ticket is dropped: its drop takes the lock.
         let ticket = locked(&self.0).get(&number).and_then(Weak::upgrade);
         if let Some(ticket) = ticket {
             ticket.call(node);
@@ -118,7 +118,7 @@ impl Ticket {
         self.wake_if_called();
     }
 
-    /// Called after a change of either side, in any order.
+    /// Wakes the request if the calls so far are enough. Runs after each change of the three sets, in any order.
     fn wake_if_called(&self) {
         let (called_by, waits_on) = (self.called_by.load(Ordering::SeqCst), self.waits_on.load(Ordering::SeqCst));
         let by_others = called_by & !self.freed_on.load(Ordering::SeqCst) != 0;
@@ -128,7 +128,7 @@ impl Ticket {
         }
     }
 
-    /// Begins another try, which answers all earlier calls.
+    /// Begins another try. Earlier calls count no more.
     pub(crate) fn begin_try(&self) {
         self.called_by.store(0, Ordering::SeqCst);
         self.waits_on.store(0, Ordering::SeqCst);
@@ -139,9 +139,9 @@ impl Ticket {
         met.waits_for_these = false;
     }
 
-    /// This lease was in the way of a request for several resources. It may be for long, unless another one was in the way
-    /// before, so that the resource is known to change hands. Then the request is to leave the queues of the other resources,
-    /// whose calls it cannot use: returns `true` once for each try.
+    /// Notes the lease that was in the way of a request for several resources. Returns whether the request is to leave the queues
+    /// of the other resources, whose calls it cannot use: `true` once for each try, when the lease may be in the way for long.
+    /// Where another lease was in the way in an earlier try, the resource changes hands, and will be free soon.
     pub(crate) fn meets(&self, resource: &Resource, holder: Option<Token>) -> bool {
         let mut met = locked(&self.met);
         met.now.insert(resource.clone(), holder);
@@ -152,8 +152,8 @@ impl Ticket {
         is_news
     }
 
-    /// Returns whether this resource was in the way last. It is asked for first then: where it still is in the way, the request
-    /// leaves the others alone.
+    /// Returns whether this resource is to be asked for first, as it may be in the way for long. A node that refuses it then
+    /// takes none of the others.
     pub(crate) fn asks_first_for(&self, resource: &Resource) -> bool {
         locked(&self.met).first.as_ref() == Some(resource)
     }

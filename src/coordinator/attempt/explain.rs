@@ -13,7 +13,7 @@ use crate::node::Refusal;
 use crate::protocol::{Diagnosis, FailedRound, MostNamed, Phase, VoteResult};
 
 impl Attempt {
-    /// Why the round did not give the lock.
+    /// Returns why the round did not give the lock, and what may help.
     pub(super) fn explain(
         &self,
         core: &Core,

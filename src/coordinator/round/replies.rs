@@ -1,4 +1,4 @@
-//! What the nodes have said to a round.
+//! What the nodes have answered to a round.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::protocol::{AcceptedBallots, Purpose};
 use crate::sync::locked;
 
 impl Round {
-    /// The resource of which a node first said that it was over there.
+    /// Returns the first resource whose lease the replies show to be over.
     pub(crate) fn first_over(&self) -> String {
         let replies = locked(&self.replies);
         let over = match self.purpose {
@@ -20,7 +20,8 @@ impl Round {
         over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
     }
 
-    /// What the nodes that answered would take. One that granted goes by ballots alone, so its clock is taken to be right.
+    /// Returns which ballots the nodes that answered would take. A node that granted has shown no clock, so this machine's is
+    /// taken for it.
     pub(crate) fn rooms(&self) -> Vec<AcceptedBallots> {
         let like_us = self.core.room();
         let room = |vote: &Vote| match vote {
@@ -34,7 +35,7 @@ impl Round {
         locked(&self.replies).votes().filter_map(room).collect()
     }
 
-    /// What nodes said of leases that were not released, and may be in force.
+    /// Returns the ends of leases that were not released, and how long these leases may be in force.
     pub(crate) fn last_ends(&self) -> Vec<(LastEnd, Duration)> {
         let end = |vote: &Vote| match vote {
             Vote::No(Refusal::Early { last, left, .. }) => Some((*last, *left)),
@@ -43,13 +44,13 @@ impl Round {
         locked(&self.replies).votes().filter_map(end).collect()
     }
 
-    /// Every refusal so far.
+    /// Returns every refusal so far.
     pub(crate) fn refusals(&self) -> Vec<Refusal> {
         let replies = locked(&self.replies);
         replies.votes().filter_map(|vote| if let Vote::No(no) = vote { Some(no.clone()) } else { None }).collect()
     }
 
-    /// Nodes that have not answered, or of which nothing is known.
+    /// Returns the names of the nodes that have not answered, or failed to.
     pub(crate) fn pending(&self) -> Vec<String> {
         let replies = locked(&self.replies);
         let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::Unheard(_)));
@@ -62,8 +63,8 @@ impl Round {
             .collect()
     }
 
-    /// What each node said; of one that said nothing, what is known of it. `waited` is how long all were waited for, when that
-    /// is over: in less than a slow round trip no answer means nothing.
+    /// Returns what each node answered; for a node without an answer, what is known of it. `waited` is how long all were waited
+    /// for, once that is over. If it is shorter than a slow round trip, a missing answer is not reported as one.
     pub(crate) fn reports(&self, waited: Option<Duration>) -> Reports {
         let votes = locked(&self.replies).votes.clone();
         let waited =

@@ -1,4 +1,4 @@
-//! What a node's answers do.
+//! What the answers of a node bring about.
 
 use std::task::Context;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use super::Connection;
 use crate::error::NodeError;
 use crate::text::excerpt;
 
-/// So many answers are taken from a node before the others have their turn.
+/// How many answers are taken from a node before the others have their turn.
 const MOST_ANSWERS: usize = 256;
 
 /// The same for calls of waiters: nothing else bounds what a node sends unasked.
 const MOST_CALLS: usize = 64;
 
 impl Connection {
-    /// Delivers what has been answered, oldest first. Says how many that were, or why the connection is broken.
+    /// Delivers the answers that have come, oldest first. Returns how many, or why the connection is broken.
     pub(super) fn settle(&mut self, inflight: &mut Inflight, cx: &mut Context<'_>) -> Result<usize, NodeError> {
         let (mut heard, mut called, mut settled, mut since) = (0, 0, 0, None);
         while heard < MOST_ANSWERS
@@ -72,14 +72,14 @@ impl Connection {
         Ok(settled)
     }
 
-    /// The node cannot do a release now.
+    /// Keeps a release that the node cannot do now.
     fn postpone(&self, inflight: &mut Inflight, sent: Sent, error: &redis::RedisError, cx: &mut Context<'_>) {
         if let Some((release, why)) = inflight.postpone(sent.request, node_error(error), cx) {
             release.reply_to.answer(self.index, Err(why));
         }
     }
 
-    /// Takes what the node says unasked: a call of a waiter, or nothing that it may say.
+    /// Takes what the node sends unasked. Only a call of a waiter is allowed.
     fn called(&self, kind: &PushKind, data: &[Value]) -> Result<(), NodeError> {
         if self.common.tickets.heard(self.index, kind, data) {
             return Ok(());
@@ -88,12 +88,12 @@ impl Connection {
         Err(NodeError::Nonsense(excerpt(&unasked)))
     }
 
-    /// The node had lost its scripts.
+    /// Sends a request again to a node that had lost its scripts, or answers it.
     fn repeat(&mut self, inflight: &mut Inflight, sent: Sent, error: &redis::RedisError) -> Result<(), NodeError> {
         let now = self.environment.now();
         let refused = inflight.refused_scripts(now).cloned();
         match (&sent.request.reply_to, refused) {
-            // Its release may have overtaken it, and taken its ticket out.
+            // Its release may have been done before it. Sent again, it would enqueue its ticket anew.
             (ReplyTo::Hold(round), _) if round.is_moot() => {
                 sent.request.reply_to.answer(self.index, Err(node_error(error)));
             }

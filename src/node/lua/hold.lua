@@ -3,20 +3,20 @@
 -- KEYS  lock, ballot                         for each resource; the node record is always quorlock:node
 -- ARGV  'NEXT END VALUE'                     what the ballot key of the first resource is to be when no other share holds it. NEXT
 --                                            is this round's ballot, the token of what is newly acquired. END is the ms of the
---                                            sender's wall clock after which the lease is over for the sender: one more than the
---                                            clock shows, and the lease. They have 16 and 13 digits. VALUE is what the lock key
---                                            is to be then: 'ql1 TOKEN OWNER LABEL SHARE:HOLDS'
+--                                            sender's wall clock at which the lease is over: what the clock shows, the lease,
+--                                            and 1. They have 16 and 13 digits. VALUE is what the lock key is to be then:
+--                                            'ql1 TOKEN OWNER LABEL SHARE:HOLDS'
 --       lease      ms
---       'TICKET END:TOKEN ...'               the ticket is left where another lease is in the way, '0' leaves none; behind it
+--       'TICKET END:TOKEN ...'               the ticket to leave where another lease is in the way, '0' for none; behind it the
 --                                            ends that the sender has waited for by its own clock, or TIME:WORD, see EARLY;
---                                            last, +MS when END is so much later: it grows from message to message. Left out
---                                            when there is none of it, and nothing of the resources
+--                                            last, +MS when END is later than above by that much, as it grows from message to
+--                                            message. Left out when all of this is missing, and so are the words below
 --       'TOKEN KNOWN HOLDS SHARE'            for each resource; token 0 acquires, any other continues that lease; left out
---                                            when it is one resource, to be newly acquired
+--                                            for one resource that is to be newly acquired
 --       record     the record of this node as the sender knows it, with the node's quarantine known to be over; otherwise
 --                  'WORD LONGEST', and ' waited' behind it when the sender has waited for the end of the quarantine
 --
--- What belongs together comes in one word: a server takes longer to receive an argument than a script to build a value.
+-- What belongs together comes in one argument: a server takes longer to receive an argument than a script to take it apart.
 --
 -- Answer  1, when it was granted; or
 --         {GRANTED, record}                  granted, and the record that the sender did not know
@@ -27,11 +27,11 @@
 --         {GONE, now, i, ballot}             no key, and a newer ballot was honoured here, or this lease was released
 --         {KEPT, now, i, ms}                 free, but reserved for a ticket that has waited longer
 --         {EARLY, now, i, ms, end, value}    no key, but the last lease was not released, and by the sender's clock it may be
---                                            in force for so long; this node's time in ms, and its word, for a lease that this
---                                            node may have forgotten
+--                                            in force for so long. For a lease that this node may have forgotten, end is this
+--                                            node's time in ms, and value its word
 --         {FAR, now, i, ballot}              the ballot here is further ahead of this node's clock than ballots may be
 --         {YOUNG, now, ms}                   this node may have forgotten leases that are in force for so long: it grants
---                                            nothing new, and that it honoured what it was asked is no vote
+--                                            nothing new. It may have honoured the message, but that is no vote
 --         {FORGOT, now}                      this node's record is another one than the sender's
 local GRANTED, HELD, STALE, AHEAD, GONE, KEPT, EARLY, FAR, YOUNG, FORGOT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 local DAY = 86400000 -- ms: as in mark.lua
@@ -133,14 +133,15 @@ local function busy(mark, answer)
   return refuse(answer)
 end
 
--- Has the sender waited for a lease that this node may have forgotten, by this node's record and by its clock as it is now?
+-- Has the sender waited for a lease that this node may have forgotten? That counts for this record only, and while this node's
+-- clock has not leapt.
 local function has_waited_here()
   for since, named in string.gmatch(waits, ' (%d+):(%x+)') do
     if named == word and math.abs(now / 1000 - since) <= longest + 120000 then return true end
   end
 end
 
--- Of quorlock's own keys none outlives the longest lease: a clock that leapt and came back leaves such keys.
+-- None of quorlock's own keys outlives the longest lease. A clock that leapt and came back leaves keys that would.
 local function held(lock, value, i)
   local pttl = call('PTTL', lock)
   if not string.find(value, '^ql1 %d+ %x+ %S+ %S') then return {HELD, now, i, pttl, ''} end
@@ -151,8 +152,8 @@ local function held(lock, value, i)
   return {HELD, now, i, pttl, string.sub(value, 1, 4096)}
 end
 
--- MGET shows a key of another type as missing; NX does not. So a missing key is created at once, and what cannot be
--- created is another's.
+-- MGET shows a key of another type as missing; NX does not. So a missing key is created at once. If that fails, the key is
+-- another's.
 local function create(key, value, ms)
   if call('SET', key, value, 'NX', 'PX', ms) then
     created[#created + 1] = key
@@ -210,7 +211,7 @@ for k = 1, #KEYS, 2 do
       mark.limit(memory) -- The last lease, if it was not released, is over by both clocks.
       return refuse({FAR, now, i, highest})
     end
-    -- Too far behind this clock: one more than the floor would be too old again by the time it comes.
+    -- Too far behind this clock. One more than the least that would do now would be too old by the time it comes.
     if highest == 0 and next <= now - window then return refuse({STALE, now, i, now}) end
     new = head .. label .. entry
   elseif value then

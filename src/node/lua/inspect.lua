@@ -1,4 +1,4 @@
--- What is here? Changes nothing.
+-- Reads the keys of a resource. Changes nothing.
 --
 -- KEYS  lock, ballot
 -- Answer  {now us, type of the lock key, value or '', pttl ms, ballot or ''}

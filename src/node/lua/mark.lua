@@ -1,5 +1,5 @@
 -- What a node keeps of a resource beside the lock. In the ballot key: the highest ballot honoured, and the last lease honoured
--- until that is released here. In the queue key: the tickets of waiting requests. Stands before hold.lua and release.lua.
+-- until that is released here. In the queue key: the tickets of waiting requests. hold.lua and release.lua begin with this file.
 --
 -- The ballot key is 'BALLOT', or 'BALLOT END VALUE' while a lease may be in force, either with ' | UNTIL=CALLED' behind it while
 -- requests wait or one of them has been called.
@@ -10,10 +10,9 @@
 -- CALLED is the ticket for which the resource is reserved until UNTIL, in us of this node's clock; '-' for none.
 --
 -- The queue key is a sorted set of tickets NUMBER:CHANNEL, each with its NUMBER as score. It expires LIVES after the last look that
--- renewed it: a waiting request looks more often.
--- The order of the queue prevents herds and split votes. No grant depends on it.
+-- renewed it: a waiting request looks more often. The order of the queue prevents herds and split votes. No grant depends on it.
 --
--- The function stands for itself: a local that it took from outside would cost the usual cases more than to make the function.
+-- The function uses no local from outside: as an upvalue it would cost the usual cases more than making the function does.
 local function mark_at(key, text, now)
   local DAY = 86400000 -- ms: a leap of this node's clock by less does not make it forget a lease that was not released
   local RESERVED, LIVES, FRESH = 100000, 5000, 1000 -- us, ms, ms
@@ -40,8 +39,8 @@ local function mark_at(key, text, now)
     highest = tonumber(highest)
   end
   local mark = {highest = highest, last = last, last_end = last_end}
-  local changed, renewed = false, false -- anything; what the life of the key depends on
-  local leaving -- the ticket that is taken out with what is written
+  local changed, renewed = false, false -- anything of it; what the life of the key depends on
+  local leaving -- the ticket that mark.write or mark.call takes from the queue
 
   function mark.raise(ballot)
     if ballot > mark.highest then mark.highest, changed, renewed = ballot, true, true end
@@ -102,7 +101,7 @@ local function mark_at(key, text, now)
 
   -- `set` is redis.call, or redis.pcall for what may be left out: a node that is out of memory answers all the same.
   -- The key lives for `memory`, in ms, and for a day longer than `longest`, the longest lease, while one may be in force.
-  -- Without `longest` such a key keeps the life that it has, and any key keeps it that only got another queue.
+  -- Without `longest` a key with a last lease keeps the life that it has. So does any key of which only the queue changed.
   function mark.write(set, memory, longest)
     if queued and leaving and redis.pcall('ZREM', queue_key, leaving) == 1 then changed = true end
     if not changed then return end

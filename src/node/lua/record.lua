@@ -2,10 +2,10 @@
 --
 -- KEYS  node record, list of this client's prefix
 -- ARGV  the record that the client has seen, '' for none that it could read
---       'WORD LONGEST'   of the new one
+--       'WORD LONGEST'   of the new record
 --       wait             ms from now until the quarantine ends by this node's clock, when it begins now; '' otherwise
---       'END WALL'       its end otherwise
---       wall             its end by the client's wall clock, when it begins now
+--       'END WALL'       its ends, when it does not begin now
+--       wall             its end by the client's wall clock, in ms, when it begins now
 --       rest             'WINDOW CLUSTER KEEPS RUN-ID'
 --       nodes            how many nodes the list has, to be written where nothing is; '' writes nothing
 --

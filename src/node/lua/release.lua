@@ -1,4 +1,4 @@
--- Take this share's holds away, and see to it that nothing of this share can be honoured any more.
+-- Takes this share's holds away, so that no late message of this share is honoured any more.
 --
 -- KEYS  lock, ballot                         for each resource
 -- ARGV  'SENT END VALUE'                     what the ballot key is when this share's last message was honoured here and no
@@ -6,8 +6,8 @@
 --                                            no larger one, and stays refused. VALUE is what the first lock key is when no
 --                                            other share holds it, and this one once: 'ql1 TOKEN OWNER LABEL SHARE:1'
 --       'TOKEN KNOWN SHARE TICKET PLACE'     for each resource: token 0 has only waited; place 1 keeps the ticket in the
---                                            queue (END is 0 then), 0 takes it out. 'TICKET', or nothing, for one resource of
---                                            which the last message was honoured by a majority
+--                                            queue (END is 0 then), 0 takes it out. Instead, for one resource whose last
+--                                            message was honoured by a majority: 'TICKET', or nothing
 --       memory                               ms that a ballot is kept
 --
 -- Answer  1, or {now, c1, c2, ...}: for each resource 1 when this node still honoured the lease (its key was here, or
@@ -64,7 +64,7 @@ for k = 1, #KEYS, 2 do
       call('SET', lock, rest, 'KEEPTTL')
     end
   end
-  -- The last lease honoured here ends when its last share is released, whether or not its key still stands.
+  -- The last lease honoured here ends when its last share is released, whether or not its key is still here.
   if mark and mark.last and string.sub(mark.last, 1, #head) == head then
     local rest, found = string.gsub(mark.last, ' ' .. share .. ':%d+', '', 1)
     if not string.find(rest, ' ', #head + 1, true) then
