@@ -78,8 +78,8 @@ impl Quorlock {
     ///
     /// # Errors
     ///
-    /// When the name's key would lie where ballots are kept. A node that cannot be asked is no error but part
-    /// of the answer.
+    /// When the name's key would lie where quorlock keeps other things. A node that cannot be asked is no error but part of the
+    /// answer.
     ///
     /// # Cancel safety
     ///
