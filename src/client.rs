@@ -74,7 +74,7 @@ impl Quorlock {
         self.lock_all(names).owner(&owner).try_acquire().await
     }
 
-    /// Asks every node what it has for this name. Changes nothing.
+    /// Asks every node what it has for this name. Takes and changes no lock.
     ///
     /// # Errors
     ///

@@ -22,7 +22,7 @@ pub enum NodeError {
     #[error("no answer within {}", Rounded(*.0))]
     NoAnswer(Duration),
     /// Older replies are overdue, so nothing more is sent to the node until one comes.
-    #[error("silent: it has owed an answer for {}", Rounded(*.0))]
+    #[error("silent: it has not answered for {}", Rounded(*.0))]
     Silent(Duration),
     /// The node answered with an error of its own.
     #[error("{}", explained(code, detail))]
@@ -87,7 +87,7 @@ pub enum NodeError {
         node: String,
     },
     /// The node does not know how many nodes there are, and too few other nodes have answered to write it there.
-    #[error("it does not know the list of nodes, and too few other nodes can be asked for it yet")]
+    #[error("it has not stored the number of nodes, and too few other nodes have answered yet to store it")]
     Unlisted,
     /// The node may throw keys away when its memory is full, and its votes with them.
     #[error("it may evict keys ({}): set maxmemory-policy noeviction", Printable(policy))]

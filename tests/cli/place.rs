@@ -10,7 +10,7 @@ fn without_variable(sandbox: &Sandbox, args: &[&str]) -> Ended {
     finish(command.env_remove("QUORLOCK_NODES").env_remove("QUORLOCK_NODES_FILE").spawn().expect("quorlock"))
 }
 
-/// A server of another program may be on the default port: `inspect` changes nothing there.
+/// A server of another program may be on the default port: `inspect` takes no lock there.
 #[test]
 fn the_local_node_is_used_only_on_request() {
     let sandbox = Sandbox::new(1);

@@ -67,15 +67,17 @@ Exit codes of `run`:
   64     wrong usage, or a value that cannot work
   69     no quorum: too few nodes can be reached, or they are too slow
   75     the lock is held by another owner (-E chooses another code)
-  78     no quorum, as the deployment is configured wrongly: the list of nodes is
-         another one than that of the nodes, or nodes can have no vote
-  79     the lock was lost, or about to be, while the command ran: the command
-         was stopped; or a nested run was to enter a lock that is lost
+  78     no quorum, as the deployment is configured wrongly: this list of nodes is
+         not the one that the nodes have, or nodes can have no vote
+  79     the lock was lost, or about to be, before the command had ended: the
+         message says what became of the command; or a nested run was to enter a
+         lock that is lost
   126    the command cannot be run
   127    there is no such command
 
 Exit codes of `inspect`:
-  0      free, held or split
+  0      free, held, or split (some nodes have an owner, and no majority has
+         the same one)
   64     wrong usage, or a value that cannot work
   69     unknown: too few nodes can be reached
   78     unknown, as the deployment is configured wrongly (as with `run`)
@@ -137,8 +139,8 @@ fn hint(error: &AcquireError) -> &'static str {
 }
 
 /// What to do where the deployment is configured wrongly.
-pub const MEND: &str = "Waiting does not help: mend what is said of these nodes, or name the right nodes (--nodes, \
-                        QUORLOCK_NODES)";
+pub const MEND: &str = "Waiting does not help: correct what the message says of each node, or name the right nodes \
+                        (--nodes, QUORLOCK_NODES)";
 
 #[cfg(test)]
 mod tests {

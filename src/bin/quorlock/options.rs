@@ -49,8 +49,8 @@ an older one. Where NAMEs have different tokens, because some were entered again
   QUORLOCK_LEASE    the lease: `quorlock run` inside COMMAND enters it again instead of waiting for it
   QUORLOCK_LEASE_NODES, QUORLOCK_LEASE_PREFIX
                     where that lease is: a `quorlock run` on other nodes, or with another prefix, does not enter it
-  QUORLOCK_NODES    the nodes, for that (QUORLOCK_NODES_FILE if they came from a file)
-  QUORLOCK_PREFIX   the prefix, for that";
+  QUORLOCK_NODES    the nodes, for a nested run (QUORLOCK_NODES_FILE if they came from a file)
+  QUORLOCK_PREFIX   the prefix, for a nested run";
 
 /// Run a command while holding a lock
 #[derive(Args)]
@@ -72,8 +72,8 @@ struct RunFlags {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     lease: Duration,
 
-    /// The longest lease that any client of these nodes uses, where that is not this one: for so long, a node that
-    /// restarted without its log is not counted.
+    /// The longest lease that any client of these nodes uses, where that is not this one: how long a node that may have
+    /// forgotten leases has no vote.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     longest_lease: Option<Duration>,
 
@@ -111,12 +111,12 @@ struct RunFlags {
     #[arg(long, short, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Say who is waited for, and what was acquired and released.
+    /// Say who holds a lock that is waited for, and what was acquired and released.
     #[arg(long, short)]
     verbose: bool,
 }
 
-/// Show what each node has for NAME, and what that comes to. Changes nothing.
+/// Show what each node has for NAME, and whether it is held. Takes and changes no lock.
 #[derive(Args)]
 #[command(after_help = exit::TABLE)]
 struct InspectFlags {
@@ -252,7 +252,7 @@ impl InspectFlags {
 fn usage(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, look at a lock with `quorlock \
-                       inspect NAME`, or declare nodes with `quorlock nodes declare-new`; more with `quorlock --help`";
+                       inspect NAME`, or declare nodes with `quorlock nodes declare-new`; `quorlock --help` has more";
         return Failure::new(Exit::Usage, message);
     }
     let text = error.render().to_string();

@@ -58,8 +58,8 @@ const HELP_FILE: &str = "\
 A file with the URLs of the Redis masters, one a line; empty lines and lines that begin with # are skipped [env: \
 QUORLOCK_NODES_FILE]
 
-QUORLOCK_NODES goes before the variable of the file. COMMAND then finds the name of the file in its environment, and no \
-URL.";
+QUORLOCK_NODES takes precedence over QUORLOCK_NODES_FILE. With `run`, COMMAND finds the name of the file in its \
+environment, and no URL.";
 
 /// Where the lock is. No `Debug`: the URLs may hold passwords.
 pub struct Place {

@@ -141,7 +141,7 @@ fn tokens(options: &RunOptions, guard: &Guard) -> String {
 fn not_started(program: &OsString, error: &io::Error) -> Failure {
     let program = shown(program);
     if child::is_not_found(error) {
-        let message = format!("there is no command {program}; what runs in a shell only is run by: sh -c '...'");
+        let message = format!("there is no command {program}; a command line of the shell needs: sh -c '...'");
         return Failure::new(Exit::NotFound, message);
     }
     Failure::new(Exit::NotRunnable, format!("cannot run {program}: {error}"))

@@ -71,7 +71,7 @@ fn cluster(options: &DeclareOptions, nodes: &[Node]) -> Result<Option<u64>, Fail
         let Some(Declared { cluster, is_settled, ballot_ttl, .. }) = node.record() else { continue };
         let Some(cluster) = cluster.filter(|_| is_settled) else {
             return Err(refused(format!(
-                "{name} has a record already ({RECORD}), as clients have used it: {SET_LIST}"
+                "{name} has a record already ({RECORD}), which a client (`inspect`, too) has written: {SET_LIST}"
             )));
         };
         if ballot_ttl != options.ballot_ttl {
