@@ -114,8 +114,8 @@ pub enum ConfigError {
     },
     /// The name's key would lie where quorlock keeps other things.
     #[error(
-        "the name {} cannot be locked under this key prefix: quorlock:node, and keys that begin with quorlock:ballot: or \
-         quorlock:list:, are quorlock's own", Printable(.0)
+        "the name {} cannot be locked under this key prefix: quorlock:node, and keys that begin with quorlock:ballot:, \
+         quorlock:queue: or quorlock:list:, are quorlock's own", Printable(.0)
     )]
     ReservedName(String),
     /// No name was given to lock.
