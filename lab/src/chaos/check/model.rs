@@ -79,10 +79,12 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Returns the latest end of validity that the guard has shown.
+    /// Returns the latest end of validity that the guard has shown. A process that stood still after the grant may find the lease
+    /// over at the first reading.
     pub fn deadline(&self) -> u64 {
+        let first = self.readings.first().map_or(self.granted, |reading| reading.from);
         let read = self.readings.iter().filter(|reading| reading.remaining > 0);
-        let read = read.map(|reading| reading.from + reading.remaining).max().unwrap_or(0);
+        let read = read.map(|reading| reading.from + reading.remaining).max().unwrap_or(first);
         read.max(self.lost.map_or(0, |(_, deadline)| deadline))
     }
 
