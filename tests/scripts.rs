@@ -75,7 +75,7 @@ impl Place {
 
     fn command(&self, verb: &str, args: &[&str]) -> Command {
         let mut command = Command::new("env");
-        // A terminal lets all of these end a script, whatever the caller of this test ignores.
+        // A terminal lets all of these end a script, also signals that the caller of this test ignores.
         command.arg("--default-signal=HUP,INT,QUIT,TERM,PIPE").arg(scripts().join(verb)).args(args);
         command.env("QUORLOCK_CLUSTER_DIR", &self.dir).env("TMPDIR", &self.root).current_dir(&self.root);
         command.stdin(Stdio::null()).process_group(0);
@@ -405,7 +405,7 @@ fn calls_at_the_same_time_wait_for_each_other() {
 #[test]
 fn processes_of_others_are_never_signalled() {
     let place = Place::new();
-    let mut other = Command::new("sleep").arg("100").spawn().expect("a process of somebody else");
+    let mut other = Command::new("sleep").arg("100").spawn().expect("a process of no cluster");
     let (_, start) = stat(other.id()).expect("it is there");
     place.succeed("up", &["3"]);
     for forged in [format!("{} 1", other.id()), format!("{} {start}", other.id()), other.id().to_string()] {
@@ -485,7 +485,7 @@ fn damaged_folders_are_mended_or_refused() {
     assert!(other.stderr.contains("holds other files"), "{}", other.stderr);
     fs::remove_file(notes).expect("our file");
     place.succeed("down", &[]);
-    // Node 1 ran on when its pid file was damaged. Nobody knows its process then, and nothing is signalled.
+    // Node 1 ran on when its pid file was damaged. No script knows its process then, and none is signalled.
     for pid in place.processes() {
         kill("KILL", &pid.to_string());
     }

@@ -4,6 +4,8 @@
 //! when it is dropped. A test kills, pauses and restarts its nodes, puts a [`link`] in front of them that delays or loses
 //! what passes, or sets their [`clock`]s. The server program is `redis-server`, or what `QUORLOCK_TEST_SERVER` names.
 //!
+//! The example is compiled and not run, as it starts servers:
+//!
 //! ```no_run
 //! use std::time::Duration;
 //! use quorlock_testkit::Cluster;

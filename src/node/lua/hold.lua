@@ -77,7 +77,7 @@ elseif #argv == 5 and argv[3] == '0' and #KEYS == 2 then
       and string.sub(marked, 18, 30) + 0 > last_end + 0 then
       -- First what a node refuses that is out of memory.
       call('PSETEX', keys[2], '172800000', marked) -- 2 * DAY
-      -- A lease never gets shorter, whatever the sender's clock says.
+      -- A lease never gets shorter, also when the sender's clock has stepped ahead.
       if call('PTTL', keys[1]) < argv[2] + 0 then call('PEXPIRE', keys[1], argv[2]) end
       return 1
     end
