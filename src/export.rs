@@ -2,16 +2,17 @@ use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use crate::error::ExportError;
-use crate::protocol::{Ballot, Token};
+use crate::protocol::{Ballot, Share, Token};
 use crate::resource::Resource;
 use crate::text::LONGEST_LABEL;
 
 const VERSION: &str = "quorlock1";
 
-/// A lease as it is handed to another process: owner, label, and for each resource its lock key, token and ballot.
+/// A lease as it is handed to another process: owner, label, and for each resource its lock key, token,
+/// ballot, and the share of the client that exports it.
 ///
-/// Written as `quorlock1 OWNER LABEL KEY TOKEN BALLOT [KEY TOKEN BALLOT]… [+ KEY TOKEN BALLOT…]` with `;` between, keys
-/// percent-encoded. Behind the `+` stands what the owner has inherited itself: it may be entered on the way, but who joins
+/// Written as `quorlock1 OWNER LABEL KEY TOKEN BALLOT SHARE [KEY TOKEN BALLOT SHARE]… [+ KEY TOKEN BALLOT SHARE…]` with `;`
+/// between, keys percent-encoded. Behind the `+` stands what the owner has inherited itself: it may be entered on the way, but who joins
 /// the export does not hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Export {
@@ -26,6 +27,7 @@ pub(crate) struct ExportedLease {
     pub(crate) lock_key: Vec<u8>,
     pub(crate) token: Token,
     pub(crate) known: Ballot,
+    pub(crate) share: Share,
 }
 
 impl Export {
@@ -45,7 +47,7 @@ impl fmt::Display for Export {
             if i == self.leases.len() {
                 f.write_str(";+")?;
             }
-            write!(f, ";{};{};{}", encode(&lease.lock_key), lease.token, lease.known)?;
+            write!(f, ";{};{};{};{}", encode(&lease.lock_key), lease.token, lease.known, lease.share)?;
         }
         Ok(())
     }
@@ -80,7 +82,8 @@ fn parse(text: &str) -> Option<Export> {
         let number = |text: Option<&str>| Ballot::from_wire(text?.parse().ok()?).filter(|n| *n > Ballot::ZERO);
         let token = number(fields.next())?;
         let known = number(fields.next())?;
-        let lease = ExportedLease { lock_key: decode(key)?, token: token.into(), known };
+        let share = fields.next()?.parse().ok()?;
+        let lease = ExportedLease { lock_key: decode(key)?, token: token.into(), known, share };
         inherited.as_mut().unwrap_or(&mut leases).push(lease);
     }
     (!leases.is_empty()).then_some(Export { owner, label, leases, inherited: inherited.unwrap_or_default() })
@@ -120,7 +123,8 @@ mod tests {
         let all_bytes: Vec<u8> = (0..=255).collect();
         for lock_key in [b"quorlock:lock:account:42".to_vec(), Vec::new(), all_bytes, b"%;;%".to_vec(), b"+".to_vec()] {
             let token = Ballot::from_wire(17).unwrap();
-            let lease = ExportedLease { lock_key, token: token.into(), known: token.next() };
+            let share = Share { client: 0x5e, lease: 0xd1 };
+            let lease = ExportedLease { lock_key, token: token.into(), known: token.next(), share };
             let export = Export {
                 owner: u128::MAX - 5,
                 label: "host:1:a;b%".to_owned(),
@@ -135,22 +139,25 @@ mod tests {
 
     #[test]
     fn what_is_not_an_export_is_refused() {
-        let owner = "0123456789abcdef0123456789abcdef";
+        let (owner, share) = ("0123456789abcdef0123456789abcdef", "0123456789abcdef/1");
+        assert!(format!("quorlock1;{owner};label;key;1;2;{share}").parse::<Export>().is_ok());
         for text in [
             String::new(),
             "quorlock1".to_owned(),
             format!("quorlock2;{owner};label;key;1;2"),
             format!("quorlock1;{owner};label"),
-            format!("quorlock1;{owner};;key;1;2"),
-            format!("quorlock1;{owner};a%20b;key;1;2"),
-            format!("quorlock1;{owner};{};key;1;2", "a".repeat(LONGEST_LABEL + 1)),
+            format!("quorlock1;{owner};;key;1;2;{share}"),
+            format!("quorlock1;{owner};a%20b;key;1;2;{share}"),
+            format!("quorlock1;{owner};{};key;1;2;{share}", "a".repeat(LONGEST_LABEL + 1)),
             format!("quorlock1;{owner};label;key;1"),
-            format!("quorlock1;{owner};label;key;0;2"),
-            format!("quorlock1;{owner};label;key;1;9007199254740992"),
-            format!("quorlock1;{owner};label;key%;1;2"),
-            format!("quorlock1;{owner};label;+;key;1;2"),
-            format!("quorlock1;{owner};label;key;1;2;+;key;1;2;+"),
-            format!("quorlock1;{};label;key;1;2", &owner[1..]),
+            format!("quorlock1;{owner};label;key;1;2"),
+            format!("quorlock1;{owner};label;key;1;2;{share} x:1"),
+            format!("quorlock1;{owner};label;key;0;2;{share}"),
+            format!("quorlock1;{owner};label;key;1;9007199254740992;{share}"),
+            format!("quorlock1;{owner};label;key%;1;2;{share}"),
+            format!("quorlock1;{owner};label;+;key;1;2;{share}"),
+            format!("quorlock1;{owner};label;key;1;2;{share};+;key;1;2;{share};+"),
+            format!("quorlock1;{};label;key;1;2;{share}", &owner[1..]),
         ] {
             assert_eq!(text.parse::<Export>(), Err(ExportError), "{text}");
         }

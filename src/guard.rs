@@ -250,7 +250,8 @@ impl Guard {
         }
     }
 
-    /// The lease as a string that another process (or the same one) can [`join`](crate::Quorlock::join) while it lasts.
+    /// The lease as a string that another process (or the same one) can [`join`](crate::Quorlock::join) as long as a guard of
+    /// this client holds it. A process that has joined exports the lease anew, for those that are to outlive this client.
     /// Any process that has the string can hold the lock: keep it as secret as a key.
     #[must_use]
     pub fn export(&self) -> String {
@@ -258,7 +259,7 @@ impl Guard {
         let export = |lease: &Arc<Lease>| {
             let state = lease.state();
             let lock_key = lease.resource.lock_key().to_vec();
-            ExportedLease { lock_key, token: state.lease.token, known: state.lease.known }
+            ExportedLease { lock_key, token: state.lease.token, known: state.lease.known, share: lease.share() }
         };
         let leases: Vec<ExportedLease> = self.leases().iter().map(export).collect();
         // What the owner has inherited is passed on, or a process two steps down would wait for its own forebear.

@@ -293,15 +293,13 @@ impl Attempt {
         let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));
         // New leases have larger ids than all before, so the order by id holds.
         let create = |resource: &Resource| {
-            let (token, known, fresh) = match self.inherited(resource) {
-                // Joining must not revive an expired lease. With `known = 0` no node recreates a missing key until a majority
-                // has confirmed the lease.
-                Some(lease) => (lease.token, Ballot::ZERO, false),
-                None => (ballot.into(), ballot, true),
-            };
+            let exported = self.inherited(resource);
+            // Joining must not revive an expired lease. With `known = 0` no node recreates a missing key until a majority has
+            // confirmed the lease.
+            let (token, known) = exported.map_or((ballot.into(), ballot), |lease| (lease.token, Ballot::ZERO));
             let lease = protocol::LeaseState::pending(token, known, self.lease, core.settings.schedule, now);
-            let ticket = ticket.filter(|_| fresh).cloned();
-            Lease::new(core, resource.clone(), self.owner.clone(), lease, fresh, ticket)
+            let ticket = ticket.filter(|_| exported.is_none()).cloned();
+            Lease::new(core, resource.clone(), self.owner.clone(), lease, exported.map(|lease| lease.share), ticket)
         };
         created = free.into_iter().map(create).collect();
         states.extend(lock_states(&created));

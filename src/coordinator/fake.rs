@@ -41,7 +41,7 @@ pub(super) fn resource(name: &str) -> Resource {
 pub(super) fn lease(core: &Arc<Core>, resource: &Resource, owner: &Owner) -> Arc<Lease> {
     let ballot = core.propose_above(owner, Ballot::ZERO);
     let lease = protocol::LeaseState::pending(ballot.into(), ballot, LEASE, core.settings.schedule, core.now());
-    Lease::new(core, resource.clone(), owner.clone(), lease, true, None)
+    Lease::new(core, resource.clone(), owner.clone(), lease, None, None)
 }
 
 /// A majority honours it from now on.

@@ -11,9 +11,9 @@ use super::core::Core;
 use super::reasons::Reasons;
 use crate::environment::Moment;
 use crate::error::Reports;
-use crate::node::{Facts, Share};
+use crate::node::Facts;
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, Phase, Schedule};
+use crate::protocol::{self, Ballot, Phase, Schedule, Share};
 use crate::resource::Resource;
 use crate::sync::locked;
 use crate::waiting::{Ticket, Turn};
@@ -38,6 +38,8 @@ pub(crate) struct Lease {
     pub(crate) id: u64,
     pub(crate) resource: Resource,
     pub(crate) owner: Owner,
+    /// Of a join: the share that was exported to it.
+    pub(super) exporter: Option<Share>,
     state: Mutex<State>,
     reasons: Mutex<Reasons>,
     /// The phase changed.
@@ -91,7 +93,7 @@ impl Lease {
         resource: Resource,
         owner: Owner,
         lease: protocol::LeaseState,
-        fresh: bool,
+        exporter: Option<Share>,
         ticket: Option<Arc<Ticket>>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -99,12 +101,13 @@ impl Lease {
             id: core.next_id(),
             resource,
             owner,
+            exporter,
             state: Mutex::new(State {
                 sent: lease.known,
                 sent_at: core.now(),
                 end: 0,
                 lease,
-                fresh,
+                fresh: exporter.is_none(),
                 awaited: true,
                 extension: None,
                 scheduled: None,
@@ -124,7 +127,7 @@ impl Lease {
     }
 
     /// Returns the share of this client in it.
-    pub(super) fn share(&self) -> Share {
+    pub(crate) fn share(&self) -> Share {
         Share { client: self.core.common.client, lease: self.id }
     }
 

@@ -118,6 +118,7 @@ fn entries<'a>(leases: &'a [Arc<Lease>], states: &'a [&mut State]) -> Vec<Entry<
         resource: &lease.resource,
         lease: &state.lease,
         share: lease.share(),
+        exporter: lease.exporter,
         fresh: state.fresh,
         ticket: lease.ticket.as_deref(),
     };

@@ -193,7 +193,7 @@ mod tests {
         let ticket = Arc::clone(waiter.ticket().expect("it waits"));
         enqueue(&waiter);
         let pending = protocol_lease(&core, &owner);
-        let granted = Lease::new(&core, a[0].clone(), owner, pending, true, Some(ticket));
+        let granted = Lease::new(&core, a[0].clone(), owner, pending, None, Some(ticket));
         waiter.granted(&[granted]);
         drop(waiter);
         assert!(timeout(SOON, server.command()).await.is_err(), "the end of the lease takes it back");

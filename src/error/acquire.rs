@@ -73,7 +73,7 @@ pub enum AcquireError {
         /// What the last try met.
         last: Box<AcquireError>,
     },
-    /// A re-entry, or a join, met a lease that is lost. It never becomes a new acquisition.
+    /// A re-entry, or a join, met a lease that is over, or that its exporter has released. It never becomes a new acquisition.
     #[error("the lease on {} is lost, so it cannot be entered again{}", Printable(resource), behind(nodes))]
     Lost {
         /// What was lost, as readable text.

@@ -8,7 +8,7 @@ use redis::{Cmd, Script};
 
 use super::health::RECORD;
 use crate::owner::Owner;
-use crate::protocol::{Ballot, Change, LeaseState, Token};
+use crate::protocol::{Ballot, Change, LeaseState, Share, Token};
 use crate::resource::Resource;
 use crate::waiting::Ticket;
 
@@ -33,26 +33,13 @@ pub(super) fn load() -> [Cmd; 3] {
     [HOLD_CODE, RELEASE_CODE, INSPECT_CODE].map(load_one)
 }
 
-/// One client's part in one lease: a word that is never used twice, so a client that joins a lease once more has a new share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    /// Random, of the client.
-    pub(crate) client: u64,
-    /// Of the client's leases.
-    pub(crate) lease: u64,
-}
-
-impl std::fmt::Display for Share {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}/{:x}", self.client, self.lease)
-    }
-}
-
 /// One resource's part in a command.
 pub(crate) struct Entry<'a> {
     pub(crate) resource: &'a Resource,
     pub(crate) lease: &'a LeaseState,
     pub(crate) share: Share,
+    /// Of a join: the share that was exported to it.
+    pub(crate) exporter: Option<Share>,
     /// This is a new acquisition, and not the continuation of a lease.
     pub(crate) fresh: bool,
     /// The ticket that the request has left in the nodes' wait queues, or may leave.
@@ -140,10 +127,13 @@ pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, wa
         command.arg(waits);
     }
     if !is_usual {
-        for Entry { lease, fresh, share, .. } in entries {
-            let (token, known) =
-                if *fresh { (NONE.to_owned(), 0) } else { (format!("{:016}", lease.token.get()), lease.known.get()) };
-            command.arg(format!("{token} {known:016} {} {share}", lease.holds));
+        for Entry { lease, fresh, share, exporter, .. } in entries {
+            let token = if *fresh { NONE.to_owned() } else { format!("{:016}", lease.token.get()) };
+            let known = match exporter.filter(|_| lease.known == Ballot::ZERO) {
+                Some(exporter) => exporter.to_string(),
+                None => format!("{:016}", if *fresh { 0 } else { lease.known.get() }),
+            };
+            command.arg(format!("{token} {known} {} {share}", lease.holds));
         }
     }
     command.arg(TAIL);

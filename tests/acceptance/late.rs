@@ -1,4 +1,4 @@
-//! Row 37: late requests on closed connections do not affect the later shares of their client.
+//! Row 37: late requests do not affect the later shares of their client. What is late also brings back no lease.
 
 use std::time::Duration;
 
@@ -131,4 +131,40 @@ async fn acc_37_a_late_try_keeps_the_share_of_the_next_try() {
     scene.deliver(&[0, 1, 2]).await;
     assert_eq!(scene.holds(), vec![2; 3], "the late release has taken the later share");
     scene.expect_held_by(joined).await;
+}
+
+/// The release of one share is late at one node, that of the other share at another node. So two of three nodes have a key of the
+/// lease, although a majority has released each share.
+#[tokio::test]
+async fn no_share_joins_a_lease_whose_shares_are_all_released() {
+    let cluster = Cluster::start(3);
+    let (mut clients, mut proxies) = (Vec::new(), Vec::new());
+    for late_at in [0, 1] {
+        let mut urls = cluster.urls();
+        let proxy = Proxy::start(cluster.ports()[late_at]).await;
+        urls[late_at] = proxy.url();
+        // So long that no release is sent again before the test ends.
+        let client = Quorlock::builder().nodes(urls).lease(60 * SECOND).node_timeout(50 * SECOND);
+        let client = client.connect().await.expect("settings that work");
+        client.flush().await;
+        clients.push(client);
+        proxies.push(proxy);
+    }
+    let first = clients[0].lock(NAME).acquire().await.expect("a free lock");
+    clients[0].flush().await;
+    let second = clients[1].join(&first.export()).await.expect("it is held");
+    clients[1].flush().await;
+    let exports = [first.export(), second.export()];
+    proxies.iter().for_each(Proxy::hold_requests);
+    first.release().await.expect("a majority has the release");
+    let third = cluster.client(60 * SECOND).await;
+    third.join(&exports[1]).await.expect("the second share is held").release().await.expect("a release");
+    let error = third.join(&exports[0]).await.expect_err("the first share is released");
+    assert!(error.is_lost(), "{error}");
+    second.release().await.expect("a majority has the release");
+    assert_eq!(cluster.count_keys(&Cluster::lock_key(NAME)), 2, "the releases are not late");
+    for export in &exports {
+        let error = third.join(export).await.expect_err("all shares are released");
+        assert!(error.is_lost(), "{error}");
+    }
 }

@@ -172,7 +172,10 @@ impl Source {
             let known = if token == 0 || self.rng.chance(0.1) { 0 } else { self.known(token) };
             let holds = if self.rng.chance(0.5) { 1 } else { self.rng.between(1..12) };
             let token = if token == 0 { "0".to_owned() } else { format!("{token:016}") };
-            args.push(format!("{token} {known:016} {holds} {}", self.share()));
+            // What joins names the share that was exported to it.
+            let joins = token != "0" && self.rng.chance(0.2);
+            let known = if joins { self.share() } else { format!("{known:016}") };
+            args.push(format!("{token} {known} {holds} {}", self.share()));
         }
         args.push(self.said_of_record(now, store));
         if next < now + WINDOW_US {

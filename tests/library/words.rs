@@ -184,7 +184,8 @@ async fn errors_and_inspect_do_not_reveal_an_export() {
     assert_eq!(**id, *guard.owner().fingerprint());
     let shown = format!("{error} {error:?} {seen:?} {:?} {guard:?}", guard.owner());
     assert!(!shown.contains(&guard.owner().id()), "{shown}");
-    let export = format!("quorlock1;{id};{label};quorlock:lock:x;{token};{token}");
+    let share = guard.export().rsplit(';').next().expect("its share").to_owned();
+    let export = format!("quorlock1;{id};{label};quorlock:lock:x;{token};{token};{share}");
     let forged = second.join(&export).await.expect_err("another owner's");
     assert!(forged.is_lost() || forged.is_held(), "{forged}");
     // The key itself contains the id that the fingerprint hides.

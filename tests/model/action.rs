@@ -24,7 +24,7 @@ pub enum Message {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     Acquire { owner: usize, ballot: Pick },
-    Join { owner: usize, token: Ballot, ballot: Pick },
+    Join { owner: usize, exporter: usize, ballot: Pick },
     Extend { share: ShareId, known: Ballot, ballot: Pick },
     Release { share: ShareId, mark: Pick },
     Expire { node: usize },
@@ -37,7 +37,9 @@ impl fmt::Debug for Action {
         let name = |share: ShareId| format!("{}{}", owner(share.owner()), share.index() + 1);
         match self {
             Self::Acquire { owner: by, ballot } => write!(f, "{} acquires with {ballot:?}", owner(*by)),
-            Self::Join { owner: by, token, ballot } => write!(f, "{} joins {token:?} with {ballot:?}", owner(*by)),
+            Self::Join { owner: by, exporter, ballot } => {
+                write!(f, "{} joins through {} with {ballot:?}", owner(*by), name(ShareId::new(*by, *exporter)))
+            }
             Self::Extend { share, known, ballot } => {
                 write!(f, "{} extends, knowing {known:?}, with {ballot:?}", name(*share))
             }

@@ -23,6 +23,7 @@ fn every_broken_rule_is_caught() {
         (Rules::ExtendWithoutMark, extending, &["NoResurrection"]),
         (Rules::JoinWithAnyBallot, extending_both, &["ReleaseSafe"]),
         (Rules::JoinAnEmptyNode, joining, &["JoinSafe"]),
+        (Rules::JoinThroughAnyShare, [scope(1, 2, 0), scope(0, 0, 0)], &["NoResurrection"]),
         (Rules::ReleaseWithoutMark, extending, &["ReleaseSafe"]),
         (Rules::ReleaseOnlyTheKey, extending_both, &["ReleaseSafe"]),
         (Rules::ReleaseForgetsTheOthers, joining, &["ShareKept"]),

@@ -162,11 +162,11 @@ impl Ballots {
         }
         let acquisitions = || shares.iter().filter(|share| share.is_acquisition());
         let acquired = acquisitions().count();
-        // Any client that ever got an export of the lease may join it, also one that has released a share of it.
+        // Any client that ever got an export of a share may join through it, also one that has released a share of the lease.
         if shares.len() - acquired < scope.joins {
-            for lease in acquisitions().filter(|share| share.completed) {
-                let picks = Self::picks(state, lease.token);
-                actions.extend(picks.map(|ballot| Action::Join { owner, token: lease.token, ballot }));
+            for (exporter, share) in shares.iter().enumerate().filter(|(_, share)| share.is_confirmed()) {
+                let picks = Self::picks(state, share.token);
+                actions.extend(picks.map(|ballot| Action::Join { owner, exporter, ballot }));
             }
         }
         let latest = acquisitions().next_back();
@@ -274,11 +274,13 @@ impl Model for Ballots {
                 self.begin(&mut next, owner, Share { token, first: token, known: token, behind, ..Share::default() });
                 next.close_up_ballots();
             }
-            Action::Join { owner, token, ballot } => {
-                let behind = state.tokens_completed().any(|newer| newer > token) || state.is_over(owner, token);
+            Action::Join { owner, exporter, ballot } => {
+                let id = ShareId::new(owner, exporter);
+                let token = state.share(id).token;
+                let behind = state.tokens_completed().any(|newer| newer > token) || state.is_over(id);
                 let first = make_room(&mut next, ballot);
-                let token = Ballot(token.0 * 2);
-                self.begin(&mut next, owner, Share { token, first, behind, ..Share::default() });
+                let (token, exporter) = (Ballot(token.0 * 2), u8::try_from(exporter).expect("a few shares"));
+                self.begin(&mut next, owner, Share { token, first, exporter, behind, ..Share::default() });
                 next.close_up_ballots();
             }
             Action::Extend { share: id, known, ballot } => {

@@ -65,6 +65,7 @@ pub enum Rules {
     ExtendWithoutMark,
     JoinWithAnyBallot,
     JoinAnEmptyNode,
+    JoinThroughAnyShare,
     ReleaseWithoutMark,
     ReleaseOnlyTheKey,
     ReleaseForgetsTheOthers,
@@ -93,6 +94,8 @@ pub struct Sender {
     pub token: Ballot,
     /// The share's word, as a set of one.
     pub word: u8,
+    /// Of a join: the word of the share that was exported, as a set of one.
+    pub exporter: u8,
 }
 
 impl Lease {
@@ -139,6 +142,11 @@ impl Node {
             Some(key) if !key.is_of(from) => return Answer::Held,
             Some(key) => {
                 let is_new = key.shares & from.word == 0;
+                // While a majority has not honoured the join, it goes by the share that was exported.
+                let is_exported = key.shares & from.exporter != 0 || rules == Rules::JoinThroughAnyShare;
+                if is_new && known == Ballot::ZERO && !is_exported {
+                    return Answer::Gone;
+                }
                 if is_new && next <= highest && rules != Rules::JoinWithAnyBallot {
                     return Answer::Stale;
                 }

@@ -40,7 +40,7 @@ fn token_stable(state: &State) -> bool {
 }
 
 /// No extension or join that begins after an acquisition with a larger token completed is honoured by a majority; nor is a
-/// join that begins after a majority processed the releases of all shares of its lease.
+/// join that begins after a majority processed the release of the share through which it joins.
 ///
 /// An extension that began before may be: its votes on some nodes were given, and expired, before the other acquisition
 /// was granted there. Its validity runs from its beginning, so it is spent by then; but that takes a clock.

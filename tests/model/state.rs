@@ -54,10 +54,12 @@ pub struct Share {
     pub mark: Ballot,
     /// Its name in the lock key, as a place among its owner's shares: its own, unless that rule is broken.
     pub word: u8,
+    /// Of a join: the share that was exported, as a place among its owner's shares.
+    pub exporter: u8,
     /// A majority honoured the first message before the share was released.
     pub completed: bool,
     /// It began too late. An acquisition: after one with the same or a larger token had completed. A join: after one
-    /// with a larger token had completed, or after a majority had processed the releases of all shares of the lease.
+    /// with a larger token had completed, or after a majority had processed the release of the exported share.
     pub behind: bool,
     pub extensions: [Extension; EXTENSIONS],
 }
@@ -163,8 +165,9 @@ impl State {
 
     pub fn sender(&self, id: ShareId) -> Sender {
         let share = self.share(id);
-        let word = ShareId::new(id.owner(), usize::from(share.word)).bit();
-        Sender { owner: u8::try_from(id.owner()).expect("two owners"), token: share.token, word }
+        let word = |share: &Share| ShareId::new(id.owner(), usize::from(share.word)).bit();
+        let exporter = word(self.share(ShareId::new(id.owner(), usize::from(share.exporter))));
+        Sender { owner: u8::try_from(id.owner()).expect("two owners"), token: share.token, word: word(share), exporter }
     }
 
     /// The node's lock key names this share.
@@ -173,10 +176,9 @@ impl State {
         node.key.is_some_and(|key| key.is_of(sender) && key.shares & sender.word != 0)
     }
 
-    /// A majority has processed the releases of all shares of the lease that have begun.
-    pub fn is_over(&self, owner: usize, token: Ballot) -> bool {
-        let shares = self.shares_of_lease(owner, token);
-        self.nodes.iter().filter(|node| node.released & shares == shares).count() > NODES / 2
+    /// A majority has processed the release of this share.
+    pub fn is_over(&self, id: ShareId) -> bool {
+        self.nodes.iter().filter(|node| node.released & id.bit() != 0).count() > NODES / 2
     }
 
     /// Returns whether the release of `of` removed another share from the lock key.
@@ -270,7 +272,7 @@ impl Hash for State {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         for (id, share) in self.shares() {
             let mut word = u128::from(id.0) << 2 | u128::from(share.completed) << 1 | u128::from(share.behind);
-            word = word << 2 | u128::from(share.word);
+            word = word << 4 | u128::from(share.word) << 2 | u128::from(share.exporter);
             for ballot in [share.token, share.first, share.known, share.mark] {
                 word = word << 8 | u128::from(ballot.0);
             }

@@ -266,6 +266,7 @@ impl<'k> Deed<'_, '_, 'k> {
         let mark = Mark::at(ballot, text);
         let place = Reply::Int(i as i64 + 1);
         let highest = mark.as_ref().map_or(0.0, |mark| mark.highest);
+        let floor = if highest > 0.0 { highest } else { clock - window };
         let mut fresh = one.token == b"0";
         let head = [b"ql1 ".as_slice(), if fresh { asked.next } else { one.token }, b" ", asked.owner, b" "].concat();
         let entry = [b" ", one.share, b":", one.holds].concat();
@@ -303,19 +304,17 @@ impl<'k> Deed<'_, '_, 'k> {
             match replaced(value, one.share, &entry) {
                 Some(_) if rules.increments_counts => incremented(value, one.share),
                 Some(renewed) => renewed,
+                None if one.joins() && !has_share(value, one.known) => {
+                    return Err(refusal(GONE, now, vec![place, int(floor)]).into());
+                }
                 None if next <= highest => return Err(refusal(STALE, now, vec![place, int(highest)]).into()),
                 None => [value, &entry].concat(),
             }
         } else {
-            let floor = if highest > 0.0 { highest } else { clock - window };
             let known = number(one.known);
-            let mine = [b" ", one.share, b":"].concat();
-            let has_share = |last: &[u8]| {
-                lock_words(last).is_some_and(|(_, shares)| shares.windows(mine.len()).any(|window| window == mine))
-            };
-            let is_last = is_ours && last_value.as_ref().is_some_and(|(_, last)| has_share(last));
+            let is_last = is_ours && last_value.as_ref().is_some_and(|(_, last)| has_share(last, one.share));
             let is_newer = known < floor && !is_last && !rules.repairs_over_newer;
-            if one.known == b"0000000000000000" || is_newer {
+            if one.joins() || is_newer {
                 return Err(refusal(GONE, now, vec![place, int(floor)]).into());
             }
             match &last_value {
@@ -412,6 +411,11 @@ impl<'k> Deed<'_, '_, 'k> {
         }
         Ok(())
     }
+}
+
+fn has_share(value: &[u8], share: &[u8]) -> bool {
+    let wanted = [b" ", share, b":"].concat();
+    lock_words(value).is_some_and(|(_, shares)| shares.windows(wanted.len()).any(|window| window == wanted))
 }
 
 /// The broken variant of writing a count.

@@ -133,9 +133,16 @@ pub fn words(text: &[u8]) -> Vec<&[u8]> {
 #[derive(Clone, Copy, Debug)]
 pub struct HoldOne<'b> {
     pub token: &'b [u8],
+    /// A ballot; of a join, the share that was exported.
     pub known: &'b [u8],
     pub holds: &'b [u8],
     pub share: &'b [u8],
+}
+
+impl HoldOne<'_> {
+    pub fn joins(&self) -> bool {
+        self.known.contains(&b'/')
+    }
 }
 
 /// The arguments of hold.lua, word by word.

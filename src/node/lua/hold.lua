@@ -12,7 +12,8 @@
 --                                            last, +MS when END is later than above by that much, as it grows from message to
 --                                            message. Left out when all of this is missing, and so are the words below
 --       'TOKEN KNOWN HOLDS SHARE'            for each resource; token 0 acquires, any other continues that lease; left out
---                                            for one resource that is to be newly acquired
+--                                            for one resource that is to be newly acquired. While no majority has honoured a
+--                                            join, KNOWN is the share that was exported to it
 --       record     the record of this node as the sender knows it, with the node's quarantine known to be over; otherwise
 --                  'WORD LONGEST', and ' waited' behind it when the sender has waited for the end of the quarantine
 --
@@ -24,7 +25,8 @@
 --         {HELD, now, i, pttl ms, value}     another owner's key; '' for one that is not quorlock's
 --         {STALE, now, i, floor}             propose more than floor
 --         {AHEAD, now, i}                    the proposal is further ahead of this node's clock than ballots may be
---         {GONE, now, i, ballot}             no key, and a newer ballot was honoured here, or this lease was released
+--         {GONE, now, i, ballot}             no key, and a newer ballot was honoured here, or this lease was released; or a join
+--                                            whose exported share is not here
 --         {KEPT, now, i, ms}                 free, but reserved for a ticket that has waited longer
 --         {EARLY, now, i, ms, end, value}    no key, but the last lease was not released, and by the sender's clock it may be
 --                                            in force for so long. For a lease that this node may have forgotten, end is this
@@ -166,8 +168,10 @@ for k = 1, #KEYS, 2 do
   local value, text = stored[k + 1], stored[k + 2]
   local mark = mark_at(ballot, text, now)
   local token, known, holds, share = '0', '0', '1', first_share
-  if #argv > 4 then token, known, holds, share = string.match(argv[i + 3], '^(%d+) (%d+) (%d+) (%S+)$') end
+  if #argv > 4 then token, known, holds, share = string.match(argv[i + 3], '^(%d+) (%S+) (%d+) (%S+)$') end
   local highest = mark and mark.highest or 0
+  local floor = highest > 0 and highest or now - window
+  local joins = string.find(known, '/', 1, true)
   local fresh = token == '0'
   local head = 'ql1 ' .. (fresh and next_text or token) .. ' ' .. owner .. ' '
   local entry = ' ' .. share .. ':' .. holds
@@ -219,16 +223,17 @@ for k = 1, #KEYS, 2 do
     local found
     new, found = string.gsub(value, ' ' .. share .. ':%d+', entry, 1)
     if found == 0 then
-      -- A share that joins, or one whose release was overtaken by its own late message.
+      -- A share that joins, or one whose release was overtaken by its own late message. A join goes by the exported share: a
+      -- majority may have keys of the lease although each of its shares was released by a majority.
+      if joins and not string.find(value, ' ' .. known .. ':', 1, true) then return refuse({GONE, now, i, floor}) end
       if next <= highest then return refuse({STALE, now, i, highest}) end
       new = value .. entry
     end
   else
-    local floor = highest > 0 and highest or now - window
     -- Where this share is in the last lease honoured, newer ballots are only those of requests that were given up.
     local is_last = last_head == head and string.find(last_shares, ' ' .. share .. ':', 1, true)
-    -- What joins knows no ballot: it never brings a key back.
-    if known == "0000000000000000" or not is_last and tonumber(known) < floor then
+    -- A join never brings a key back.
+    if joins or not is_last and tonumber(known) < floor then
       return refuse({GONE, now, i, floor})
     end
     new = head .. label .. entry
