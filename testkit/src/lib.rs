@@ -38,6 +38,8 @@ pub mod link;
 pub mod proxy;
 pub mod rng;
 pub mod server;
+mod stopwatch;
 pub mod worker;
 
 pub use cluster::{CUT_OFF, Cluster, Setup, eventually, monotonic_micros, within};
+pub use stopwatch::Stopwatch;

@@ -1,13 +1,10 @@
 //! Row 35: node clocks that are set while a lock is held.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quorlock::{Guard, Quorlock};
 use quorlock_testkit::worker::Worker;
-use quorlock_testkit::{CUT_OFF, Cluster, Setup};
-use tokio::task::JoinHandle;
+use quorlock_testkit::{CUT_OFF, Cluster, Setup, Stopwatch};
 
 const LEASE: Duration = Duration::from_millis(1500);
 const SECOND: Duration = Duration::from_secs(1);
@@ -124,35 +121,6 @@ async fn acc_35_cancelled_requests_do_not_end_a_lease_without_keys() {
     asks.lock("x").wait(20 * SECOND).acquire().await.expect("free").release().await.expect("a release");
 }
 
-/// The total time for which this machine did not run a ready task.
-struct Stalls {
-    micros: Arc<AtomicU64>,
-    task: JoinHandle<()>,
-}
-
-impl Stalls {
-    const LOOK_EVERY: Duration = Duration::from_millis(5);
-
-    fn watch() -> Self {
-        let micros = Arc::new(AtomicU64::new(0));
-        let sum = Arc::clone(&micros);
-        let task = tokio::spawn(async move {
-            loop {
-                let before = Instant::now();
-                tokio::time::sleep(Self::LOOK_EVERY).await;
-                let late = before.elapsed().saturating_sub(2 * Self::LOOK_EVERY);
-                sum.fetch_add(u64::try_from(late.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-            }
-        });
-        Self { micros, task }
-    }
-
-    fn end(self) -> Duration {
-        self.task.abort();
-        Duration::from_micros(self.micros.load(Ordering::Relaxed))
-    }
-}
-
 #[tokio::test]
 async fn acc_35_a_dead_holders_lock_is_free_after_its_lease() {
     let Some(mut cluster) = Setup::new(3).longest(LEASE).quiet().with_clocks() else { return };
@@ -167,13 +135,12 @@ async fn acc_35_a_dead_holders_lock_is_free_after_its_lease() {
         for node in nodes {
             cluster.step(*node, seconds);
         }
-        let stalls = Stalls::watch();
+        let killed = Stopwatch::new();
         holder.kill();
-        let killed = Instant::now();
         let guard = waits.lock(&name).wait(20 * SECOND).acquire().await.expect("after the lease");
-        let (took, stalled) = (killed.elapsed(), stalls.end());
-        let limit = LEASE + Duration::from_millis(300) + stalled;
-        assert!(took <= limit, "{name}: granted {took:?} after the holder's death (machine stalled for {stalled:?})");
+        let (took, stalled) = (killed.took(), killed.stalled());
+        let limit = LEASE + Duration::from_millis(300);
+        assert!(took <= limit, "{name}: granted {took:?} after the holder's death, without stalls of {stalled:?}");
         guard.release().await.expect("a release");
         for node in nodes {
             cluster.step(*node, -seconds);

@@ -1,9 +1,9 @@
 //! Rows 03, 06 and 30: one holder at a time, independent resources, and tokens that order the holders.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quorlock_testkit::worker::Worker;
-use quorlock_testkit::{Cluster, eventually};
+use quorlock_testkit::{Cluster, Stopwatch, eventually};
 use rustix::process::Signal;
 
 use crate::register::Register;
@@ -61,7 +61,7 @@ async fn acc_03_eight_processes_add_up_while_nodes_stall() {
 async fn acc_06_separate_resources_do_not_wait_for_each_other() {
     let cluster = Cluster::quiet(5);
     let locks = cluster.client(Duration::from_secs(10)).await;
-    let start = Instant::now();
+    let start = Stopwatch::new();
     let hold = |name: &'static str| {
         let locks = locks.clone();
         tokio::spawn(async move {
@@ -73,7 +73,7 @@ async fn acc_06_separate_resources_do_not_wait_for_each_other() {
     for task in [hold("a"), hold("b"), hold("c"), hold("d")] {
         task.await.expect("a task");
     }
-    assert!(start.elapsed() < Duration::from_millis(800), "took {:?}", start.elapsed());
+    assert!(start.took() < Duration::from_millis(800), "took {:?}", start.took());
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use quorlock_testkit::worker::Worker;
-use quorlock_testkit::{Cluster, Setup, eventually};
+use quorlock_testkit::{Cluster, Setup, Stopwatch, eventually};
 use tokio::task::JoinHandle;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -44,13 +44,13 @@ async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
         assert!(rate <= 20.0, "{rate:.1} commands per waiter, second and living node");
     }
     (2..5).for_each(|node| cluster.restart(node, false));
-    let back = Instant::now();
+    let back = Stopwatch::new();
     for process in processes {
         let served = process.finish();
         assert_eq!(served.len(), WAITERS_EACH, "{served:?}");
     }
-    println!("all are served {:?} after the nodes are back", back.elapsed());
-    assert!(back.elapsed() <= SECOND, "all are served {:?} after the nodes are back", back.elapsed());
+    println!("all are served {:?} after the nodes are back", back.took());
+    assert!(back.took() <= SECOND, "all are served {:?} after the nodes are back", back.took());
 }
 
 /// Clients that contend for one lock all the time.
@@ -105,17 +105,20 @@ async fn acc_41_waiting_sets_block_no_lock_and_get_their_turn() {
         let set = locks.lock_all(["a", &format!("b{i}")]).acquire();
         tokio::spawn(async move { set.await.expect("both locks").release().await.expect("a release") })
     };
-    // Alternating, so that other load on the machine affects both alike.
-    let (mut alone, mut beside, mut sets) = (0.0, 0.0, Vec::<JoinHandle<_>>::new());
-    for _ in 0..3 {
+    // Alternating, so that other load on the machine affects both alike. Such load also comes and goes: of several pairs the
+    // middle one counts.
+    let (mut pairs, mut sets) = (Vec::new(), Vec::<JoinHandle<_>>::new());
+    for _ in 0..5 {
         sets.iter().for_each(JoinHandle::abort);
         locks.flush().await;
-        alone += contenders.rate().await / 3.0;
+        let alone = contenders.rate().await;
         sets = (0..SETS).map(wait).collect();
-        beside += contenders.rate().await / 3.0;
+        pairs.push((contenders.rate().await / alone, alone));
     }
-    println!("{alone:.0} turns a second alone, {beside:.0} beside {SETS} sets that wait");
-    assert!(beside >= 0.8 * alone, "{alone:.0} turns a second alone, {beside:.0} beside {SETS} sets that wait");
+    pairs.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let (ratio, alone) = pairs[pairs.len() / 2];
+    println!("{alone:.0} turns a second alone, {ratio:.2} of that beside {SETS} sets that wait");
+    assert!(ratio >= 0.8, "beside {SETS} sets that wait, of the turns a second: {pairs:.2?}");
 
     let released = Instant::now();
     drop(held);
