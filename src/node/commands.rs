@@ -12,8 +12,8 @@ use crate::protocol::{Ballot, Change, LeaseState, Share, Token};
 use crate::resource::Resource;
 use crate::waiting::Ticket;
 
-const HOLD_CODE: &str = concat!(include_str!("lua/mark.lua"), include_str!("lua/hold.lua"));
-const RELEASE_CODE: &str = concat!(include_str!("lua/mark.lua"), include_str!("lua/release.lua"));
+const HOLD_CODE: &str = concat!(include_str!("lua/resource_state.lua"), include_str!("lua/hold.lua"));
+const RELEASE_CODE: &str = concat!(include_str!("lua/resource_state.lua"), include_str!("lua/release.lua"));
 const INSPECT_CODE: &str = include_str!("lua/inspect.lua");
 const RECORD_CODE: &str = include_str!("lua/record.lua");
 
@@ -93,7 +93,7 @@ pub(crate) struct Round<'a> {
 impl Round<'_> {
     /// Returns what the ballot key is after this round if no other share holds the resource: `BALLOT END VALUE`, where VALUE is a
     /// copy of the lock key.
-    fn marked(&self, token: u64, share: Share, holds: u32) -> String {
+    fn ballot_value(&self, token: u64, share: Share, holds: u32) -> String {
         let Self { owner, ballot, end, .. } = self;
         let (id, label) = (owner.number(), owner.label());
         format!("{:016} {end:013} ql1 {token:016} {id:032x} {label} {share}:{holds}", ballot.get())
@@ -104,11 +104,11 @@ impl Round<'_> {
 pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, waited_for: &[LastEnd]) -> Cmd {
     let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
     let no_share = Share { client: 0, lease: 0 };
-    let marked = match entries.first() {
-        Some(Entry { fresh: false, share, lease, .. }) => round.marked(lease.token.get(), *share, lease.holds),
-        first => round.marked(round.ballot.get(), first.map_or(no_share, |entry| entry.share), 1),
+    let ballot_value = match entries.first() {
+        Some(Entry { fresh: false, share, lease, .. }) => round.ballot_value(lease.token.get(), *share, lease.holds),
+        first => round.ballot_value(round.ballot.get(), first.map_or(no_share, |entry| entry.share), 1),
     };
-    command.arg(marked).arg(millis(lease));
+    command.arg(ballot_value).arg(millis(lease));
     let ticket = entries.iter().filter(|entry| entry.fresh).find_map(|entry| entry.ticket);
     let mut waits = ticket.map_or_else(|| NONE.to_owned(), Ticket::text);
     for LastEnd { end, of } in waited_for {
@@ -151,7 +151,7 @@ pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
         |entry: &Entry<'_>| entry.fresh && entry.ticket.is_some_and(|ticket| ticket.waits_for(entry.resource));
     // No ballot key has the end 0. With it no node takes the usual case, which knows no tickets.
     let end = if entries.iter().any(keeps_place) { 0 } else { round.end };
-    command.arg(Round { end, ..*round }.marked(token, share, 1));
+    command.arg(Round { end, ..*round }.ballot_value(token, share, 1));
     if let [Entry { lease, fresh: false, ticket, .. }] = entries
         && lease.known == round.ballot
     {

@@ -10,18 +10,18 @@ mod node;
 #[path = "../simulation/releases.rs"]
 mod releases;
 #[allow(dead_code, reason = "the simulation uses the rest")]
+#[path = "../simulation/resource_state.rs"]
+mod resource_state;
+#[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/resp.rs"]
 mod resp;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/rules.rs"]
 mod rules;
+#[allow(dead_code, reason = "the simulation uses the rest")]
+#[path = "../simulation/script_args.rs"]
+mod script_args;
 mod source;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/tickets.rs"]
-mod tickets;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/words.rs"]
-mod words;
 
 mod pair;
 mod scenarios;
@@ -122,7 +122,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
 fn next_end(pair: &mut Pair) -> Duration {
     let keys = NAMES.iter().flat_map(|name| [lock_key(name), ballot_key(name), queue_key(name)]);
     let now = pair.now();
-    let record = pair.node.store.text(words::RECORD, now).map(|text| String::from_utf8_lossy(text).into_owned());
+    let record = pair.node.store.text(script_args::RECORD, now).map(|text| String::from_utf8_lossy(text).into_owned());
     let quarantine = record.and_then(|record| record.split(' ').nth(2)?.parse::<u64>().ok()).unwrap_or(0);
     let lives =
         keys.map(|key| pair.node.store.pttl(&key, now)).chain([quarantine.cast_signed() - (now / 1000).cast_signed()]);
@@ -145,7 +145,7 @@ fn broken_nodes_disagree() {
     for rules in [
         Rules { grants_equal_ballots: true, ..all },
         Rules { repairs_over_newer: true, ..all },
-        Rules { releases_without_mark: true, ..all },
+        Rules { releases_without_ballot: true, ..all },
         Rules { releases_blindly: true, ..all },
         Rules { shrinks_leases: true, ..all },
         Rules { increments_counts: true, ..all },

@@ -2,7 +2,7 @@
 
 use crate::node::{Data, Node, Script};
 use crate::resp::Reply;
-use crate::words::RECORD;
+use crate::script_args::RECORD;
 
 pub const NAMES: [&str; 3] = ["x", "y", "quite a long name"];
 pub const OWNERS: [&str; 2] = ["00000000000000000000000000000aaa", "bbbbbbbbbbbbbbbbbbbbbbbbbbbbb000"];

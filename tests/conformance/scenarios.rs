@@ -7,7 +7,7 @@ use crate::node::{Data, Node, SCRIPTS, Script};
 use crate::pair::{FIRST_RECORD, LIST, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, masked, queue_key};
 use crate::resp::Reply;
 use crate::rules::{AHEAD, EARLY, GONE, HELD, Rules, STALE, YOUNG};
-use crate::words::RECORD;
+use crate::script_args::RECORD;
 
 /// The longest lease in the record, in ms.
 const LONGEST: u64 = 120_000;
@@ -269,14 +269,14 @@ fn only_the_last_honoured_lease_extends_with_far_ahead_ballots() {
     let far = node.us + 2 * WINDOW_US;
     let (last, other) = (node.message(0), node.message(1));
     let next = |message: &Message, next: u64| Message { next, ..message.clone() };
-    let marked = format!("{far:016} {:013} {}", last.end(), last.value(7));
+    let ballot_value = format!("{far:016} {:013} {}", last.end(), last.value(7));
 
-    node.put(&ballot_key("x"), &marked);
+    node.put(&ballot_key("x"), &ballot_value);
     node.put(&lock_key("x"), &other.value(8));
     says(&node.hold(&next(&other, far + 1), &[("x", Some((8, far)))]), AHEAD);
     node.put(&ballot_key("y"), &format!("{far:016}"));
     says(&node.hold(&next(&last, far + 1), &[("y", Some((7, far)))]), AHEAD);
-    node.put(&ballot_key("y"), &marked);
+    node.put(&ballot_key("y"), &ballot_value);
     says(&node.hold(&next(&last, far + WINDOW_US + 1), &[("y", Some((7, far)))]), AHEAD);
     says(&node.hold(&next(&last, far + 1), &[("y", None)]), AHEAD);
     says(&node.hold(&next(&last, far + 1), &[("y", Some((7, far)))]), YES);

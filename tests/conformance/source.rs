@@ -6,7 +6,7 @@ use crate::node::{Data, Script, Store};
 use crate::pair::{
     FIRST_RECORD, LIST, NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, queue_key, shown,
 };
-use crate::words::RECORD;
+use crate::script_args::RECORD;
 
 const LABEL: &str = "host:1:some_label";
 
@@ -73,7 +73,7 @@ impl Source {
     }
 
     /// Returns the words of the ballot key: the ballot, and the end and the token of the last lease.
-    fn marked(store: &mut Store, name: &str, now: u64) -> Option<(u64, Option<(String, String)>)> {
+    fn ballot_value(store: &mut Store, name: &str, now: u64) -> Option<(u64, Option<(String, String)>)> {
         let text = String::from_utf8(store.text(&ballot_key(name), now)?.to_vec()).ok()?;
         let mut words = text.split(' ');
         let ballot = words.next()?.parse().ok()?;
@@ -152,7 +152,7 @@ impl Source {
         args.push(lease.to_string());
         let mut waits = self.ticket();
         if self.rng.chance(0.3) {
-            let last = Self::marked(store, names[0], now).and_then(|(_, last)| last);
+            let last = Self::ballot_value(store, names[0], now).and_then(|(_, last)| last);
             let word = self.rng.pick(&["00000000000000af", "00000000000000bf"]);
             let time = now / 1000 - self.rng.pick(&[0, 100_000, 1_000_000]);
             let (end, token) = last.unwrap_or_else(|| (time.to_string(), word.to_owned()));
@@ -187,7 +187,7 @@ impl Source {
     fn extension(&mut self, names: &[&str], lease: u64, now: u64, store: &mut Store, args: &mut Vec<String>) -> bool {
         let Some(value) = store.text(&lock_key(names[0]), now) else { return false };
         let value = String::from_utf8_lossy(value).into_owned();
-        let Some((ballot, Some((end, _)))) = Self::marked(store, names[0], now) else { return false };
+        let Some((ballot, Some((end, _)))) = Self::ballot_value(store, names[0], now) else { return false };
         let words: Vec<&str> = value.split(' ').collect();
         let (&["ql1", token, _, _, entry], Ok(end)) = (words.as_slice(), end.parse::<u64>()) else { return false };
         let Some((share, holds)) = entry.split_once(':') else { return false };
@@ -226,7 +226,7 @@ impl Source {
         if let Some(holder) = holder {
             (tokens[0], who, share) = holder;
             // Its last message was the last that was honoured here, as is usual.
-            if let Some((ballot, last)) = Self::marked(store, names[0], now).filter(|_| self.rng.chance(0.7)) {
+            if let Some((ballot, last)) = Self::ballot_value(store, names[0], now).filter(|_| self.rng.chance(0.7)) {
                 sent = ballot;
                 end = last.and_then(|(end, _)| end.parse().ok()).unwrap_or(end);
             }

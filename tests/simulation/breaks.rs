@@ -283,9 +283,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/node/commands.rs",
-        old: "command.arg(marked).arg(millis(lease))",
+        old: "command.arg(ballot_value).arg(millis(lease))",
         new: "let longer = if crate::broken(\"keys that outlive the lease\") { 3 } else { 1 };
-    command.arg(marked).arg(longer * millis(lease))",
+    command.arg(ballot_value).arg(longer * millis(lease))",
     },
     Change {
         file: "src/environment/mod.rs",

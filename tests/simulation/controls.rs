@@ -60,7 +60,7 @@ const FORGETS: Broken = Broken { forgets: true, steps_clocks: true, ..NONE };
 const RULES: Rules = Rules {
     grants_equal_ballots: false,
     repairs_over_newer: false,
-    releases_without_mark: false,
+    releases_without_ballot: false,
     releases_blindly: false,
     shrinks_leases: false,
     increments_counts: false,
@@ -105,7 +105,7 @@ pub const ALL: [Control; 43] = [
         &[NoFalseGrant, MutualExclusion, NoResurrection],
     ),
     // Releases.
-    node("release without the mark", Rules { releases_without_mark: true, ..RULES }, &[NoOrphan]),
+    node("release without the ballot", Rules { releases_without_ballot: true, ..RULES }, &[NoOrphan]),
     client("release carries what is known", &[NoOrphan]),
     node("blind DEL on release", Rules { releases_blindly: true, ..RULES }, &[ReleaseSafe, MutualExclusion]),
     client("release says yes after a loss", &[ReleaseSafe]),

@@ -383,7 +383,7 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
         ),
         (
             NoOrphan,
-            Rules { releases_without_mark: true, ..Rules::default() },
+            Rules { releases_without_ballot: true, ..Rules::default() },
             vec![
                 hold(&n(1), "0", &n(1), "5000", "aa"),
                 release(&n(9), &n(1), "aa"),

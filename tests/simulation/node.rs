@@ -5,11 +5,11 @@ use std::sync::LazyLock;
 
 use super::resp::Reply;
 use super::rules::{self, Rules};
-use super::{releases, words};
+use super::{releases, script_args};
 
 pub const SCRIPTS: [&str; 4] = [
-    concat!(include_str!("../../src/node/lua/mark.lua"), include_str!("../../src/node/lua/hold.lua")),
-    concat!(include_str!("../../src/node/lua/mark.lua"), include_str!("../../src/node/lua/release.lua")),
+    concat!(include_str!("../../src/node/lua/resource_state.lua"), include_str!("../../src/node/lua/hold.lua")),
+    concat!(include_str!("../../src/node/lua/resource_state.lua"), include_str!("../../src/node/lua/release.lua")),
     include_str!("../../src/node/lua/inspect.lua"),
     include_str!("../../src/node/lua/record.lua"),
 ];
@@ -182,7 +182,7 @@ impl Node {
         let run_id = &self.run_id[..16];
         let keeps = u8::from(self.durable);
         let record = format!("{word:016x} 1000 0 0 300000 {cluster:016x} {keeps} {run_id}");
-        self.store.put(words::RECORD, Data::Text(record.into_bytes()), None, now);
+        self.store.put(script_args::RECORD, Data::Text(record.into_bytes()), None, now);
         let list = [b"quorlock:list:", quorlock_prefix()].concat();
         self.store.put(&list, Data::Text(nodes.to_string().into_bytes()), None, now);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::invariant::{Findings, Invariant, Watch};
 use crate::node::{Node, Script, split};
 use crate::resp::Reply;
-use crate::words::{Hold, LockValue, RECORD, Record, Release, lua_number};
+use crate::script_args::{Hold, LockValue, RECORD, Record, Release, lua_number};
 
 /// A lock as a node stores it.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,10 +1,10 @@
 //! `release.lua`, `inspect.lua` and `record.lua`, reimplemented in Rust.
 
 use super::node::{Data, Store};
+use super::resource_state::ResourceState;
 use super::resp::Reply;
 use super::rules::Rules;
-use super::tickets::Mark;
-use super::words::{Record, Release, millis, number, replaced};
+use super::script_args::{Record, Release, millis, number, replaced};
 
 /// `publish` returns how many connections received a message on a channel.
 pub fn release(
@@ -19,23 +19,24 @@ pub fn release(
     let memory = if rules.forgets_ballots { 1 } else { millis(asked.memory) };
     let stored: Vec<Option<Vec<u8>>> = keys.iter().map(|key| store.text(key, now).map(<[u8]>::to_vec)).collect();
     // The usual case has little work, and a short answer.
-    let is_plain =
-        keys.len() == 2 && stored[0].as_deref() == Some(asked.value) && stored[1].as_deref() == Some(asked.marked);
-    if is_plain && !rules.releases_without_mark {
+    let is_plain = keys.len() == 2
+        && stored[0].as_deref() == Some(asked.value)
+        && stored[1].as_deref() == Some(asked.ballot_value);
+    if is_plain && !rules.releases_without_ballot {
         store.remove(keys[0]);
         store.set(keys[1], asked.sent.to_vec(), memory, now);
         return Reply::Int(1);
     }
     let mut answer = vec![Reply::Int(now.cast_signed())];
     let mut is_free = vec![false; keys.len() / 2];
-    let mut marks = Vec::new();
+    let mut states = Vec::new();
     for (i, (pair, one)) in keys.chunks_exact(2).zip(&asked.resources).enumerate() {
         let lock = pair[0];
         let (value, text) = (stored[2 * i].as_deref(), stored[2 * i + 1].as_deref());
-        let mut mark = Mark::at(pair[1], text);
+        let mut state = ResourceState::at(pair[1], text);
         let head = [b"ql1 ", one.token, b" ", asked.owner, b" "].concat();
         let is_last =
-            mark.as_ref().and_then(|mark| mark.last.as_ref()).is_some_and(|(_, last)| last.starts_with(&head));
+            state.as_ref().and_then(|state| state.last.as_ref()).is_some_and(|(_, last)| last.starts_with(&head));
         let has_shares = |value: &[u8]| value.get(head.len()..).is_some_and(|shares| shares.contains(&b' '));
         let mut honoured = 0;
         match value {
@@ -45,8 +46,8 @@ pub fn release(
             }
             None => {
                 is_free[i] = store.data(lock, now).is_none();
-                let floor = match &mark {
-                    Some(mark) if mark.highest > 0.0 => mark.highest,
+                let floor = match &state {
+                    Some(state) if state.highest > 0.0 => state.highest,
                     _ => now as f64 - number(asked.memory) * 500.0,
                 };
                 honoured = i64::from(is_free[i] && (is_last || number(one.known) >= floor));
@@ -65,36 +66,36 @@ pub fn release(
             Some(_) => {}
         }
         answer.push(Reply::Int(honoured));
-        if let Some(mark) = &mut mark {
-            let last = mark.last.clone().filter(|_| is_last);
+        if let Some(state) = &mut state {
+            let last = state.last.clone().filter(|_| is_last);
             if let Some((end, last)) = last {
                 let rest = replaced(&last, one.share, b"");
                 if !has_shares(rest.as_deref().unwrap_or(&last)) || rules.forgets_other_shares {
-                    mark.set_last(None);
+                    state.set_last(None);
                 } else if let Some(rest) = rest {
-                    mark.set_last(Some((end, rest)));
+                    state.set_last(Some((end, rest)));
                 }
-            } else if rules.any_release_forgets && one.token != b"0" && mark.last.is_some() && value.is_none() {
-                mark.set_last(None);
+            } else if rules.any_release_forgets && one.token != b"0" && state.last.is_some() && value.is_none() {
+                state.set_last(None);
             }
         }
-        marks.push(mark);
+        states.push(state);
     }
-    for (i, (mark, one)) in marks.into_iter().zip(&asked.resources).enumerate() {
-        let Some(mut mark) = mark else { continue };
-        if one.token != b"0" && !rules.releases_without_mark {
-            let most = mark.highest.max(now as f64) + number(asked.memory) * 500.0;
-            mark.raise(number(asked.sent).min(most));
+    for (i, (state, one)) in states.into_iter().zip(&asked.resources).enumerate() {
+        let Some(mut state) = state else { continue };
+        if one.token != b"0" && !rules.releases_without_ballot {
+            let most = state.highest.max(now as f64) + number(asked.memory) * 500.0;
+            state.raise_ballot(number(asked.sent).min(most));
         }
         if one.keeps_place {
-            mark.enter(store, one.ticket, now);
+            state.enqueue(store, one.ticket, now);
         } else {
-            mark.leave(one.ticket);
+            state.dequeue(one.ticket);
         }
-        if is_free[i] && mark.reserved_from(b"-", now) == 0 {
-            mark.call(store, now, publish);
+        if is_free[i] && state.reserved_from(b"-", now) == 0 {
+            state.call_next(store, now, publish);
         }
-        mark.write(store, memory, None, now);
+        state.write(store, memory, None, now);
     }
     Reply::Array(answer)
 }

@@ -1,9 +1,11 @@
 //! `hold.lua`, reimplemented in Rust. `tests/conformance` shows that both do the same, against a real server.
 
 use super::node::{Data, Store};
+use super::resource_state::{DAY_MS, ResourceState, lock_words};
 use super::resp::Reply;
-use super::tickets::{DAY_MS, Mark, lock_words};
-use super::words::{Hold, HoldOne, LockValue, RECORD, Record, lua_number, millis, number, only_of, replaced, words};
+use super::script_args::{
+    Hold, HoldOne, LockValue, RECORD, Record, lua_number, millis, number, only_of, replaced, words,
+};
 
 /// Rules that a negative control leaves out; the shipped scripts have none of these set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,8 +14,8 @@ pub struct Rules {
     pub grants_equal_ballots: bool,
     /// Repair without the check F ≤ known.
     pub repairs_over_newer: bool,
-    /// A release that leaves no mark.
-    pub releases_without_mark: bool,
+    /// A release that leaves no state.
+    pub releases_without_ballot: bool,
     /// A release that deletes any key, also another owner's.
     pub releases_blindly: bool,
     /// An extension that sets the TTL instead of raising it.
@@ -92,7 +94,7 @@ fn usual(store: &mut Store, rules: &Rules, keys: &[&[u8]], asked: &Hold<'_>, now
         return None;
     }
     store.set(lock, asked.value.to_vec(), millis(asked.lease), now);
-    store.set(ballot, asked.marked.to_vec(), 2 * DAY_MS, now);
+    store.set(ballot, asked.ballot_value.to_vec(), 2 * DAY_MS, now);
     Some(Reply::Int(1))
 }
 
@@ -111,7 +113,7 @@ fn usual_extension(store: &mut Store, rules: &Rules, keys: &[&[u8]], asked: &Hol
     if !is_ours || !is_last || number(asked.next) <= number(highest) || number(asked.end) <= number(last_end) {
         return None;
     }
-    store.set(ballot, asked.marked.to_vec(), 2 * DAY_MS, now);
+    store.set(ballot, asked.ballot_value.to_vec(), 2 * DAY_MS, now);
     if store.pttl(lock, now) < millis(asked.lease).cast_signed() {
         store.expire(lock, millis(asked.lease), now);
     }
@@ -148,13 +150,13 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
     let mut deed = Deed { store, rules, asked: &asked, now, wall, record: renewed, left, created: Vec::new() };
     let done = deed.all(keys);
     let (created, store) = (deed.created, deed.store);
-    let (locks, marks) = match done {
+    let (locks, states) = match done {
         Ok(done) => done,
         Err(Refused { reply, busy_at }) => {
             let longest = renewed.longest as u64;
-            if let Some(mut mark) = busy_at.filter(|_| asked.ticket() != b"0") {
-                mark.enter(store, asked.ticket(), now);
-                mark.write(store, 2 * renewed.window as u64, Some(longest), now);
+            if let Some(mut state) = busy_at.filter(|_| asked.ticket() != b"0") {
+                state.enqueue(store, asked.ticket(), now);
+                state.write(store, 2 * renewed.window as u64, Some(longest), now);
             }
             if matches!(&reply, Reply::Array(fields) if fields[0] == Reply::Int(YOUNG)) && renewed_text != stored_record
             {
@@ -169,8 +171,8 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         let left = if rules.shrinks_leases { 0 } else { u64::try_from(store.pttl(lock, now)).unwrap_or(0) };
         store.set(lock, value, left.min(renewed.longest as u64).max(lease), now);
     }
-    for mark in marks {
-        mark.write(store, 2 * renewed.window as u64, Some((renewed.longest as u64).max(lease)), now);
+    for state in states {
+        state.write(store, 2 * renewed.window as u64, Some((renewed.longest as u64).max(lease)), now);
     }
     if renewed.till > 0.0 && left == 0.0 && has_waited {
         renewed.till_wall = renewed.till_wall.min(wall);
@@ -198,7 +200,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
 /// A refusal, and the resources on which a ticket is stored because another lease blocks the request.
 struct Refused {
     reply: Reply,
-    busy_at: Option<Box<Mark>>,
+    busy_at: Option<Box<ResourceState>>,
 }
 
 impl From<Reply> for Refused {
@@ -208,7 +210,7 @@ impl From<Reply> for Refused {
 }
 
 /// The locks and ballots to write when no resource is refused.
-type Written<'k> = (Vec<(&'k [u8], Vec<u8>)>, Vec<Mark>);
+type Written<'k> = (Vec<(&'k [u8], Vec<u8>)>, Vec<ResourceState>);
 
 /// One execution of hold.lua.
 struct Deed<'a, 'b, 'k> {
@@ -227,12 +229,12 @@ impl<'k> Deed<'_, '_, 'k> {
         let now = self.now;
         let stored: Vec<Option<Vec<u8>>> =
             keys.iter().map(|key| self.store.text(key, now).map(<[u8]>::to_vec)).collect();
-        let (mut locks, mut marks) = (Vec::new(), Vec::new());
+        let (mut locks, mut states) = (Vec::new(), Vec::new());
         for (i, (pair, one)) in keys.chunks_exact(2).zip(&self.asked.resources).enumerate() {
             let (value, text) = (stored[2 * i].as_deref(), stored[2 * i + 1].as_deref());
-            self.one(i, (pair[0], pair[1]), one, value, text, &mut locks, &mut marks)?;
+            self.one(i, (pair[0], pair[1]), one, value, text, &mut locks, &mut states)?;
         }
-        Ok((locks, marks))
+        Ok((locks, states))
     }
 
     fn held(&mut self, lock: &[u8], value: &[u8], place: &Reply) -> Reply {
@@ -258,28 +260,28 @@ impl<'k> Deed<'_, '_, 'k> {
         value: Option<&[u8]>,
         text: Option<&[u8]>,
         locks: &mut Vec<(&'k [u8], Vec<u8>)>,
-        marks: &mut Vec<Mark>,
+        states: &mut Vec<ResourceState>,
     ) -> Result<(), Refused> {
         let (now, rules, asked) = (self.now, self.rules, self.asked);
         let (clock, window, next) = (now as f64, self.record.window * 1000.0, number(asked.next));
         let memory = 2 * self.record.window as u64;
-        let mark = Mark::at(ballot, text);
+        let state = ResourceState::at(ballot, text);
         let place = Reply::Int(i as i64 + 1);
-        let highest = mark.as_ref().map_or(0.0, |mark| mark.highest);
+        let highest = state.as_ref().map_or(0.0, |state| state.highest);
         let floor = if highest > 0.0 { highest } else { clock - window };
         let mut fresh = one.token == b"0";
         let head = [b"ql1 ".as_slice(), if fresh { asked.next } else { one.token }, b" ", asked.owner, b" "].concat();
         let entry = [b" ", one.share, b":", one.holds].concat();
         fresh &= self.left > 0.0 || next != highest || value != Some([&head, asked.label, &entry].concat().as_slice());
-        let last_value = mark.as_ref().and_then(|mark| mark.last.clone());
+        let last_value = state.as_ref().and_then(|state| state.last.clone());
         let is_ours = last_value.as_ref().is_some_and(|(_, last)| last.starts_with(&head));
 
         if next > clock + window && (!is_ours || next > highest + window) && !rules.ignores_ballots {
             return Err(refusal(AHEAD, now, vec![place]).into());
         }
         let new = if fresh {
-            self.fresh(lock, value, mark.as_ref(), &place)?;
-            let beyond = |mark: f64| next > mark || (next >= mark && rules.grants_equal_ballots);
+            self.fresh(lock, value, state.as_ref(), &place)?;
+            let beyond = |floor: f64| next > floor || (next >= floor && rules.grants_equal_ballots);
             if highest == 0.0 && (clock / 1000.0 - self.wall).abs() > DAY_MS as f64 && !self.has_waited_here() {
                 let (longest, time) = (int(self.record.longest), Reply::Int((now / 1000).cast_signed()));
                 return Err(refusal(EARLY, now, vec![place, longest, time, Reply::bulk(self.record.word)]).into());
@@ -288,8 +290,8 @@ impl<'k> Deed<'_, '_, 'k> {
                 if highest <= clock + window {
                     return Err(refusal(STALE, now, vec![place, int(highest)]).into());
                 }
-                if let Some(mark) = &mark {
-                    mark.limit(self.store, memory, now);
+                if let Some(state) = &state {
+                    state.limit(self.store, memory, now);
                 }
                 return Err(refusal(FAR, now, vec![place, int(highest)]).into());
             }
@@ -345,20 +347,20 @@ impl<'k> Deed<'_, '_, 'k> {
             Some((theirs, _)) if is_ours => end.max(*theirs + 1.0),
             _ => end,
         };
-        match (text, mark) {
+        match (text, state) {
             (None, _) if self.store.data(ballot, now).is_none() => {
                 let text = [asked.next, format!(" {ends:.0} ").as_bytes(), &new].concat();
                 let life = (self.record.longest as u64).max(millis(asked.lease)).max(DAY_MS) + DAY_MS;
                 self.store.set(ballot, text, life, now);
                 self.created.push(ballot);
             }
-            (Some(_), Some(mut mark)) => {
-                mark.raise(next);
-                mark.set_last(Some((ends, new)));
+            (Some(_), Some(mut state)) => {
+                state.raise_ballot(next);
+                state.set_last(Some((ends, new)));
                 if fresh {
-                    mark.leave(asked.ticket());
+                    state.dequeue(asked.ticket());
                 }
-                marks.push(mark);
+                states.push(state);
             }
             (None, _) | (Some(_), None) => {
                 let pttl = Reply::Int(self.store.pttl(ballot, now));
@@ -378,12 +380,18 @@ impl<'k> Deed<'_, '_, 'k> {
     }
 
     /// Refuses a new acquisition for reasons that do not depend on its ballot.
-    fn fresh(&mut self, lock: &[u8], value: Option<&[u8]>, mark: Option<&Mark>, place: &Reply) -> Result<(), Refused> {
+    fn fresh(
+        &mut self,
+        lock: &[u8],
+        value: Option<&[u8]>,
+        state: Option<&ResourceState>,
+        place: &Reply,
+    ) -> Result<(), Refused> {
         let (now, asked, rules) = (self.now, self.asked, self.rules);
         if self.left > 0.0 {
             return Err(refusal(YOUNG, now, vec![int(self.left)]).into());
         }
-        let busy = |reply| Refused { reply, busy_at: mark.cloned().map(Box::new) };
+        let busy = |reply| Refused { reply, busy_at: state.cloned().map(Box::new) };
         if let Some(value) = value {
             let leftover = lock_words(value)
                 .is_some_and(|([_, owner, _], shares)| owner == asked.owner && only_of(asked.client(), shares));
@@ -392,15 +400,15 @@ impl<'k> Deed<'_, '_, 'k> {
             }
             return Ok(());
         }
-        let Some(mark) = mark else { return Ok(()) };
-        let kept = mark.reserved_from(asked.ticket(), now);
+        let Some(state) = state else { return Ok(()) };
+        let kept = state.reserved_from(asked.ticket(), now);
         if kept > 0 {
             return Err(busy(refusal(KEPT, now, vec![place.clone(), Reply::Int(kept.cast_signed())])));
         }
-        if let Some((end, last)) = mark.last.as_ref().filter(|(end, _)| self.wall < *end && !rules.one_clock) {
+        if let Some((end, last)) = state.last.as_ref().filter(|(end, _)| self.wall < *end && !rules.one_clock) {
             let token = lock_words(last).map_or(&[][..], |([token, ..], _)| token);
             if !asked.has_waited_for(&format!("{end:.0}:{}", String::from_utf8_lossy(token))) {
-                mark.limit(self.store, (self.record.longest as u64).max(DAY_MS) + DAY_MS, now);
+                state.limit(self.store, (self.record.longest as u64).max(DAY_MS) + DAY_MS, now);
                 let left = int((end - self.wall).min(self.record.longest));
                 return Err(busy(refusal(
                     EARLY,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::node::{Script, split};
 use crate::oracle::text;
 use crate::resp::Reply;
-use crate::words::{Hold, LockValue, Release};
+use crate::script_args::{Hold, LockValue, Release};
 
 /// A command and its answer on one line. The label is left out: it holds the number of this very process.
 pub fn describe(args: &[&[u8]], reply: &Reply) -> String {

@@ -36,49 +36,49 @@
 --                                            nothing new. It may have honoured the message, but that is no vote
 --         {FORGOT, now}                      this node's record is another one than the sender's
 local GRANTED, HELD, STALE, AHEAD, GONE, KEPT, EARLY, FAR, YOUNG, FORGOT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
-local DAY = 86400000 -- ms: as in mark.lua
+local DAY = 86400000 -- ms: as in resource_state.lua
 
 local argv, call, time, now = ARGV, redis.call, nil, nil
 
 -- The usual cases in a straight line. The first is an acquisition: nothing stands in the way, and no request waits.
 if #argv < 5 then
-  local keys, marked = KEYS, argv[1]
+  local keys, ballot_value = KEYS, argv[1]
   local stored = call('MGET', 'quorlock:node', keys[2])
   if stored[1] == argv[#argv] then
-    local next, highest = tonumber(string.sub(marked, 1, 16)), tonumber(stored[2])
+    local next, highest = tonumber(string.sub(ballot_value, 1, 16)), tonumber(stored[2])
     if not stored[2] then
       -- No ballot is remembered here, so this node's clock must agree with the proposal and with the sender's.
       time = call('TIME')
       now = time[1] * 1000000 + time[2]
       local window = string.match(stored[1], '^%x+ %d+ %d+ %d+ (%d+)') * 1000
-      local wall = string.sub(marked, 18, 30) - argv[2] - 1
+      local wall = string.sub(ballot_value, 18, 30) - argv[2] - 1
       if next > now - window and next <= now + window and math.abs(now / 1000 - wall) <= DAY then highest = 0 end
     end
     if highest and next > highest then
       -- pcall: a node that takes no writes still says who has the lock.
-      local set = redis.pcall('SET', keys[1], string.sub(marked, 32), 'NX', 'PX', argv[2])
+      local set = redis.pcall('SET', keys[1], string.sub(ballot_value, 32), 'NX', 'PX', argv[2])
       if set and set.ok then
         if stored[2] then
-          call('PSETEX', keys[2], '172800000', marked) -- 2 * DAY
+          call('PSETEX', keys[2], '172800000', ballot_value) -- 2 * DAY
           return 1
         end
         -- NX: MGET shows a user's key of another type as missing.
-        if call('SET', keys[2], marked, 'NX', 'PX', '172800000') then return 1 end
+        if call('SET', keys[2], ballot_value, 'NX', 'PX', '172800000') then return 1 end
         call('DEL', keys[1])
       end
     end
   end
 elseif #argv == 5 and argv[3] == '0' and #KEYS == 2 then
   -- The second is an extension: this share alone holds the lock, as often as before, and its last message was honoured here.
-  local keys, marked = KEYS, argv[1]
+  local keys, ballot_value = KEYS, argv[1]
   local stored = call('MGET', 'quorlock:node', keys[2], keys[1])
   local value = stored[3]
-  if stored[1] == argv[5] and value and value == string.sub(marked, 32) then
+  if stored[1] == argv[5] and value and value == string.sub(ballot_value, 32) then
     local highest, last_end, at = string.match(stored[2] or '', '^(%d+) (%d+) ()')
-    if at == 32 and string.sub(stored[2], 32) == value and string.sub(marked, 1, 16) + 0 > highest + 0
-      and string.sub(marked, 18, 30) + 0 > last_end + 0 then
+    if at == 32 and string.sub(stored[2], 32) == value and string.sub(ballot_value, 1, 16) + 0 > highest + 0
+      and string.sub(ballot_value, 18, 30) + 0 > last_end + 0 then
       -- First what a node refuses that is out of memory.
-      call('PSETEX', keys[2], '172800000', marked) -- 2 * DAY
+      call('PSETEX', keys[2], '172800000', ballot_value) -- 2 * DAY
       -- A lease never gets shorter, also when the sender's clock has stepped ahead.
       if call('PTTL', keys[1]) < argv[2] + 0 then call('PEXPIRE', keys[1], argv[2]) end
       return 1
@@ -119,18 +119,18 @@ local function renewed(used)
   return string.format('%s %.0f %.0f %.0f %.0f%s', word, used, till, till_wall, memory / 2, rest)
 end
 
-local created, lock_values, marks = {}, {}, {}
+local created, lock_values, states = {}, {}, {}
 
 local function refuse(answer)
   if #created > 0 then call('DEL', unpack(created)) end
   return answer
 end
 
--- Refuses because of another owner, and leaves the ticket for when that is over.
-local function busy(mark, answer)
-  if mark and ticket ~= '0' then
-    mark.enter(ticket)
-    mark.write(redis.pcall, memory, longest)
+-- Refuses because of another owner, and enqueues the ticket.
+local function busy(state, answer)
+  if state and ticket ~= '0' then
+    state.enqueue(ticket)
+    state.write(redis.pcall, memory, longest)
   end
   return refuse(answer)
 end
@@ -166,10 +166,10 @@ end
 for k = 1, #KEYS, 2 do
   local lock, ballot, i = KEYS[k], KEYS[k + 1], (k + 1) / 2
   local value, text = stored[k + 1], stored[k + 2]
-  local mark = mark_at(ballot, text, now)
+  local state = resource_state(ballot, text, now)
   local token, known, holds, share = '0', '0', '1', first_share
   if #argv > 4 then token, known, holds, share = string.match(argv[i + 3], '^(%d+) (%S+) (%d+) (%S+)$') end
-  local highest = mark and mark.highest or 0
+  local highest = state and state.highest or 0
   local floor = highest > 0 and highest or now - window
   local joins = string.find(known, '/', 1, true)
   local fresh = token == '0'
@@ -178,7 +178,7 @@ for k = 1, #KEYS, 2 do
   -- The same message once more, on another connection: it was granted here, and no other has come since.
   if fresh and left == 0 and next == highest and value == head .. label .. entry then fresh = false end
   local last_head, last_shares
-  if mark and mark.last then last_head, last_shares = mark.last_words() end
+  if state and state.last then last_head, last_shares = state.last_parts() end
   local new
 
   -- A ballot that is remembered, of a lease that goes on, says more than a clock that was set back.
@@ -192,17 +192,17 @@ for k = 1, #KEYS, 2 do
       -- Only what this very client has left of an older lease of the owner may be replaced.
       local theirs, shares = string.match(value, '^ql1 %d+ (%x+) %S+( .*)$')
       if theirs ~= owner or string.gsub(shares, ' ' .. client .. '/%x+:%d+', '') ~= '' then
-        return busy(mark, held(lock, value, i))
+        return busy(state, held(lock, value, i))
       end
-    elseif mark then
-      local ms = mark.reserved_from(ticket)
-      if ms > 0 then return busy(mark, {KEPT, now, i, ms}) end
-      if last_head and wall < mark.last_end then
-        local named = string.format(' %.0f:%s ', mark.last_end, string.match(last_head, '%d+', 4))
+    elseif state then
+      local ms = state.reserved_from(ticket)
+      if ms > 0 then return busy(state, {KEPT, now, i, ms}) end
+      if last_head and wall < state.last_end then
+        local named = string.format(' %.0f:%s ', state.last_end, string.match(last_head, '%d+', 4))
         if not string.find(waits .. ' ', named, 1, true) then
-          mark.limit(math.max(longest, DAY) + DAY)
-          local ms = math.min(mark.last_end - wall, longest)
-          return busy(mark, {EARLY, now, i, ms, mark.last_end, string.sub(mark.last, 1, 4096)})
+          state.limit(math.max(longest, DAY) + DAY)
+          local ms = math.min(state.last_end - wall, longest)
+          return busy(state, {EARLY, now, i, ms, state.last_end, string.sub(state.last, 1, 4096)})
         end
       end
     end
@@ -212,7 +212,7 @@ for k = 1, #KEYS, 2 do
     end
     if next <= highest then
       if highest <= now + window then return refuse({STALE, now, i, highest}) end
-      mark.limit(memory) -- The last lease, if it was not released, is over by both clocks.
+      state.limit(memory) -- The last lease, if it was not released, is over by both clocks.
       return refuse({FAR, now, i, highest})
     end
     -- Too far behind this clock. One more than the least that would do now would be too old by the time it comes.
@@ -249,18 +249,18 @@ for k = 1, #KEYS, 2 do
   end
   if value then lock_values[lock] = new end
   -- Raised by every message: an end that stays the same says that none has come since.
-  local ends = last_head == head and math.max(new_end, mark.last_end + 1) or new_end
+  local ends = last_head == head and math.max(new_end, state.last_end + 1) or new_end
   if not text then
     if not create(ballot, string.format('%s %.0f %s', next_text, ends, new), math.max(longest, lease, DAY) + DAY) then
       return refuse({HELD, now, i, call('PTTL', ballot), ''})
     end
-  elseif not mark then
+  elseif not state then
     return refuse({HELD, now, i, call('PTTL', ballot), ''})
   else
-    mark.raise(next)
-    mark.set_last(new, ends)
-    if fresh then mark.leave(ticket) end
-    marks[#marks + 1] = mark
+    state.raise_ballot(next)
+    state.set_last(new, ends)
+    if fresh then state.dequeue(ticket) end
+    states[#states + 1] = state
   end
 end
 
@@ -268,7 +268,7 @@ for lock, value in pairs(lock_values) do
   -- A lease never gets shorter.
   call('SET', lock, value, 'PX', math.max(math.min(call('PTTL', lock), longest), lease))
 end
-for _, mark in ipairs(marks) do mark.write(call, memory, math.max(longest, lease)) end
+for _, state in ipairs(states) do state.write(call, memory, math.max(longest, lease)) end
 -- What one sender has waited for is over, by its clock, for all whose clocks are not behind it.
 if till > 0 and left == 0 and waited then till_wall = math.min(till_wall, wall) end
 local new_record = renewed(math.max(longest, lease))

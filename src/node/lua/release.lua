@@ -16,10 +16,10 @@ local keys, argv, call = KEYS, ARGV, redis.call
 local stored = call('MGET', keys[1], keys[2])
 
 -- The usual case in a straight line: this share alone holds it, its last message was honoured here, and no request waits.
-local marked = argv[1]
-if stored[2] == marked and #keys == 2 and stored[1] == string.sub(marked, 32) then
+local ballot_value = argv[1]
+if stored[2] == ballot_value and #keys == 2 and stored[1] == string.sub(ballot_value, 32) then
   call('DEL', keys[1])
-  call('PSETEX', keys[2], argv[#argv], string.sub(marked, 1, 16))
+  call('PSETEX', keys[2], argv[#argv], string.sub(ballot_value, 1, 16))
   return 1
 end
 
@@ -27,10 +27,10 @@ if #keys > 2 then stored = call('MGET', unpack(keys)) end
 local memory = tonumber(argv[#argv])
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
-local sent, first_token, owner, first_share = string.match(marked, '^(%d+) %d+ ql1 (%d+) (%S+) %S+ (%S+):1$')
+local sent, first_token, owner, first_share = string.match(ballot_value, '^(%d+) %d+ ql1 (%d+) (%S+) %S+ (%S+):1$')
 local plain = string.format('%s %s %s ', first_token, sent, first_share) -- where it is left out
 sent = tonumber(sent)
-local asked, answer, marks, is_free = {}, {now}, {}, {}
+local asked, answer, states, is_free = {}, {now}, {}, {}
 for i = 1, #KEYS / 2 do
   asked[i] = #argv > 2 and argv[i + 1] or '0'
   if not string.find(asked[i], ' ', 1, true) then asked[i] = plain .. asked[i] .. ' 0' end
@@ -40,19 +40,19 @@ end
 for k = 1, #KEYS, 2 do
   local lock, i = KEYS[k], (k + 1) / 2
   local value, text = stored[k], stored[k + 1]
-  local mark = mark_at(KEYS[k + 1], text, now)
+  local state = resource_state(KEYS[k + 1], text, now)
   local token, known, share = string.match(asked[i], '^(%d+) (%d+) (%S+)')
   local head = 'ql1 ' .. token .. ' ' .. owner .. ' '
   local honoured = 0
-  marks[i] = mark
+  states[i] = state
 
   if token == '0' then
     honoured = 1
     is_free[i] = call('EXISTS', lock) == 0
   elseif not value then
     is_free[i] = call('EXISTS', lock) == 0
-    local floor = mark and mark.highest > 0 and mark.highest or now - memory * 500
-    local is_last = mark and mark.last and string.sub(mark.last, 1, #head) == head
+    local floor = state and state.highest > 0 and state.highest or now - memory * 500
+    local is_last = state and state.last and string.sub(state.last, 1, #head) == head
     if is_free[i] and (is_last or tonumber(known) >= floor) then honoured = 1 end
   elseif string.sub(value, 1, #head) == head then
     honoured = 1
@@ -65,26 +65,26 @@ for k = 1, #KEYS, 2 do
     end
   end
   -- The last lease honoured here ends when its last share is released, whether or not its key is still here.
-  if mark and mark.last and string.sub(mark.last, 1, #head) == head then
-    local rest, found = string.gsub(mark.last, ' ' .. share .. ':%d+', '', 1)
+  if state and state.last and string.sub(state.last, 1, #head) == head then
+    local rest, found = string.gsub(state.last, ' ' .. share .. ':%d+', '', 1)
     if not string.find(rest, ' ', #head + 1, true) then
-      mark.set_last(nil)
+      state.set_last(nil)
     elseif found > 0 then
-      mark.set_last(rest, mark.last_end)
+      state.set_last(rest, state.last_end)
     end
   end
   answer[i + 1] = honoured
 end
 
 for i = 1, #KEYS / 2 do
-  local mark, token, ticket, place = marks[i], string.match(asked[i], '^(%d+) %d+ %S+ (%S+) (%d)$')
+  local state, token, ticket, place = states[i], string.match(asked[i], '^(%d+) %d+ %S+ (%S+) (%d)$')
   local waited = token == '0' -- No lease, so nothing that could be late.
-  if mark then
+  if state then
     -- A ballot further ahead than this node takes would be in the way of all others.
-    if not waited then mark.raise(math.min(sent, math.max(now, mark.highest) + memory * 500)) end
-    if place == '1' then mark.enter(ticket) else mark.leave(ticket) end
-    if is_free[i] and mark.reserved_from('-') == 0 then mark.call() end
-    mark.write(waited and redis.pcall or call, memory)
+    if not waited then state.raise_ballot(math.min(sent, math.max(now, state.highest) + memory * 500)) end
+    if place == '1' then state.enqueue(ticket) else state.dequeue(ticket) end
+    if is_free[i] and state.reserved_from('-') == 0 then state.call_next() end
+    state.write(waited and redis.pcall or call, memory)
   end
 end
 return answer

@@ -21,7 +21,7 @@ struct Words {
     value: String,
     lease: String,
     /// The ballot key while the lock is held: ballot, end, and a copy of the lock key.
-    marked: String,
+    ballot_value: String,
 }
 
 /// The one-line scripts of [`fan_out`](super::fan_out): a lock, and no value that distinguishes its holders.
@@ -42,8 +42,8 @@ pub const FENCED: Scripts = Scripts {
     release: "redis.call('MGET', KEYS[1], KEYS[2]) local gone = redis.call('DEL', KEYS[1]) \
               redis.call('PSETEX', KEYS[2], ARGV[2], string.sub(ARGV[1], 1, 16)) return gone",
     words: |it| {
-        let acquire = vec!["2", &it.key, &it.ballot_key, &it.marked, &it.lease];
-        [acquire, vec!["2", &it.key, &it.ballot_key, &it.marked, MEMORY]]
+        let acquire = vec!["2", &it.key, &it.ballot_key, &it.ballot_value, &it.lease];
+        [acquire, vec!["2", &it.key, &it.ballot_key, &it.ballot_value, MEMORY]]
     },
 };
 
@@ -51,16 +51,16 @@ pub const FENCED: Scripts = Scripts {
 pub const OWN: Scripts = Scripts {
     name: "scripts",
     acquire: concat!(
-        include_str!("../../../../src/node/lua/mark.lua"),
+        include_str!("../../../../src/node/lua/resource_state.lua"),
         include_str!("../../../../src/node/lua/hold.lua")
     ),
     release: concat!(
-        include_str!("../../../../src/node/lua/mark.lua"),
+        include_str!("../../../../src/node/lua/resource_state.lua"),
         include_str!("../../../../src/node/lua/release.lua")
     ),
     words: |it| {
-        let acquire = vec!["2", &it.key, &it.ballot_key, &it.marked, &it.lease, RECORD];
-        [acquire, vec!["2", &it.key, &it.ballot_key, &it.marked, MEMORY]]
+        let acquire = vec!["2", &it.key, &it.ballot_key, &it.ballot_value, &it.lease, RECORD];
+        [acquire, vec!["2", &it.key, &it.ballot_key, &it.ballot_value, MEMORY]]
     },
 };
 
@@ -85,7 +85,7 @@ impl Scripts {
             ballot_key: format!("{key}:ballot"),
             key,
             lease: LEASE.as_millis().to_string(),
-            marked: format!("{BALLOT} {END} ql1 {BALLOT} {owner} bench:1 {:016x}/1:1", rand::random::<u64>()),
+            ballot_value: format!("{BALLOT} {END} ql1 {BALLOT} {owner} bench:1 {:016x}/1:1", rand::random::<u64>()),
             value: owner,
         };
         let codes = [self.acquire, self.release].map(|code| Script::new(code).get_hash().to_owned());

@@ -1,19 +1,19 @@
-//! `mark.lua`, reimplemented in Rust: the highest ballot of a resource, the last lease until it is released, and the queue of
-//! the waiting requests.
+//! `resource_state.lua`, reimplemented in Rust: the highest ballot of a resource, the last lease until it is released, and its wait
+//! queue.
 
 use super::node::{Data, Store};
-use super::words::lua_number;
+use super::script_args::lua_number;
 
 const RESERVED_US: u64 = 100_000;
-const LIVES_MS: u64 = 5_000;
-const FRESH_MS: u64 = 1_000;
-const FULL: usize = 10_000;
-const PASSED_OVER: usize = 1_000;
+const QUEUE_LIFE_MS: u64 = 5_000;
+const RENEW_AFTER_MS: u64 = 1_000;
+const MOST_TICKETS: usize = 10_000;
+const MOST_POPPED: usize = 1_000;
 pub const DAY_MS: u64 = 86_400_000;
 
 /// `BALLOT` or `BALLOT END VALUE`, and ` | UNTIL=CALLED`; the tickets stand in a key of their own.
 #[derive(Clone, Debug)]
-pub struct Mark {
+pub struct ResourceState {
     key: Vec<u8>,
     queue: Vec<u8>,
     existed: bool,
@@ -77,10 +77,10 @@ pub fn lock_words(value: &[u8]) -> Option<([&[u8]; 3], &[u8])> {
     (!matches!(first, b' ' | b'\t'..=b'\r')).then_some((words, &rest[at - 1..]))
 }
 
-impl Mark {
+impl ResourceState {
     /// Returns `None` for a foreign key.
     pub fn at(key: &[u8], value: Option<&[u8]>) -> Option<Self> {
-        let mut mark = Self {
+        let mut state = Self {
             key: key.to_vec(),
             queue: [b"quorlock:queue:", key.get(16..).unwrap_or_default()].concat(),
             existed: value.is_some(),
@@ -93,14 +93,14 @@ impl Mark {
             until: 0,
             called: NONE.to_vec(),
         };
-        let Some(value) = value else { return Some(mark) };
+        let Some(value) = value else { return Some(state) };
         if let Some(highest) = lua_number(value).filter(|number| *number < f64::INFINITY) {
-            mark.highest = highest;
-            return Some(mark);
+            state.highest = highest;
+            return Some(state);
         }
         let (head, queue) = parted(value);
         if let Some(queue) = queue {
-            mark.queued = true;
+            state.queued = true;
             let parts =
                 queue.iter().position(|byte| *byte == b'=').map(|equals| (&queue[..equals], &queue[equals + 1..]));
             let is_solid =
@@ -108,24 +108,24 @@ impl Mark {
             if let Some((until, called)) = parts.filter(|(_, called)| is_solid(called))
                 && let Some(until) = digits(until)
             {
-                (mark.until, mark.called) = (until, called.to_vec());
+                (state.until, state.called) = (until, called.to_vec());
             }
         }
         match digits(head) {
-            Some(highest) => mark.highest = highest as f64,
+            Some(highest) => state.highest = highest as f64,
             None => {
                 let mut words = head.splitn(3, |byte| *byte == b' ');
-                mark.highest = digits(words.next()?)? as f64;
+                state.highest = digits(words.next()?)? as f64;
                 let end = digits(words.next()?)? as f64;
                 let last = words.next()?;
                 lock_words(last)?;
-                mark.last = Some((end, last.to_vec()));
+                state.last = Some((end, last.to_vec()));
             }
         }
-        Some(mark)
+        Some(state)
     }
 
-    pub fn raise(&mut self, ballot: f64) {
+    pub fn raise_ballot(&mut self, ballot: f64) {
         if ballot > self.highest {
             (self.highest, self.changed, self.renewed) = (ballot, true, true);
         }
@@ -135,29 +135,29 @@ impl Mark {
         (self.last, self.changed, self.renewed) = (last, true, true);
     }
 
-    /// Returns how long, in ms, the resource is reserved for another ticket than `me`.
+    /// Returns how long, in ms, the resource is reserved for another ticket than this one.
     pub fn reserved_from(&self, me: &[u8], now: u64) -> u64 {
         let left = self.until.saturating_sub(now);
         let is_reserved = self.called != NONE && self.called != me && left > 0 && left <= RESERVED_US;
         if is_reserved { left.div_ceil(1000) } else { 0 }
     }
 
-    pub fn enter(&mut self, store: &mut Store, me: &[u8], now: u64) {
+    pub fn enqueue(&mut self, store: &mut Store, me: &[u8], now: u64) {
         match store.data_mut(&self.queue, now) {
-            Some(Data::Queue(tickets)) if tickets.len() >= FULL => {}
+            Some(Data::Queue(tickets)) if tickets.len() >= MOST_TICKETS => {}
             Some(Data::Queue(tickets)) if tickets.iter().any(|(_, ticket)| ticket == me) => {}
             Some(Data::Queue(tickets)) => _ = tickets.insert((number(me), me.to_vec())),
             Some(_) => return,
             None => store.put(&self.queue, Data::Queue([(number(me), me.to_vec())].into()), None, now),
         }
-        if store.pttl(&self.queue, now) < (LIVES_MS - FRESH_MS).cast_signed() {
-            store.expire(&self.queue, LIVES_MS, now);
+        if store.pttl(&self.queue, now) < (QUEUE_LIFE_MS - RENEW_AFTER_MS).cast_signed() {
+            store.expire(&self.queue, QUEUE_LIFE_MS, now);
         }
         self.changed |= !self.queued;
         self.queued = true;
     }
 
-    pub fn leave(&mut self, me: &[u8]) {
+    pub fn dequeue(&mut self, me: &[u8]) {
         if self.called == me {
             (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
         }
@@ -180,13 +180,13 @@ impl Mark {
     }
 
     /// `publish` returns how many connections received the number on the channel.
-    pub fn call(&mut self, store: &mut Store, now: u64, publish: &mut dyn FnMut(&[u8], &[u8]) -> usize) {
+    pub fn call_next(&mut self, store: &mut Store, now: u64, publish: &mut dyn FnMut(&[u8], &[u8]) -> usize) {
         if !self.queued {
             return;
         }
         self.take_out(store, now);
         (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
-        for _ in 0..PASSED_OVER {
+        for _ in 0..MOST_POPPED {
             let Some(Data::Queue(tickets)) = store.data_mut(&self.queue, now) else { return };
             let first = tickets.pop_first();
             store.remove_empty(&self.queue);

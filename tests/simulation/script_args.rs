@@ -1,6 +1,6 @@
 //! The arguments of the scripts and the contents of keys, word by word.
 
-use super::tickets::lock_words;
+use super::resource_state::lock_words;
 
 /// Lua's `tonumber` of a string.
 pub fn lua_number(text: &[u8]) -> Option<f64> {
@@ -149,7 +149,7 @@ impl HoldOne<'_> {
 #[derive(Clone, Debug)]
 pub struct Hold<'b> {
     /// `NEXT END VALUE`
-    pub marked: &'b [u8],
+    pub ballot_value: &'b [u8],
     pub value: &'b [u8],
     pub owner: &'b [u8],
     pub label: &'b [u8],
@@ -164,14 +164,14 @@ pub struct Hold<'b> {
 }
 
 /// `NEXT END VALUE`, cut where the scripts cut it.
-fn cut(marked: &[u8]) -> Option<[&[u8]; 3]> {
-    Some([marked.get(..16)?, marked.get(17..30)?, marked.get(31..)?])
+fn cut(ballot_value: &[u8]) -> Option<[&[u8]; 3]> {
+    Some([ballot_value.get(..16)?, ballot_value.get(17..30)?, ballot_value.get(31..)?])
 }
 
 impl<'b> Hold<'b> {
     pub fn parse(argv: &[&'b [u8]]) -> Option<Self> {
-        let &[marked, lease, ref said @ .., record] = argv else { return None };
-        let [next, end, value] = cut(marked)?;
+        let &[ballot_value, lease, ref said @ .., record] = argv else { return None };
+        let [next, end, value] = cut(ballot_value)?;
         let (waits, resources) = said.split_first().map_or((&b"0"[..], said), |(waits, resources)| (*waits, resources));
         let parts = words(value);
         let &[_, _, owner, label, entry] = parts.as_slice() else { return None };
@@ -187,7 +187,7 @@ impl<'b> Hold<'b> {
         } else {
             resources.iter().map(one).collect::<Option<_>>()?
         };
-        Some(Self { marked, value, owner, label, lease, next, end, waits, resources, record, usual })
+        Some(Self { ballot_value, value, owner, label, lease, next, end, waits, resources, record, usual })
     }
 
     pub fn ticket(&self) -> &'b [u8] {
@@ -224,7 +224,7 @@ pub struct ReleaseOne<'b> {
 #[derive(Clone, Debug)]
 pub struct Release<'b> {
     /// `NEXT END VALUE`
-    pub marked: &'b [u8],
+    pub ballot_value: &'b [u8],
     pub value: &'b [u8],
     pub owner: &'b [u8],
     pub sent: &'b [u8],
@@ -234,8 +234,8 @@ pub struct Release<'b> {
 
 impl<'b> Release<'b> {
     pub fn parse(argv: &[&'b [u8]]) -> Option<Self> {
-        let &[marked, ref resources @ .., memory] = argv else { return None };
-        let [sent, _, value] = cut(marked)?;
+        let &[ballot_value, ref resources @ .., memory] = argv else { return None };
+        let [sent, _, value] = cut(ballot_value)?;
         let parts = words(value);
         let &[_, token, owner, _, entry] = parts.as_slice() else { return None };
         let one = |text: &&'b [u8]| match words(text).as_slice() {
@@ -255,6 +255,6 @@ impl<'b> Release<'b> {
         } else {
             resources.iter().map(one).collect::<Option<_>>()?
         };
-        Some(Self { marked, value, owner, sent, memory, resources })
+        Some(Self { ballot_value, value, owner, sent, memory, resources })
     }
 }
