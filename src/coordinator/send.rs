@@ -10,7 +10,7 @@ use super::core::Core;
 use super::lease::{Lease, State};
 use super::round::Round;
 use crate::environment::Moment;
-use crate::node::{self, Entry, Facts, LastEnd, Words};
+use crate::node::{self, Entry, Facts, LastEnd, RoundArgs};
 use crate::owner::Owner;
 use crate::protocol::{Ballot, Purpose};
 use crate::resource::Resource;
@@ -63,8 +63,8 @@ pub(super) fn hold_round(
     }
     let acquires = states.iter().any(|state| state.fresh);
     let ticket = ticket_of(leases, states);
-    let words = Words { owner, ballot, end, raised: end - shown };
-    let command = node::hold(&entries(leases, states), &words, length, &bid.waited_for);
+    let args = RoundArgs { owner, ballot, end, raised: end - shown };
+    let command = node::hold(&entries(leases, states), &args, length, &bid.waited_for);
     let facts = Facts { started, ballot, length, acquires };
     (Round::new(core, Purpose::Hold, facts, leases.to_vec(), ticket), command)
 }
@@ -87,7 +87,8 @@ pub(super) fn send_release(core: &Arc<Core>, leases: &[Arc<Lease>], states: &mut
     let started = core.now();
     let ballot = largest_sent(states);
     let end = states.first().map_or(0, |state| state.end);
-    let command = node::release(&entries(leases, states), &Words { owner: &leases[0].owner, ballot, end, raised: 0 });
+    let command =
+        node::release(&entries(leases, states), &RoundArgs { owner: &leases[0].owner, ballot, end, raised: 0 });
     let facts = Facts { started, ballot, length: Duration::ZERO, acquires: false };
     let round = Round::new(core, Purpose::Release, facts, leases.to_vec(), ticket_of(leases, states));
     round.send(&command);

@@ -79,8 +79,8 @@ fn evalsha<'a>(script: &Script, resources: impl ExactSizeIterator<Item = &'a Res
     command
 }
 
-/// What a round says of all its resources.
-pub(crate) struct Round<'a> {
+/// The arguments of a round that hold for all its resources.
+pub(crate) struct RoundArgs<'a> {
     pub(crate) owner: &'a Owner,
     /// The round's ballot; in a release, the largest that was sent.
     pub(crate) ballot: Ballot,
@@ -90,7 +90,7 @@ pub(crate) struct Round<'a> {
     pub(crate) raised: u64,
 }
 
-impl Round<'_> {
+impl RoundArgs<'_> {
     /// Returns what the ballot key is after this round if no other share holds the resource: `BALLOT END VALUE`, where VALUE is a
     /// copy of the lock key.
     fn ballot_value(&self, token: u64, share: Share, holds: u32) -> String {
@@ -101,7 +101,7 @@ impl Round<'_> {
 }
 
 /// Makes the command that gives these shares these holds (`hold.lua`). The record of the node is left to each connection.
-pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, waited_for: &[LastEnd]) -> Cmd {
+pub(crate) fn hold(entries: &[Entry<'_>], round: &RoundArgs<'_>, lease: Duration, waited_for: &[LastEnd]) -> Cmd {
     let mut command = evalsha(&HOLD, entries.iter().map(|entry| entry.resource));
     let no_share = Share { client: 0, lease: 0 };
     let ballot_value = match entries.first() {
@@ -142,7 +142,7 @@ pub(crate) fn hold(entries: &[Entry<'_>], round: &Round<'_>, lease: Duration, wa
 
 /// Makes the command that takes these shares away, so that no late message restores them (`release.lua`). How long ballots are
 /// kept is left to each connection.
-pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
+pub(crate) fn release(entries: &[Entry<'_>], round: &RoundArgs<'_>) -> Cmd {
     let mut command = evalsha(&RELEASE, entries.iter().map(|entry| entry.resource));
     let (token, share) =
         entries.first().map_or((0, Share { client: 0, lease: 0 }), |entry| (entry.lease.token.get(), entry.share));
@@ -151,7 +151,7 @@ pub(crate) fn release(entries: &[Entry<'_>], round: &Round<'_>) -> Cmd {
         |entry: &Entry<'_>| entry.fresh && entry.ticket.is_some_and(|ticket| ticket.waits_for(entry.resource));
     // No ballot key has the end 0. With it no node takes the usual case, which knows no tickets.
     let end = if entries.iter().any(keeps_place) { 0 } else { round.end };
-    command.arg(Round { end, ..*round }.ballot_value(token, share, 1));
+    command.arg(RoundArgs { end, ..*round }.ballot_value(token, share, 1));
     if let [Entry { lease, fresh: false, ticket, .. }] = entries
         && lease.known == round.ballot
     {

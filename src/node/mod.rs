@@ -39,7 +39,7 @@ use crate::environment::{Environment, Moment};
 use crate::error::{ClientError, NodeError};
 
 pub(crate) use address::NodeAddress;
-pub(crate) use commands::{Entry, LastEnd, Round as Words, hold, inspect, leave, millis, release};
+pub(crate) use commands::{Entry, LastEnd, RoundArgs, hold, inspect, leave, millis, release};
 pub(crate) use common::Common;
 use condition::Condition;
 pub(crate) use driver::Driver;
