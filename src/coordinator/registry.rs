@@ -14,11 +14,11 @@ use crate::resource::Resource;
 use crate::sync::locked;
 
 #[derive(Default)]
-pub(super) struct Registry(Mutex<HashMap<Resource, Claims>>);
+pub(super) struct Registry(Mutex<HashMap<Resource, Owners>>);
 
 /// What the owners of this process have of one resource.
 #[derive(Default)]
-struct Claims {
+struct Owners {
     held: ByOwner<Arc<Lease>>,
     /// A request of the owner is acquiring it. Another request of the owner waits until that has ended, and then re-enters.
     acquiring: ByOwner<Arc<Notify>>,
@@ -68,11 +68,11 @@ impl<T> ByOwner<T> {
     }
 }
 
-/// Changes the claims on a resource. Removes their entry if none is left.
-fn change(all: &mut HashMap<Resource, Claims>, resource: &Resource, with: impl FnOnce(&mut Claims)) {
-    if let Some(claims) = all.get_mut(resource) {
-        with(claims);
-        if claims.held.is_empty() && claims.acquiring.is_empty() {
+/// Changes the owners of a resource. Removes the entry of the resource when none is left.
+fn change(all: &mut HashMap<Resource, Owners>, resource: &Resource, with: impl FnOnce(&mut Owners)) {
+    if let Some(owners) = all.get_mut(resource) {
+        with(owners);
+        if owners.held.is_empty() && owners.acquiring.is_empty() {
             all.remove(resource);
         }
     }
@@ -85,11 +85,11 @@ impl Registry {
         let (mut all, owner) = (locked(&self.0), owner.number());
         let mut held = Vec::with_capacity(resources.len());
         for resource in resources {
-            let claims = all.get(resource);
-            if let Some(done) = claims.and_then(|claims| claims.acquiring.get(owner)) {
+            let owners = all.get(resource);
+            if let Some(done) = owners.and_then(|owners| owners.acquiring.get(owner)) {
                 return Err(Arc::clone(done).notified_owned());
             }
-            held.push(claims.and_then(|claims| claims.held.get(owner)).map(Arc::clone));
+            held.push(owners.and_then(|owners| owners.held.get(owner)).map(Arc::clone));
         }
         let done = Arc::new(Notify::new());
         let free = resources.iter().zip(&held).filter(|(_, lease)| lease.is_none());
@@ -103,9 +103,9 @@ impl Registry {
     /// Forgets a lease that this process does not hold any more.
     pub(super) fn remove(&self, lease: &Arc<Lease>) {
         let owner = lease.owner.number();
-        change(&mut locked(&self.0), &lease.resource, |claims| {
-            if claims.held.get(owner).is_some_and(|held| Arc::ptr_eq(held, lease)) {
-                claims.held.remove(owner);
+        change(&mut locked(&self.0), &lease.resource, |owners| {
+            if owners.held.get(owner).is_some_and(|held| Arc::ptr_eq(held, lease)) {
+                owners.held.remove(owner);
             }
         });
     }
@@ -135,9 +135,9 @@ impl Reservation {
         let resources = mem::take(&mut self.resources);
         let mut all = locked(&self.registry.0);
         for lease in leases.filter(|lease| resources.contains(&lease.resource)) {
-            let claims = all.entry(lease.resource.clone()).or_default();
-            claims.acquiring.remove(self.owner);
-            claims.held.add(self.owner, Arc::clone(lease));
+            let owners = all.entry(lease.resource.clone()).or_default();
+            owners.acquiring.remove(self.owner);
+            owners.held.add(self.owner, Arc::clone(lease));
         }
     }
 }
@@ -147,7 +147,7 @@ impl Drop for Reservation {
         if !self.resources.is_empty() {
             let mut all = locked(&self.registry.0);
             for resource in &self.resources {
-                change(&mut all, resource, |claims| claims.acquiring.remove(self.owner));
+                change(&mut all, resource, |owners| owners.acquiring.remove(self.owner));
             }
         }
         self.done.notify_waiters();
