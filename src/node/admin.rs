@@ -1,6 +1,6 @@
 //! Nodes as their administrator meets them: for the command's verbs that declare nodes. No part of the library's interface.
 //!
-//! A connection is made and checked as for a client, with the same URLs. It takes no part in locking: no claim is made, and
+//! A connection is made and checked as for a client, with the same URLs. It takes no part in locking: it takes no place of a node list, and
 //! nothing is written before it is asked for.
 
 use std::collections::HashMap;

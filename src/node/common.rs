@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::claims::{Claims, Listing};
 use super::clocks::NodeClocks;
 use super::health::Health;
 use super::life::Life;
+use super::places::{Listing, Places};
 use crate::environment::Environment;
 use crate::error::NodeError;
 use crate::protocol::{Newcomer, Wall, difference};
@@ -32,7 +32,7 @@ pub(crate) struct Common {
     learnt_lease: AtomicU64,
     /// The least of these longest leases, in µs.
     least_learnt: AtomicU64,
-    claims: Mutex<Claims>,
+    places: Mutex<Places>,
     has_conflict: AtomicBool,
     /// How many requests were sent again, behind scripts that their node had lost.
     resent: AtomicU64,
@@ -69,7 +69,7 @@ impl Common {
             used_lease: AtomicU64::new(0),
             learnt_lease: AtomicU64::new(0),
             least_learnt: AtomicU64::new(u64::MAX),
-            claims: Mutex::new(Claims::new(nodes)),
+            places: Mutex::new(Places::new(nodes)),
             has_conflict: AtomicBool::new(false),
             resent: AtomicU64::new(0),
             list_key,
@@ -149,15 +149,15 @@ impl Common {
             proven: self.longest_lease(),
             window: self.window,
             wall: self.wall() / 1000,
-            cluster: locked(&self.claims).cluster_of_others(index),
+            cluster: locked(&self.places).cluster_of_others(index),
         }
     }
 
     /// Changes or reads what is known of the servers at all places.
-    fn claims<T>(&self, with: impl FnOnce(&mut Claims) -> T) -> T {
-        let mut claims = locked(&self.claims);
-        let result = with(&mut claims);
-        self.has_conflict.store(claims.has_conflict(), Ordering::SeqCst);
+    fn places<T>(&self, with: impl FnOnce(&mut Places) -> T) -> T {
+        let mut places = locked(&self.places);
+        let result = with(&mut places);
+        self.has_conflict.store(places.has_conflict(), Ordering::SeqCst);
         result
     }
 
@@ -166,42 +166,42 @@ impl Common {
     /// # Errors
     ///
     /// Why it cannot be part of this list, or has no vote yet.
-    pub(super) fn claim(&self, index: usize, name: &Arc<str>, health: &Health) -> Result<Listing, NodeError> {
+    pub(super) fn reached(&self, index: usize, name: &Arc<str>, health: &Health) -> Result<Listing, NodeError> {
         let longest = self.longest_lease().max(self.usual_lease);
-        self.claims(|claims| claims.attempt(index, name, health, (self.environment.now(), longest)))
+        self.places(|places| places.attempt(index, name, health, (self.environment.now(), longest)))
     }
 
     /// Returns whether another server has this record. Then this server has the data of that one, whose replica it was.
     pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
-        locked(&self.claims).is_copy(index, health)
+        locked(&self.places).is_copy(index, health)
     }
 
     /// Notes that the connection of the latest attempt is used from now on.
     pub(super) fn connected(&self, index: usize) {
-        self.claims(|claims| claims.connected(index));
+        self.places(|places| places.connected(index));
         self.reachability.connected(index);
     }
 
     /// Notes that the connection in use has ended.
     pub(super) fn disconnected(&self, index: usize) {
-        self.claims(|claims| claims.disconnected(index, self.environment.now()));
+        self.places(|places| places.disconnected(index, self.environment.now()));
         self.reachability.disconnected(index);
     }
 
     /// Notes that the latest attempt is over, and that its connection, if any, is not used.
     pub(super) fn abandoned(&self, index: usize) {
-        self.claims(|claims| claims.abandoned(index));
+        self.places(|places| places.abandoned(index));
     }
 
     /// Notes that no server can be reached at this place.
     pub(super) fn unreachable(&self, index: usize) {
-        self.claims(|claims| claims.unreachable(index));
+        self.places(|places| places.unreachable(index));
     }
 
     /// Returns how many conflicts were found so far. What a connection made before the last one knows of its node may be out of
     /// date.
     pub(super) fn conflicts(&self) -> u64 {
-        locked(&self.claims).conflicts
+        locked(&self.places).conflicts
     }
 
     /// Returns why this client acquires nothing at all: its list is not that of its nodes.
@@ -209,7 +209,7 @@ impl Common {
         if !self.has_conflict.load(Ordering::SeqCst) {
             return None;
         }
-        locked(&self.claims).conflict(index)
+        locked(&self.places).conflict(index)
     }
 
     /// Notes that a request is sent again, as its node had lost the scripts. It leaves behind what was sent after it.

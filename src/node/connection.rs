@@ -20,10 +20,10 @@ use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::address::NodeAddress;
-use super::attempt::{Attempt, Made, panicked};
 use super::backlog::Backlog;
 use super::common::Common;
 use super::condition::Condition;
+use super::connect_attempt::{ConnectAttempt, Made, panicked};
 use super::inflight::{Inflight, MOST_IN_FLIGHT, MOST_OWED};
 use super::known::Wait;
 use super::pause;
@@ -63,7 +63,7 @@ pub(super) struct Connection {
     /// first attempt to make another has ended.
     owed: VecDeque<Request>,
     /// The next connection, when it is already being made.
-    attempt: Option<Attempt>,
+    attempt: Option<ConnectAttempt>,
     /// Why there is no connection; `None` until the first attempt ends, also after a connection that was good.
     down: Option<NodeError>,
     /// How long to wait before the next attempt.
@@ -141,8 +141,8 @@ impl Connection {
         LEAST_SILENCE_LIMIT.max(2 * self.common.timeout)
     }
 
-    fn begin(&self) -> Attempt {
-        Attempt::begin(self.index, &self.name, &self.address, &self.environment, &self.common)
+    fn begin(&self) -> ConnectAttempt {
+        ConnectAttempt::begin(self.index, &self.name, &self.address, &self.environment, &self.common)
     }
 
     /// Drops the attempt beside the connection in use.

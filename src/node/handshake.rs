@@ -7,11 +7,11 @@ use std::time::Duration;
 use redis::{Cmd, ConnectionAddr, RedisConnectionInfo, RedisError, Value};
 
 use super::address::NodeAddress;
-use super::claims::Listing;
 use super::commands;
 use super::common::Common;
 use super::health::{self, Health};
 use super::known::Known;
+use super::places::Listing;
 use super::server_error::{is_passing, node_error, said};
 use super::stream::RespStream;
 use crate::environment::{Environment, within};
@@ -54,7 +54,7 @@ async fn settle(
         if let Some((_, record)) = &health.record {
             common.learn_lease(record.longest);
         }
-        let nodes = match common.claim(index, name, &health)? {
+        let nodes = match common.reached(index, name, &health)? {
             Listing::Known => None,
             Listing::Write(nodes) => Some(nodes),
         };

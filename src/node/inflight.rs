@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use redis::Value;
 
-use super::attempt::Made;
 use super::commands;
 use super::common::Common;
+use super::connect_attempt::Made;
 use super::known::{Known, Wait};
 use super::pace::Pace;
 use super::request::{Facts, ReplyTo, Request, pack};

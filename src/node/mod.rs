@@ -3,13 +3,12 @@
 mod address;
 #[cfg(feature = "cli")]
 pub(crate) mod admin;
-mod attempt;
 mod backlog;
-mod claims;
 mod clocks;
 mod commands;
 mod common;
 mod condition;
+mod connect_attempt;
 mod connection;
 mod driver;
 #[cfg(test)]
@@ -21,6 +20,7 @@ mod known;
 mod life;
 mod pace;
 mod pause;
+mod places;
 #[cfg(test)]
 mod properties;
 mod replies;

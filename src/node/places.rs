@@ -10,7 +10,7 @@ use crate::protocol::{Moment, quorum};
 
 /// What is known of the server at one place.
 #[derive(Clone, Debug)]
-struct Claim {
+struct SeenServer {
     name: Arc<str>,
     run_id: String,
     /// It can be reached, as far as is known. Otherwise it is in the way of no other place.
@@ -28,23 +28,23 @@ struct Claim {
 struct Place {
     is_connected: bool,
     /// The server of the connection in use, or of the last one.
-    connected: Option<Claim>,
+    connected: Option<SeenServer>,
     /// The server that the latest attempt reached.
-    attempted: Option<Claim>,
+    attempted: Option<SeenServer>,
 }
 
 impl Place {
-    fn claims(&self) -> impl Iterator<Item = &Claim> {
+    fn servers(&self) -> impl Iterator<Item = &SeenServer> {
         self.connected.iter().chain(&self.attempted)
     }
 
     fn conflict(&self) -> Option<&NodeError> {
-        self.claims().find_map(|claim| claim.conflict.as_ref())
+        self.servers().find_map(|server| server.conflict.as_ref())
     }
 
     /// Returns whether it is known to agree with this client's list.
     fn agrees(&self) -> bool {
-        self.claims().next().is_some() && self.conflict().is_none()
+        self.servers().next().is_some() && self.conflict().is_none()
     }
 }
 
@@ -69,14 +69,14 @@ struct Departed {
 
 /// What is known of all places of the node list.
 #[derive(Debug)]
-pub(super) struct Claims {
+pub(super) struct Places {
     places: Vec<Place>,
     departed: Vec<Departed>,
     /// How many conflicts were found so far.
     pub(super) conflicts: u64,
 }
 
-impl Claims {
+impl Places {
     pub(super) fn new(nodes: usize) -> Self {
         Self {
             places: std::iter::repeat_with(Place::default).take(nodes).collect(),
@@ -85,19 +85,19 @@ impl Claims {
         }
     }
 
-    fn others(&self, index: usize) -> impl Iterator<Item = &Claim> {
+    fn others(&self, index: usize) -> impl Iterator<Item = &SeenServer> {
         let places = self.places.iter().enumerate().filter(move |(place, _)| *place != index);
-        places.flat_map(|(_, place)| place.claims())
+        places.flat_map(|(_, place)| place.servers())
     }
 
     /// Those of other places that can be reached.
-    fn reachable(&self, index: usize) -> impl Iterator<Item = &Claim> {
-        self.others(index).filter(|claim| claim.is_reachable)
+    fn reachable(&self, index: usize) -> impl Iterator<Item = &SeenServer> {
+        self.others(index).filter(|server| server.is_reachable)
     }
 
     /// Returns the name of another place at which this server is, or was when a lease began that may still be in force.
     fn place_of(&self, run_id: &str, index: usize) -> Option<&Arc<str>> {
-        let stands = self.reachable(index).find(|claim| claim.run_id == run_id).map(|claim| &claim.name);
+        let stands = self.reachable(index).find(|server| server.run_id == run_id).map(|server| &server.name);
         let stood = || self.departed.iter().find(|departed| departed.run_id == run_id && departed.place != index);
         stands.or_else(|| stood().map(|departed| &departed.name))
     }
@@ -117,13 +117,13 @@ impl Claims {
         self.departed.retain(|departed| now.since(departed.at) <= longest);
         let nodes = self.places.len();
         let place = &mut self.places[index];
-        let before = place.attempted.take().and_then(|claim| claim.conflict);
+        let before = place.attempted.take().and_then(|server| server.conflict);
         if !place.is_connected {
             place.connected = None;
         }
         let cluster = health.record.as_ref().and_then(|(_, record)| record.cluster);
         let same = self.place_of(&health.run_id, index);
-        let apart = self.reachable(index).find(|claim| claim.cluster.zip(cluster).is_some_and(|(a, b)| a != b));
+        let apart = self.reachable(index).find(|server| server.cluster.zip(cluster).is_some_and(|(a, b)| a != b));
         let conflict = match (same, health.listed, apart) {
             (Some(same), _, _) => return Err(NodeError::SameServer(same.to_string())),
             (_, Some(CHANGING..), _) => Some(NodeError::ListChanging),
@@ -131,7 +131,7 @@ impl Claims {
             (_, _, Some(other)) => Some(NodeError::OtherCluster { other: other.name.to_string() }),
             _ => None,
         };
-        self.places[index].attempted = Some(Claim {
+        self.places[index].attempted = Some(SeenServer {
             name: Arc::clone(name),
             run_id: health.run_id.clone(),
             is_reachable: true,
@@ -163,7 +163,7 @@ impl Claims {
     pub(super) fn disconnected(&mut self, index: usize, now: Moment) {
         let place = &mut self.places[index];
         place.is_connected = false;
-        if let Some(Claim { run_id, name, .. }) = &place.connected {
+        if let Some(SeenServer { run_id, name, .. }) = &place.connected {
             self.departed.retain(|departed| (departed.run_id.as_str(), departed.place) != (run_id, index));
             let (run_id, name) = (run_id.clone(), Arc::clone(name));
             self.departed.push(Departed { run_id, place: index, name, at: now });
@@ -182,10 +182,10 @@ impl Claims {
     /// taking the server away.
     pub(super) fn unreachable(&mut self, index: usize) {
         let place = &mut self.places[index];
-        for claim in [&mut place.connected, &mut place.attempted] {
-            claim.take_if(|claim| claim.conflict.is_some());
-            if let Some(claim) = claim {
-                claim.is_reachable = false;
+        for server in [&mut place.connected, &mut place.attempted] {
+            server.take_if(|server| server.conflict.is_some());
+            if let Some(server) = server {
+                server.is_reachable = false;
             }
         }
     }
@@ -193,14 +193,14 @@ impl Claims {
     /// Returns whether another server has this record. Then this server has the data of that one, whose replica it was.
     pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
         let word = health.record.as_ref().map(|(_, record)| record.word);
-        word.is_some() && self.others(index).any(|claim| claim.word == word && claim.run_id != health.run_id)
+        word.is_some() && self.others(index).any(|server| server.word == word && server.run_id != health.run_id)
     }
 
     /// Returns the cluster that a majority of the list is part of, without counting this node.
     pub(super) fn cluster_of_others(&self, index: usize) -> Option<u64> {
         let mut counts: HashMap<u64, usize> = HashMap::new();
         let others = self.places.iter().enumerate().filter(|(place, _)| *place != index);
-        for cluster in others.filter_map(|(_, place)| place.claims().next()?.cluster) {
+        for cluster in others.filter_map(|(_, place)| place.servers().next()?.cluster) {
             *counts.entry(cluster).or_default() += 1;
         }
         counts.into_iter().find(|(_, count)| *count >= quorum(self.places.len())).map(|(cluster, _)| cluster)
@@ -212,9 +212,9 @@ impl Claims {
 
     /// Returns why this client acquires nothing at all: its list is not that of its nodes.
     pub(super) fn conflict(&self, index: usize) -> Option<NodeError> {
-        let other = || self.places.iter().flat_map(Place::claims).find(|claim| claim.conflict.is_some());
+        let other = || self.places.iter().flat_map(Place::servers).find(|server| server.conflict.is_some());
         let own = self.places[index].conflict().cloned();
-        own.or_else(|| other().map(|claim| NodeError::NotAsked { node: claim.name.to_string() }))
+        own.or_else(|| other().map(|server| NodeError::NotAsked { node: server.name.to_string() }))
     }
 }
 
@@ -239,17 +239,17 @@ mod tests {
     }
 
     /// Three places, with a connection in use to a server of its own at each.
-    fn three() -> Claims {
-        let mut claims = Claims::new(3);
+    fn three() -> Places {
+        let mut places = Places::new(3);
         for (index, run_id) in ["a", "b", "c"].into_iter().enumerate() {
-            attempt(&mut claims, 0, index, &server(run_id, Some(3))).unwrap();
-            claims.connected(index);
+            attempt(&mut places, 0, index, &server(run_id, Some(3))).unwrap();
+            places.connected(index);
         }
-        claims
+        places
     }
 
-    fn attempt(claims: &mut Claims, at: u64, index: usize, server: &Health) -> Result<Listing, NodeError> {
-        claims.attempt(index, &name(index), server, (second(at), LONGEST))
+    fn attempt(places: &mut Places, at: u64, index: usize, server: &Health) -> Result<Listing, NodeError> {
+        places.attempt(index, &name(index), server, (second(at), LONGEST))
     }
 
     fn same_as(index: usize) -> Result<Listing, NodeError> {
@@ -258,33 +258,33 @@ mod tests {
 
     #[test]
     fn an_attempt_beside_a_connection_does_not_free_the_server_of_that_connection() {
-        let mut claims = three();
+        let mut places = three();
         let [a, b, d] = ["a", "b", "d"].map(|run_id| server(run_id, Some(3)));
-        assert_eq!(attempt(&mut claims, 1, 0, &b), same_as(1));
-        assert_eq!(attempt(&mut claims, 1, 0, &d), Ok(Listing::Known));
-        assert_eq!(attempt(&mut claims, 1, 1, &a), same_as(0));
-        assert_eq!(attempt(&mut claims, 1, 1, &d), same_as(0));
-        claims.abandoned(0);
-        assert_eq!(attempt(&mut claims, 1, 1, &a), same_as(0));
-        assert_eq!(attempt(&mut claims, 1, 1, &d), Ok(Listing::Known), "the attempt that reached it is over");
+        assert_eq!(attempt(&mut places, 1, 0, &b), same_as(1));
+        assert_eq!(attempt(&mut places, 1, 0, &d), Ok(Listing::Known));
+        assert_eq!(attempt(&mut places, 1, 1, &a), same_as(0));
+        assert_eq!(attempt(&mut places, 1, 1, &d), same_as(0));
+        places.abandoned(0);
+        assert_eq!(attempt(&mut places, 1, 1, &a), same_as(0));
+        assert_eq!(attempt(&mut places, 1, 1, &d), Ok(Listing::Known), "the attempt that reached it is over");
     }
 
     #[test]
     fn a_server_may_change_its_place_when_no_round_can_count_its_vote_at_the_old_one() {
         let [a, b] = ["a", "b"].map(|run_id| server(run_id, Some(3)));
         for is_swap in [false, true] {
-            let mut claims = three();
-            claims.disconnected(0, second(10));
-            claims.disconnected(1, second(10));
-            claims.unreachable(0);
-            assert_eq!(attempt(&mut claims, 70, 1, &a), same_as(0));
-            assert_eq!(attempt(&mut claims, 70, 1, &b), Ok(Listing::Known), "its own place");
+            let mut places = three();
+            places.disconnected(0, second(10));
+            places.disconnected(1, second(10));
+            places.unreachable(0);
+            assert_eq!(attempt(&mut places, 70, 1, &a), same_as(0));
+            assert_eq!(attempt(&mut places, 70, 1, &b), Ok(Listing::Known), "its own place");
             if is_swap {
-                assert_eq!(attempt(&mut claims, 71, 1, &a), Ok(Listing::Known));
-                assert_eq!(attempt(&mut claims, 71, 0, &b), Ok(Listing::Known));
+                assert_eq!(attempt(&mut places, 71, 1, &a), Ok(Listing::Known));
+                assert_eq!(attempt(&mut places, 71, 0, &b), Ok(Listing::Known));
             } else {
-                assert_eq!(attempt(&mut claims, 71, 1, &a), Ok(Listing::Known));
-                assert_eq!(attempt(&mut claims, 71, 0, &a), same_as(1));
+                assert_eq!(attempt(&mut places, 71, 1, &a), Ok(Listing::Known));
+                assert_eq!(attempt(&mut places, 71, 0, &a), same_as(1));
             }
         }
     }
@@ -297,53 +297,53 @@ mod tests {
 
     #[test]
     fn a_server_that_cannot_be_reached_refuses_no_new_cluster() {
-        let mut claims = Claims::new(3);
+        let mut places = Places::new(3);
         for (index, run_id) in ["a", "b", "c"].into_iter().enumerate() {
-            attempt(&mut claims, 0, index, &in_cluster(run_id, index as u64, 1)).unwrap();
-            claims.connected(index);
+            attempt(&mut places, 0, index, &in_cluster(run_id, index as u64, 1)).unwrap();
+            places.connected(index);
         }
         for index in 0..3 {
-            claims.disconnected(index, second(1));
+            places.disconnected(index, second(1));
         }
         let other = NodeError::OtherCluster { other: name(1).to_string() };
-        assert_eq!(attempt(&mut claims, 1, 0, &in_cluster("a", 0, 2)), Err(other));
+        assert_eq!(attempt(&mut places, 1, 0, &in_cluster("a", 0, 2)), Err(other));
         for index in [1, 2] {
-            claims.unreachable(index);
+            places.unreachable(index);
         }
-        assert_eq!(attempt(&mut claims, 1, 0, &in_cluster("a", 0, 2)), Ok(Listing::Known));
+        assert_eq!(attempt(&mut places, 1, 0, &in_cluster("a", 0, 2)), Ok(Listing::Known));
     }
 
     #[test]
     fn a_copy_is_another_server_with_the_record_of_one_that_may_be_away() {
-        let mut claims = Claims::new(3);
-        attempt(&mut claims, 0, 0, &in_cluster("a", 7, 1)).unwrap();
-        claims.connected(0);
-        claims.disconnected(0, second(1));
-        claims.unreachable(0);
-        assert!(claims.is_copy(1, &in_cluster("b", 7, 1)));
-        assert!(!claims.is_copy(1, &in_cluster("a", 7, 1)), "the same server at another place");
-        assert!(!claims.is_copy(0, &in_cluster("b", 7, 1)), "its own place");
-        assert!(!claims.is_copy(1, &server("b", None)));
+        let mut places = Places::new(3);
+        attempt(&mut places, 0, 0, &in_cluster("a", 7, 1)).unwrap();
+        places.connected(0);
+        places.disconnected(0, second(1));
+        places.unreachable(0);
+        assert!(places.is_copy(1, &in_cluster("b", 7, 1)));
+        assert!(!places.is_copy(1, &in_cluster("a", 7, 1)), "the same server at another place");
+        assert!(!places.is_copy(0, &in_cluster("b", 7, 1)), "its own place");
+        assert!(!places.is_copy(1, &server("b", None)));
     }
 
     #[test]
     fn a_conflict_stays_until_the_next_attempt() {
-        let mut claims = three();
+        let mut places = three();
         let other = NodeError::OtherList { ours: 3, theirs: 5 };
-        assert_eq!(attempt(&mut claims, 1, 0, &server("a", Some(5))), Err(other.clone()));
-        claims.abandoned(0);
-        assert_eq!(claims.conflict(0), Some(other));
-        assert_eq!(claims.conflict(1), Some(NodeError::NotAsked { node: "node 0".to_owned() }));
-        assert_eq!((claims.conflicts, claims.has_conflict()), (1, true));
-        assert_eq!(attempt(&mut claims, 1, 0, &server("a", Some(3))), Ok(Listing::Known));
-        assert!(!claims.has_conflict());
+        assert_eq!(attempt(&mut places, 1, 0, &server("a", Some(5))), Err(other.clone()));
+        places.abandoned(0);
+        assert_eq!(places.conflict(0), Some(other));
+        assert_eq!(places.conflict(1), Some(NodeError::NotAsked { node: "node 0".to_owned() }));
+        assert_eq!((places.conflicts, places.has_conflict()), (1, true));
+        assert_eq!(attempt(&mut places, 1, 0, &server("a", Some(3))), Ok(Listing::Known));
+        assert!(!places.has_conflict());
     }
 
     #[test]
     fn a_list_is_written_when_a_majority_knows_of_no_other() {
-        let mut claims = Claims::new(3);
-        assert_eq!(attempt(&mut claims, 0, 0, &server("a", None)), Err(NodeError::Unlisted));
-        assert_eq!(attempt(&mut claims, 0, 1, &server("b", None)), Ok(Listing::Write(3)));
-        assert_eq!(attempt(&mut claims, 0, 0, &server("a", None)), Ok(Listing::Write(3)));
+        let mut places = Places::new(3);
+        assert_eq!(attempt(&mut places, 0, 0, &server("a", None)), Err(NodeError::Unlisted));
+        assert_eq!(attempt(&mut places, 0, 1, &server("b", None)), Ok(Listing::Write(3)));
+        assert_eq!(attempt(&mut places, 0, 0, &server("a", None)), Ok(Listing::Write(3)));
     }
 }

@@ -32,9 +32,9 @@ pub(super) struct Made {
 }
 
 /// An attempt under way. Dropping it ends it.
-pub(super) struct Attempt(Pin<Box<dyn Future<Output = Result<Made, NodeError>> + Send>>);
+pub(super) struct ConnectAttempt(Pin<Box<dyn Future<Output = Result<Made, NodeError>> + Send>>);
 
-impl Attempt {
+impl ConnectAttempt {
     /// Begins an attempt, which does nothing before it is polled.
     pub(super) fn begin(
         index: usize,
@@ -48,8 +48,8 @@ impl Attempt {
         let limit = LEAST_LIMIT.max(2 * common.timeout);
         Self(Box::pin(async move {
             let began = environment.now();
-            let introduced = handshake(environment.as_ref(), &address, &common, index, &name, limit);
-            match AssertUnwindSafe(introduced).catch_unwind().await {
+            let connecting = handshake(environment.as_ref(), &address, &common, index, &name, limit);
+            match AssertUnwindSafe(connecting).catch_unwind().await {
                 Ok(made) => made.map(|(stream, known)| Made {
                     stream,
                     known,
@@ -62,7 +62,7 @@ impl Attempt {
     }
 }
 
-impl Future for Attempt {
+impl Future for ConnectAttempt {
     type Output = Result<Made, NodeError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
