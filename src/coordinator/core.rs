@@ -22,9 +22,9 @@ const TRUSTED_LEAD: Duration = Duration::from_secs(60);
 /// A runtime that does nothing for a shorter time may just be busy.
 const STALLED: Duration = Duration::from_millis(100);
 
-/// Replaces a number. Returns the old one.
-fn raise(line: &AtomicU64, next: impl Fn(u64) -> u64) -> u64 {
-    line.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).unwrap_or_else(|last| last)
+/// Advances a counter by `next`. Returns its value before.
+fn advance(counter: &AtomicU64, next: impl Fn(u64) -> u64) -> u64 {
+    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).unwrap_or_else(|last| last)
 }
 
 /// What leases, rounds and tasks share.
@@ -156,7 +156,7 @@ impl Core {
     pub(crate) fn ticket(&self) -> Arc<Ticket> {
         let now = self.common.clocks.median(self.now()).unwrap_or_else(|| self.wall());
         let next = |last: u64| now.max(last + 1);
-        let number = next(raise(&self.last_ticket, next));
+        let number = next(advance(&self.last_ticket, next));
         self.common.tickets.issue(number, self.common.client, self.settings.quorum)
     }
 
@@ -182,8 +182,8 @@ impl Core {
         }
     }
 
-    /// Returns what a node would take that has seen no ballot, and whose clock agrees with this machine's.
-    pub(crate) fn room(&self) -> AcceptedBallots {
+    /// Returns the ballots that a node would take that has seen none, and whose clock agrees with this machine's.
+    pub(crate) fn accepted_by_fresh_node(&self) -> AcceptedBallots {
         let window = u64::try_from(self.common.window.as_micros()).unwrap_or(u64::MAX);
         AcceptedBallots { floor: Ballot::ZERO, clock: self.wall(), window }
     }
@@ -198,9 +198,9 @@ impl Core {
         let trusted = wall.saturating_add(u64::try_from(TRUSTED_LEAD.as_micros()).unwrap_or(0));
         let pull = if floor.get() <= trusted { floor.get() } else { 0 };
         let propose = |last: u64| protocol::propose(last.max(pull), wall);
-        let proposed = propose(raise(&self.last_ballot, propose));
+        let proposed = propose(advance(&self.last_ballot, propose));
         let ahead = |last: u64| protocol::propose(last.max(floor.get()), proposed);
-        let proposed = ahead(raise(owner.last_ballot(), ahead));
+        let proposed = ahead(advance(owner.last_ballot(), ahead));
         // Nodes take no ballot that is far ahead of their clocks, so the limit is centuries away.
         Ballot::from_wire(proposed).unwrap_or(floor)
     }

@@ -25,16 +25,16 @@ struct Pieces {
 }
 
 impl AsyncRead for Pieces {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.waits = !self.waits;
         if self.waits || self.left.is_empty() {
             return Poll::Pending;
         }
         let Some(mut piece) = self.left.pop_front() else { return Poll::Pending };
-        if piece.len() > room.remaining() {
-            self.left.push_front(piece.split_off(room.remaining()));
+        if piece.len() > buffer.remaining() {
+            self.left.push_front(piece.split_off(buffer.remaining()));
         }
-        room.put_slice(&piece);
+        buffer.put_slice(&piece);
         Poll::Ready(Ok(()))
     }
 }

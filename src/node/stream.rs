@@ -23,7 +23,7 @@ pub(super) const READ_BYTES: usize = 8192;
 /// How many bytes are read from one node before the others have their turn.
 pub(super) const MOST_READ_BYTES: usize = 1 << 16;
 
-/// More room than this is given back once it is not needed any more.
+/// A buffer larger than this is given back once it is not needed any more.
 const KEPT_BUFFER_BYTES: usize = 1 << 16;
 
 pub(super) struct RespStream {
@@ -37,12 +37,12 @@ pub(super) struct RespStream {
     taken: usize,
     /// Of what follows.
     scan: Scan,
-    room: Box<[u8]>,
+    buffer: Box<[u8]>,
 }
 
 impl RespStream {
     pub(super) fn new(stream: Box<dyn Stream>) -> Self {
-        let room = vec![0; READ_BYTES].into_boxed_slice();
+        let buffer = vec![0; READ_BYTES].into_boxed_slice();
         Self {
             stream,
             output: Vec::new(),
@@ -51,7 +51,7 @@ impl RespStream {
             input: Vec::new(),
             taken: 0,
             scan: Scan::new(Most::USUAL),
-            room,
+            buffer,
         }
     }
 
@@ -123,14 +123,14 @@ impl RespStream {
             if *budget == 0 {
                 return Ok(None);
             }
-            let mut room = ReadBuf::new(&mut self.room);
-            match Pin::new(&mut self.stream).poll_read(cx, &mut room) {
-                Poll::Ready(Ok(())) if room.filled().is_empty() => {
+            let mut buffer = ReadBuf::new(&mut self.buffer);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
                     return Err(NodeError::Disconnected("closed by the server".to_owned()));
                 }
                 Poll::Ready(Ok(())) => {
-                    *budget = budget.saturating_sub(room.filled().len());
-                    self.input.extend_from_slice(room.filled());
+                    *budget = budget.saturating_sub(buffer.filled().len());
+                    self.input.extend_from_slice(buffer.filled());
                 }
                 Poll::Ready(Err(error)) => return Err(broken(&error)),
                 Poll::Pending => return Ok(None),

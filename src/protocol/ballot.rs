@@ -56,22 +56,22 @@ impl AcceptedBallots {
 }
 
 /// Returns the smallest floor, from the ballot `used` up, above which `quorum` nodes would take a proposal, as far as their
-/// answers tell. Only if the nodes that answered are not enough, each of the others is taken to accept what `unheard` says.
+/// answers tell. Only if the nodes that answered are not enough, each of the others is taken to accept what `assumed` says.
 ///
 /// It deliberately does not chase the largest floor: one node with a broken clock would otherwise drag every proposal to
 /// where all the other nodes refuse it.
 pub(crate) fn floor_for_a_quorum(
-    heard: &[AcceptedBallots],
+    answered: &[AcceptedBallots],
     unanswered: usize,
-    unheard: AcceptedBallots,
+    assumed: AcceptedBallots,
     used: Ballot,
     quorum: usize,
 ) -> Option<Ballot> {
-    let mut floors: Vec<Ballot> = heard.iter().map(|room| room.floor.max(used)).collect();
+    let mut floors: Vec<Ballot> = answered.iter().map(|node| node.floor.max(used)).collect();
     floors.sort_unstable();
-    let heard_takes = |ballot| heard.iter().filter(|room| room.takes(ballot)).count();
-    let all_take = |ballot| heard_takes(ballot) + if unheard.takes(ballot) { unanswered } else { 0 };
-    let surely = floors.iter().find(|floor| heard_takes(floor.0 + 1) >= quorum);
+    let answered_take = |ballot| answered.iter().filter(|node| node.takes(ballot)).count();
+    let all_take = |ballot| answered_take(ballot) + if assumed.takes(ballot) { unanswered } else { 0 };
+    let surely = floors.iter().find(|floor| answered_take(floor.0 + 1) >= quorum);
     surely.or_else(|| floors.iter().find(|floor| all_take(floor.0 + 1) >= quorum)).copied()
 }
 
@@ -139,62 +139,65 @@ mod tests {
     const NOW: u64 = 1_790_000_000_000_000;
     const HOUR: u64 = 3_600_000_000;
 
-    fn room(floor: u64, clock: u64) -> AcceptedBallots {
+    fn accepting(floor: u64, clock: u64) -> AcceptedBallots {
         AcceptedBallots { floor: Ballot(floor), clock, window: HOUR / 2 }
     }
 
-    fn floor(heard: &[AcceptedBallots], unanswered: usize, quorum: usize) -> Option<u64> {
-        floor_for_a_quorum(heard, unanswered, room(0, NOW), Ballot(NOW - 1), quorum).map(Ballot::get)
+    fn floor(answered: &[AcceptedBallots], unanswered: usize, quorum: usize) -> Option<u64> {
+        floor_for_a_quorum(answered, unanswered, accepting(0, NOW), Ballot(NOW - 1), quorum).map(Ballot::get)
     }
 
     #[test]
     fn a_node_takes_more_than_its_floor_and_up_to_half_an_hour_ahead_of_its_clock() {
         const HALF: u64 = HOUR / 2;
         let table = [
-            (room(NOW, NOW), NOW - 1, false),
-            (room(NOW, NOW), NOW, false),
-            (room(NOW, NOW), NOW + 1, true),
-            (room(NOW, NOW), NOW + HALF, true),
-            (room(NOW, NOW), NOW + HALF + 1, false),
-            (room(0, NOW - HALF), NOW, true),
-            (room(0, NOW - HALF), NOW + 1, false),
-            (room(0, u64::MAX), NOW, true),
+            (accepting(NOW, NOW), NOW - 1, false),
+            (accepting(NOW, NOW), NOW, false),
+            (accepting(NOW, NOW), NOW + 1, true),
+            (accepting(NOW, NOW), NOW + HALF, true),
+            (accepting(NOW, NOW), NOW + HALF + 1, false),
+            (accepting(0, NOW - HALF), NOW, true),
+            (accepting(0, NOW - HALF), NOW + 1, false),
+            (accepting(0, u64::MAX), NOW, true),
         ];
-        for (room, ballot, takes) in table {
-            assert_eq!(room.takes(ballot), takes, "{room:?} and {ballot}");
+        for (accepted, ballot, takes) in table {
+            assert_eq!(accepted.takes(ballot), takes, "{accepted:?} and {ballot}");
         }
     }
 
     #[test]
     fn stale_answers_raise_the_next_proposal_just_past_a_quorum() {
-        assert_eq!(floor(&[room(NOW, NOW), room(NOW, NOW), room(NOW, NOW)], 0, 2), Some(NOW));
-        assert_eq!(floor(&[room(NOW + 3, NOW), room(NOW + 9, NOW), room(NOW + 5, NOW)], 0, 2), Some(NOW + 5));
-        assert_eq!(floor(&[room(0, NOW), room(0, NOW), room(NOW + 9, NOW)], 0, 3), Some(NOW + 9));
-        assert_eq!(floor(&[room(NOW, NOW)], 0, 2), None);
+        assert_eq!(floor(&[accepting(NOW, NOW), accepting(NOW, NOW), accepting(NOW, NOW)], 0, 2), Some(NOW));
+        assert_eq!(
+            floor(&[accepting(NOW + 3, NOW), accepting(NOW + 9, NOW), accepting(NOW + 5, NOW)], 0, 2),
+            Some(NOW + 5)
+        );
+        assert_eq!(floor(&[accepting(0, NOW), accepting(0, NOW), accepting(NOW + 9, NOW)], 0, 3), Some(NOW + 9));
+        assert_eq!(floor(&[accepting(NOW, NOW)], 0, 2), None);
         assert_eq!(floor(&[], 0, 1), None);
     }
 
     #[test]
     fn a_node_that_has_not_answered_may_take_a_sensible_proposal() {
-        assert_eq!(floor(&[room(NOW + 1, NOW)], 1, 2), Some(NOW + 1));
+        assert_eq!(floor(&[accepting(NOW + 1, NOW)], 1, 2), Some(NOW + 1));
         assert_eq!(
-            floor(&[room(NOW + 1, NOW), room(NOW + 5, NOW), room(NOW + 3, NOW)], 2, 3),
+            floor(&[accepting(NOW + 1, NOW), accepting(NOW + 5, NOW), accepting(NOW + 3, NOW)], 2, 3),
             Some(NOW + 5),
             "those that were heard are enough"
         );
-        assert_eq!(floor(&[room(NOW + HOUR, NOW + HOUR)], 1, 2), None, "but not one of an hour ahead");
+        assert_eq!(floor(&[accepting(NOW + HOUR, NOW + HOUR)], 1, 2), None, "but not one of an hour ahead");
     }
 
     #[test]
     fn a_node_that_is_behind_is_left_behind() {
-        let behind = room(0, NOW - HOUR);
-        assert_eq!(floor(&[behind, room(0, NOW), room(NOW + 7, NOW)], 0, 2), Some(NOW + 7));
+        let behind = accepting(0, NOW - HOUR);
+        assert_eq!(floor(&[behind, accepting(0, NOW), accepting(NOW + 7, NOW)], 0, 2), Some(NOW + 7));
     }
 
     #[test]
     fn broken_clocks_are_not_chased() {
-        let broken = room(NOW + HOUR, NOW + HOUR);
-        let sound = room(0, NOW);
+        let broken = accepting(NOW + HOUR, NOW + HOUR);
+        let sound = accepting(0, NOW);
         assert_eq!(floor(&[sound, sound, broken, broken], 0, 3), None);
         assert_eq!(floor(&[sound, sound, sound, broken, broken], 0, 3), Some(NOW - 1));
         assert_eq!(floor(&[broken, broken, broken, sound, sound], 0, 3), Some(NOW + HOUR), "unless a quorum agrees");

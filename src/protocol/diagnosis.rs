@@ -18,10 +18,10 @@ pub(crate) struct FailedRound<'a> {
     pub(crate) ahead: usize,
     /// A node has seen a newer ballot.
     pub(crate) is_stale: bool,
-    /// What the nodes that answered would take.
-    pub(crate) rooms: &'a [AcceptedBallots],
-    /// What a node would take that has seen no ballot, and whose clock agrees with this machine's.
-    pub(crate) own_room: AcceptedBallots,
+    /// The ballots that the nodes that answered would take.
+    pub(crate) accepted: &'a [AcceptedBallots],
+    /// The ballots that a node would take that has seen none, and whose clock agrees with this machine's.
+    pub(crate) accepted_by_fresh_node: AcceptedBallots,
     /// The longest for which a node keeps the resource for another request.
     pub(crate) kept: Option<Duration>,
     pub(crate) holder: Option<MostNamed>,
@@ -88,7 +88,8 @@ impl FailedRound<'_> {
             VoteResult::Lost => self.nodes - self.tally.votes() - self.refusals - self.tally.unheard_votes(),
             VoteResult::Pending | VoteResult::Won => 0,
         };
-        let floor = floor_for_a_quorum(self.rooms, unanswered, self.own_room, self.ballot, self.quorum);
+        let floor =
+            floor_for_a_quorum(self.accepted, unanswered, self.accepted_by_fresh_node, self.ballot, self.quorum);
         floor.map(RetryAdvice::Above)
     }
 
@@ -123,7 +124,7 @@ mod tests {
         Ballot::from_wire(number).unwrap()
     }
 
-    fn room(floor: u64) -> AcceptedBallots {
+    fn accepting(floor: u64) -> AcceptedBallots {
         AcceptedBallots { floor: ballot(floor), clock: NOW, window: 1_000_000 }
     }
 
@@ -147,8 +148,8 @@ mod tests {
             refusals: no,
             ahead: 0,
             is_stale: false,
-            rooms: &[],
-            own_room: room(0),
+            accepted: &[],
+            accepted_by_fresh_node: accepting(0),
             kept: None,
             holder: None,
         }
@@ -190,8 +191,8 @@ mod tests {
     #[test]
     fn a_stale_ballot_is_replaced_by_one_that_a_majority_takes() {
         let above = |floor| (Diagnosis::Contended, RetryAdvice::Above(ballot(floor)));
-        let stale = |rooms, round| FailedRound { is_stale: true, rooms, ..round };
-        let three = [room(NOW + 5), room(NOW + 9), room(NOW + 7)];
+        let stale = |accepted, round| FailedRound { is_stale: true, accepted, ..round };
+        let three = [accepting(NOW + 5), accepting(NOW + 9), accepting(NOW + 7)];
         for verdict in [VoteResult::Lost, VoteResult::Pending] {
             assert_eq!(stale(&three, round(verdict, 0, 3, 0)).diagnose(), above(NOW + 9), "three are enough");
         }
@@ -207,7 +208,7 @@ mod tests {
             raced,
             "two have not answered in time"
         );
-        let not_stale = FailedRound { rooms: &three, holder: Some(named(3)), ..round(VoteResult::Lost, 0, 3, 0) };
+        let not_stale = FailedRound { accepted: &three, holder: Some(named(3)), ..round(VoteResult::Lost, 0, 3, 0) };
         assert_eq!(not_stale.diagnose(), HELD);
     }
 

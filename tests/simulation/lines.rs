@@ -102,11 +102,11 @@ impl World {
         self.conns[conn].broken
     }
 
-    /// Copies received bytes into `room`. Returns their number, or 0 when there are none yet.
-    pub fn read(&mut self, conn: usize, room: &mut tokio::io::ReadBuf<'_>) -> usize {
+    /// Copies received bytes into `buffer`. Returns their number, or 0 when there are none yet.
+    pub fn read(&mut self, conn: usize, buffer: &mut tokio::io::ReadBuf<'_>) -> usize {
         let conn = &mut self.conns[conn];
-        let some = (conn.received.len() - conn.read).min(room.remaining());
-        room.put_slice(&conn.received[conn.read..conn.read + some]);
+        let some = (conn.received.len() - conn.read).min(buffer.remaining());
+        buffer.put_slice(&conn.received[conn.read..conn.read + some]);
         conn.read += some;
         if conn.read == conn.received.len() {
             conn.received.clear();

@@ -166,10 +166,10 @@ impl Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         ready!(self.turn(cx));
         let mut world = lock(&self.world);
-        if world.read(self.conn, room) > 0 {
+        if world.read(self.conn, buffer) > 0 {
             return Poll::Ready(Ok(()));
         }
         if world.is_broken(self.conn) {

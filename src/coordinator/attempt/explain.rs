@@ -47,8 +47,8 @@ impl Attempt {
             refusals: refusals.len(),
             ahead: refusals.iter().filter(|refusal| matches!(refusal, Refusal::Ahead { .. })).count(),
             is_stale,
-            rooms: &if is_stale { round.rooms() } else { Vec::new() },
-            own_room: core.room(),
+            accepted: &if is_stale { round.accepted_ballots() } else { Vec::new() },
+            accepted_by_fresh_node: core.accepted_by_fresh_node(),
             kept: kept.max(),
             holder: holder.as_ref().map(|(by, free_in, votes)| MostNamed {
                 votes: *votes,

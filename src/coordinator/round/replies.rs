@@ -22,17 +22,17 @@ impl Round {
 
     /// Returns which ballots the nodes that answered would take. A node that granted has shown no clock, so this machine's is
     /// taken for it.
-    pub(crate) fn rooms(&self) -> Vec<AcceptedBallots> {
-        let like_us = self.core.room();
-        let room = |vote: &Vote| match vote {
-            Vote::Yes => Some(like_us),
-            Vote::No(Refusal::Ahead { clock }) => Some(AcceptedBallots { clock: *clock, ..like_us }),
+    pub(crate) fn accepted_ballots(&self) -> Vec<AcceptedBallots> {
+        let fresh = self.core.accepted_by_fresh_node();
+        let accepted = |vote: &Vote| match vote {
+            Vote::Yes => Some(fresh),
+            Vote::No(Refusal::Ahead { clock }) => Some(AcceptedBallots { clock: *clock, ..fresh }),
             Vote::No(Refusal::Stale { floor, clock }) => {
-                Some(AcceptedBallots { floor: *floor, clock: *clock, ..like_us })
+                Some(AcceptedBallots { floor: *floor, clock: *clock, ..fresh })
             }
             _ => None,
         };
-        locked(&self.replies).votes().filter_map(room).collect()
+        locked(&self.replies).votes().filter_map(accepted).collect()
     }
 
     /// Returns the ends of leases that were not released, and how long these leases may be in force.

@@ -18,8 +18,8 @@ fn ballot() -> impl Strategy<Value = Ballot> {
     number().prop_map(|number| Ballot::from_wire(number).expect("of this century"))
 }
 
-fn takes(room: &AcceptedBallots, number: u64) -> bool {
-    room.floor.get() < number && number <= room.clock + WINDOW
+fn takes(node: &AcceptedBallots, number: u64) -> bool {
+    node.floor.get() < number && number <= node.clock + WINDOW
 }
 
 proptest! {
@@ -36,16 +36,16 @@ proptest! {
 
     #[test]
     fn a_quorum_may_take_what_follows_the_floor_and_is_not_known_to_take_less(
-        heard in prop::collection::vec((ballot(), number()), 0..=SEVERAL),
+        answered in prop::collection::vec((ballot(), number()), 0..=SEVERAL),
         unanswered in 0..3_usize,
         quorum in 1..=SEVERAL / 2 + 1,
         (used, probe) in (ballot(), number()),
     ) {
-        let heard: Vec<AcceptedBallots> = heard.into_iter().map(|(floor, clock)| AcceptedBallots { floor, clock, window: WINDOW }).collect();
-        let known = |number| heard.iter().filter(|room| takes(room, number)).count();
+        let answered: Vec<AcceptedBallots> = answered.into_iter().map(|(floor, clock)| AcceptedBallots { floor, clock, window: WINDOW }).collect();
+        let known = |number| answered.iter().filter(|node| takes(node, number)).count();
         let like_us = AcceptedBallots { floor: Ballot::ZERO, clock: NOW, window: WINDOW };
         let hoped = |number| known(number) + if takes(&like_us, number) { unanswered } else { 0 };
-        match floor_for_a_quorum(&heard, unanswered, like_us, used, quorum) {
+        match floor_for_a_quorum(&answered, unanswered, like_us, used, quorum) {
             Some(floor) => {
                 prop_assert!(floor >= used);
                 prop_assert!(hoped(floor.get() + 1) >= quorum);
