@@ -151,8 +151,8 @@ impl Lease {
     /// Returns whether this node may hold something of it that a release takes away. A ticket keeps its place while its request
     /// tries again.
     pub(crate) fn may_hold_state(&self, node: usize) -> bool {
-        let is_in_line = || self.ticket.as_ref().is_some_and(|ticket| ticket.may_be_on(node)) && !self.state().fresh;
-        self.sent_to.load(Ordering::Relaxed) & (1 << node) != 0 || is_in_line()
+        let is_queued = || self.ticket.as_ref().is_some_and(|ticket| ticket.may_be_on(node)) && !self.state().fresh;
+        self.sent_to.load(Ordering::Relaxed) & (1 << node) != 0 || is_queued()
     }
 
     /// Returns whether its end takes this ticket from the wait queues.

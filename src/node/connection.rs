@@ -24,7 +24,7 @@ use super::backlog::Backlog;
 use super::common::Common;
 use super::condition::Condition;
 use super::connect_attempt::{ConnectAttempt, Made, panicked};
-use super::inflight::{Inflight, MOST_IN_FLIGHT, MOST_OWED};
+use super::inflight::{Inflight, MOST_IN_FLIGHT, MOST_UNACKNOWLEDGED};
 use super::known::Wait;
 use super::pause;
 use super::request::{Message, ReplyTo, Request};
@@ -61,7 +61,7 @@ pub(super) struct Connection {
     early: Backlog,
     /// Releases that the node has not acknowledged, in order, and what else was under way on a connection that broke, until the
     /// first attempt to make another has ended.
-    owed: VecDeque<Request>,
+    unacknowledged: VecDeque<Request>,
     /// The next connection, when it is already being made.
     attempt: Option<ConnectAttempt>,
     /// Why there is no connection; `None` until the first attempt ends, also after a connection that was good.
@@ -91,7 +91,7 @@ impl Connection {
             requests,
             condition,
             early: Backlog::new(index),
-            owed: VecDeque::new(),
+            unacknowledged: VecDeque::new(),
             attempt: None,
             down: None,
             pause: Duration::ZERO,
@@ -118,7 +118,7 @@ impl Connection {
                 Message::Close => {}
             }
         }
-        for request in self.early.take().into_iter().chain(mem::take(&mut self.owed)) {
+        for request in self.early.take().into_iter().chain(mem::take(&mut self.unacknowledged)) {
             request.reply_to.answer(self.index, Err(ClientError::RuntimeEnded.into()));
         }
     }
@@ -132,7 +132,7 @@ impl Connection {
     /// Notes that there is no connection, and answers what waits for one.
     fn is_away(&mut self, why: NodeError) {
         self.is_down(why);
-        for request in mem::take(&mut self.owed).into_iter().chain(self.early.take()) {
+        for request in mem::take(&mut self.unacknowledged).into_iter().chain(self.early.take()) {
             self.turn_away(request);
         }
     }
@@ -188,7 +188,7 @@ impl Connection {
     async fn meanwhile<T>(&mut self, awaited: impl Future<Output = T>) -> Option<T> {
         let mut awaited = pin!(awaited);
         loop {
-            let may_send = self.down.is_none() && !(self.owed.is_empty() && self.early.is_empty());
+            let may_send = self.down.is_none() && !(self.unacknowledged.is_empty() && self.early.is_empty());
             if self.closing && !may_send {
                 return None;
             }
@@ -220,7 +220,7 @@ impl Connection {
     /// Answers a request without a connection, unless it is a release that the node must still get.
     fn turn_away(&mut self, request: Request) {
         match &request.reply_to {
-            ReplyTo::Release(round) if round.may_hold_state(self.index) => self.owe(request),
+            ReplyTo::Release(round) if round.may_hold_state(self.index) => self.keep(request),
             ReplyTo::Release(round) => round.nothing_sent(self.index),
             _ => {
                 let why = self.down.clone().unwrap_or(NodeError::Connecting);
@@ -229,13 +229,13 @@ impl Connection {
         }
     }
 
-    fn owe(&mut self, request: Request) {
-        if self.owed.len() == MOST_OWED
-            && let Some(oldest) = self.owed.pop_front()
+    fn keep(&mut self, request: Request) {
+        if self.unacknowledged.len() == MOST_UNACKNOWLEDGED
+            && let Some(oldest) = self.unacknowledged.pop_front()
         {
             oldest.reply_to.answer(self.index, Err(self.down.clone().unwrap_or(NodeError::Connecting)));
         }
-        self.owed.push_back(request);
+        self.unacknowledged.push_back(request);
     }
 
     /// Sends and delivers until the connection ends.
@@ -243,7 +243,7 @@ impl Connection {
         self.common.connected(self.index);
         let mut inflight = Inflight::new(made, Arc::clone(&self.environment), self.common.conflicts());
         let mut waiting = Backlog::new(self.index);
-        waiting.append(mem::take(&mut self.owed));
+        waiting.append(mem::take(&mut self.unacknowledged));
         waiting.append(self.early.take());
         self.down = None;
         let now = self.environment.now();
@@ -290,7 +290,7 @@ impl Connection {
             if let ReplyTo::Hold(round) | ReplyTo::Release(round) = &request.reply_to {
                 round.mark_resent(self.index);
             }
-            return self.owe(request);
+            return self.keep(request);
         }
         let why = match end {
             End::Broken(broken) => broken.to_string(),
@@ -397,15 +397,15 @@ impl Connection {
                 Poll::Pending => {}
             }
         }
-        let Poll::Ready(owed) = inflight.watch(self.common.timeout, cx) else {
+        let Poll::Ready(outstanding) = inflight.watch(self.common.timeout, cx) else {
             return Poll::Pending;
         };
         self.condition.is_silent(inflight.silent_since());
-        if owed >= self.silence_limit() {
-            return Poll::Ready(Some(End::Broken(NodeError::NoAnswer(owed))));
+        if outstanding >= self.silence_limit() {
+            return Poll::Ready(Some(End::Broken(NodeError::NoAnswer(outstanding))));
         }
         // Not before what was gathered has left.
-        if self.closing && !inflight.gathers && owed >= self.common.timeout && nothing_waits {
+        if self.closing && !inflight.gathers && outstanding >= self.common.timeout && nothing_waits {
             return Poll::Ready(Some(End::Done));
         }
         if self.attempt.is_none() && inflight.is_doubtful(self.environment.now()) {

@@ -24,7 +24,7 @@ pub(super) const MOST_IN_FLIGHT: usize = 1024;
 
 /// How many unacknowledged releases are kept for a node that is away, or can do none now. Older ones are left to the end of
 /// their lease.
-pub(super) const MOST_OWED: usize = 4 * MOST_IN_FLIGHT;
+pub(super) const MOST_UNACKNOWLEDGED: usize = 4 * MOST_IN_FLIGHT;
 
 /// The same as [`MOST_IN_FLIGHT`], in bytes that the socket has not taken.
 const MOST_UNSENT: usize = 1 << 22;
@@ -155,7 +155,7 @@ impl Inflight {
     }
 
     /// Returns how long the oldest answer has been outstanding.
-    pub(super) fn owes_for(&self, now: Moment) -> Duration {
+    pub(super) fn outstanding_for(&self, now: Moment) -> Duration {
         self.unanswered.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since))
     }
 
@@ -176,7 +176,7 @@ impl Inflight {
 
     /// Returns the error of a request that is not sent because the node is silent.
     pub(super) fn overdue(&self, now: Moment) -> NodeError {
-        NodeError::Silent(self.owes_for(now))
+        NodeError::Silent(self.outstanding_for(now))
     }
 
     /// Queues a request for the next write.
@@ -249,7 +249,7 @@ impl Inflight {
             self.postponement.1 = (2 * self.postponement.1).min(LONGEST_POSTPONEMENT);
             cx.waker().wake_by_ref(); // To poll it.
         }
-        if self.postponed.len() > MOST_OWED { self.postponed.pop_front() } else { None }
+        if self.postponed.len() > MOST_UNACKNOWLEDGED { self.postponed.pop_front() } else { None }
     }
 
     /// Returns what is to be sent again now.
@@ -298,9 +298,9 @@ impl Inflight {
             return Poll::Pending;
         }
         self.alarm = None;
-        let owed = self.owes_for(self.environment.now());
-        self.silent = owed >= timeout;
-        Poll::Ready(owed)
+        let outstanding = self.outstanding_for(self.environment.now());
+        self.silent = outstanding >= timeout;
+        Poll::Ready(outstanding)
     }
 }
 
@@ -424,7 +424,7 @@ mod tests {
         let mut test = test();
         let timeout = Duration::from_millis(500);
         let watch = |inflight: &mut Inflight| poll_fn(|cx| Poll::Ready(inflight.watch(timeout, cx))).now_or_never();
-        assert_eq!(watch(&mut test.inflight), Some(Poll::Pending), "nothing is owed");
+        assert_eq!(watch(&mut test.inflight), Some(Poll::Pending), "no request is outstanding");
         test.push(test.exchange().hold());
         assert_eq!(watch(&mut test.inflight), Some(Poll::Pending));
         advance(Duration::from_millis(250)).await;

@@ -18,11 +18,11 @@ pub(crate) struct Tickets(Mutex<HashMap<u64, Weak<Ticket>>>);
 
 impl Tickets {
     /// Makes the ticket of a request that begins. The request keeps it over all its tries.
-    pub(crate) fn issue(self: &Arc<Self>, number: u64, session: u64, quorum: usize) -> Arc<Ticket> {
+    pub(crate) fn issue(self: &Arc<Self>, number: u64, client: u64, quorum: usize) -> Arc<Ticket> {
         let ticket = Arc::new(Ticket {
             issuer: Arc::clone(self),
             number,
-            session,
+            client,
             quorum,
             left_on: AtomicU64::new(0),
             waits_on: AtomicU64::new(0),
@@ -50,15 +50,15 @@ impl Tickets {
 }
 
 /// Returns the channel on which nodes call the waiters of one client.
-pub(crate) fn channel(session: u64) -> String {
-    format!("quorlock:call:{session:016x}")
+pub(crate) fn channel(client: u64) -> String {
+    format!("quorlock:call:{client:016x}")
 }
 
 pub(crate) struct Ticket {
     issuer: Arc<Tickets>,
     number: u64,
-    /// Of the client, which names its channel.
-    session: u64,
+    /// The number of the client, which names its channel.
+    client: u64,
     quorum: usize,
     /// One bit for each node in whose wait queue it may stand. Never cleared: a reply to an older message does not show what a
     /// newer one has left.
@@ -89,7 +89,7 @@ struct Met {
 impl Ticket {
     /// Returns the ticket as it stands in a node's wait queue: number and channel.
     pub(crate) fn text(&self) -> String {
-        format!("{}:{:016x}", self.number, self.session)
+        format!("{}:{:016x}", self.number, self.client)
     }
 
     /// Notes that this node is about to be sent what may enqueue the ticket there.

@@ -6,9 +6,9 @@ use crate::script_args::RECORD;
 
 pub const NAMES: [&str; 3] = ["x", "y", "quite a long name"];
 pub const OWNERS: [&str; 2] = ["00000000000000000000000000000aaa", "bbbbbbbbbbbbbbbbbbbbbbbbbbbbb000"];
-pub const SESSIONS: [&str; 3] = ["0000000000000051", "0000000000000052", "00000000000000f0"];
+pub const CLIENTS: [&str; 3] = ["0000000000000051", "0000000000000052", "00000000000000f0"];
 /// Sessions of a subscribed client, and of a client that is gone.
-pub const LISTENING: [&str; 2] = [SESSIONS[0], SESSIONS[1]];
+pub const LISTENING: [&str; 2] = [CLIENTS[0], CLIENTS[1]];
 pub const WINDOW_US: u64 = 300_000_000;
 pub const FIRST_RECORD: &str = "00000000000000af 120000 0 0 300000 - 0 0123456789abcdef";
 pub const LIST: &[u8] = b"quorlock:list:quorlock:lock:";

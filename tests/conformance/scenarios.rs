@@ -4,7 +4,7 @@
 use quorlock_testkit::Cluster;
 
 use crate::node::{Data, Node, SCRIPTS, Script};
-use crate::pair::{FIRST_RECORD, LIST, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, masked, queue_key};
+use crate::pair::{CLIENTS, FIRST_RECORD, LIST, OWNERS, Pair, WINDOW_US, ballot_key, lock_key, masked, queue_key};
 use crate::resp::Reply;
 use crate::rules::{AHEAD, EARLY, GONE, HELD, Rules, STALE, YOUNG};
 use crate::script_args::RECORD;
@@ -22,7 +22,7 @@ const YES: i64 = 1;
 /// A hold message.
 #[derive(Clone)]
 struct Message {
-    /// The index in [`OWNERS`] and [`SESSIONS`].
+    /// The index in [`OWNERS`] and [`CLIENTS`].
     owner: usize,
     next: u64,
     /// The sender's wall clock, in ms.
@@ -42,7 +42,7 @@ impl Message {
     }
 
     fn share(&self) -> String {
-        format!("{}/1", SESSIONS[self.owner])
+        format!("{}/1", CLIENTS[self.owner])
     }
 
     fn value(&self, token: u64) -> String {
@@ -250,7 +250,7 @@ fn a_slow_clock_does_not_end_a_quarantine_early_for_others() {
 #[test]
 fn a_queue_key_without_a_ballot_counts_as_none() {
     let mut node = Scenario::start(FIRST_RECORD);
-    let tickets = [(1003, format!("1003:{}", SESSIONS[0]).into_bytes())];
+    let tickets = [(1003, format!("1003:{}", CLIENTS[0]).into_bytes())];
     node.put(&ballot_key("x"), "0 | 0=-");
     node.pair.put(&queue_key("x"), &Data::Queue(tickets.into()), Some(5_000));
     let asker = node.message(0);

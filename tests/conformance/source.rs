@@ -4,7 +4,7 @@ use quorlock_testkit::rng::Rng;
 
 use crate::node::{Data, Script, Store};
 use crate::pair::{
-    FIRST_RECORD, LIST, NAMES, OWNERS, Pair, SESSIONS, WINDOW_US, ballot_key, lock_key, queue_key, shown,
+    CLIENTS, FIRST_RECORD, LIST, NAMES, OWNERS, Pair, WINDOW_US, ballot_key, lock_key, queue_key, shown,
 };
 use crate::script_args::RECORD;
 
@@ -58,7 +58,7 @@ impl Source {
         if self.rng.chance(0.7) {
             return "0".to_owned();
         }
-        format!("{}:{}", 1000 + self.rng.between(0..6), self.rng.pick(&SESSIONS))
+        format!("{}:{}", 1000 + self.rng.between(0..6), self.rng.pick(&CLIENTS))
     }
 
     /// Returns the holder's view of the lock key of this name: token, owner and label, share.
@@ -82,7 +82,7 @@ impl Source {
     }
 
     fn share(&mut self) -> String {
-        format!("{}/{:x}", self.rng.pick(&SESSIONS), self.rng.between(0..3))
+        format!("{}/{:x}", self.rng.pick(&CLIENTS), self.rng.between(0..3))
     }
 
     /// Returns the record of the node in a client's message.
@@ -270,7 +270,7 @@ impl Source {
                 (score, format!("no ticket {score}").into_bytes())
             }
             number => {
-                let ticket = format!("{}:{}", 1000 + number, self.rng.pick(&SESSIONS));
+                let ticket = format!("{}:{}", 1000 + number, self.rng.pick(&CLIENTS));
                 (1000 + number, ticket.into_bytes())
             }
         });
@@ -291,7 +291,7 @@ impl Source {
             return what + "nothing";
         }
         let token = self.token();
-        let (owner, session) = (self.rng.pick(&OWNERS), self.rng.pick(&SESSIONS));
+        let (owner, client) = (self.rng.pick(&OWNERS), self.rng.pick(&CLIENTS));
         // A ballot that expires soon: a command that leaves it unchanged does not renew it.
         if key == ballot_key(name) && self.rng.chance(0.3) {
             let ballot = self.ballot.to_string();
@@ -305,26 +305,26 @@ impl Source {
             3 => "0x10".to_owned(),
             4 => "1e3".to_owned(),
             5 => self.ballot.to_string(),
-            6 => format!("ql1 {token} {owner} label {session}/1:"),
+            6 => format!("ql1 {token} {owner} label {client}/1:"),
             7 => format!("ql1 {token} {owner} label"),
-            8 => format!("ql1 {token} {owner} label {session}/1:1 {session}/2:2"),
-            9 => format!("ql1 {token} {owner} la\tbel {session}/1:1"),
-            10 => format!("ql1 {token} {owner} label x{session}/1:7 {session}/2:3 other"),
+            8 => format!("ql1 {token} {owner} label {client}/1:1 {client}/2:2"),
+            9 => format!("ql1 {token} {owner} la\tbel {client}/1:1"),
+            10 => format!("ql1 {token} {owner} label x{client}/1:7 {client}/2:3 other"),
             11 | 13 => format!("{} | 0=-", self.ballot),
-            12 => format!("0 | {}=1001:{session}", pair.now() + 60_000),
+            12 => format!("0 | {}=1001:{client}", pair.now() + 60_000),
             14 => format!("{} | 0=", self.ballot),
-            15 => format!("{} | 0=- {session}", self.ballot),
+            15 => format!("{} | 0=- {client}", self.ballot),
             16 => format!("{} | {} 0=-", self.ballot, pair.now()),
-            19 => format!("{} {} ql1 {token} {owner} label {session}/1:1", self.ballot, pair.now() / 1000 + 20_000),
-            20 => format!("{} x ql1 {token} {owner} label {session}/1:1", self.ballot),
+            19 => format!("{} {} ql1 {token} {owner} label {client}/1:1", self.ballot, pair.now() / 1000 + 20_000),
+            20 => format!("{} x ql1 {token} {owner} label {client}/1:1", self.ballot),
             21 => {
                 let head = format!("{} {} ql1 {token} {owner} label", self.ballot, pair.now() / 1000);
-                format!("{head} {session}/1:1 {session}/2:1 | 0=-")
+                format!("{head} {client}/1:1 {client}/2:1 | 0=-")
             }
             22..25 => (pair.now() + 2 * WINDOW_US).to_string(),
             17 => "nan".to_owned(),
             18 => "1e400".to_owned(),
-            _ => format!("ql1 {token} {owner} label {session}/1:4"),
+            _ => format!("ql1 {token} {owner} label {client}/1:4"),
         };
         let data = match self.rng.between(0..6) {
             1.. if key == queue_key(name) => self.queue(),
