@@ -86,7 +86,7 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::time::Duration;
 
-    use super::super::fake::{FakeExchange, Told};
+    use super::super::fake::{Event, FakeExchange};
     use super::*;
     use crate::environment::Moment;
 
@@ -102,7 +102,7 @@ mod tests {
         backlog.pop(|| NodeError::Forgot)
     }
 
-    const REFUSED: [Told; 1] = [Told::Answered(Err(NodeError::Forgot))];
+    const REFUSED: [Event; 1] = [Event::Answered(Err(NodeError::Forgot))];
 
     /// Holds that are still wanted, so many that the backlog is thinned.
     fn fill(backlog: &mut Backlog) {
@@ -122,10 +122,10 @@ mod tests {
         second.is_moot.store(true, Ordering::Relaxed);
         assert!(matches!(pop(&mut backlog), Some(Request { reply_to: ReplyTo::Hold(_), .. })));
         assert!(matches!(pop(&mut backlog), Some(Request { reply_to: ReplyTo::Release(_), .. })));
-        assert_eq!(second.told(), REFUSED);
+        assert_eq!(second.events(), REFUSED);
         assert!(matches!(pop(&mut backlog), Some(Request { reply_to: ReplyTo::Hold(_), .. })));
         assert!(pop(&mut backlog).is_none() && backlog.is_empty());
-        assert_eq!((first.told(), third.told()), (vec![], vec![]));
+        assert_eq!((first.events(), third.events()), (vec![], vec![]));
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
         decided.is_decided.store(true, Ordering::Relaxed);
         push(&mut backlog, decided.hold());
         push(&mut backlog, decided.release());
-        assert_eq!((backlog.len(), decided.told()), (2, vec![]));
+        assert_eq!((backlog.len(), decided.events()), (2, vec![]));
     }
 
     #[test]
@@ -151,10 +151,10 @@ mod tests {
         }
         push(&mut backlog, sent.release());
         fill(&mut backlog);
-        assert_eq!(decided.told(), [Told::Answered(Err(NodeError::Forgot)), Told::NothingSent]);
-        assert_eq!(moot.told(), [Told::Answered(Err(NodeError::Forgot)), Told::NothingSent]);
-        assert_eq!(wanted.told(), vec![], "its release stays behind the hold");
-        assert_eq!(sent.told(), vec![], "the node may hold what it takes away");
+        assert_eq!(decided.events(), [Event::Answered(Err(NodeError::Forgot)), Event::NothingSent]);
+        assert_eq!(moot.events(), [Event::Answered(Err(NodeError::Forgot)), Event::NothingSent]);
+        assert_eq!(wanted.events(), vec![], "its release stays behind the hold");
+        assert_eq!(sent.events(), vec![], "the node may hold what it takes away");
         assert_eq!(backlog.len(), THIN_AT_REQUESTS + 3);
     }
 

@@ -467,7 +467,7 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio::time::{sleep, timeout};
 
-    use super::super::fake::{FakeExchange, Server, Told};
+    use super::super::fake::{Event, FakeExchange, Server};
     use super::*;
     use crate::environment::{Fake, Moment};
 
@@ -531,8 +531,8 @@ mod tests {
         sleep(Duration::from_millis(1)).await;
     }
 
-    fn agreed() -> Told {
-        Told::Answered(Ok(Value::Int(1)))
+    fn agreed() -> Event {
+        Event::Answered(Ok(Value::Int(1)))
     }
 
     #[tokio::test(start_paused = true)]
@@ -544,10 +544,10 @@ mod tests {
         assert_eq!(test.trouble(), Some(NodeError::Connecting));
         let mut server = test.server().await;
         assert_eq!([name(&mut server).await, name(&mut server).await], ["hold", "release"]);
-        assert_eq!(exchange.told(), [Told::Sent, Told::Sent]);
+        assert_eq!(exchange.events(), [Event::Sent, Event::Sent]);
         server.reply(":1\r\n:1\r\n").await;
         settled().await;
-        assert_eq!((exchange.told(), test.trouble()), (vec![agreed(), agreed()], None));
+        assert_eq!((exchange.events(), test.trouble()), (vec![agreed(), agreed()], None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -558,7 +558,7 @@ mod tests {
         test.send(released.release());
         test.send(held.hold());
         assert_eq!(name(&mut server).await, "hold");
-        assert_eq!(released.told(), [Told::NothingSent]);
+        assert_eq!(released.events(), [Event::NothingSent]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -573,16 +573,16 @@ mod tests {
         moot.is_moot.store(true, Ordering::Relaxed);
         server.reply(":1\r\n").await;
         settled().await;
-        assert_eq!(wanted.told(), [Told::Sent, agreed()]);
+        assert_eq!(wanted.events(), [Event::Sent, agreed()]);
         test.send(wanted.hold());
         name(&mut server).await;
         drop(server);
         let mut server = test.server().await;
         assert_eq!([name(&mut server).await, name(&mut server).await], ["release", "hold"]);
-        assert_eq!(wanted.told(), [Told::Sent, Told::Resent, Told::Sent]);
-        let told = moot.told();
-        assert!(matches!(&told[2], Told::Answered(Err(NodeError::Disconnected(_)))), "{told:?}");
-        assert_eq!((&told[..2], &told[3..]), (&[Told::Sent, Told::Sent][..], &[Told::Resent, Told::Sent][..]));
+        assert_eq!(wanted.events(), [Event::Sent, Event::Resent, Event::Sent]);
+        let events = moot.events();
+        assert!(matches!(&events[2], Event::Answered(Err(NodeError::Disconnected(_)))), "{events:?}");
+        assert_eq!((&events[..2], &events[3..]), (&[Event::Sent, Event::Sent][..], &[Event::Resent, Event::Sent][..]));
     }
 
     #[tokio::test(start_paused = true)]
@@ -595,8 +595,8 @@ mod tests {
         test.send(held.hold());
         test.send(released.release());
         settled().await;
-        assert!(matches!(held.told()[..], [Told::Answered(Err(NodeError::Disconnected(_)))]));
-        assert_eq!(released.told(), []);
+        assert!(matches!(held.events()[..], [Event::Answered(Err(NodeError::Disconnected(_)))]));
+        assert_eq!(released.events(), []);
         let mut server = test.server().await;
         assert_eq!(name(&mut server).await, "release");
     }
@@ -613,13 +613,13 @@ mod tests {
         test.send(second.hold());
         test.send(first.release());
         assert_eq!(name(&mut server).await, "release");
-        assert!(matches!(second.told()[..], [Told::Answered(Err(NodeError::Silent(_)))]));
+        assert!(matches!(second.events()[..], [Event::Answered(Err(NodeError::Silent(_)))]));
         // Another connection was begun beside the silent one. It works, so it takes over.
         let mut server = test.server().await;
         assert_eq!(name(&mut server).await, "release");
         server.reply(":1\r\n").await;
         settled().await;
-        assert_eq!(first.told().last(), Some(&agreed()));
+        assert_eq!(first.events().last(), Some(&agreed()));
         assert_eq!(test.trouble(), None);
     }
 
@@ -636,7 +636,7 @@ mod tests {
         assert!(!test.running.is_finished());
         server.reply(":1\r\n:1\r\n").await;
         timeout(Duration::from_millis(10), test.running).await.expect("it ends").expect("no panic");
-        assert_eq!(exchange.told(), [Told::Sent, Told::Sent, agreed(), agreed()]);
+        assert_eq!(exchange.events(), [Event::Sent, Event::Sent, agreed(), agreed()]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -662,7 +662,7 @@ mod tests {
         name(&mut server).await;
         server.reply("*2\r\n:10\r\n:1790000000000000\r\n").await;
         assert_eq!(server.command().await, None);
-        assert_eq!(exchange.told(), [Told::Sent, Told::Answered(Err(NodeError::Forgot))]);
+        assert_eq!(exchange.events(), [Event::Sent, Event::Answered(Err(NodeError::Forgot))]);
         let _server = test.server().await;
         settled().await;
         assert_eq!(test.trouble(), None);

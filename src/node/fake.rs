@@ -72,9 +72,9 @@ impl Server {
     }
 }
 
-/// What a [`FakeExchange`] is told.
+/// What happens to a [`FakeExchange`].
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Told {
+pub(super) enum Event {
     Sent,
     Resent,
     NothingSent,
@@ -89,7 +89,7 @@ pub(super) struct FakeExchange {
     pub(super) is_expired: AtomicBool,
     /// Of a release. A hold that is sent sets it.
     pub(super) may_hold_state: AtomicBool,
-    told: Mutex<Vec<Told>>,
+    events: Mutex<Vec<Event>>,
 }
 
 impl FakeExchange {
@@ -102,13 +102,13 @@ impl FakeExchange {
             is_moot: AtomicBool::new(false),
             is_expired: AtomicBool::new(false),
             may_hold_state: AtomicBool::new(false),
-            told: Mutex::default(),
+            events: Mutex::default(),
         })
     }
 
-    /// What it was told since this was last called.
-    pub(super) fn told(&self) -> Vec<Told> {
-        std::mem::take(&mut locked(&self.told))
+    /// Returns the events since the last call.
+    pub(super) fn events(&self) -> Vec<Event> {
+        std::mem::take(&mut locked(&self.events))
     }
 
     pub(super) fn hold(self: &Arc<Self>) -> Request {
@@ -132,11 +132,11 @@ impl Exchange for FakeExchange {
 
     fn mark_sent(&self, _: usize) {
         self.may_hold_state.store(true, Ordering::Relaxed);
-        locked(&self.told).push(Told::Sent);
+        locked(&self.events).push(Event::Sent);
     }
 
     fn mark_resent(&self, _: usize) {
-        locked(&self.told).push(Told::Resent);
+        locked(&self.events).push(Event::Resent);
     }
 
     fn may_hold_state(&self, _: usize) -> bool {
@@ -164,10 +164,10 @@ impl Exchange for FakeExchange {
     }
 
     fn nothing_sent(&self, _: usize) {
-        locked(&self.told).push(Told::NothingSent);
+        locked(&self.events).push(Event::NothingSent);
     }
 
     fn answered(&self, _: usize, reply: Result<Value, NodeError>) {
-        locked(&self.told).push(Told::Answered(reply));
+        locked(&self.events).push(Event::Answered(reply));
     }
 }

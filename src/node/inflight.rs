@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_request_ends_with_what_its_own_node_is_told() {
+    async fn each_request_ends_with_the_argument_for_its_node() {
         let mut test = test();
         let exchange = test.exchange();
         test.push(exchange.hold());

@@ -297,6 +297,6 @@ mod tests {
         let change = Record::due(Some(&record()), &process("run"), &known).expect("a record");
         assert_eq!(change.rest, "300000 00000000000000c1 1 run");
         let declared = Record { cluster: Some(0xd2), ..record() };
-        assert_eq!(Record::due(Some(&declared), &process("run"), &known), None, "that is told and not mended");
+        assert_eq!(Record::due(Some(&declared), &process("run"), &known), None, "a conflict is reported, not repaired");
     }
 }
