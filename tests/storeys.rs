@@ -19,7 +19,7 @@ const STOREYS: [(&str, &[&str]); 8] = [
 ];
 
 /// Within these, the files must not import each other in a circle either.
-const FOLDERS: [&str; 3] = ["coordinator", "node", "waiting"];
+const FOLDERS: [&str; 4] = ["coordinator", "environment", "node", "waiting"];
 
 /// The subject of a sentence is a thing of the field: the client, the node, the request, the caller.
 const VAGUE: [&str; 10] =

@@ -9,7 +9,7 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use super::{Connecting, Environment, Moment, Stream};
+use super::interface::{Connecting, Environment, Moment, Stream};
 
 /// What fits into a stream before its reader takes it.
 const CAPACITY: usize = 1 << 16;

@@ -18,9 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::{Handle, Id, is_rt_shutdown_err};
 
 use super::dial::tcp;
+use super::interface::{Connecting, Environment, Moment, Sleeping, Stream};
 #[cfg(feature = "tls")]
 use super::tls::Tls;
-use super::{Connecting, Environment, Moment, Sleeping, Stream};
 
 /// The operating system's clocks, random source and sockets.
 #[derive(Debug, Default)]

@@ -288,10 +288,10 @@ pub(crate) fn broken(variant: &str) -> bool {
     command.arg(ballot_value).arg(longer * millis(lease))",
     },
     Change {
-        file: "src/environment/mod.rs",
+        file: "src/environment/timing.rs",
         old: "    environment.fill(&mut bytes);\n",
         new: "    if crate::broken(\"randomness from elsewhere\") {
-        System::default().fill(&mut bytes);
+        crate::environment::System::default().fill(&mut bytes);
     } else {
         environment.fill(&mut bytes);
     }
