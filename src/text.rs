@@ -14,6 +14,12 @@ const LONGEST_NAME: usize = 80;
 /// So much of a text that a node sent is kept.
 pub(crate) const LONGEST_EXCERPT: usize = 300;
 
+/// Returns `1 node`, or `N nodes`.
+#[must_use]
+pub fn counted_nodes(count: usize) -> String {
+    if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") }
+}
+
 /// Text of others on one line: control characters, line ends and marks that turn the direction of writing are escaped.
 ///
 /// What is printable stays as it is, so escaping twice is escaping once.
@@ -108,6 +114,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_count_of_nodes_is_grammatical() {
+        assert_eq!([0, 1, 3].map(counted_nodes), ["0 nodes", "1 node", "3 nodes"]);
+    }
 
     #[test]
     fn text_of_others_is_escaped_and_what_is_printable_stays() {

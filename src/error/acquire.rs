@@ -4,11 +4,12 @@ use humantime::format_duration;
 
 use super::nodes::{behind, for_another, hint};
 use super::{Answer, ClientError, ConfigError, ErrorKind, ExportError, Holder, NodeReport, OwnHold, Reports};
-use crate::text::{Printable, Rounded};
+use crate::text::{Printable, Rounded, counted_nodes};
 
 /// Nodes that are up may be enough, and yet have had too little time to answer.
 fn too_few(needed: usize, nodes: &Reports) -> String {
-    let counted = format!("{needed} of {} nodes are needed", nodes.0.len());
+    let verb = if needed == 1 { "is" } else { "are" };
+    let counted = format!("{needed} of {} {verb} needed", counted_nodes(nodes.0.len()));
     let up = nodes.0.iter().filter(|report| matches!(report.answer, Answer::Up | Answer::Agreed)).count();
     if up < needed { format!("no quorum: {counted}") } else { format!("no quorum in time: {counted}") }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{ClientError, ErrorKind};
-use crate::text::{Printable, Rounded};
+use crate::text::{Printable, Rounded, counted_nodes};
 
 /// Why a node cannot be counted on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,8 +56,9 @@ pub enum NodeError {
     ClusterMode,
     /// The node is part of a list of another length, so two clients could both have a majority.
     #[error(
-        "{ours} nodes are listed here, and this node is one of {theirs}: list the same nodes everywhere \
-         (`quorlock nodes set-list` changes the list)"
+        "{} {} listed here, and this node is one of {theirs}: list the same nodes everywhere \
+         (`quorlock nodes set-list` changes the list)",
+        counted_nodes(*ours), if *ours == 1 { "is" } else { "are" }
     )]
     OtherList {
         /// How many nodes this client's list has.

@@ -9,7 +9,7 @@ pub enum Exit {
     Success,
     /// `EX_USAGE`: a wrong flag, or a value that cannot work.
     Usage,
-    /// `EX_UNAVAILABLE`: so many nodes cannot be heard that there is no quorum.
+    /// `EX_UNAVAILABLE`: too few nodes answer for a quorum.
     NoQuorum,
     /// `EX_TEMPFAIL`: another owner holds the lock. `run --conflict-exit-code` replaces it.
     Conflict,
@@ -57,8 +57,8 @@ pub fn ended_by(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
-/// What `--help` says about all this.
-pub const TABLE: &str = "\
+/// What `quorlock run --help` says about them.
+pub const RUN_CODES: &str = "\
 Exit codes of `run`:
   N      the command's own exit code
   128+N  signal N ended the command. When quorlock got that signal, or the
@@ -73,16 +73,22 @@ Exit codes of `run`:
          message says what became of the command; or a nested run was to enter a
          lock that is lost
   126    the command cannot be run
-  127    there is no such command
+  127    there is no such command";
 
+/// What `quorlock inspect --help` says about them.
+pub const INSPECT_CODES: &str = "\
 Exit codes of `inspect`:
   0      free, held, or split (some nodes have an owner, and no majority has
          the same one)
   64     wrong usage, or a value that cannot work
   69     unknown: too few nodes can be reached
-  78     unknown, as the deployment is configured wrongly (as with `run`)
+  78     unknown, as the deployment is configured wrongly: this list of nodes is
+         not the one that the nodes have, or nodes can have no vote";
 
-Exit codes of `nodes`: see `quorlock nodes declare-new --help`";
+/// Returns what `quorlock --help` says about them.
+pub fn all_codes() -> String {
+    format!("{RUN_CODES}\n\n{INSPECT_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`")
+}
 
 /// Why it ends before, or without, the command's own exit code.
 #[derive(Debug)]
@@ -175,7 +181,7 @@ mod tests {
         for exit in [Exit::Usage, Exit::NoQuorum, Exit::Conflict, Exit::Configuration, Exit::Lost] {
             let code = exit.code();
             assert!(text.lines().any(|line| line.starts_with(&format!("| {code} |"))), "operations: {code}");
-            assert!(TABLE.contains(&format!("\n  {code}  ")), "help: {code}");
+            assert!(all_codes().contains(&format!("\n  {code}  ")), "help: {code}");
         }
     }
 }

@@ -148,6 +148,7 @@ pub fn summary(seen: &Inspection) -> String {
         }
         (Verdict::Held, None) => "held, by a key that is not quorlock's".to_owned(),
         (Verdict::Split, _) => format!("split: some of {nodes} nodes have an owner, no quorum has the same"),
+        _ if nodes == 1 => "unknown: the node did not answer".to_owned(),
         _ => format!("unknown: too few of {nodes} nodes answered"),
     }
 }

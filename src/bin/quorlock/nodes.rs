@@ -17,6 +17,7 @@ use crate::place::{Place, PlaceFlags};
 
 /// Declare which nodes belong together
 #[derive(Args)]
+#[command(after_help = exit_codes("  75     refused: a lease is in force, or may be (set-list)\n"))]
 pub struct Flags {
     #[command(subcommand)]
     verb: VerbFlags,
@@ -40,18 +41,22 @@ All nodes must answer. A node where a lock was used before is refused: start it 
 A call that failed half way can be repeated. It completes the declaration when all records that are there are of one \
 declaration, no node is in quarantine, and no lock was used.";
 
-const EXIT_CODES: &str = "\
+/// Returns what `--help` says about the exit codes. `refused` is the line of 75, where it can occur.
+fn exit_codes(refused: &str) -> String {
+    format!(
+        "\
 Exit codes:
   0      done
   64     wrong usage, or a value that cannot work
   69     a node cannot be reached, or did not answer
-  75     refused: a lease is in force, or may be (set-list)
-  78     refused because of what is declared or stored there, or because a node
-         can have no vote: the message says what to do";
+{refused}  78     refused because of what is declared or stored there, or because a node
+         can have no vote: the message says what to do"
+    )
+}
 
 /// Declare these nodes to be a new cluster
 #[derive(Args)]
-#[command(long_about = ABOUT_DECLARE, after_help = EXIT_CODES)]
+#[command(long_about = ABOUT_DECLARE, after_help = exit_codes(""))]
 struct DeclareFlags {
     #[command(flatten)]
     place: PlaceFlags,
@@ -84,7 +89,7 @@ A call that failed half way can be repeated.";
 
 /// Make this list of nodes the list for this prefix
 #[derive(Args)]
-#[command(long_about = ABOUT_LIST, after_help = EXIT_CODES)]
+#[command(long_about = ABOUT_LIST, after_help = exit_codes("  75     refused: a lease is in force, or may be\n"))]
 struct ListFlags {
     #[command(flatten)]
     place: PlaceFlags,

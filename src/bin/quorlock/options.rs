@@ -14,7 +14,7 @@ use crate::place::{Place, PlaceFlags};
 
 /// Run a command while holding a lock that a majority of independent Redis masters has granted.
 #[derive(Parser)]
-#[command(name = "quorlock", version, after_help = exit::TABLE)]
+#[command(name = "quorlock", version, after_help = exit::all_codes())]
 struct Flags {
     #[command(subcommand)]
     command: CommandFlags,
@@ -54,7 +54,7 @@ an older one. Where NAMEs have different tokens, because some were entered again
 
 /// Run a command while holding a lock
 #[derive(Args)]
-#[command(long_about = ABOUT_RUN, after_help = exit::TABLE)]
+#[command(long_about = ABOUT_RUN, after_help = exit::RUN_CODES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct RunFlags {
     /// What to lock; several names are acquired together, all or none.
@@ -118,7 +118,7 @@ struct RunFlags {
 
 /// Show what each node has for NAME, and whether it is held. Takes and changes no lock.
 #[derive(Args)]
-#[command(after_help = exit::TABLE)]
+#[command(after_help = exit::INSPECT_CODES)]
 struct InspectFlags {
     /// The lock to look at.
     name: OsString,
@@ -252,7 +252,8 @@ impl InspectFlags {
 fn usage(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, look at a lock with `quorlock \
-                       inspect NAME`, or declare nodes with `quorlock nodes declare-new`; `quorlock --help` has more";
+                       inspect NAME`, or declare which nodes belong together with `quorlock nodes declare-new` or \
+                       `quorlock nodes set-list`; `quorlock --help` has more";
         return Failure::new(Exit::Usage, message);
     }
     let text = error.render().to_string();

@@ -10,6 +10,7 @@ use futures::future::{join_all, try_join_all};
 use humantime::format_duration;
 use quorlock::NodeError;
 use quorlock::admin::{Declared, Node, RECORD};
+use quorlock::text::counted_nodes;
 
 use super::keeps::Keeps;
 use super::keys::{read, trace_of_use};
@@ -49,7 +50,8 @@ pub async fn declare(options: &DeclareOptions) -> Result<(), Failure> {
     });
     print_table(["NODE", "DECLARED", "KEEPS EVERY WRITE"], rows.collect());
     let prefix = place.prefix.to_string_lossy();
-    print(&format!("{count} nodes are declared to be one new cluster, and the list for the prefix {prefix:?}.\n"));
+    let (counted, verb) = (counted_nodes(count), if count == 1 { "is" } else { "are" });
+    print(&format!("{counted} {verb} declared to be one new cluster, and the list for the prefix {prefix:?}.\n"));
     if keeps.iter().any(|keeps| !keeps.is_kept()) {
         print("A node that does not keep every write has no vote after a restart until the longest lease is over.\n");
     }
@@ -65,8 +67,8 @@ fn cluster(options: &DeclareOptions, nodes: &[Node]) -> Result<Option<u64>, Fail
     for node in nodes {
         let name = node.name.as_str();
         if let Some(listed) = node.listed().filter(|listed| *listed != nodes.len()) {
-            let count = nodes.len();
-            return Err(refused(format!("{name} has a list of {listed} nodes already, not of {count}: {SET_LIST}")));
+            let (listed, count) = (counted_nodes(listed), nodes.len());
+            return Err(refused(format!("{name} has a list of {listed} already, not of {count}: {SET_LIST}")));
         }
         let Some(Declared { cluster, is_settled, ballot_ttl, .. }) = node.record() else { continue };
         let Some(cluster) = cluster.filter(|_| is_settled) else {

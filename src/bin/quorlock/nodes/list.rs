@@ -26,6 +26,7 @@ use futures::future::{join_all, try_join_all};
 use humantime::format_duration;
 use quorlock::NodeError;
 use quorlock::admin::{ANSWER_LIMIT, CHANGING, Node, RECORD};
+use quorlock::text::counted_nodes;
 use redis::Value;
 
 use super::keeps::Keeps;
@@ -290,5 +291,6 @@ fn show(options: &ListOptions, changes: &[Change]) {
     });
     print_table(["NODE", "VOTES", "KEEPS EVERY WRITE"], rows.collect());
     let prefix = options.place.prefix.to_string_lossy();
-    print(&format!("{} nodes are the list for the prefix {prefix:?}.\n", changes.len()));
+    let (count, verb) = (counted_nodes(changes.len()), if changes.len() == 1 { "is" } else { "are" });
+    print(&format!("{count} {verb} the list for the prefix {prefix:?}.\n"));
 }
