@@ -70,7 +70,7 @@ struct Departed {
 /// What is known of all places of the node list.
 #[derive(Debug)]
 pub(super) struct Places {
-    places: Vec<Place>,
+    by_index: Vec<Place>,
     departed: Vec<Departed>,
     /// How many conflicts were found so far.
     pub(super) conflicts: u64,
@@ -79,14 +79,14 @@ pub(super) struct Places {
 impl Places {
     pub(super) fn new(nodes: usize) -> Self {
         Self {
-            places: std::iter::repeat_with(Place::default).take(nodes).collect(),
+            by_index: std::iter::repeat_with(Place::default).take(nodes).collect(),
             departed: Vec::new(),
             conflicts: 0,
         }
     }
 
     fn others(&self, index: usize) -> impl Iterator<Item = &SeenServer> {
-        let places = self.places.iter().enumerate().filter(move |(place, _)| *place != index);
+        let places = self.by_index.iter().enumerate().filter(move |(place, _)| *place != index);
         places.flat_map(|(_, place)| place.servers())
     }
 
@@ -115,8 +115,8 @@ impl Places {
         (now, longest): (Moment, Duration),
     ) -> Result<Listing, NodeError> {
         self.departed.retain(|departed| now.since(departed.at) <= longest);
-        let nodes = self.places.len();
-        let place = &mut self.places[index];
+        let nodes = self.by_index.len();
+        let place = &mut self.by_index[index];
         let before = place.attempted.take().and_then(|server| server.conflict);
         if !place.is_connected {
             place.connected = None;
@@ -131,7 +131,7 @@ impl Places {
             (_, _, Some(other)) => Some(NodeError::OtherCluster { other: other.name.to_string() }),
             _ => None,
         };
-        self.places[index].attempted = Some(SeenServer {
+        self.by_index[index].attempted = Some(SeenServer {
             name: Arc::clone(name),
             run_id: health.run_id.clone(),
             is_reachable: true,
@@ -146,7 +146,7 @@ impl Places {
             Some(conflict) => Err(conflict),
             None if health.listed.is_some() => Ok(Listing::Known),
             // The others may know of another list. A majority of them would, and then this client's is written nowhere.
-            None if self.places.iter().filter(|place| place.agrees()).count() >= quorum(nodes) => {
+            None if self.by_index.iter().filter(|place| place.agrees()).count() >= quorum(nodes) => {
                 Ok(Listing::Write(nodes))
             }
             None => Err(NodeError::Unlisted),
@@ -155,13 +155,13 @@ impl Places {
 
     /// Notes that the connection of the latest attempt is used from now on.
     pub(super) fn connected(&mut self, index: usize) {
-        let place = &mut self.places[index];
+        let place = &mut self.by_index[index];
         (place.connected, place.is_connected) = (place.attempted.take(), true);
     }
 
     /// Notes that the connection in use has ended.
     pub(super) fn disconnected(&mut self, index: usize, now: Moment) {
-        let place = &mut self.places[index];
+        let place = &mut self.by_index[index];
         place.is_connected = false;
         if let Some(SeenServer { run_id, name, .. }) = &place.connected {
             self.departed.retain(|departed| (departed.run_id.as_str(), departed.place) != (run_id, index));
@@ -172,7 +172,7 @@ impl Places {
 
     /// Notes that the latest attempt is over, and that its connection, if any, is not used.
     pub(super) fn abandoned(&mut self, index: usize) {
-        let place = &mut self.places[index];
+        let place = &mut self.by_index[index];
         if place.is_connected && place.conflict().is_none() {
             place.attempted = None;
         }
@@ -181,7 +181,7 @@ impl Places {
     /// Notes that no server can be reached at this place. A conflict that was found there is forgotten: it may have been mended by
     /// taking the server away.
     pub(super) fn unreachable(&mut self, index: usize) {
-        let place = &mut self.places[index];
+        let place = &mut self.by_index[index];
         for server in [&mut place.connected, &mut place.attempted] {
             server.take_if(|server| server.conflict.is_some());
             if let Some(server) = server {
@@ -199,21 +199,21 @@ impl Places {
     /// Returns the cluster that a majority of the list is part of, without counting this node.
     pub(super) fn cluster_of_others(&self, index: usize) -> Option<u64> {
         let mut counts: HashMap<u64, usize> = HashMap::new();
-        let others = self.places.iter().enumerate().filter(|(place, _)| *place != index);
+        let others = self.by_index.iter().enumerate().filter(|(place, _)| *place != index);
         for cluster in others.filter_map(|(_, place)| place.servers().next()?.cluster) {
             *counts.entry(cluster).or_default() += 1;
         }
-        counts.into_iter().find(|(_, count)| *count >= quorum(self.places.len())).map(|(cluster, _)| cluster)
+        counts.into_iter().find(|(_, count)| *count >= quorum(self.by_index.len())).map(|(cluster, _)| cluster)
     }
 
     pub(super) fn has_conflict(&self) -> bool {
-        self.places.iter().any(|place| place.conflict().is_some())
+        self.by_index.iter().any(|place| place.conflict().is_some())
     }
 
     /// Returns why this client acquires nothing at all: its list is not that of its nodes.
     pub(super) fn conflict(&self, index: usize) -> Option<NodeError> {
-        let other = || self.places.iter().flat_map(Place::servers).find(|server| server.conflict.is_some());
-        let own = self.places[index].conflict().cloned();
+        let other = || self.by_index.iter().flat_map(Place::servers).find(|server| server.conflict.is_some());
+        let own = self.by_index[index].conflict().cloned();
         own.or_else(|| other().map(|server| NodeError::NotAsked { node: server.name.to_string() }))
     }
 }
