@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use crate::holds::{Belief, Claim, Grant, Said};
+use crate::holds::{Claim, Grant, Readings, ReleaseResult};
 use crate::invariant::Invariant::{self, *};
 use crate::invariant::Watch;
 use crate::ledger::Ledger;
@@ -45,7 +45,7 @@ impl Puppet {
     }
 }
 
-impl Belief for Puppet {
+impl Readings for Puppet {
     fn remaining(&self) -> u64 {
         self.remaining.load(Relaxed)
     }
@@ -86,8 +86,8 @@ fn ledger() -> Ledger {
 }
 
 fn grant_with(ledger: &mut Ledger, at: u64, client: usize, owner: &str, puppet: &Puppet, votes: (u32, u32)) -> u64 {
-    let asked = ledger.asks(client, &owner.into(), &[0]);
-    ledger.asked(client, &owner.into(), &[0]);
+    let asked = ledger.begin_request(client, &owner.into(), &[0]);
+    ledger.end_request(client, &owner.into(), &[0]);
     let grant = Grant { at, client, owner, asked: &asked, joined: None, votes: &|_, _| votes };
     ledger.granted(&grant, Box::new(puppet.clone()))
 }
@@ -116,23 +116,23 @@ const ILLEGAL: [(Invariant, &str, History); 29] = [
     }),
     (ReentrantDepth, "a release that leaves one too many", |ledger| {
         let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
-        let Some(leaving) = ledger.gives_back(id) else { return };
-        ledger.gave_back(2, &leaving, false, Said::Released(1));
+        let Some(pending) = ledger.begin_release(id) else { return };
+        ledger.end_release(2, &pending, false, ReleaseResult::Released(1));
     }),
     (TokenUnique, "a token for the second time", |ledger| {
         let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
-        ledger.gives_back(id);
+        ledger.begin_release(id);
         grant(ledger, 2, 1, "b", &Puppet::new(7));
     }),
     (TokenUnique, "an owner's token for the second time, after a release that was confirmed", |ledger| {
         let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
-        let Some(leaving) = ledger.gives_back(id) else { return };
-        ledger.gave_back(2, &leaving, false, Said::Released(0));
+        let Some(pending) = ledger.begin_release(id) else { return };
+        ledger.end_release(2, &pending, false, ReleaseResult::Released(0));
         grant(ledger, 3, 1, "a", &Puppet::new(7));
     }),
     (TokenMonotonic, "a smaller token", |ledger| {
         let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
-        ledger.gives_back(id);
+        ledger.begin_release(id);
         grant(ledger, 2, 1, "b", &Puppet::new(6));
     }),
     (TokenStable, "another token on re-entry", |ledger| {
@@ -165,8 +165,8 @@ const ILLEGAL: [(Invariant, &str, History); 29] = [
         let puppet = Puppet::new(7);
         let id = grant(ledger, 1, 0, "a", &puppet);
         puppet.lose();
-        let Some(leaving) = ledger.gives_back(id) else { return };
-        ledger.gave_back(2, &leaving, true, Said::Released(0));
+        let Some(pending) = ledger.begin_release(id) else { return };
+        ledger.end_release(2, &pending, true, ReleaseResult::Released(0));
     }),
     (NoFalseGrant, "a grant with nothing left of it", |ledger| {
         let puppet = Puppet::new(7);
@@ -250,8 +250,8 @@ const ILLEGAL: [(Invariant, &str, History); 29] = [
     }),
     (Linearizable, "a smaller token, in the history", |ledger| {
         let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
-        if let Some(leaving) = ledger.gives_back(id) {
-            ledger.gave_back(2, &leaving, false, Said::Released(0));
+        if let Some(pending) = ledger.begin_release(id) {
+            ledger.end_release(2, &pending, false, ReleaseResult::Released(0));
         }
         grant(ledger, 3, 1, "b", &Puppet::new(6));
         ledger.close(4);
@@ -296,7 +296,7 @@ pub fn misjudged_legal_histories() -> Vec<String> {
     ledger.observe(3);
     ledger.write(4, inner);
     first.depth.store(1, Relaxed);
-    ledger.gives_back(inner);
+    ledger.begin_release(inner);
     ledger.observe(5);
     first.lose();
     ledger.loss_noticed(6, outer);
@@ -317,10 +317,10 @@ pub fn misjudged_legal_histories() -> Vec<String> {
 fn a_join_may_race_with_the_last_release() -> Vec<String> {
     let mut ledger = ledger();
     let first = grant(&mut ledger, 1, 0, "a", &Puppet::new(7));
-    ledger.gives_back(first);
+    ledger.begin_release(first);
     let heir = grant(&mut ledger, 2, 1, "a", &Puppet::new(7));
     ledger.observe(3);
-    ledger.gives_back(heir);
+    ledger.begin_release(heir);
     ledger.close(4);
     ledger.findings.violations.iter().map(|violation| format!("{violation:?}")).collect()
 }

@@ -6,10 +6,10 @@ pub type Moment = u64;
 /// It has not ended, and may take effect at any later time.
 pub const NEVER: Moment = Moment::MAX;
 
-/// One operation of one session (a client's share in an owner's leases).
+/// One operation of one share: a client's part in the leases of an owner.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Op {
-    pub session: u32,
+    pub share: u32,
     pub owner: u32,
     pub token: u64,
     pub what: What,
@@ -23,12 +23,12 @@ pub enum What {
     /// unconfirmed grant is not a hold.
     Enter,
     /// A re-entry or a join that returned no guard. It may have been granted, and may then keep the lease in force when
-    /// every other session has released it.
-    Attempt,
+    /// every other share has released it.
+    UnansweredEnter,
     /// A confirmed release, and the remaining depth that it returned.
     Leave { left: Option<u32> },
     /// Any other release: its outcome is unknown, it was not awaited, or it came after a loss.
-    Part,
+    UnconfirmedRelease,
     /// A reading of a guard with validity left, and its depth.
     Holds { depth: Option<u32> },
     /// A guard signalled the loss, or a release returned that the lease had been lost.
@@ -36,26 +36,26 @@ pub enum What {
 }
 
 impl What {
-    /// Returns whether it claims that the lease was held. Otherwise it has no effect on later leases.
+    /// Returns whether it shows that the lease was held. Otherwise it has no effect on later leases.
     pub fn claims(self) -> bool {
         matches!(self, Self::Enter | Self::Leave { .. } | Self::Holds { .. })
     }
 }
 
 /// A re-entrant fenced mutex. A lease may end by itself at any moment, but not begin again. So a larger token replaces it, and
-/// a session that got the signal of the end has no share in it any more.
+/// a share whose loss was signalled is no part of it any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mutex {
     /// The latest token, which only grows.
     token: u64,
     owner: u32,
-    /// Whether a session has not released it.
+    /// Whether a share has not released it.
     open: bool,
-    /// An unknown session may have a share in it.
+    /// A share whose entry was not answered may be part of it.
     kept: bool,
-    /// How deep each session is nested.
+    /// How deep each share is nested.
     depths: Vec<(u32, u32)>,
-    /// Sessions that got the signal that their lease is over, by token.
+    /// Shares whose loss was signalled, with the token.
     over: Vec<(u32, u64)>,
 }
 
@@ -64,34 +64,34 @@ impl Mutex {
     pub fn after(&self, op: &Op) -> Option<Self> {
         let mut next = self.clone();
         let held = self.open && op.token == self.token && op.owner == self.owner;
-        let over = (op.session, op.token);
+        let over = (op.share, op.token);
         match op.what {
             What::Enter if op.token > self.token => {
                 (next.token, next.owner, next.open, next.kept) = (op.token, op.owner, true, false);
-                next.depths = vec![(op.session, 1)];
+                next.depths = vec![(op.share, 1)];
             }
-            What::Enter if held && !self.over.contains(&over) => next.change(op.session, 1),
+            What::Enter if held && !self.over.contains(&over) => next.change(op.share, 1),
             What::Holds { depth } if held && !self.over.contains(&over) => {
-                let mine = self.depth(op.session);
+                let mine = self.depth(op.share);
                 if mine == 0 || depth.is_some_and(|depth| depth != mine) {
                     return None;
                 }
             }
-            What::Leave { left } if held && !self.over.contains(&over) && self.depth(op.session) > 0 => {
-                next.change(op.session, -1);
-                if left.is_some_and(|left| left != next.depth(op.session)) {
+            What::Leave { left } if held && !self.over.contains(&over) && self.depth(op.share) > 0 => {
+                next.change(op.share, -1);
+                if left.is_some_and(|left| left != next.depth(op.share)) {
                     return None;
                 }
                 next.open = next.is_in_use();
             }
             What::Enter | What::Holds { .. } | What::Leave { .. } => return None,
             _ if op.token > self.token => return None,
-            What::Part if op.token == self.token && self.depth(op.session) > 0 => {
-                next.change(op.session, -1);
+            What::UnconfirmedRelease if op.token == self.token && self.depth(op.share) > 0 => {
+                next.change(op.share, -1);
                 next.open = next.is_in_use();
             }
-            What::Attempt if held => next.kept = true,
-            What::Part | What::Attempt => {}
+            What::UnansweredEnter if held => next.kept = true,
+            What::UnconfirmedRelease | What::UnansweredEnter => {}
             What::Lost => next.end(over),
         }
         Some(next)
@@ -101,14 +101,14 @@ impl Mutex {
         self.kept || self.depths.iter().any(|(_, depth)| *depth > 0)
     }
 
-    fn depth(&self, session: u32) -> u32 {
-        self.depths.iter().find(|(id, _)| *id == session).map_or(0, |(_, depth)| *depth)
+    fn depth(&self, share: u32) -> u32 {
+        self.depths.iter().find(|(id, _)| *id == share).map_or(0, |(_, depth)| *depth)
     }
 
-    fn change(&mut self, session: u32, by: i32) {
-        match self.depths.iter_mut().find(|(id, _)| *id == session) {
+    fn change(&mut self, share: u32, by: i32) {
+        match self.depths.iter_mut().find(|(id, _)| *id == share) {
             Some((_, depth)) => *depth = depth.saturating_add_signed(by),
-            None => self.depths.push((session, u32::try_from(by).unwrap_or(0))),
+            None => self.depths.push((share, u32::try_from(by).unwrap_or(0))),
         }
         self.depths.sort_unstable();
     }
@@ -129,8 +129,8 @@ impl History {
         // Of equal readings in a row, the first and the last are enough.
         if let [.., first, last] = self.0.as_mut_slice()
             && matches!(op.what, What::Holds { .. })
-            && (first.session, first.token, first.what) == (op.session, op.token, op.what)
-            && (last.session, last.token, last.what) == (op.session, op.token, op.what)
+            && (first.share, first.token, first.what) == (op.share, op.token, op.what)
+            && (last.share, last.token, last.what) == (op.share, op.token, op.what)
         {
             *last = op;
         } else {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::history::History;
 
 /// The readings of a guard.
-pub trait Belief: Send {
+pub trait Readings: Send {
     /// Validity left, in µs.
     fn remaining(&self) -> u64;
     fn is_lost(&self) -> bool;
@@ -56,7 +56,7 @@ impl Claim {
 
 pub struct Hold {
     pub claim: Claim,
-    pub belief: Box<dyn Belief>,
+    pub readings: Box<dyn Readings>,
     /// The latest end of validity that was seen, by the client's clock.
     pub deadline: u64,
     pub was_lost: bool,
@@ -108,7 +108,7 @@ pub struct Grant<'a> {
 }
 
 /// A hold that is being released, until the outcome is known.
-pub struct Leaving {
+pub struct PendingRelease {
     pub claim: Claim,
     /// The depths that a release may return for this owner.
     pub left: (u32, u32),
@@ -118,7 +118,7 @@ pub struct Leaving {
 
 /// The result of a release.
 #[derive(Clone, Copy, Debug)]
-pub enum Said {
+pub enum ReleaseResult {
     /// The number of remaining holds.
     Released(u32),
     NotHeld,

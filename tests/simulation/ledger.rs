@@ -1,12 +1,12 @@
 //! The judge of what clients observe. It records every hold at its grant and before its release, reads all of them again
-//! and again (`looks.rs`), and is independent of how the lock works.
+//! and again (`readings.rs`), and is independent of how the lock works.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::figures::Figures;
 use crate::history::{NEVER, Op, What};
-use crate::holds::{Asked, Belief, Claim, Grant, Hold, Leaving, Record, Said, Share};
+use crate::holds::{Asked, Claim, Grant, Hold, PendingRelease, Readings, Record, ReleaseResult, Share};
 use crate::invariant::{Findings, Invariant, Watch};
 use crate::linear::{self, Verdict};
 
@@ -20,8 +20,8 @@ pub struct Ledger {
     asking: BTreeMap<(usize, Arc<str>, usize), u32>,
     /// The numbers of owners in histories, and of an owner's holds in one client until all of these are released.
     owners: BTreeMap<Arc<str>, u32>,
-    sessions: BTreeMap<(usize, Arc<str>, usize), u32>,
-    last_session: u32,
+    share_numbers: BTreeMap<(usize, Arc<str>, usize), u32>,
+    last_share: u32,
     moments: u64,
     pub quorum: u32,
     longest_lease: u64,
@@ -37,8 +37,8 @@ impl Ledger {
             records: (0..resources).map(|_| Record::default()).collect(),
             asking: BTreeMap::new(),
             owners: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            last_session: 0,
+            share_numbers: BTreeMap::new(),
+            last_share: 0,
             moments: 0,
             quorum: u32::try_from(quorum).unwrap_or(u32::MAX),
             longest_lease,
@@ -63,15 +63,15 @@ impl Ledger {
         self.moments
     }
 
-    fn session(&mut self, client: usize, owner: &Arc<str>, resource: usize) -> u32 {
-        let known = self.sessions.get(&(client, Arc::clone(owner), resource));
-        known.copied().unwrap_or_else(|| self.begin_session(client, owner, resource))
+    fn share_number(&mut self, client: usize, owner: &Arc<str>, resource: usize) -> u32 {
+        let known = self.share_numbers.get(&(client, Arc::clone(owner), resource));
+        known.copied().unwrap_or_else(|| self.begin_share(client, owner, resource))
     }
 
-    fn begin_session(&mut self, client: usize, owner: &Arc<str>, resource: usize) -> u32 {
-        self.last_session += 1;
-        self.sessions.insert((client, Arc::clone(owner), resource), self.last_session);
-        self.last_session
+    fn begin_share(&mut self, client: usize, owner: &Arc<str>, resource: usize) -> u32 {
+        self.last_share += 1;
+        self.share_numbers.insert((client, Arc::clone(owner), resource), self.last_share);
+        self.last_share
     }
 
     /// Appends an operation of this hold to the histories. Returns its places.
@@ -86,15 +86,15 @@ impl Ledger {
         let owner = *self.owners.entry(Arc::clone(&claim.owner)).or_insert(next);
         let shares = claim.shares.iter().enumerate();
         let written = shares.map(|(i, Share { resource, token, .. })| {
-            let session = self.session(claim.client, &claim.owner, *resource);
-            let op = Op { session, owner, token: *token, what: what(i), invoked, returned };
+            let share = self.share_number(claim.client, &claim.owner, *resource);
+            let op = Op { share, owner, token: *token, what: what(i), invoked, returned };
             (*resource, self.records[*resource].history.push(op))
         });
         written.collect()
     }
 
     /// Records a request for these resources. `owner` is empty for a new owner.
-    pub fn asks(&mut self, client: usize, owner: &Arc<str>, resources: &[usize]) -> Vec<Asked> {
+    pub fn begin_request(&mut self, client: usize, owner: &Arc<str>, resources: &[usize]) -> Vec<Asked> {
         let when = self.moment();
         let asked = |resource: &usize| {
             let mut held = self.shares_of(client, owner, *resource).peekable();
@@ -103,7 +103,7 @@ impl Ledger {
                 newest: self.records[*resource].newest,
                 held: held.peek().map(|(_, share)| share.token),
                 // A guard over several resources does not show which of them it lost.
-                lost: held.any(|(hold, _)| hold.claim.shares.len() == 1 && hold.belief.is_lost()),
+                lost: held.any(|(hold, _)| hold.claim.shares.len() == 1 && hold.readings.is_lost()),
                 when,
             }
         };
@@ -115,7 +115,7 @@ impl Ledger {
     }
 
     /// Records the end of a request.
-    pub fn asked(&mut self, client: usize, owner: &Arc<str>, resources: &[usize]) {
+    pub fn end_request(&mut self, client: usize, owner: &Arc<str>, resources: &[usize]) {
         for resource in resources {
             let key = (client, Arc::clone(owner), *resource);
             match self.asking.get_mut(&key) {
@@ -133,21 +133,21 @@ impl Ledger {
             let Some(token) = exported.or(*held) else { continue };
             let share = Share { resource: *resource, token, turn: 0 };
             let claim = Claim { client, owner: Arc::clone(owner), shares: vec![share] };
-            self.record(&claim, *when, NEVER, &|_| What::Attempt);
+            self.record(&claim, *when, NEVER, &|_| What::UnansweredEnter);
         }
     }
 
     /// Records a request that returned a guard.
-    pub fn granted(&mut self, grant: &Grant<'_>, belief: Box<dyn Belief>) -> u64 {
+    pub fn granted(&mut self, grant: &Grant<'_>, readings: Box<dyn Readings>) -> u64 {
         let Grant { at, client, owner, joined, .. } = *grant;
-        let remaining = belief.remaining();
+        let remaining = readings.remaining();
         self.findings.judge(Invariant::NoFalseGrant, at, remaining > 0, || {
             format!("c{client} {owner} was granted a spent lease")
         });
         let owner: Arc<str> = owner.into();
         let mut shares = Vec::new();
         for asked in grant.asked {
-            let token = belief.token_of(asked.resource).unwrap_or_default();
+            let token = readings.token_of(asked.resource).unwrap_or_default();
             self.grant_one(grant, &owner, *asked, token);
             let turn = self.records[asked.resource].tokens.get(&token).map_or(0, |(_, turn)| *turn);
             shares.push(Share { resource: asked.resource, token, turn });
@@ -157,8 +157,8 @@ impl Ledger {
         self.record(&claim, invoked, returned, &|_| What::Enter);
         let hold = Hold {
             claim,
-            deadline: belief.clock() + remaining,
-            belief,
+            deadline: readings.clock() + remaining,
+            readings,
             was_lost: false,
             depth_known: joined.is_none() || grant.asked.len() == 1,
             cap: u64::MAX,
@@ -175,7 +175,7 @@ impl Ledger {
             grant.joined.and_then(|leases| leases.iter().find(|(r, _)| *r == resource)).map(|(_, token)| *token);
         let held_now = self.shares_of(client, owner, resource).next().map(|(_, share)| share.token);
         if held_now.is_none() {
-            self.begin_session(client, owner, resource);
+            self.begin_share(client, owner, resource);
         }
         let (given, sound) = (grant.votes)(resource, token);
         self.findings.judge(Invariant::NoFalseGrant, at, given >= quorum, || {
@@ -220,7 +220,7 @@ impl Ledger {
             .values()
             .any(|hold| *hold.claim.owner == *owner && hold.claim.share_of(resource).is_some_and(same));
         let number = self.owners.get(owner);
-        let parting = |op: &Op| op.token == token && op.what == What::Part && op.returned == NEVER;
+        let parting = |op: &Op| op.token == token && op.what == What::UnconfirmedRelease && op.returned == NEVER;
         held || self.records[resource].history.0.iter().any(|op| Some(&op.owner) == number && parting(op))
     }
 
@@ -253,7 +253,7 @@ impl Ledger {
             if share.token < token {
                 hold.cap = hold.cap.min(limit);
             }
-            let left = watch.truly(|| hold.belief.remaining());
+            let left = watch.truly(|| hold.readings.remaining());
             if left > 0 {
                 let who = format!("c{} {} holds {}", hold.claim.client, hold.claim.owner, share.token);
                 overlaps.push(format!("{name} token {token} while {who} for {left} µs"));
@@ -264,22 +264,22 @@ impl Ledger {
     }
 
     /// Records the start of a release, of any kind. Drops the ledger's reference to the guard.
-    pub fn gives_back(&mut self, id: u64) -> Option<Leaving> {
+    pub fn begin_release(&mut self, id: u64) -> Option<PendingRelease> {
         let Hold { claim, depth_known, .. } = self.holds.remove(&id)?;
         let now = self.moment();
-        let ops = self.record(&claim, now, NEVER, &|_| What::Part);
+        let ops = self.record(&claim, now, NEVER, &|_| What::UnconfirmedRelease);
         let first = claim.shares[0].resource;
         let left = if depth_known { self.depths(claim.client, &claim.owner, first) } else { (0, u32::MAX) };
-        Some(Leaving { claim, left, ops })
+        Some(PendingRelease { claim, left, ops })
     }
 
     /// Records the result of a release. `lost` is whether the guard had signalled the loss before.
-    pub fn gave_back(&mut self, at: u64, leaving: &Leaving, lost: bool, said: Said) {
-        let Leaving { claim, left, ops } = leaving;
+    pub fn end_release(&mut self, at: u64, pending: &PendingRelease, lost: bool, said: ReleaseResult) {
+        let PendingRelease { claim, left, ops } = pending;
         let who = || claim.who();
         match said {
-            Said::Nothing => {}
-            Said::Released(holds) => {
+            ReleaseResult::Nothing => {}
+            ReleaseResult::Released(holds) => {
                 self.findings.judge(Invariant::ReleaseSafe, at, !lost, || {
                     format!("{}: lost, and the release said that {holds} are left", who())
                 });
@@ -293,7 +293,7 @@ impl Ledger {
                     (op.what, op.returned) = (What::Leave { left: left.filter(|_| i == 0) }, now);
                 }
             }
-            Said::NotHeld => {
+            ReleaseResult::NotHeld => {
                 self.findings.checks.count(Invariant::ReleaseSafe, 1);
                 // A guard over several resources does not show which of them was lost.
                 if claim.shares.len() == 1 {

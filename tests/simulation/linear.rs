@@ -37,7 +37,7 @@ pub fn judge(history: &[Op]) -> Verdict {
         }
     }
     if let Some(op) = carried.first() {
-        return Verdict::Illegal(format!("no session was granted the lease of {op:?}"));
+        return Verdict::Illegal(format!("no share was granted the lease of {op:?}"));
     }
     // The earliest end of an operation with a larger token.
     let mut newer: Option<Op> = None;

@@ -4,15 +4,14 @@
 //! `cargo test` runs a short fixed range of seeds and the tests of the simulation itself; `cluster/simulate` passes arguments.
 //!
 //! What it proves: the invariants of `invariant.rs`, on every seed, as judged by `oracle.rs` (each command on each node),
-//! `ledger.rs` and `looks.rs` (each guard), `linear.rs` (each resource's history) and `calm.rs` (when all works again). What
+//! `ledger.rs` and `readings.rs` (each guard), `linear.rs` (each resource's history) and `recovery.rs` (when all works again). What
 //! makes that worth something: `histories.rs`, `controls.rs` and `breaks.rs`, which break things on purpose, and
 //! `tests/conformance`, which shows that the nodes here and a real server do the same.
 
 mod arguments;
-mod asking;
 mod breaks;
-mod calm;
 mod controls;
+mod faults;
 mod figures;
 mod histories;
 mod history;
@@ -20,8 +19,7 @@ mod holds;
 mod invariant;
 mod ledger;
 mod linear;
-mod lines;
-mod looks;
+mod links;
 mod machine;
 mod mutexes;
 mod node;
@@ -29,8 +27,11 @@ mod oracle;
 mod outage;
 mod plan;
 mod queue;
+mod readings;
+mod recovery;
 mod reference;
 mod releases;
+mod requests;
 mod resource_state;
 mod resp;
 mod rules;
@@ -41,7 +42,6 @@ mod servers;
 mod simulate;
 mod time;
 mod trace;
-mod trouble;
 mod user;
 mod variant;
 mod world;

@@ -2,9 +2,9 @@
 
 use crate::history::{NEVER, Op, What};
 
-fn op(session: u32, token: u64, what: What, invoked: u64, returned: u64) -> Op {
+fn op(share: u32, token: u64, what: What, invoked: u64, returned: u64) -> Op {
     // Session 2 is of another owner.
-    Op { session, owner: session / 2, token, what, invoked, returned }
+    Op { share, owner: share / 2, token, what, invoked, returned }
 }
 
 const LEFT: fn(u32) -> What = |left| What::Leave { left: Some(left) };
@@ -12,7 +12,7 @@ const DEEP: fn(u32) -> What = |depth| What::Holds { depth: Some(depth) };
 
 /// Each history, and whether it is possible.
 pub fn histories() -> Vec<(bool, &'static str, Vec<Op>)> {
-    use What::{Attempt, Enter, Lost, Part};
+    use What::{Enter, Lost, UnansweredEnter, UnconfirmedRelease};
     vec![
         (true, "nothing", vec![]),
         (true, "in and out", vec![op(0, 5, Enter, 1, 2), op(0, 5, LEFT(0), 3, 4), op(2, 6, Enter, 5, 6)]),
@@ -35,27 +35,37 @@ pub fn histories() -> Vec<(bool, &'static str, Vec<Op>)> {
         (
             true,
             "a lease that ends by itself",
-            vec![op(0, 5, Enter, 1, 2), op(2, 6, Enter, 3, 4), op(0, 5, Lost, 5, 5), op(0, 5, Part, 6, NEVER)],
+            vec![
+                op(0, 5, Enter, 1, 2),
+                op(2, 6, Enter, 3, 4),
+                op(0, 5, Lost, 5, 5),
+                op(0, 5, UnconfirmedRelease, 6, NEVER),
+            ],
         ),
         (
             true,
-            "a session that joins",
+            "a share that joins",
             vec![op(0, 5, Enter, 1, 2), op(1, 5, Enter, 3, 4), op(0, 5, LEFT(0), 5, 6), op(1, 5, DEEP(1), 7, 7)],
         ),
         (
             false,
-            "a session that joins what was given back",
+            "a share that joins what was given back",
             vec![op(0, 5, Enter, 1, 2), op(0, 5, LEFT(0), 3, 4), op(1, 5, Enter, 5, 6)],
         ),
         (
             true,
             "unless that is still under way",
-            vec![op(0, 5, Enter, 1, 2), op(0, 5, Part, 3, NEVER), op(1, 5, Enter, 5, 6)],
+            vec![op(0, 5, Enter, 1, 2), op(0, 5, UnconfirmedRelease, 3, NEVER), op(1, 5, Enter, 5, 6)],
         ),
         (
             true,
-            "or kept by a session that got no answer",
-            vec![op(0, 5, Enter, 1, 2), op(1, 5, Attempt, 2, NEVER), op(0, 5, LEFT(0), 3, 4), op(1, 5, Enter, 5, 6)],
+            "or kept by a share that got no answer",
+            vec![
+                op(0, 5, Enter, 1, 2),
+                op(1, 5, UnansweredEnter, 2, NEVER),
+                op(0, 5, LEFT(0), 3, 4),
+                op(1, 5, Enter, 5, 6),
+            ],
         ),
         (false, "two at once", vec![op(0, 5, Enter, 1, 2), op(2, 6, Enter, 3, 4), op(0, 5, DEEP(1), 5, 5)]),
         (false, "a token that falls", vec![op(0, 5, Enter, 1, 2), op(2, 4, Enter, 3, 4)]),
@@ -69,7 +79,12 @@ pub fn histories() -> Vec<(bool, &'static str, Vec<Op>)> {
         (
             true,
             "a release that says that it was over",
-            vec![op(0, 5, Enter, 1, 2), op(2, 6, Enter, 3, 4), op(0, 5, Part, 5, NEVER), op(0, 5, Lost, 6, 6)],
+            vec![
+                op(0, 5, Enter, 1, 2),
+                op(2, 6, Enter, 3, 4),
+                op(0, 5, UnconfirmedRelease, 5, NEVER),
+                op(0, 5, Lost, 6, 6),
+            ],
         ),
         (false, "held after the loss", vec![op(0, 5, Enter, 1, 2), op(0, 5, Lost, 3, 3), op(0, 5, DEEP(1), 4, 4)]),
         (
@@ -78,7 +93,7 @@ pub fn histories() -> Vec<(bool, &'static str, Vec<Op>)> {
             vec![
                 op(0, 5, Enter, 1, 2),
                 op(0, 5, Enter, 3, 4),
-                op(0, 5, Part, 5, NEVER),
+                op(0, 5, UnconfirmedRelease, 5, NEVER),
                 op(0, 5, DEEP(1), 6, 6),
                 op(0, 5, Lost, 7, 7),
             ],

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{sleep, sleep_until};
 
-use crate::asking::How;
 use crate::invariant::Invariant;
 use crate::machine::Turns;
+use crate::requests::How;
 use crate::run::Stage;
 use crate::time::micros;
 use crate::world::lock;
@@ -19,10 +19,10 @@ const WAITERS: u64 = 3;
 /// The limit after the outage until all are served, beside the round trips and the time until the nodes' queues agree again: too
 /// few nodes may call each request twice, and reserve the resource for it for 100 ms each time.
 const SERVED_AFTER: Duration = Duration::from_secs(1);
-const KEPT_IN_VAIN: Duration = Duration::from_millis(200);
+const RESERVED_IN_VAIN: Duration = Duration::from_millis(200);
 
 /// Checks that requests that wait for a majority send few commands, and are served soon when it is back.
-pub async fn majority_is_away(stage: &Stage, resources: [usize; 2], lease: Duration, round_trip: Duration) {
+pub async fn majority_is_down(stage: &Stage, resources: [usize; 2], lease: Duration, round_trip: Duration) {
     let plan = std::sync::Arc::clone(&stage.scene.plan);
     let time = lock(&stage.scene.world).time;
     let began = stage.scene.now();
@@ -30,7 +30,10 @@ pub async fn majority_is_away(stage: &Stage, resources: [usize; 2], lease: Durat
     let living = plan.nodes.len() - plan.quorum();
     for node in living..plan.nodes.len() {
         let mut world = lock(&stage.scene.world);
-        stage.clients.iter().for_each(|troupe| world.cut(troupe.client.index, node, true, true, false, micros(OUTAGE)));
+        stage
+            .clients
+            .iter()
+            .for_each(|client_run| world.cut(client_run.client.index, node, true, true, false, micros(OUTAGE)));
     }
     let mut requests = Vec::new();
     for place in 0..stage.clients.len() {
@@ -42,7 +45,7 @@ pub async fn majority_is_away(stage: &Stage, resources: [usize; 2], lease: Durat
                 let holding = user.ask(&[resource], None, Some(lease), How::Wait(Some(2 * OUTAGE))).await.ok();
                 let served = holding.is_some().then(|| scene.now());
                 if let Some(holding) = holding {
-                    user.give_back(holding).await;
+                    user.release(holding).await;
                 }
                 served
             };
@@ -58,7 +61,7 @@ pub async fn majority_is_away(stage: &Stage, resources: [usize; 2], lease: Durat
     let counted = micros(OUTAGE - COUNT_AFTER);
     lock(&stage.scene.ledger).waited_out(back, commands, waiters * living as u64, counted);
 
-    let limit = micros(SERVED_AFTER) + waiters * micros(KEPT_IN_VAIN + 8 * round_trip);
+    let limit = micros(SERVED_AFTER) + waiters * micros(RESERVED_IN_VAIN + 8 * round_trip);
     for request in requests {
         let served = request.await.expect("no panic");
         let what = || "a request waits although the majority is back".to_owned();

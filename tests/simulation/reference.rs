@@ -16,36 +16,36 @@ fn random(rng: &mut Rng) -> Vec<Op> {
     let mut holder = 0;
     for _ in 0..rng.between(1..MOST_OPS + 1) {
         now += rng.between(1..4);
-        let session = rng.below(3);
+        let share = rng.below(3);
         if rng.chance(0.2) || ops.is_empty() {
-            (token, holder, depths) = (token + rng.between(1..3), session, [0; 3]);
+            (token, holder, depths) = (token + rng.between(1..3), share, [0; 3]);
         }
-        // Sessions 0 and 1 are of one owner.
-        let session = if session / 2 == holder / 2 { session } else { holder };
+        // Shares 0 and 1 are of one owner.
+        let share = if share / 2 == holder / 2 { share } else { holder };
         let what = match rng.between(0..10) {
             0..4 => What::Enter,
-            _ if depths[session] == 0 => What::Enter,
-            4..6 => What::Leave { left: Some(depths[session] - 1).filter(|_| rng.chance(0.7)) },
-            6 => What::Part,
+            _ if depths[share] == 0 => What::Enter,
+            4..6 => What::Leave { left: Some(depths[share] - 1).filter(|_| rng.chance(0.7)) },
+            6 => What::UnconfirmedRelease,
             7 => What::Lost,
-            8 => What::Attempt,
-            _ => What::Holds { depth: Some(depths[session]) },
+            8 => What::UnansweredEnter,
+            _ => What::Holds { depth: Some(depths[share]) },
         };
         match what {
-            What::Enter => depths[session] += 1,
-            What::Leave { .. } | What::Part => depths[session] -= 1,
-            What::Holds { .. } | What::Lost | What::Attempt => {}
+            What::Enter => depths[share] += 1,
+            What::Leave { .. } | What::UnconfirmedRelease => depths[share] -= 1,
+            What::Holds { .. } | What::Lost | What::UnansweredEnter => {}
         }
         let invoked = u64::saturating_sub(now, rng.between(0..5));
         let returned = if rng.chance(0.1) { NEVER } else { now + rng.between(0..5) };
-        let (session, owner) = (session as u32, session as u32 / 2);
-        ops.push(Op { session, owner, token, what, invoked, returned });
+        let (share, owner) = (share as u32, share as u32 / 2);
+        ops.push(Op { share, owner, token, what, invoked, returned });
     }
     if rng.chance(0.5) {
         let i = rng.below(ops.len());
         match rng.between(0..4) {
             0 => ops[i].token = rng.between(1..5),
-            1 => ops[i].session = rng.between(0..3) as u32,
+            1 => ops[i].share = rng.between(0..3) as u32,
             2 => ops[i].what = What::Holds { depth: Some(rng.between(0..3) as u32) },
             _ => ops[i].invoked = rng.between(0..now + 1).min(ops[i].returned),
         }

@@ -10,15 +10,15 @@ use quorlock_testkit::rng::Rng;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::calm;
+use crate::faults;
 use crate::figures::Figures;
 use crate::invariant::{Invariant, Violation, Watch};
 use crate::ledger::Ledger;
-use crate::looks::LOOK_EVERY_US;
 use crate::machine::{Clock, Machine, Turns, Weakly};
 use crate::plan::{Broken, ClientPlan, Plan};
+use crate::readings::READ_EVERY_US;
+use crate::recovery;
 use crate::time::{Time, micros};
-use crate::trouble;
 use crate::user::{Client, Scene, User};
 use crate::world::{World, lock, network};
 
@@ -44,7 +44,7 @@ impl Outcome {
 }
 
 /// A client with its users.
-pub struct Troupe {
+pub struct ClientRun {
     pub client: Client,
     pub plan: ClientPlan,
     users: Vec<JoinHandle<()>>,
@@ -52,7 +52,7 @@ pub struct Troupe {
 
 pub struct Stage {
     pub scene: Scene,
-    pub clients: Vec<Troupe>,
+    pub clients: Vec<ClientRun>,
     watch: Arc<Watch>,
 }
 
@@ -67,9 +67,9 @@ pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
         let time = Time::start();
         let watch = Arc::new(Watch::default());
         let ledger = Ledger::new(
-            plan.resources + calm::EXTRA_RESOURCES,
+            plan.resources + recovery::EXTRA_RESOURCES,
             plan.quorum(),
-            micros(plan.longest_lease().max(calm::LEASE)),
+            micros(plan.longest_lease().max(recovery::LEASE)),
             Arc::clone(&watch),
         );
         let scene = Scene {
@@ -109,7 +109,7 @@ pub fn run(seed: u64, broken: Broken, traced: bool) -> Outcome {
 /// Reads all holds, again and again.
 async fn look(scene: Scene) {
     loop {
-        sleep(Duration::from_micros(LOOK_EVERY_US)).await;
+        sleep(Duration::from_micros(READ_EVERY_US)).await;
         let now = scene.now();
         lock(&scene.ledger).observe(now);
     }
@@ -123,12 +123,12 @@ impl Stage {
         }
         // A first connection takes a few round trips.
         sleep(20 * plan.longest_latency()).await;
-        lock(&self.scene.world).troubled = true;
+        lock(&self.scene.world).faulty = true;
         let until = self.scene.now() + micros(plan.safety);
-        trouble::make(self, until).await;
+        faults::cause(self, until).await;
         lock(&self.scene.world).heal();
         self.scene.stop.store(true, Relaxed);
-        calm::judge(self).await;
+        recovery::judge(self).await;
     }
 
     /// Starts the client at this place, also after a crash of the previous one.
@@ -164,27 +164,27 @@ impl Stage {
             let user = User { scene: scene.clone(), client: client.clone(), rng };
             tokio::spawn(Turns { world: Arc::clone(&scene.world), client: index, task: Box::pin(user.run()) })
         });
-        let troupe = Troupe { users: users.collect(), client, plan };
+        let client_run = ClientRun { users: users.collect(), client, plan };
         if place < self.clients.len() {
-            self.clients[place] = troupe;
+            self.clients[place] = client_run;
         } else {
-            self.clients.push(troupe);
+            self.clients.push(client_run);
         }
     }
 
     /// Kills the process of a client.
     pub fn crash(&mut self, place: usize) {
-        let troupe = &self.clients[place];
-        lock(&self.scene.world).crash_client(troupe.client.index);
-        let gone = lock(&self.scene.ledger).forget_client(troupe.client.index);
+        let client_run = &self.clients[place];
+        lock(&self.scene.world).crash_client(client_run.client.index);
+        let gone = lock(&self.scene.ledger).forget_client(client_run.client.index);
         drop(gone);
-        troupe.users.iter().for_each(JoinHandle::abort);
+        client_run.users.iter().for_each(JoinHandle::abort);
     }
 
     /// Waits until all users have released their holds.
     pub async fn users_finish(&mut self) {
-        for troupe in &mut self.clients {
-            for user in std::mem::take(&mut troupe.users) {
+        for client_run in &mut self.clients {
+            for user in std::mem::take(&mut client_run.users) {
                 if let Err(error) = user.await
                     && error.is_panic()
                 {

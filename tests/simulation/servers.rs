@@ -6,7 +6,7 @@ use std::time::Duration;
 use quorlock_testkit::rng::Rng;
 
 use crate::figures::Fault;
-use crate::lines::Conn;
+use crate::links::Conn;
 use crate::node::{Node, Store};
 use crate::oracle::{Place, text};
 use crate::plan::Plan;
@@ -132,7 +132,7 @@ impl World {
         }
         buffer.drain(..at);
         self.conns[id].partial = buffer;
-        if self.plan.broken.swaps_answers && replies.len() > 1 && self.troubled {
+        if self.plan.broken.swaps_answers && replies.len() > 1 && self.faulty {
             let last = replies.len() - 1;
             replies.swap(last - 1, last);
         }

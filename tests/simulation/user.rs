@@ -9,12 +9,12 @@ use quorlock::{Owner, Quorlock};
 use quorlock_testkit::rng::Rng;
 use tokio::time::{sleep, timeout};
 
-use crate::asking::{Dropped, Holding, How, left_alone};
 use crate::figures::Fault;
 use crate::invariant::Invariant;
 use crate::ledger::Ledger;
 use crate::machine::Clock;
 use crate::plan::Plan;
+use crate::requests::{Dropped, Holding, How, left_unpolled};
 use crate::world::{Shared, lock};
 
 const DEEPEST: usize = 5;
@@ -104,8 +104,8 @@ impl User {
             let mail = if self.rng.chance(0.5) { self.mail() } else { None };
             let holding = match self.rng.between(0..100) {
                 _ if mail.is_some() => self.join(mail).await,
-                0..18 => self.change_of_mind(&resources, None).await,
-                18..23 => self.absent_mind(&resources).await,
+                0..18 => self.request_and_drop(&resources, None).await,
+                18..23 => self.request_and_rest(&resources).await,
                 23..26 => {
                     drop(self.client.locks.inspect(name_of(resources[0])).await);
                     None
@@ -122,7 +122,7 @@ impl User {
     }
 
     /// Sends a request, and drops it at some point.
-    async fn change_of_mind(&mut self, resources: &[usize], owner: Option<&Owner>) -> Option<Holding> {
+    async fn request_and_drop(&mut self, resources: &[usize], owner: Option<&Owner>) -> Option<Holding> {
         lock(&self.scene.world).figures.fault(Fault::DroppedFuture);
         let how = self.how();
         let (by_polls, polls, limit) = (self.rng.chance(0.5), self.rng.below(6), self.rng.between(0..60));
@@ -135,12 +135,12 @@ impl User {
     }
 
     /// Sends a request, and does not poll it for a while.
-    async fn absent_mind(&mut self, resources: &[usize]) -> Option<Holding> {
+    async fn request_and_rest(&mut self, resources: &[usize]) -> Option<Holding> {
         lock(&self.scene.world).figures.fault(Fault::IdleFuture);
         let lease = self.scene.plan.longest_lease();
         let (how, polls, rest) =
             (self.how(), self.rng.between(1..4), lease.mul_f64(self.rng.between(0..200) as f64 / 100.0));
-        left_alone(self.ask(resources, None, None, how), polls as usize, rest).await.ok()
+        left_unpolled(self.ask(resources, None, None, how), polls as usize, rest).await.ok()
     }
 
     /// Returns the latest lease that another client has handed over: an older one has probably ended.
@@ -203,7 +203,7 @@ impl User {
                         });
                     }
                     let entered = if self.rng.chance(0.1) {
-                        self.change_of_mind(&resources, Some(&owner)).await
+                        self.request_and_drop(&resources, Some(&owner)).await
                     } else {
                         let limit = Duration::from_millis(self.rng.between(0..400));
                         // The inner request may be shorter, and does not shorten the lease.
@@ -214,7 +214,7 @@ impl User {
                 }
                 25..60 => {
                     let holding = holdings.swap_remove(which);
-                    self.give_back(holding).await;
+                    self.release(holding).await;
                 }
                 60..68 => {
                     let extended = holdings[which].guard.extend().await.is_ok();
@@ -246,7 +246,7 @@ impl User {
                 lock(&self.scene.ledger).write(self.scene.now(), holdings[which].id);
             }
             let holding = holdings.swap_remove(which);
-            self.give_back(holding).await;
+            self.release(holding).await;
         }
     }
 

@@ -1,4 +1,4 @@
-//! The state outside the clients: the queue of events, and the pauses, crashes and cuts. `lines.rs` has the connections, and
+//! The state outside the clients: the queue of events, and the pauses, crashes and cuts. `links.rs` has the connections, and
 //! `servers.rs` the nodes.
 
 use std::fmt::{self, Write as _};
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::figures::{Fault, Figures};
 use crate::invariant::Watch;
-use crate::lines::{Conn, Link};
+use crate::links::{Conn, Link};
 use crate::machine::Clock;
 use crate::oracle::Oracle;
 use crate::plan::Plan;
@@ -34,7 +34,7 @@ pub struct World {
     pub figures: Figures,
     pub oracle: Oracle,
     /// Random faults of single messages.
-    pub troubled: bool,
+    pub faulty: bool,
     pub trace: Option<String>,
     /// When a node last lost its memory.
     pub last_forgot: u64,
@@ -92,7 +92,7 @@ impl World {
             servers: servers.collect(),
             figures,
             oracle: Oracle::new(watch),
-            troubled: false,
+            faulty: false,
             trace: traced.then(String::new),
             last_forgot: 0,
             digest: 0,
@@ -203,7 +203,7 @@ impl World {
 
     /// Ends all cuts, pauses and crashes.
     pub fn heal(&mut self) {
-        self.troubled = false;
+        self.faulty = false;
         let now = self.time.now();
         for client in 0..self.clients.len() {
             self.clients[client].paused_until = self.clients[client].paused_until.min(now);

@@ -10,7 +10,7 @@ use quorlock::{AcquireError, Guard, LockRequest, Owner, ReleaseError};
 use tokio::time::{sleep, timeout};
 
 use crate::figures::Fault;
-use crate::holds::{Asked, Belief, Claim, Grant, Said};
+use crate::holds::{Asked, Claim, Grant, Readings, ReleaseResult};
 use crate::invariant::Invariant;
 use crate::ledger::Ledger;
 use crate::machine::Clock;
@@ -25,7 +25,7 @@ struct Held {
     world: Shared,
 }
 
-impl Belief for Held {
+impl Readings for Held {
     fn remaining(&self) -> u64 {
         // The least time that is left counts as more than zero.
         u64::try_from(self.guard.remaining().as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
@@ -67,7 +67,7 @@ impl Belief for Held {
 }
 
 /// A request in progress. Its end is recorded in the ledger even when it is dropped.
-struct Asking<'a> {
+struct PendingRequest<'a> {
     ledger: &'a Mutex<Ledger>,
     client: usize,
     owner: Arc<str>,
@@ -77,10 +77,10 @@ struct Asking<'a> {
     granted: bool,
 }
 
-impl Drop for Asking<'_> {
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
         let mut ledger = lock(self.ledger);
-        ledger.asked(self.client, &self.owner, self.resources);
+        ledger.end_request(self.client, &self.owner, self.resources);
         if !self.granted {
             ledger.failed(self.client, &self.owner, &self.asked, self.joined);
         }
@@ -137,8 +137,9 @@ impl User {
     ) -> Result<Holding, AcquireError> {
         let ledger = &self.scene.ledger;
         let client = self.client.index;
-        let asked = lock(ledger).asks(client, &owner, resources);
-        let mut asking = Asking { ledger, client, owner, resources, asked: asked.clone(), joined, granted: false };
+        let asked = lock(ledger).begin_request(client, &owner, resources);
+        let mut asking =
+            PendingRequest { ledger, client, owner, resources, asked: asked.clone(), joined, granted: false };
         let result = request.await;
         asking.granted = result.is_ok();
         drop(asking);
@@ -171,13 +172,13 @@ impl User {
     }
 
     /// Releases a hold, in one of several ways.
-    pub async fn give_back(&mut self, holding: Holding) {
+    pub async fn release(&mut self, holding: Holding) {
         let Holding { id, guard, .. } = holding;
         let way = self.rng.between(0..10);
         let at = self.scene.now();
-        let Some(leaving) = lock(&self.scene.ledger).gives_back(id) else { return };
+        let Some(pending) = lock(&self.scene.ledger).begin_release(id) else { return };
         if lock(&self.scene.world).trace.is_some() {
-            let who = leaving.claim.who();
+            let who = pending.claim.who();
             lock(&self.scene.world).note(format_args!("{who} hold {id} given back"));
         }
         let Some(guard) = Arc::into_inner(guard) else {
@@ -201,18 +202,18 @@ impl User {
                 let mut ledger = lock(&self.scene.ledger);
                 ledger.figures.releases += 1;
                 let said = match released {
-                    Ok(released) => Said::Released(released.holds),
-                    Err(ReleaseError::NotHeld { .. }) => Said::NotHeld,
-                    Err(_) => Said::Nothing,
+                    Ok(released) => ReleaseResult::Released(released.holds),
+                    Err(ReleaseError::NotHeld { .. }) => ReleaseResult::NotHeld,
+                    Err(_) => ReleaseResult::Nothing,
                 };
-                ledger.gave_back(at, &leaving, lost, said);
+                ledger.end_release(at, &pending, lost, said);
             }
         }
     }
 }
 
 /// Polls a future several times, leaves it unpolled for a while, as a busy task does, and then awaits it.
-pub async fn left_alone<F: Future>(future: F, mut polls: usize, rest: Duration) -> F::Output {
+pub async fn left_unpolled<F: Future>(future: F, mut polls: usize, rest: Duration) -> F::Output {
     let mut future = pin!(future);
     let begun = poll_fn(|cx| {
         if polls == 0 {

@@ -19,7 +19,7 @@ const FURTHEST_STEP: i64 = 100 * 1_000_000;
 const HOUR: u64 = 3600 * SECOND;
 
 /// Causes faults until the time is up.
-pub async fn make(stage: &mut Stage, until: u64) {
+pub async fn cause(stage: &mut Stage, until: u64) {
     let mut rng = Rng::new(stage.scene.plan.seed, 3);
     let every = micros(stage.scene.plan.faults_every);
     let mut clients_to_crash = rng.below(3);

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::asking::{Dropped, How};
 use crate::figures::Fault;
 use crate::invariant::Invariant;
 use crate::machine::Turns;
 use crate::outage;
 use crate::plan::ClientPlan;
+use crate::requests::{Dropped, How};
 use crate::run::Stage;
 use crate::servers::Memory;
 use crate::time::{EPOCH_US, micros};
@@ -49,7 +49,7 @@ pub async fn judge(stage: &mut Stage) {
     minority_fails(stage, round_trip).await;
     requests_are_dropped(stage, round_trip).await;
     let resources = [plan.resources + 1, plan.resources + 6];
-    outage::majority_is_away(stage, resources, LEASE, round_trip).await;
+    outage::majority_is_down(stage, resources, LEASE, round_trip).await;
     holder_is_cut_off(stage, round_trip).await;
     holder_crashes(stage, round_trip).await;
     nothing_is_left(stage).await;
@@ -60,7 +60,7 @@ async fn long_leases_begin(stage: &Stage) {
     for place in 0..stage.clients.len() {
         let mut user = stage.user(place, 500);
         if let Ok(holding) = user.ask(&[0], None, Some(LEASE), How::Try).await {
-            user.give_back(holding).await;
+            user.release(holding).await;
         }
     }
 }
@@ -83,7 +83,7 @@ async fn acquires(stage: &Stage, place: usize, resource: usize, limit: Duration,
     match asked {
         Ok(holding) => {
             judge(invariant, Some(at - began), "");
-            user.give_back(holding).await;
+            user.release(holding).await;
         }
         // An answer "held" violates the invariant; without one, too few nodes answered.
         Err(error) if is_held(&error) => judge(invariant, None, &error.to_string()),
@@ -129,7 +129,7 @@ async fn minority_fails(stage: &Stage, round_trip: Duration) {
                 _ => stage
                     .clients
                     .iter()
-                    .for_each(|troupe| world.cut(troupe.client.index, node, true, true, false, 4_000_000)),
+                    .for_each(|client_run| world.cut(client_run.client.index, node, true, true, false, 4_000_000)),
             }
         }
         for place in 0..stage.clients.len() {
@@ -157,7 +157,7 @@ async fn requests_are_dropped(stage: &Stage, round_trip: Duration) {
             timeout(round_trip * (polls as u32) / 8, request).await.ok().and_then(Result::ok)
         };
         if let Some(holding) = holding {
-            stage.user(0, 200).give_back(holding).await;
+            stage.user(0, 200).release(holding).await;
         }
         let limit = 10 * round_trip + 200 * MILLI;
         acquires(stage, (polls + 1) % places, resource, limit, Invariant::CancelSafe, "after a request was dropped")
@@ -183,7 +183,7 @@ async fn holder_is_cut_off(stage: &mut Stage, round_trip: Duration) {
         // The inner request is shorter, and does not shorten the lease.
         if let Ok(inner) = holder.ask(&[resource], Some(holding.guard.owner()), Some(lease / 2), How::Try).await {
             lock(&stage.scene.ledger).observe(stage.scene.now());
-            holder.give_back(inner).await;
+            holder.release(inner).await;
         }
         sleep(holding.guard.remaining().saturating_sub(lease / 3)).await;
         let away = holding.guard.remaining() + lease / 10;
@@ -195,13 +195,13 @@ async fn holder_is_cut_off(stage: &mut Stage, round_trip: Duration) {
         let (_, ()) = tokio::join!(timeout(away, holding.guard.extend()), rival);
         sleep(lease).await;
         lock(&stage.scene.ledger).observe(stage.scene.now());
-        holder.give_back(holding).await;
+        holder.release(holding).await;
     }
     let mut late = stage.user(place, 402);
     let resource = plan.resources + 5;
     let asking = async move {
         if let Ok(holding) = late.ask(&[resource], None, Some(lease), How::Try).await {
-            late.give_back(holding).await;
+            late.release(holding).await;
         }
     };
     let world = std::sync::Arc::clone(&stage.scene.world);

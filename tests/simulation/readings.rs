@@ -7,9 +7,9 @@ use crate::ledger::Ledger;
 /// The watchdog sleeps at most this long, so a loss may be signalled this late after a pause.
 const NAP_US: u64 = 250_000;
 /// The resolution of timers, and the age of the deadline at the last reading of the checker.
-const TICK_US: u64 = 3_000 + LOOK_EVERY_US;
+const TICK_US: u64 = 3_000 + READ_EVERY_US;
 /// The interval at which [`Ledger::observe`] must be called.
-pub const LOOK_EVERY_US: u64 = 20_000;
+pub const READ_EVERY_US: u64 = 20_000;
 
 /// Commands for each waiting request, living node and second.
 const MOST_IN_OUTAGE: u64 = 20;
@@ -20,7 +20,7 @@ impl Ledger {
         let Some(hold) = self.holds.get(&id) else { return };
         let share = hold.claim.shares[0];
         let name = || format!("c{} {} r{} token {}", hold.claim.client, hold.claim.owner, share.resource, share.token);
-        let valid = self.findings.watch.truly(|| hold.belief.remaining() > 0);
+        let valid = self.findings.watch.truly(|| hold.readings.remaining() > 0);
         let store = &mut self.records[share.resource].store;
         let accepted = share.token >= store.largest;
         let stale = share.turn < store.latest_turn;
@@ -49,10 +49,10 @@ impl Ledger {
 
     fn observe_one(&mut self, at: u64, id: u64) {
         let Some(mut hold) = self.holds.remove(&id) else { return };
-        let belief = &hold.belief;
+        let readings = &hold.readings;
         let (remaining, clock, lost) =
-            self.findings.watch.truly(|| (belief.remaining(), belief.clock(), belief.is_lost()));
-        let (seen_lost, nested, deadline) = (belief.is_lost(), belief.depth(), clock + remaining);
+            self.findings.watch.truly(|| (readings.remaining(), readings.clock(), readings.is_lost()));
+        let (seen_lost, nested, deadline) = (readings.is_lost(), readings.depth(), clock + remaining);
         let (mut least, mut most) = self.depths(hold.claim.client, &hold.claim.owner, hold.claim.shares[0].resource);
         (least, most) = (least + 1, most + 1); // This one itself.
         let findings = &mut self.findings;
@@ -76,13 +76,13 @@ impl Ledger {
             });
         }
         if remaining > 0 {
-            let (margin, counted) = (hold.belief.margin(), hold.belief.counted(&hold.claim));
+            let (margin, counted) = (hold.readings.margin(), hold.readings.counted(&hold.claim));
             findings.judge(Invariant::QuarantineHolds, at, margin + self.quorum <= counted, || {
                 format!("{}: a margin of {margin}, and {counted} nodes with their votes", who())
             });
         }
         for share in &hold.claim.shares {
-            let token = hold.belief.token_of(share.resource);
+            let token = hold.readings.token_of(share.resource);
             findings.judge(Invariant::TokenStable, at, token == Some(share.token), || {
                 format!("{}: r{} changed from {} to {token:?}", who(), share.resource, share.token)
             });
@@ -112,9 +112,9 @@ impl Ledger {
     /// Checks how late the signal `lost` is, when it has come or the lease is over.
     pub fn loss_noticed(&mut self, at: u64, id: u64) {
         let Some(hold) = self.holds.get(&id) else { return };
-        let due = hold.deadline.max(hold.belief.paused_until());
-        let late = hold.belief.clock().saturating_sub(due);
-        let lost = hold.belief.is_lost();
+        let due = hold.deadline.max(hold.readings.paused_until());
+        let late = hold.readings.clock().saturating_sub(due);
+        let lost = hold.readings.is_lost();
         self.findings
             .judge(Invariant::LossOnTime, at, lost, || format!("{}: a false loss was signalled", hold.claim.who()));
         self.findings.judge(Invariant::LossOnTime, at, !lost || late <= NAP_US + TICK_US, || {

@@ -125,7 +125,7 @@ impl World {
         if self.clients[client].crashed {
             return bytes.len();
         }
-        let split = self.troubled && bytes.len() > 1 && self.rng.chance(self.plan.split);
+        let split = self.faulty && bytes.len() > 1 && self.rng.chance(self.plan.split);
         let taken = if split { self.piece(bytes.len()) } else { bytes.len() };
         if split {
             self.figures.fault(Fault::SplitFrame);
@@ -149,7 +149,7 @@ impl World {
             return None;
         }
         let mut arrival = now + self.latency();
-        let lost = self.troubled && self.rng.chance(self.plan.lost);
+        let lost = self.faulty && self.rng.chance(self.plan.lost);
         if lost || (cut.until > now && !cut.keeps) {
             let after = self.rng.between(1_000..2_000_000);
             self.push(now + after, Event::Break { conn: id });
@@ -158,7 +158,7 @@ impl World {
         if cut.until > now {
             arrival += cut.until - now;
             self.figures.fault(late);
-        } else if self.troubled && self.rng.chance(self.plan.late) {
+        } else if self.faulty && self.rng.chance(self.plan.late) {
             arrival += if self.rng.chance(0.2) { self.rng.between(0..2_500_000) } else { self.rng.between(0..60_000) };
             self.figures.fault(late);
         }
@@ -178,7 +178,7 @@ impl World {
             self.note(format_args!("n{node}>c{client} lost on connection {id}"));
             return;
         };
-        let split = self.troubled && bytes.len() > 1 && self.rng.chance(self.plan.split);
+        let split = self.faulty && bytes.len() > 1 && self.rng.chance(self.plan.split);
         let at = if split { self.piece(bytes.len()) } else { bytes.len() };
         self.push(arrival, Event::Reply { conn: id, bytes: bytes[..at].to_vec() });
         let mut last = arrival;
