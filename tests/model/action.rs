@@ -26,7 +26,7 @@ pub enum Action {
     Acquire { owner: usize, ballot: Pick },
     Join { owner: usize, exporter: usize, ballot: Pick },
     Extend { share: ShareId, known: Ballot, ballot: Pick },
-    Release { share: ShareId, mark: Pick },
+    Release { share: ShareId, ballot: Pick },
     Expire { node: usize },
     Arrive { message: Message, of: ShareId, node: usize },
 }
@@ -43,7 +43,7 @@ impl fmt::Debug for Action {
             Self::Extend { share, known, ballot } => {
                 write!(f, "{} extends, knowing {known:?}, with {ballot:?}", name(*share))
             }
-            Self::Release { share, mark } => write!(f, "{} releases with {mark:?}", name(*share)),
+            Self::Release { share, ballot } => write!(f, "{} releases with {ballot:?}", name(*share)),
             Self::Expire { node } => write!(f, "expiry at node {node}"),
             Self::Arrive { message: Message::Extend(index), of, node } => {
                 write!(f, "extension {} of {} at node {node}", index + 1, name(*of))

@@ -59,7 +59,7 @@ impl Ballots {
                 after.hold(self.rules, from, known, next)
             }
             Message::Release => {
-                after.release(self.rules, from, share.mark);
+                after.release(self.rules, from, share.released_with);
                 after.released |= of.bit();
                 after.standing &= !of.bit();
                 return (Answer::Granted, after);
@@ -141,7 +141,7 @@ impl Ballots {
                 actions.extend(picks.map(|ballot| Action::Extend { share: id, known, ballot }));
             }
         }
-        let mark = match self.rules {
+        let ballot = match self.rules {
             Rules::ReleaseWithKnown => Pick::EqualTo(share.known),
             Rules::ReleaseJustAboveKnown => {
                 let known = share.known.max(share.first);
@@ -149,7 +149,7 @@ impl Ballots {
             }
             _ => Pick::EqualTo(share.sent()),
         };
-        actions.push(Action::Release { share: id, mark });
+        actions.push(Action::Release { share: id, ballot });
     }
 
     fn owner_actions(&self, state: &State, owner: usize, actions: &mut Vec<Action>) {
@@ -292,9 +292,9 @@ impl Model for Ballots {
                 share.extensions[index] = Extension { known: share.known, next: ballot, confirmed: false, late };
                 next.close_up_ballots();
             }
-            Action::Release { share: id, mark } => {
-                let mark = make_room(&mut next, mark);
-                next.share_mut(id).mark = mark;
+            Action::Release { share: id, ballot } => {
+                let ballot = make_room(&mut next, ballot);
+                next.share_mut(id).released_with = ballot;
                 self.count(&mut next, id);
                 next.share_mut(id).forget();
                 next.close_up_ballots();

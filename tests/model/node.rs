@@ -62,11 +62,11 @@ pub enum Rules {
     RepairAtAnyBallot,
     RepairUnderANewToken,
     RepairWithoutTheOthers,
-    ExtendWithoutMark,
+    ExtendWithoutBallot,
     JoinWithAnyBallot,
     JoinAnEmptyNode,
     JoinThroughAnyShare,
-    ReleaseWithoutMark,
+    ReleaseWithoutBallot,
     ReleaseOnlyTheKey,
     ReleaseForgetsTheOthers,
     DeleteTheKeyOfOthers,
@@ -162,7 +162,7 @@ impl Node {
             }
         };
         self.honour(lease);
-        if rules != Rules::ExtendWithoutMark {
+        if rules != Rules::ExtendWithoutBallot {
             self.highest = highest.max(next);
         }
         Answer::Granted
@@ -188,7 +188,7 @@ impl Node {
         {
             self.last = last.without(from.word).filter(|_| rules != Rules::ReleaseForgetsTheOthers);
         }
-        if rules != Rules::ReleaseWithoutMark {
+        if rules != Rules::ReleaseWithoutBallot {
             self.highest = self.highest.max(sent);
         }
     }

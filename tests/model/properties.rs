@@ -153,7 +153,9 @@ pub const SIGHTS: [(&str, Sight); 16] = [
     ("late release", |_, state| {
         state.shares().any(|(id, old)| {
             let both = |node: &Node| {
-                let newer = |(of, share): (ShareId, &Share)| of != id && share.first > old.mark && share.is_confirmed();
+                let newer = |(of, share): (ShareId, &Share)| {
+                    of != id && share.first > old.released_with && share.is_confirmed()
+                };
                 node.released & id.bit() == 0
                     && state.is_in_key(id, node)
                     && state.shares().filter(|(of, _)| state.is_in_key(*of, node)).any(newer)
@@ -223,7 +225,7 @@ impl Arrival<'_> {
     }
 
     fn only_its_release_forbids(&self) -> bool {
-        let processed = self.node.released & self.of.bit() != 0 && self.node.highest == self.share.mark;
+        let processed = self.node.released & self.of.bit() != 0 && self.node.highest == self.share.released_with;
         processed && self.is_free() && self.answer != Answer::Granted
     }
 }

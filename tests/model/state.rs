@@ -51,7 +51,7 @@ pub struct Share {
     /// The ballot that the client's latest message called confirmed; zero while no majority has honoured a join.
     pub known: Ballot,
     /// The release's ballot; zero before it is sent.
-    pub mark: Ballot,
+    pub released_with: Ballot,
     /// Its name in the lock key, as a place among its owner's shares: its own, unless that rule is broken.
     pub word: u8,
     /// Of a join: the share that was exported, as a place among its owner's shares.
@@ -100,7 +100,7 @@ impl Share {
     }
 
     pub fn is_released(&self) -> bool {
-        self.mark != Ballot::ZERO
+        self.released_with != Ballot::ZERO
     }
 
     /// The extensions that were sent.
@@ -197,7 +197,7 @@ impl State {
                 change(&mut share.token);
                 change(&mut share.first);
                 change(&mut share.known);
-                change(&mut share.mark);
+                change(&mut share.released_with);
                 for extension in &mut share.extensions {
                     change(&mut extension.known);
                     change(&mut extension.next);
@@ -273,7 +273,7 @@ impl Hash for State {
         for (id, share) in self.shares() {
             let mut word = u128::from(id.0) << 2 | u128::from(share.completed) << 1 | u128::from(share.behind);
             word = word << 4 | u128::from(share.word) << 2 | u128::from(share.exporter);
-            for ballot in [share.token, share.first, share.known, share.mark] {
+            for ballot in [share.token, share.first, share.known, share.released_with] {
                 word = word << 8 | u128::from(ballot.0);
             }
             for extension in &share.extensions {
