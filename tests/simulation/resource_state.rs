@@ -136,19 +136,19 @@ impl ResourceState {
     }
 
     /// Returns how long, in ms, the resource is reserved for another ticket than this one.
-    pub fn reserved_from(&self, me: &[u8], now: u64) -> u64 {
+    pub fn reserved_from(&self, ticket: &[u8], now: u64) -> u64 {
         let left = self.until.saturating_sub(now);
-        let is_reserved = self.called != NONE && self.called != me && left > 0 && left <= RESERVED_US;
+        let is_reserved = self.called != NONE && self.called != ticket && left > 0 && left <= RESERVED_US;
         if is_reserved { left.div_ceil(1000) } else { 0 }
     }
 
-    pub fn enqueue(&mut self, store: &mut Store, me: &[u8], now: u64) {
+    pub fn enqueue(&mut self, store: &mut Store, ticket: &[u8], now: u64) {
         match store.data_mut(&self.queue, now) {
             Some(Data::Queue(tickets)) if tickets.len() >= MOST_TICKETS => {}
-            Some(Data::Queue(tickets)) if tickets.iter().any(|(_, ticket)| ticket == me) => {}
-            Some(Data::Queue(tickets)) => _ = tickets.insert((number(me), me.to_vec())),
+            Some(Data::Queue(tickets)) if tickets.iter().any(|(_, queued)| queued == ticket) => {}
+            Some(Data::Queue(tickets)) => _ = tickets.insert((number(ticket), ticket.to_vec())),
             Some(_) => return,
-            None => store.put(&self.queue, Data::Queue([(number(me), me.to_vec())].into()), None, now),
+            None => store.put(&self.queue, Data::Queue([(number(ticket), ticket.to_vec())].into()), None, now),
         }
         if store.pttl(&self.queue, now) < (QUEUE_LIFE_MS - RENEW_AFTER_MS).cast_signed() {
             store.expire(&self.queue, QUEUE_LIFE_MS, now);
@@ -157,23 +157,23 @@ impl ResourceState {
         self.queued = true;
     }
 
-    pub fn dequeue(&mut self, me: &[u8]) {
-        if self.called == me {
+    pub fn dequeue(&mut self, ticket: &[u8]) {
+        if self.called == ticket {
             (self.until, self.called, self.changed) = (0, NONE.to_vec(), true);
         }
-        if me != b"0" {
-            self.leaving = Some(me.to_vec());
+        if ticket != b"0" {
+            self.leaving = Some(ticket.to_vec());
         }
     }
 
     /// Returns whether it was there.
     fn take_out(&mut self, store: &mut Store, now: u64) -> bool {
-        let (Some(me), Some(Data::Queue(tickets))) = (&self.leaving, store.data_mut(&self.queue, now)) else {
+        let (Some(ticket), Some(Data::Queue(tickets))) = (&self.leaving, store.data_mut(&self.queue, now)) else {
             return false;
         };
         // A set has each member once, with any score.
         let before = tickets.len();
-        tickets.retain(|(_, ticket)| ticket != me);
+        tickets.retain(|(_, queued)| queued != ticket);
         let is_out = tickets.len() < before;
         store.remove_empty(&self.queue);
         is_out
