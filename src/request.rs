@@ -61,8 +61,8 @@ impl LockRequest {
     ///
     /// # Errors
     ///
-    /// [`AcquireError::TimedOut`] when the time to wait is over, [`AcquireError::NoQuorum`] when no majority could be
-    /// heard, [`AcquireError::Lost`] when a lease that was to be entered again is over, [`AcquireError::Config`] for a
+    /// [`AcquireError::TimedOut`] when the time to wait is over, [`AcquireError::NoQuorum`] when no majority
+    /// answers, [`AcquireError::Lost`] when a lease that was to be entered again is over, [`AcquireError::Config`] for a
     /// request that cannot work, [`AcquireError::Client`] when the client can be used no more. Each names the nodes that it is
     /// about.
     ///
