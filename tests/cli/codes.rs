@@ -82,6 +82,15 @@ fn help_names_every_exit_code() {
             assert!(help.stdout.contains(code), "{args:?} does not explain {code}");
         }
     }
+    for (args, absent) in [
+        (&["inspect", "--help"][..], &["  75  ", "  79  ", "  126  ", "  127  "][..]),
+        (&["nodes", "--help"], &["  79  ", "  126  ", "  127  "]),
+        (&["nodes", "declare-new", "--help"], &["  75  ", "  79  "]),
+    ] {
+        let help = sandbox.end(args);
+        assert!(help.stdout.contains("  69  ") && help.stdout.contains("  78  "), "{args:?}");
+        assert!(absent.iter().all(|code| !help.stdout.contains(code)), "{args:?} explains a code that cannot occur");
+    }
     let version = sandbox.end(&["--version"]);
     assert_eq!((version.code, version.stdout), (Some(0), format!("quorlock {}\n", env!("CARGO_PKG_VERSION"))));
 }

@@ -5,6 +5,7 @@
 
 mod codes;
 mod danger;
+mod escaping;
 mod inspect;
 mod nesting;
 mod nodes;
@@ -16,4 +17,3 @@ mod secrets;
 mod signals;
 mod terminal;
 mod waiting;
-mod words;

@@ -5,6 +5,7 @@ mod clocks;
 mod distance;
 mod endings;
 mod kills;
+mod messages;
 mod nodes;
 mod owners;
 mod refusals;
@@ -14,7 +15,6 @@ mod sets;
 mod threads;
 mod turns;
 mod wire;
-mod words;
 
 /// Not a test: the entry point of worker processes.
 #[tokio::test]
