@@ -15,5 +15,6 @@ mod release;
 mod sandbox;
 mod secrets;
 mod signals;
+mod status;
 mod terminal;
 mod waiting;

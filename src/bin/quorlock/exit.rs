@@ -85,9 +85,18 @@ Exit codes of `inspect`:
   78     unknown, as the deployment is configured wrongly: this list of nodes is
          not the one that the nodes have, or nodes can have no vote";
 
+/// What `quorlock status --help` says about them.
+pub const STATUS_CODES: &str = "\
+Exit codes of `status`:
+  0      a quorum of the nodes has a vote
+  64     wrong usage, or a value that cannot work
+  69     no quorum: too few nodes can be reached, or have a vote by now
+  78     no quorum, as the deployment is configured wrongly: this list of nodes is
+         not the one that the nodes have, or nodes can have no vote";
+
 /// Returns what `quorlock --help` says about them.
 pub fn all_codes() -> String {
-    format!("{RUN_CODES}\n\n{INSPECT_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`")
+    format!("{RUN_CODES}\n\n{INSPECT_CODES}\n\n{STATUS_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`")
 }
 
 /// Why it ends before, or without, the command's own exit code.

@@ -1,4 +1,4 @@
-//! The `quorlock` command: run another command while holding a lock, or look at a lock.
+//! The `quorlock` command: run another command while holding a lock, or look at a lock and its nodes.
 
 #![deny(unsafe_code)]
 #![warn(clippy::pedantic)]
@@ -21,6 +21,7 @@ mod options;
 mod place;
 mod run;
 mod signals;
+mod status;
 mod terminal;
 mod variables;
 mod watch;
@@ -52,6 +53,7 @@ fn perform() -> Result<End, Failure> {
         match &task {
             Task::Run(options) => run::run(options, inherited).await,
             Task::Inspect(options) => inspect::inspect(options).await.map(End::from),
+            Task::Status(options) => status::status(options).await.map(End::from),
             Task::Nodes(options) => nodes::nodes(options).await.map(End::from),
         }
     });

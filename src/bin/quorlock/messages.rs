@@ -53,6 +53,13 @@ pub fn print(text: &str) {
     let _ = io::stdout().lock().write_all(printable_lines(text).as_bytes());
 }
 
+/// Prints a result with control sequences of this program's own. What comes from elsewhere is escaped in it.
+pub fn print_as_is(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
 /// One write for one line, without what may be a password. A message that cannot be written is no reason to end: the lock
 /// matters more.
 fn say(message: fmt::Arguments<'_>) {

@@ -2,7 +2,7 @@
 
 mod declare;
 mod keeps;
-mod keys;
+pub mod keys;
 mod list;
 
 use std::time::Duration;

@@ -24,6 +24,7 @@ struct Flags {
 enum CommandFlags {
     Run(RunFlags),
     Inspect(InspectFlags),
+    Status(crate::status::Flags),
     Nodes(crate::nodes::Flags),
 }
 
@@ -143,6 +144,7 @@ struct InspectFlags {
 pub enum Task {
     Run(RunOptions),
     Inspect(InspectOptions),
+    Status(crate::status::Options),
     Nodes(crate::nodes::Options),
 }
 
@@ -194,6 +196,7 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     match flags.command {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),
         CommandFlags::Inspect(flags) => flags.check().map(Task::Inspect),
+        CommandFlags::Status(flags) => flags.check().map(Task::Status),
         CommandFlags::Nodes(flags) => flags.check().map(Task::Nodes),
     }
     .map(Some)
@@ -252,7 +255,7 @@ impl InspectFlags {
 fn usage(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, look at a lock with `quorlock \
-                       inspect NAME`, or declare which nodes belong together with `quorlock nodes declare-new` or \
+                       inspect NAME`, look at the nodes with `quorlock status`, or declare which nodes belong together with `quorlock nodes declare-new` or \
                        `quorlock nodes set-list`; `quorlock --help` has more";
         return Failure::new(Exit::Usage, message);
     }

@@ -51,6 +51,17 @@ pub async fn trace_of_use(node: &mut Node, prefix: &[u8]) -> Result<Option<Strin
     search(node, prefix, |key, value| is_lock(prefix, key, value).then(|| readable(key))).await
 }
 
+/// Returns the number of lock keys under this prefix.
+pub async fn count_locks(node: &mut Node, prefix: &[u8]) -> Result<usize, NodeError> {
+    let count = std::cell::Cell::new(0);
+    let counted = |key: &[u8], value: &[u8]| {
+        count.set(count.get() + usize::from(is_lock(prefix, key, value)));
+        None::<()>
+    };
+    search(node, prefix, counted).await?;
+    Ok(count.get())
+}
+
 /// Under a prefix every key is a lock, also one of another client. Without one only quorlock's own can be told from data.
 fn is_lock(prefix: &[u8], key: &[u8], value: &[u8]) -> bool {
     let is_kept_beside = key == RECORD.as_bytes() || [BALLOTS, LISTS].iter().any(|kind| key.starts_with(kind));

@@ -1,0 +1,93 @@
+//! `quorlock status`: which nodes have a vote.
+
+use std::io::{BufRead as _, BufReader};
+
+use quorlock_testkit::Cluster;
+use serde_json::Value;
+
+use crate::sandbox::{Ended, Sandbox, finish};
+
+fn json(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+fn states(status: &Value) -> Vec<&str> {
+    status["nodes"].as_array().into_iter().flatten().filter_map(|node| node["state"].as_str()).collect()
+}
+
+#[test]
+fn a_row_for_each_node_and_how_many_more_may_fail() {
+    let mut sandbox = Sandbox::new(3);
+    assert_eq!(sandbox.end(&["run", "job", "--", "true"]).code, Some(0));
+    let ended = sandbox.end(&["status"]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert!(lines[0].starts_with("NODE"), "{ended:?}");
+    assert_eq!(ended.stdout.matches("  voting  ").count(), 3, "{ended:?}");
+    assert_eq!(lines.last(), Some(&"OK: 3 of 3 vote, quorum 2, 1 more may fail"));
+    assert!(!ended.stdout.contains('\x1b'), "no colours through a pipe: {ended:?}");
+
+    sandbox.cluster.kill(1);
+    let ended = sandbox.end(&["status", "--no-headers"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout.lines().count(), 4, "{ended:?}");
+    assert!(ended.stdout.ends_with("OK: 2 of 3 vote, quorum 2, 0 more may fail\n"), "{ended:?}");
+    assert_eq!(ended.stdout.matches("  unreachable  ").count(), 1, "{ended:?}");
+
+    sandbox.cluster.kill(2);
+    let ended = sandbox.end(&["status", "--json"]);
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert_eq!(states(&json(&ended)), ["voting", "unreachable", "unreachable"]);
+    assert!(ended.stderr.contains("NOQUORUM: 1 of 3 votes, quorum 2, 1 node missing"), "{ended:?}");
+}
+
+#[test]
+fn nothing_is_written_to_a_node_without_a_record() {
+    let sandbox = Sandbox::around(Cluster::undeclared(3, &[]));
+    let ended = sandbox.end(&["status", "--json"]);
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert_eq!(states(&json(&ended)), ["undeclared"; 3]);
+    for node in 0..3 {
+        let keys: u64 = redis::cmd("DBSIZE").query(&mut sandbox.cluster.redis(node)).expect("a number");
+        assert_eq!(keys, 0);
+    }
+    // With the first client the quarantine begins.
+    sandbox.end(&["inspect", "job"]);
+    let ended = sandbox.end(&["status", "--json"]);
+    assert_eq!(states(&json(&ended)), ["quarantined"; 3]);
+    assert!(json(&ended)["nodes"][0]["quarantine_ms"].as_u64().is_some_and(|left| left > 0), "{ended:?}");
+}
+
+#[test]
+fn another_list_is_a_wrong_configuration() {
+    let sandbox = Sandbox::new(3);
+    let two = sandbox.cluster.urls()[..2].join(",");
+    let ended = finish(sandbox.quorlock(&["status", "--json"]).env("QUORLOCK_NODES", two).spawn().expect("quorlock"));
+    assert_eq!(ended.code, Some(78), "{ended:?}");
+    assert_eq!(states(&json(&ended)), ["another list"; 2]);
+}
+
+#[test]
+fn locks_are_counted_and_prometheus_gets_gauges() {
+    let sandbox = Sandbox::new(3);
+    let counted = "$QUORLOCK status --json; $QUORLOCK status -o prometheus >&2";
+    let ended = sandbox.end(&["run", "a", "b", "--", "sh", "-c", counted]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(json(&ended)["nodes"][0]["locks"], 2, "{ended:?}");
+    assert_eq!(ended.stderr.matches("quorlock_node_up{").count(), 3, "{ended:?}");
+    assert!(ended.stderr.contains("quorlock_nodes_voting 3\n"), "{ended:?}");
+}
+
+#[test]
+fn a_watch_through_a_pipe_writes_an_object_in_each_line_until_the_pipe_closes() {
+    let sandbox = Sandbox::new(1);
+    let mut child = sandbox.start(&["status", "--watch=100ms"]);
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    for _ in 0..2 {
+        let line = lines.next().expect("a line").expect("text");
+        let status: Value = serde_json::from_str(&line).expect("an object");
+        assert_eq!(status["summary"], "OK: 1 of 1 votes, quorum 1, 0 more may fail");
+    }
+    drop(lines);
+    assert_eq!(finish(child).code, Some(0));
+}
