@@ -5,6 +5,7 @@
 
 mod codes;
 mod danger;
+mod doctor;
 mod escaping;
 mod inspect;
 mod nesting;

@@ -94,9 +94,20 @@ Exit codes of `status`:
   78     no quorum, as the deployment is configured wrongly: this list of nodes is
          not the one that the nodes have, or nodes can have no vote";
 
+/// What `quorlock doctor --help` says about them.
+pub const DOCTOR_CODES: &str = "\
+Exit codes of `doctor`:
+  0      a quorum has a vote, and nothing failed (there may be warnings)
+  64     wrong usage, or a value that cannot work
+  69     no quorum: too few nodes can be reached, or have a vote by now
+  78     something failed that is to be mended
+  With --format nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN";
+
 /// Returns what `quorlock --help` says about them.
 pub fn all_codes() -> String {
-    format!("{RUN_CODES}\n\n{INSPECT_CODES}\n\n{STATUS_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`")
+    format!(
+        "{RUN_CODES}\n\n{INSPECT_CODES}\n\n{STATUS_CODES}\n\n{DOCTOR_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`"
+    )
 }
 
 /// Why it ends before, or without, the command's own exit code.

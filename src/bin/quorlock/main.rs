@@ -10,6 +10,7 @@ mod acquire;
 mod child;
 mod delivery;
 mod descendants;
+mod doctor;
 mod enclosing;
 mod end;
 mod exit;
@@ -54,6 +55,7 @@ fn perform() -> Result<End, Failure> {
             Task::Run(options) => run::run(options, inherited).await,
             Task::Inspect(options) => inspect::inspect(options).await.map(End::from),
             Task::Status(options) => status::status(options).await.map(End::from),
+            Task::Doctor(options) => doctor::doctor(options).await.map(End::from),
             Task::Nodes(options) => nodes::nodes(options).await.map(End::from),
         }
     });

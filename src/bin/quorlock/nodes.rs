@@ -1,7 +1,7 @@
 //! `quorlock nodes`: declares which nodes belong together.
 
 mod declare;
-mod keeps;
+pub mod keeps;
 pub mod keys;
 mod list;
 

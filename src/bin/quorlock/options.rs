@@ -25,6 +25,7 @@ enum CommandFlags {
     Run(RunFlags),
     Inspect(InspectFlags),
     Status(crate::status::Flags),
+    Doctor(crate::doctor::Flags),
     Nodes(crate::nodes::Flags),
 }
 
@@ -145,6 +146,7 @@ pub enum Task {
     Run(RunOptions),
     Inspect(InspectOptions),
     Status(crate::status::Options),
+    Doctor(crate::doctor::Options),
     Nodes(crate::nodes::Options),
 }
 
@@ -197,6 +199,7 @@ pub fn parse() -> Result<Option<Task>, Failure> {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),
         CommandFlags::Inspect(flags) => flags.check().map(Task::Inspect),
         CommandFlags::Status(flags) => flags.check().map(Task::Status),
+        CommandFlags::Doctor(flags) => flags.check().map(Task::Doctor),
         CommandFlags::Nodes(flags) => flags.check().map(Task::Nodes),
     }
     .map(Some)
@@ -255,7 +258,7 @@ impl InspectFlags {
 fn usage(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, look at a lock with `quorlock \
-                       inspect NAME`, look at the nodes with `quorlock status`, or declare which nodes belong together with `quorlock nodes declare-new` or \
+                       inspect NAME`, look at the nodes with `quorlock status` and `quorlock doctor`, or declare which nodes belong together with `quorlock nodes declare-new` or \
                        `quorlock nodes set-list`; `quorlock --help` has more";
         return Failure::new(Exit::Usage, message);
     }

@@ -135,6 +135,15 @@ impl Place {
         Quorlock::builder().nodes(&self.nodes).prefix(self.prefix.as_bytes())
     }
 
+    pub fn prefix_bytes(&self) -> &[u8] {
+        self.prefix.as_bytes()
+    }
+
+    /// The URLs of the nodes, which may hold passwords.
+    pub fn urls(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().map(String::as_str)
+    }
+
     /// The local node was neither named nor asked for.
     pub fn is_default(&self) -> bool {
         matches!(self.source, Source::Local { asked_for: false })

@@ -1,7 +1,7 @@
 //! `quorlock status`: which nodes have a vote, and whether they are a quorum. Reads only.
 
 mod output;
-mod reading;
+pub mod reading;
 
 use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;

@@ -14,11 +14,28 @@ const NEEDED: [(&str, &str); 3] =
 
 /// Whether the node keeps every write, or why it is not declared to.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Keeps(Result<(), String>);
+pub struct Keeps(Result<(), Why>);
+
+/// Why not, and the setting that would do.
+#[derive(Debug, PartialEq, Eq)]
+struct Why {
+    text: String,
+    setting: Option<String>,
+}
 
 impl Keeps {
     pub fn is_kept(&self) -> bool {
         self.0.is_ok()
+    }
+
+    /// Why it does not; empty when it does.
+    pub fn why(&self) -> &str {
+        self.0.as_ref().err().map_or("", |why| &why.text)
+    }
+
+    /// The setting that it needs, as `CONFIG SET` takes it, where that is known.
+    pub fn setting(&self) -> Option<&str> {
+        self.0.as_ref().err()?.setting.as_deref()
     }
 
     /// Asks the node for its settings. A node that does not tell them is not declared to keep anything.
@@ -30,18 +47,21 @@ impl Keeps {
             Err(NodeError::Redis { code, .. }) => {
                 let why =
                     format!("its settings are not known, as CONFIG GET is refused ({code}): allow it to this user");
-                Ok(Self(Err(why)))
+                Ok(Self(Err(Why { text: why, setting: None })))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn of(settings: &HashMap<String, String>) -> Self {
+    pub fn of(settings: &HashMap<String, String>) -> Self {
         for (name, needed) in NEEDED {
             match settings.get(name) {
                 Some(value) if value == needed => {}
-                Some(value) => return Self(Err(format!("{name} is {value}, not {needed}"))),
-                None => return Self(Err(format!("it does not tell {name}"))),
+                Some(value) => {
+                    let text = format!("{name} is {value}, not {needed}");
+                    return Self(Err(Why { text, setting: Some(format!("{name} {needed}")) }));
+                }
+                None => return Self(Err(Why { text: format!("it does not tell {name}"), setting: None })),
             }
         }
         Self(Ok(()))
@@ -52,7 +72,7 @@ impl fmt::Display for Keeps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Ok(()) => f.write_str("yes"),
-            Err(why) => write!(f, "no: {why}"),
+            Err(why) => write!(f, "no: {}", why.text),
         }
     }
 }

@@ -62,6 +62,25 @@ pub async fn count_locks(node: &mut Node, prefix: &[u8]) -> Result<usize, NodeEr
     Ok(count.get())
 }
 
+/// A lock key under this prefix that has no end, as people can read it.
+pub async fn endless_lock(node: &mut Node, prefix: &[u8]) -> Result<Option<String>, NodeError> {
+    let keys = std::cell::RefCell::new(Vec::new());
+    let collect = |key: &[u8], value: &[u8]| {
+        if is_lock(prefix, key, value) {
+            keys.borrow_mut().push(key.to_vec());
+        }
+        None::<()>
+    };
+    search(node, prefix, collect).await?;
+    for key in keys.into_inner() {
+        let left: i64 = read("PTTL", node.ask(redis::cmd("PTTL").arg(&key)).await?)?;
+        if left == -1 {
+            return Ok(Some(readable(&key)));
+        }
+    }
+    Ok(None)
+}
+
 /// Under a prefix every key is a lock, also one of another client. Without one only quorlock's own can be told from data.
 fn is_lock(prefix: &[u8], key: &[u8], value: &[u8]) -> bool {
     let is_kept_beside = key == RECORD.as_bytes() || [BALLOTS, LISTS].iter().any(|kind| key.starts_with(kind));

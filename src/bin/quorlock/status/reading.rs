@@ -1,7 +1,6 @@
 //! What each node says of itself.
 
 use std::collections::HashMap;
-use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::join_all;
@@ -105,7 +104,7 @@ pub async fn read(place: &Place) -> Result<Status, Failure> {
     let found = admin::connect(&place.builder()).await?;
     let count = found.len();
     let most = largest_cluster(found.iter().filter_map(|(_, node)| node.as_ref().ok()));
-    let prefix = place.prefix.as_bytes();
+    let prefix = place.prefix_bytes();
     let asked = found.into_iter().map(async |(name, node)| match node {
         Err(error) => NodeStatus { name, state: State::Not(error), facts: None },
         Ok(mut node) => match facts(&mut node, prefix).await {
@@ -144,18 +143,23 @@ fn state(node: &Node, count: usize, most: Option<&(u64, String)>) -> State {
     }
 }
 
-async fn facts(node: &mut Node, prefix: &[u8]) -> Result<Facts, NodeError> {
-    let mut round_trip = Duration::MAX;
-    let mut clock_ms = 0;
+/// Returns the shortest of several round trips, and by how much the node's clock is ahead of this machine's, in ms.
+pub async fn round_trip(node: &mut Node) -> Result<(Duration, i64), NodeError> {
+    let mut shortest = (Duration::MAX, 0);
     for _ in 0..PINGS {
         let (began, wall) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
         let (seconds, micros): (u64, u64) = read_answer("TIME", node.ask(&redis::cmd("TIME")).await?)?;
         let took = began.elapsed();
-        if took < round_trip {
-            round_trip = took;
-            clock_ms = millis(Duration::from_secs(seconds) + Duration::from_micros(micros)) - millis(wall + took / 2);
+        if took < shortest.0 {
+            let there = Duration::from_secs(seconds) + Duration::from_micros(micros);
+            shortest = (took, millis(there) - millis(wall + took / 2));
         }
     }
+    Ok(shortest)
+}
+
+async fn facts(node: &mut Node, prefix: &[u8]) -> Result<Facts, NodeError> {
+    let (round_trip, clock_ms) = round_trip(node).await?;
     let info: String = read_answer("INFO", node.ask(&redis::cmd("INFO")).await?)?;
     let field = |name: &str| {
         info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()

@@ -1,0 +1,131 @@
+//! `quorlock doctor`: what is wrong with the nodes, and what mends it. Changes nothing.
+
+mod checks;
+mod finding;
+mod rights;
+
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use futures::future::join_all;
+use quorlock::NodeError;
+use quorlock::admin::{self, Node};
+use tokio::time::sleep;
+
+use self::checks::Answers;
+use self::finding::{Finding, Grade};
+use crate::exit::{DOCTOR_CODES, Exit, Failure};
+use crate::messages::{self, Verbosity};
+use crate::nodes::keeps::Keeps;
+use crate::nodes::keys::{endless_lock, read};
+use crate::place::{Place, PlaceFlags};
+use crate::status::reading::{self, Status};
+
+const ABOUT: &str = "\
+Check the nodes, and say what mends what is wrong with them. Nothing is changed.
+
+Each line begins with [OK], [WARN] or [FAIL]. A node with a failure has no vote, or is to be mended before it loses it. The \
+checks: can each node be reached, have enough nodes a vote, is each a server of its own, a master without replicas, with a \
+setting that keeps every write and evicts nothing; are its clock, its limits and the rights of the Redis user in order.";
+
+/// Check the nodes, and say what mends what is wrong with them
+#[derive(Args)]
+#[command(long_about = ABOUT, after_help = DOCTOR_CODES)]
+pub struct Flags {
+    #[command(flatten)]
+    place: PlaceFlags,
+
+    /// How the result is written. `nagios` is one line, with the exit codes of a monitoring plug-in.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Nagios,
+}
+
+pub struct Options {
+    place: Place,
+    format: Format,
+}
+
+/// For so long the clocks are watched.
+const CLOCK_WATCH: Duration = Duration::from_secs(1);
+
+impl Flags {
+    pub fn check(self) -> Result<Options, Failure> {
+        Ok(Options { place: self.place.check()?, format: self.format })
+    }
+}
+
+pub async fn doctor(options: &Options) -> Result<u8, Failure> {
+    let is_nagios = options.format == Format::Nagios;
+    options.place.announce(if is_nagios { Verbosity::Quiet } else { Verbosity::Normal });
+    let (status, findings) = match examine(&options.place).await {
+        Ok(examined) => examined,
+        Err(failure) if is_nagios => {
+            messages::print(&format!("QUORLOCK UNKNOWN - {}\n", failure.message));
+            return Ok(finding::NAGIOS_UNKNOWN);
+        }
+        Err(failure) => return Err(failure),
+    };
+    if is_nagios {
+        let (line, code) = finding::nagios(&status.summary(), &findings);
+        messages::print(&line);
+        return Ok(code);
+    }
+    let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    messages::print(&format!("{}\n", lines.join("\n")));
+    Ok(exit(&status, &findings).code())
+}
+
+fn exit(status: &Status, findings: &[Finding]) -> Exit {
+    if !status.has_quorum() {
+        return if status.can_be_waited_for() { Exit::NoQuorum } else { Exit::Configuration };
+    }
+    let has_failed = findings.iter().any(|finding| finding.grade == Grade::Fail);
+    if has_failed { Exit::Configuration } else { Exit::Success }
+}
+
+async fn examine(place: &Place) -> Result<(Status, Vec<Finding>), Failure> {
+    let status = reading::read(place).await?;
+    let mut findings = vec![checks::quorum(&status)];
+    findings.extend(checks::plain_passwords(place.urls()));
+    let nodes = admin::connect(&place.builder()).await?;
+    let prefix = place.prefix_bytes();
+    let examined = nodes.into_iter().zip(&status.nodes).map(async |((name, node), known)| match node {
+        Err(error) => vec![checks::no_vote(&name, &error)],
+        Ok(mut node) => {
+            let mut found = vec![checks::vote(&name, &known.state)];
+            match ask(&mut node, prefix).await {
+                Ok(answers) => found.extend(checks::all(&name, &answers)),
+                Err(error) => found.push(checks::no_vote(&name, &error)),
+            }
+            found
+        }
+    });
+    findings.extend(join_all(examined).await.into_iter().flatten());
+    Ok((status, findings))
+}
+
+/// Asks for all that the checks need.
+async fn ask(node: &mut Node, prefix: &[u8]) -> Result<Answers, NodeError> {
+    let info: String = read("INFO", node.ask(&redis::cmd("INFO")).await?)?;
+    let keeps = Keeps::ask(node).await?;
+    let began = Instant::now();
+    let (_, first) = reading::round_trip(node).await?;
+    let user = rights::user(node).await;
+    let missing_rights = rights::missing(node, prefix).await?;
+    let endless = endless_lock(node, prefix).await.or_else(unless_refused)?;
+    sleep(CLOCK_WATCH.saturating_sub(began.elapsed())).await;
+    let (_, offset_ms) = reading::round_trip(node).await?;
+    let (watched, drift_ms) = (began.elapsed(), offset_ms - first);
+    Ok(Answers { info, keeps, offset_ms, drift_ms, watched, user, missing_rights, endless })
+}
+
+/// A search that the user may not make has no result.
+fn unless_refused(error: NodeError) -> Result<Option<String>, NodeError> {
+    if matches!(error, NodeError::Redis { .. }) { Ok(None) } else { Err(error) }
+}

@@ -1,0 +1,301 @@
+//! The checks, as functions of what a node says.
+
+use std::time::Duration;
+
+use quorlock::text::Printable;
+use quorlock::{ErrorKind, NodeError};
+
+use super::finding::{Finding, Grade};
+use crate::nodes::keeps::Keeps;
+use crate::status::reading::{State, Status};
+
+/// What a node has answered.
+#[derive(Debug)]
+pub struct Answers {
+    pub info: String,
+    pub keeps: Keeps,
+    /// By how much the node's clock is ahead of this machine's, in ms.
+    pub offset_ms: i64,
+    /// By how much that changed while it was watched.
+    pub drift_ms: i64,
+    pub watched: Duration,
+    /// The connection's user, where it may ask.
+    pub user: Option<String>,
+    pub missing_rights: Vec<String>,
+    /// A lock key without an end.
+    pub endless: Option<String>,
+}
+
+/// From this offset on the clock is worth a look, in ms.
+const OFFSET_WARN: i64 = 1_000;
+/// From here on the node refuses ballots of this machine, or nearly so, in ms.
+const OFFSET_FAIL: i64 = 240_000;
+/// What the drift allowance covers: 1 %. What the measurement itself may be off by, in ms.
+const DRIFT_WARN: f64 = 0.01;
+const DRIFT_NOISE_MS: i64 = 20;
+/// So much of a limit may be used.
+const FULL: f64 = 0.8;
+
+fn found(grade: Grade, node: &str, what: impl Into<String>, mend: Option<String>) -> Finding {
+    Finding { grade, node: Some(node.to_owned()), what: what.into(), mend }
+}
+
+fn on(node: &str, command: &str) -> String {
+    format!("redis-cli -u redis://{node} {command}")
+}
+
+pub fn quorum(status: &Status) -> Finding {
+    let spare = status.voting().checked_sub(status.quorum());
+    let (grade, mend) = match spare {
+        Some(0) => (Grade::Warn, Some("look at the nodes without a vote, before one more fails".to_owned())),
+        Some(_) => (Grade::Ok, None),
+        None => (Grade::Fail, Some("look at the nodes without a vote".to_owned())),
+    };
+    // One node alone never has one to spare.
+    let grade = if status.nodes.len() == 1 && spare.is_some() { Grade::Ok } else { grade };
+    let mend = mend.filter(|_| grade > Grade::Ok);
+    Finding { grade, node: None, what: status.summary(), mend }
+}
+
+/// Passwords that cross a network in the clear.
+pub fn plain_passwords<'a>(urls: impl Iterator<Item = &'a str>) -> Option<Finding> {
+    let is_plain = |url: &&str| {
+        let Some((credentials, host)) = url.strip_prefix("redis://").and_then(|rest| rest.rsplit_once('@')) else {
+            return false;
+        };
+        let is_here = ["127.", "localhost", "[::1]"].iter().any(|here| host.starts_with(here));
+        credentials.contains(':') && !is_here
+    };
+    let count = urls.filter(is_plain).count();
+    let nodes = if count == 1 { "1 node gets".to_owned() } else { format!("{count} nodes get") };
+    (count > 0).then(|| Finding {
+        grade: Grade::Warn,
+        node: None,
+        what: format!("{nodes} a password over a connection that is not encrypted"),
+        mend: Some("use rediss:// URLs (build with --features tls)".to_owned()),
+    })
+}
+
+/// Why the node has no vote, from its connection.
+pub fn no_vote(node: &str, error: &NodeError) -> Finding {
+    let mend = match error {
+        NodeError::MayEvict { .. } => Some(on(node, "CONFIG SET maxmemory-policy noeviction")),
+        NodeError::Replica => Some("list its master, or make it one and start it with an empty data folder".to_owned()),
+        _ if error.kind() == ErrorKind::Misconfigured => None, // The message says it.
+        NodeError::Redis { .. } => Some("check the user and the password in its URL".to_owned()),
+        _ => Some(format!("start the server, or check the way to it: redis-cli -u redis://{node} PING")),
+    };
+    found(Grade::Fail, node, error.to_string(), mend)
+}
+
+/// Whether the node has a vote, by its record.
+pub fn vote(node: &str, state: &State) -> Finding {
+    let declare = || Some("quorlock nodes declare-new, before the first client connects".to_owned());
+    match state {
+        State::Voting => found(Grade::Ok, node, "it has a vote", None),
+        State::Quarantined(left) => {
+            let what = format!("in quarantine for {} s, as it may have forgotten leases", left.as_secs() + 1);
+            found(Grade::Warn, node, what, Some("wait".to_owned()))
+        }
+        State::Undeclared => found(Grade::Warn, node, "it is not declared", declare()),
+        State::Not(error) => no_vote(node, error),
+    }
+}
+
+/// All other checks of a node.
+pub fn all(node: &str, answers: &Answers) -> Vec<Finding> {
+    let checks = [persistence, replicas, clock, memory, connections, rights, endless];
+    checks.into_iter().map(|check| check(node, answers)).collect()
+}
+
+fn field<'a>(answers: &'a Answers, name: &str) -> &'a str {
+    let value = answers.info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.map(str::trim).unwrap_or_default()
+}
+
+fn count(answers: &Answers, name: &str) -> u64 {
+    field(answers, name).parse().unwrap_or(0)
+}
+
+fn persistence(node: &str, answers: &Answers) -> Finding {
+    if answers.keeps.is_kept() {
+        return found(Grade::Ok, node, "it keeps every write", None);
+    }
+    let mend = answers.keeps.setting().map(|setting| {
+        let now = on(node, &format!("CONFIG SET {setting}"));
+        format!("{now}, and in its configuration file; then quorlock nodes set-list")
+    });
+    let what = format!("it is in quarantine after each restart ({})", answers.keeps.why());
+    found(Grade::Warn, node, what, mend)
+}
+
+fn replicas(node: &str, answers: &Answers) -> Finding {
+    match count(answers, "connected_slaves") {
+        0 => found(Grade::Ok, node, "a master without replicas", None),
+        some => {
+            let replicas = if some == 1 { "replica" } else { "replicas" };
+            let what =
+                format!("it has {some} {replicas}: one that is promoted in its place has forgotten acknowledged votes");
+            found(Grade::Warn, node, what, Some("remove the replicas, and let nothing fail over to them".to_owned()))
+        }
+    }
+}
+
+fn clock(node: &str, answers: &Answers) -> Finding {
+    let ntp = || Some("run NTP on it and on this machine".to_owned());
+    let ms = answers.offset_ms;
+    let allowed = answers.watched.as_secs_f64() * 1000.0 * DRIFT_WARN;
+    let is_fast = answers.drift_ms.abs() > DRIFT_NOISE_MS && as_f64(answers.drift_ms.unsigned_abs()) > allowed;
+    match ms.abs() {
+        OFFSET_FAIL.. => found(Grade::Fail, node, format!("its clock is off by {ms:+} ms"), ntp()),
+        _ if is_fast => {
+            let what =
+                format!("its clock moved by {:+} ms within {} ms", answers.drift_ms, answers.watched.as_millis());
+            found(Grade::Warn, node, what, ntp())
+        }
+        OFFSET_WARN.. => found(Grade::Warn, node, format!("its clock is off by {ms:+} ms"), ntp()),
+        _ => found(Grade::Ok, node, format!("its clock is off by {ms:+} ms"), None),
+    }
+}
+
+fn memory(node: &str, answers: &Answers) -> Finding {
+    let (used, limit) = (count(answers, "used_memory"), count(answers, "maxmemory"));
+    if limit == 0 || as_f64(used) < FULL * as_f64(limit) {
+        return found(Grade::Ok, node, "it has memory left", None);
+    }
+    let what = format!("it uses {used} of {limit} bytes: a node that is full grants nothing");
+    found(Grade::Warn, node, what, Some(on(node, &format!("CONFIG SET maxmemory {}", 2 * limit))))
+}
+
+fn connections(node: &str, answers: &Answers) -> Finding {
+    let (used, limit) = (count(answers, "connected_clients"), count(answers, "maxclients"));
+    if limit == 0 || as_f64(used) < FULL * as_f64(limit) {
+        return found(Grade::Ok, node, format!("{used} connections"), None);
+    }
+    let what = format!("{used} of {limit} connections are in use");
+    let mend = format!("CONFIG SET maxclients {}", 2 * limit);
+    let mend = format!("{}, with as many file descriptors (ulimit -n)", on(node, &mend));
+    found(Grade::Warn, node, what, Some(mend))
+}
+
+fn rights(node: &str, answers: &Answers) -> Finding {
+    if answers.missing_rights.is_empty() {
+        return found(Grade::Ok, node, "the user has the rights it needs", None);
+    }
+    let rights = answers.missing_rights.join(" ");
+    let user = answers.user.as_deref().unwrap_or("USER");
+    let mend = on(node, &format!("ACL SETUSER {} {rights}", Printable(user)));
+    found(Grade::Fail, node, format!("the user lacks the rights {rights}"), Some(mend))
+}
+
+fn endless(node: &str, answers: &Answers) -> Finding {
+    match &answers.endless {
+        None => found(Grade::Ok, node, "every lock has an end", None),
+        Some(key) => {
+            let what = format!("the key {key} has no end, so nothing is granted there");
+            found(Grade::Warn, node, what, Some(format!("{}, if no one uses it", on(node, &format!("DEL '{key}'")))))
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a part of a limit")]
+fn as_f64(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &str =
+        "connected_slaves:0\r\nused_memory:10\r\nmaxmemory:100\r\nconnected_clients:7\r\nmaxclients:100\r\n";
+
+    fn answers() -> Answers {
+        let settings = [("appendonly", "yes"), ("appendfsync", "always"), ("no-appendfsync-on-rewrite", "no")];
+        Answers {
+            info: INFO.to_owned(),
+            keeps: Keeps::of(&settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+            offset_ms: 3,
+            drift_ms: 1,
+            watched: Duration::from_secs(1),
+            user: Some("quorlock".to_owned()),
+            missing_rights: Vec::new(),
+            endless: None,
+        }
+    }
+
+    #[test]
+    fn a_node_in_order_passes_every_check() {
+        let found = all("a:1", &answers());
+        assert!(found.iter().all(|finding| finding.grade == Grade::Ok && finding.mend.is_none()), "{found:?}");
+    }
+
+    /// Each change of an answer is found by one check, which says what mends it.
+    #[test]
+    fn each_fault_has_its_finding() {
+        type Change = fn(&mut Answers);
+        let faults: [(Change, Grade, &str, &str); 10] = [
+            (
+                |answers| answers.keeps = Keeps::of(&[("appendonly".to_owned(), "no".to_owned())].into()),
+                Grade::Warn,
+                "appendonly is no, not yes",
+                "redis-cli -u redis://a:1 CONFIG SET appendonly yes",
+            ),
+            (|answers| set(answers, "connected_slaves:1"), Grade::Warn, "it has 1 replica:", "remove"),
+            (|answers| set(answers, "used_memory:80"), Grade::Warn, "it uses 80 of 100 bytes", "maxmemory 200"),
+            (|answers| set(answers, "connected_clients:80"), Grade::Warn, "80 of 100 connections", "maxclients 200"),
+            (|answers| answers.offset_ms = -1_000, Grade::Warn, "off by -1000 ms", "NTP"),
+            (|answers| answers.offset_ms = 240_000, Grade::Fail, "off by +240000 ms", "NTP"),
+            (|answers| answers.drift_ms = -21, Grade::Warn, "moved by -21 ms within 1000 ms", "NTP"),
+            (
+                |answers| answers.missing_rights = vec!["+zadd".to_owned(), "+script|load".to_owned()],
+                Grade::Fail,
+                "lacks the rights +zadd +script|load",
+                "ACL SETUSER quorlock +zadd +script|load",
+            ),
+            (|answers| answers.endless = Some("lock:x".to_owned()), Grade::Warn, "lock:x has no end", "DEL 'lock:x'"),
+            (|answers| answers.keeps = Keeps::of(&[].into()), Grade::Warn, "it does not tell appendonly", ""),
+        ];
+        for (change, grade, what, mend) in faults {
+            let mut answers = answers();
+            change(&mut answers);
+            let bad: Vec<Finding> = all("a:1", &answers).into_iter().filter(|found| found.grade > Grade::Ok).collect();
+            let [finding] = bad.as_slice() else { panic!("{what}: {bad:?}") };
+            assert_eq!(finding.grade, grade, "{finding}");
+            assert!(finding.what.contains(what), "{finding}");
+            assert!(finding.mend.as_deref().unwrap_or_default().contains(mend), "{finding}");
+        }
+    }
+
+    fn set(answers: &mut Answers, line: &str) {
+        let (name, _) = line.split_once(':').expect("a field");
+        let others = INFO.lines().filter(|old| !old.starts_with(&format!("{name}:")));
+        answers.info = others.chain([line]).collect::<Vec<_>>().join("\r\n");
+    }
+
+    #[test]
+    fn a_slow_watch_allows_more_drift() {
+        let answers = Answers { drift_ms: 25, watched: Duration::from_secs(3), ..answers() };
+        assert_eq!(clock("a:1", &answers).grade, Grade::Ok);
+    }
+
+    #[test]
+    fn passwords_in_the_clear_are_counted_unless_they_stay_on_the_machine() {
+        let grade = |urls: &[&str]| plain_passwords(urls.iter().copied()).map(|finding| finding.what);
+        let one = "1 node gets a password over a connection that is not encrypted";
+        for (url, expected) in [
+            ("redis://:secret@10.0.0.1", Some(one)),
+            ("redis://me:secret@db", Some(one)),
+            ("redis://me:se@cret@db", Some(one)),
+            ("redis://me@db", None),
+            ("redis://db", None),
+            ("rediss://:secret@db", None),
+            ("redis://:secret@127.0.0.1:7001", None),
+            ("redis://:secret@localhost", None),
+            ("redis://:secret@[::1]:7001", None),
+        ] {
+            assert_eq!(grade(&[url]).as_deref(), expected, "{url}");
+        }
+        assert!(grade(&["redis://:a@b", "redis://:a@c"]).is_some_and(|what| what.starts_with("2 nodes get ")));
+    }
+}

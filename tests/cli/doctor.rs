@@ -1,0 +1,84 @@
+//! `quorlock doctor`: what is wrong with the nodes, and what mends it.
+
+use quorlock_testkit::{Cluster, Setup};
+
+use crate::sandbox::{Sandbox, finish};
+
+const KEEPS_EVERY_WRITE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+fn run(sandbox: &Sandbox, node: usize, command: &str) {
+    let mut words = command.split(' ');
+    let mut cmd = redis::cmd(words.next().expect("a command"));
+    words.for_each(|word| {
+        cmd.arg(word);
+    });
+    cmd.query::<redis::Value>(&mut sandbox.cluster.redis(node)).expect("an answer");
+}
+
+#[test]
+fn nodes_in_order_pass_every_check() {
+    let sandbox = Sandbox::around(Setup::new(3).options(&KEEPS_EVERY_WRITE).start());
+    let before = keys(&sandbox);
+    let ended = sandbox.end(&["doctor"]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    assert!(ended.stdout.lines().all(|line| line.starts_with("[OK]   ")), "{}", ended.stdout);
+    assert!(ended.stdout.starts_with("[OK]   OK: 3 of 3 vote"), "{}", ended.stdout);
+    assert_eq!(keys(&sandbox), before, "it writes nothing");
+    let ended = sandbox.end(&["doctor", "--format", "nagios"]);
+    let line = "QUORLOCK OK - OK: 3 of 3 vote, quorum 2, 1 more may fail\n";
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), line), "{ended:?}");
+}
+
+fn keys(sandbox: &Sandbox) -> Vec<u64> {
+    sandbox.cluster.each(&redis::cmd("DBSIZE"))
+}
+
+#[test]
+fn each_fault_is_named_with_what_mends_it() {
+    let sandbox = Sandbox::new(3);
+    run(&sandbox, 0, "CONFIG SET maxmemory-policy allkeys-lru");
+    run(&sandbox, 0, "CONFIG SET maxmemory 100mb");
+    run(&sandbox, 1, "SET quorlock:lock:stuck x");
+    let ended = sandbox.end(&["doctor"]);
+    assert_eq!(ended.code, Some(78), "{ended:?}");
+    let port = |node: usize| sandbox.cluster.ports()[node];
+    for line in [
+        "[WARN] OK: 2 of 3 vote, quorum 2, 0 more may fail".to_owned(),
+        format!("[FAIL] 127.0.0.1:{}: it may evict keys (allkeys-lru)", port(0)),
+        format!("redis-cli -u redis://127.0.0.1:{} CONFIG SET maxmemory-policy noeviction", port(0)),
+        format!("[WARN] 127.0.0.1:{}: the key quorlock:lock:stuck has no end", port(1)),
+        format!("[WARN] 127.0.0.1:{}: it is in quarantine after each restart (appendonly is no, not yes)", port(2)),
+        format!("redis-cli -u redis://127.0.0.1:{} CONFIG SET appendonly yes", port(2)),
+    ] {
+        assert!(ended.stdout.contains(&line), "{line}\n{}", ended.stdout);
+    }
+    let ended = sandbox.end(&["doctor", "--format", "nagios"]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stdout.starts_with("QUORLOCK CRITICAL - OK: 2 of 3 vote"), "{ended:?}");
+}
+
+#[test]
+fn missing_rights_are_listed_as_an_acl_line_grants_them() {
+    let sandbox = Sandbox::new(1);
+    let rights = "+evalsha +script|load +ping +info +mget +set +psetex +del +exists +pttl +pexpire +time +type +zcard +zpopmin \
+                  +publish +subscribe +acl|whoami";
+    run(&sandbox, 0, &format!("ACL SETUSER few on >secret ~quorlock:* &quorlock:call:* -@all {rights}"));
+    let url = sandbox.cluster.urls()[0].replace("://", "://few:secret@");
+    let ended = finish(sandbox.quorlock(&["doctor"]).env("QUORLOCK_NODES", url).spawn().expect("quorlock"));
+    assert_eq!(ended.code, Some(78), "{ended:?}");
+    assert!(ended.stdout.contains("the user lacks the rights +zadd +zrem. Mend: "), "{}", ended.stdout);
+    assert!(ended.stdout.contains("ACL SETUSER few +zadd +zrem\n"), "{}", ended.stdout);
+    assert!(!ended.stdout.contains("secret"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_dead_majority_fails_and_an_undeclared_cluster_is_a_warning() {
+    let mut sandbox = Sandbox::around(Cluster::undeclared(3, &[]));
+    let ended = sandbox.end(&["doctor"]);
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert_eq!(ended.stdout.matches("it is not declared. Mend: quorlock nodes declare-new").count(), 3, "{ended:?}");
+    (0..2).for_each(|node| sandbox.cluster.kill(node));
+    let ended = sandbox.end(&["doctor"]);
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert_eq!(ended.stdout.matches("start the server, or check the way to it").count(), 2, "{}", ended.stdout);
+}
