@@ -5,7 +5,7 @@ mod liveness;
 mod model;
 mod read;
 #[cfg(test)]
-mod story;
+mod test_history;
 mod time;
 mod tokens;
 mod votes;
