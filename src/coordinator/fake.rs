@@ -15,7 +15,7 @@ use crate::protocol::{self, Ballot, Schedule, Validity, quorum};
 use crate::resource::Resource;
 use crate::settings::Settings;
 
-const LEASE: Duration = Duration::from_secs(10);
+pub(super) const LEASE: Duration = Duration::from_secs(10);
 
 /// A client of so many nodes, and the servers' ends of the streams that it opens.
 pub(super) fn core(nodes: usize) -> (Arc<Core>, UnboundedReceiver<DuplexStream>) {

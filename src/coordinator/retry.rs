@@ -134,3 +134,39 @@ fn only_quarantined(error: &AcquireError) -> bool {
     });
     nodes.0.len() - gone.count() >= *needed
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, advance};
+
+    use super::super::fake::{LEASE, core};
+    use super::*;
+
+    fn unheard(core: &Core) -> AcquireError {
+        AcquireError::NoQuorum { needed: core.settings.quorum, nodes: core.reports(|_| None) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_an_end_fails_when_no_majority_answers_for_half_its_lease() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), None);
+        let began = Instant::now();
+        while retry.wait_after(&core, LEASE, unheard(&core), RetryAdvice::WhenHeard, None).await.is_ok() {
+            assert!(began.elapsed() < LEASE);
+        }
+        assert_eq!(began.elapsed(), LEASE / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_outage_has_its_own_half_lease() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), None);
+        let wait = async |retry: &mut Retry, advice| retry.wait_after(&core, LEASE, unheard(&core), advice, None).await;
+        assert!(wait(&mut retry, RetryAdvice::WhenHeard).await.is_ok());
+        advance(LEASE).await;
+        assert!(wait(&mut retry, RetryAdvice::Later).await.is_ok(), "a majority has answered");
+        assert!(wait(&mut retry, RetryAdvice::WhenHeard).await.is_ok());
+        advance(LEASE).await;
+        assert!(wait(&mut retry, RetryAdvice::WhenHeard).await.is_err(), "none has answered since");
+    }
+}

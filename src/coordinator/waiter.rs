@@ -130,6 +130,7 @@ mod tests {
     use std::time::Duration;
 
     use futures::poll;
+    use redis::{PushKind, Value};
     use tokio::sync::mpsc::UnboundedReceiver;
     use tokio::time::timeout;
 
@@ -170,6 +171,36 @@ mod tests {
         waiter.begin_try();
         assert_eq!(waiter.ticket().map(|ticket| ticket.text()), Some(ticket.clone()));
         drop(waiter);
+        let leave = server.command().await.expect("a command");
+        assert!(leave.iter().any(|word| word.contains(&ticket)), "{leave:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_before_the_next_try_of_a_waiter_do_not_count() {
+        let (core, _streams) = core(3);
+        let a = resources(&["a"]);
+        let mut waiter = Waiter::new(&core, &a, true);
+        waiter.begin_try();
+        let number = waiter.ticket().expect("it waits").text().split(':').next().expect("a number").to_owned();
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let call = |node| core.common.tickets.heard(node, &PushKind::Message, &[text("channel"), text(&number)]);
+        assert!(call(0));
+        waiter.begin_try();
+        assert!(call(1));
+        assert!(poll!(pin!(waiter.ticket().expect("it waits").called())).is_pending());
+        assert!(call(2));
+        assert!(poll!(pin!(waiter.ticket().expect("it waits").called())).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_stands_aside_leaves_the_wait_queues() {
+        let (core, mut server, _streams) = connected().await;
+        let a = resources(&["a"]);
+        let mut waiter = Waiter::new(&core, &a, true);
+        waiter.begin_try();
+        let ticket = enqueue(&waiter);
+        waiter.stand_aside();
+        assert!(waiter.ticket().is_none());
         let leave = server.command().await.expect("a command");
         assert!(leave.iter().any(|word| word.contains(&ticket)), "{leave:?}");
     }

@@ -459,6 +459,8 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    mod limits;
+
     use std::sync::atomic::Ordering;
 
     use redis::Value;
@@ -473,16 +475,21 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_millis(500);
 
-    struct Test {
+    struct Test<T = JoinHandle<()>> {
         queue: UnboundedSender<Message>,
         streams: Receiver<DuplexStream>,
         condition: Arc<Condition>,
         environment: Arc<Fake>,
-        running: JoinHandle<()>,
+        running: T,
     }
 
     /// The connection to a list of one node.
     fn test() -> Test {
+        run(|connection| tokio::spawn(connection.run()))
+    }
+
+    /// The same, run as the caller decides.
+    fn run<T>(start: impl FnOnce(Connection) -> T) -> Test<T> {
         let (environment, streams) = Fake::new();
         let environment = Arc::new(environment);
         let seconds = Duration::from_secs;
@@ -498,10 +505,10 @@ mod tests {
             requests,
             Arc::clone(&condition),
         );
-        Test { queue, streams, condition, environment, running: tokio::spawn(connection.run()) }
+        Test { queue, streams, condition, environment, running: start(connection) }
     }
 
-    impl Test {
+    impl<T> Test<T> {
         fn send(&self, request: Request) {
             assert!(self.queue.send(Message::Request(request)).is_ok(), "it runs");
         }

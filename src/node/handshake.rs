@@ -209,6 +209,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_error_that_quotes_the_password_is_shown_without_its_words() {
+        let redis = |code: &str, detail: &str| NodeError::Redis { code: code.to_owned(), detail: detail.to_owned() };
+        let hidden = redis("ERR", "(its words quote the password)");
+        for error in [redis("ERR", "unknown command 'HELLO' '3' 'AUTH' 'u' 'pass'"), redis("xpassx", "no")] {
+            assert_eq!(without_quotes(error.clone(), Some("pass")), hidden);
+            assert_eq!(without_quotes(error.clone(), Some("other")), error);
+            assert_eq!(without_quotes(error.clone(), None), error);
+        }
+        let nonsense = NodeError::Nonsense("+pas".to_owned());
+        assert_eq!(without_quotes(nonsense.clone(), None), nonsense);
+        let hidden = without_quotes(nonsense, Some("pass"));
+        assert!(matches!(&hidden, NodeError::Nonsense(words) if !words.contains("pas")), "{hidden}");
+    }
+
+    #[test]
     fn what_cannot_be_said_just_now_is_asked_again_and_what_is_forbidden_is_not() {
         let answers = |line: &str| vec![redis::parse_redis_value(line.as_bytes()).unwrap()];
         let loading = willing(answers("-LOADING Redis is loading the dataset in memory\r\n"));

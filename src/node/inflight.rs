@@ -420,6 +420,47 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_the_socket_does_not_take_leaves_no_room() {
+        const LARGE: usize = MOST_UNSENT / 4;
+        let mut test = test();
+        for _ in 0..4 {
+            assert!(test.inflight.has_room());
+            let reply_to = ReplyTo::Hold(test.exchange());
+            test.push(Request { command: vec![b'x'; LARGE].into(), reply_to });
+            test.write().await;
+        }
+        assert!(test.inflight.has_room(), "the socket has taken some of it");
+        let reply_to = ReplyTo::Hold(test.exchange());
+        test.push(Request { command: vec![b'x'; LARGE].into(), reply_to });
+        assert!(!test.inflight.has_room());
+        test.inflight.silent = true;
+        assert!(test.inflight.has_room(), "what may not be sent is answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_too_many_postponed_releases_the_oldest_is_given_back() {
+        let mut test = test();
+        let exchange = test.exchange();
+        test.push(exchange.hold());
+        let mut given_back = Vec::new();
+        for number in 0..MOST_OWED + 2 {
+            let why = NodeError::NoAnswer(Duration::from_millis(number as u64));
+            let inflight = &mut test.inflight;
+            let mut release = Some((exchange.release(), why));
+            given_back.extend(
+                poll_fn(|cx| {
+                    let (request, why) = release.take().expect("polled once");
+                    Poll::Ready(inflight.postpone(request, why, cx))
+                })
+                .await,
+            );
+        }
+        let reasons: Vec<NodeError> = given_back.into_iter().map(|(_, why)| why).collect();
+        assert_eq!(reasons, [0, 1].map(|number| NodeError::NoAnswer(Duration::from_millis(number))));
+        assert_eq!(test.inflight.into_undone().count(), MOST_OWED + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_overdue_reply_makes_the_node_silent() {
         let mut test = test();
         let timeout = Duration::from_millis(500);

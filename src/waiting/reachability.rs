@@ -186,6 +186,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn pauses_begin_anew_when_a_majority_was_heard() {
+        let reachability = Arc::new(Reachability::new(5));
+        let pause = async || {
+            let began = Instant::now();
+            assert!(!reachability.next_try(&LONGEST).await);
+            began.elapsed().as_millis()
+        };
+        assert_eq!(
+            [pause().await, pause().await, pause().await, pause().await, pause().await],
+            [100, 200, 400, 800, 800]
+        );
+        let waits = tokio::spawn({
+            let reachability = Arc::clone(&reachability);
+            async move { reachability.next_try(&LONGEST).await }
+        });
+        sleep(Duration::from_millis(1)).await;
+        reachability.heard();
+        assert!(waits.await.expect("no panic"));
+        assert_eq!([pause().await, pause().await], [100, 200]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_request_asks_when_a_majority_is_connected_again() {
         let reachability = Arc::new(Reachability::new(5));
         for _ in 0..6 {

@@ -248,6 +248,18 @@ mod tests {
         assert!(poll!(pin!(ticket.called())).is_pending());
     }
 
+    #[tokio::test]
+    async fn a_try_waits_only_for_the_nodes_that_enqueued_it_since() {
+        let tickets = Arc::new(Tickets::default());
+        let ticket = tickets.issue(1, 7, 3);
+        ticket.wait_on(1);
+        ticket.free_on(2);
+        ticket.begin_try();
+        ticket.wait_on(2);
+        tickets.hear(2, "1");
+        assert!(poll!(pin!(ticket.called())).is_ready());
+    }
+
     /// A set of `hot`, which goes from one to the next, and `slow`, which stays with the same owner.
     #[test]
     fn a_set_waits_in_one_queue_for_what_may_be_held_for_long() {
