@@ -328,3 +328,167 @@ impl fmt::Debug for Guard {
         f.debug_struct("Guard").field("names", &names).field("remaining", &self.remaining()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::poll;
+    use tokio::io::DuplexStream;
+    use tokio::sync::mpsc::UnboundedReceiver;
+    use tokio::task::yield_now;
+    use tokio::time::{Instant, advance, sleep, timeout};
+
+    use super::*;
+    use crate::Quorlock;
+    use crate::environment::Fake;
+    use crate::node::fake::Server;
+
+    const LEASE: Duration = Duration::from_secs(10);
+    const HONOURED: &str = ":1\r\n";
+    /// The node has no key of the lease, and a newer owner has been there.
+    const GONE: &str = "*4\r\n:5\r\n:1790000000000000\r\n:1\r\n:0\r\n";
+
+    /// A client of one node.
+    struct Test {
+        locks: Quorlock,
+        server: Server,
+        _streams: UnboundedReceiver<DuplexStream>,
+    }
+
+    impl Test {
+        async fn new() -> Self {
+            let (environment, mut streams) = Fake::new();
+            let builder = Quorlock::builder().nodes(["redis://node"]).lease(LEASE).environment(Arc::new(environment));
+            let locks = builder.connect().await.expect("sound settings");
+            let mut server = Server::new(streams.recv().await.expect("it connects"));
+            server.greet(1).await;
+            Self { locks, server, _streams: streams }
+        }
+
+        /// Answers the next command.
+        async fn reply(&mut self, reply: &str) {
+            self.server.command().await.expect("a command");
+            self.server.reply(reply).await;
+        }
+
+        async fn held(&mut self, owner: &Owner) -> Guard {
+            let request = self.locks.lock("a").owner(owner).acquire();
+            let (guard, ()) = join(request, async {
+                self.server.command().await.expect("a command");
+                self.server.reply(HONOURED).await;
+            })
+            .await;
+            guard.expect("the node agrees")
+        }
+    }
+
+    /// Lets the clock pass the end of the lease before any timer has fired.
+    async fn suspend() {
+        assert!(poll!(pin!(advance(LEASE))).is_pending());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn protected_work_is_dropped_when_the_lease_is_lost() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let work = guard.protect(std::future::pending::<()>());
+        assert!(timeout(2 * LEASE, work).await.expect("the lease ends before").is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_ends_after_its_lease_does_not_count() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        assert_eq!(guard.protect(async { 7 }).await.ok(), Some(7));
+        assert!(guard.protect(suspend()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ensure_refuses_what_no_extension_can_give() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let refused = guard.ensure(LEASE).await;
+        assert!(matches!(refused, Err(ExtendError::TooLong { asked: LEASE, lease: LEASE })), "{refused:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ensure_fails_when_an_extension_leaves_less_than_was_asked_for() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let asked = Duration::from_millis(9800);
+        assert!(guard.ensure(guard.remaining()).await.is_ok(), "there is as much without an extension");
+        sleep(Duration::from_millis(200)).await;
+        let (extended, ()) = join(guard.ensure(asked), async {
+            sleep(Duration::from_millis(200)).await;
+            test.reply(HONOURED).await;
+        })
+        .await;
+        assert!(matches!(extended, Err(ExtendError::NoQuorum { remaining, .. }) if remaining < asked), "{extended:?}");
+        let (extended, ()) = join(guard.ensure(asked), test.reply(HONOURED)).await;
+        assert!(extended.is_ok() && guard.remaining() >= asked, "{extended:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ensure_of_nothing_fails_for_a_lost_lease() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        assert!(guard.ensure(Duration::ZERO).await.is_ok());
+        suspend().await;
+        let lost = guard.ensure(Duration::ZERO).await;
+        assert!(matches!(lost, Err(ExtendError::Lost(_))), "{lost:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_extension_without_an_answer_fails_within_the_node_timeout() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let began = Instant::now();
+        let failed = guard.extend().await;
+        assert!(matches!(failed, Err(ExtendError::NoQuorum { .. })), "{failed:?}");
+        assert!(began.elapsed() <= Duration::from_millis(500), "{:?}", began.elapsed());
+        assert!(!guard.is_lost());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_without_an_answer_is_unconfirmed() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let released = guard.release().await;
+        assert!(matches!(released, Err(ReleaseError::Unconfirmed { .. })), "{released:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_after_the_end_of_the_lease_is_not_held() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        suspend().await;
+        let (released, ()) = join(guard.release(), test.reply(HONOURED)).await;
+        assert!(matches!(&released, Err(ReleaseError::NotHeld { resource, .. }) if resource == "a"), "{released:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_inner_release_that_a_majority_refuses_is_not_held() {
+        let mut test = Test::new().await;
+        let owner = Owner::new();
+        let outer = test.held(&owner).await;
+        let inner = test.held(&owner).await;
+        assert_eq!((outer.hold_count(), outer.token()), (2, inner.token()));
+        let (released, ()) = join(inner.release(), test.reply(GONE)).await;
+        assert!(matches!(&released, Err(ReleaseError::NotHeld { resource, .. }) if resource == "a"), "{released:?}");
+        assert!(outer.is_lost());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_lease_is_released_and_passes_its_turn_on_while_its_guard_lives() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let waiting = test.locks.lock("a");
+        let waiting = tokio::spawn(async move { waiting.acquire().await });
+        yield_now().await;
+        let (extended, ()) = join(guard.extend(), test.reply(GONE)).await;
+        assert!(matches!(extended, Err(ExtendError::Lost(_))), "{extended:?}");
+        test.reply(HONOURED).await; // The release of the lost lease.
+        test.reply(HONOURED).await; // The next acquisition.
+        let next = timeout(LEASE, waiting).await.expect("it is its turn").expect("no panic").expect("the node agrees");
+        assert!(guard.is_lost() && !next.is_lost());
+    }
+}
