@@ -338,9 +338,9 @@ mod tests {
     use tokio::time::{Instant, advance, sleep, timeout};
 
     use super::*;
-    use crate::Quorlock;
     use crate::environment::Fake;
     use crate::node::fake::Server;
+    use crate::{Builder, Quorlock};
 
     const LEASE: Duration = Duration::from_secs(10);
     const HONOURED: &str = ":1\r\n";
@@ -351,29 +351,46 @@ mod tests {
     struct Test {
         locks: Quorlock,
         server: Server,
+        /// How nodes call the script of the acquisitions.
+        hold: String,
         _streams: UnboundedReceiver<DuplexStream>,
     }
 
     impl Test {
         async fn new() -> Self {
+            Self::with(|builder| builder).await
+        }
+
+        async fn with(settings: impl FnOnce(Builder) -> Builder) -> Self {
             let (environment, mut streams) = Fake::new();
             let builder = Quorlock::builder().nodes(["redis://node"]).lease(LEASE).environment(Arc::new(environment));
+            let builder = settings(builder);
             let locks = builder.connect().await.expect("sound settings");
             let mut server = Server::new(streams.recv().await.expect("it connects"));
             server.greet(1).await;
-            Self { locks, server, _streams: streams }
+            Self { locks, server, hold: String::new(), _streams: streams }
+        }
+
+        /// Returns the script of the next command.
+        async fn script(&mut self) -> String {
+            self.server.command().await.expect("a command").swap_remove(1)
         }
 
         /// Answers the next command.
         async fn reply(&mut self, reply: &str) {
-            self.server.command().await.expect("a command");
+            self.script().await;
             self.server.reply(reply).await;
+        }
+
+        /// Whether no command comes within this time.
+        async fn is_idle_for(&mut self, time: Duration) -> bool {
+            timeout(time, self.server.command()).await.is_err()
         }
 
         async fn held(&mut self, owner: &Owner) -> Guard {
             let request = self.locks.lock("a").owner(owner).acquire();
             let (guard, ()) = join(request, async {
-                self.server.command().await.expect("a command");
+                self.hold = self.server.command().await.expect("a command").swap_remove(1);
                 self.server.reply(HONOURED).await;
             })
             .await;
@@ -486,9 +503,43 @@ mod tests {
         yield_now().await;
         let (extended, ()) = join(guard.extend(), test.reply(GONE)).await;
         assert!(matches!(extended, Err(ExtendError::Lost(_))), "{extended:?}");
-        test.reply(HONOURED).await; // The release of the lost lease.
-        test.reply(HONOURED).await; // The next acquisition.
+        assert_ne!(test.script().await, test.hold, "the release of the lost lease");
+        assert_eq!(test.script().await, test.hold, "the next acquisition");
+        test.server.reply(&HONOURED.repeat(2)).await;
         let next = timeout(LEASE, waiting).await.expect("it is its turn").expect("no panic").expect("the node agrees");
         assert!(guard.is_lost() && !next.is_lost());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_released_lease_passes_its_turn_on_before_the_release_is_answered() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let waiting = test.locks.lock("a");
+        let waiting = tokio::spawn(async move { waiting.acquire().await });
+        yield_now().await;
+        drop(guard);
+        assert_ne!(test.script().await, test.hold, "the release");
+        assert_eq!(test.script().await, test.hold, "the next acquisition");
+        test.server.reply(&HONOURED.repeat(2)).await;
+        assert!(waiting.await.expect("no panic").is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_extension_that_is_under_way_is_not_sent_again() {
+        let mut test = Test::with(|builder| builder.node_timeout(LEASE / 4)).await;
+        let guard = test.held(&Owner::new()).await;
+        assert_eq!(test.script().await, test.hold, "the extension");
+        assert!(test.is_idle_for(LEASE / 5).await, "the node has time to answer");
+        drop(guard);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_whose_request_is_not_polled_is_not_extended() {
+        let mut test = Test::new().await;
+        let mut request = Box::pin(test.locks.lock("a").try_acquire());
+        assert!(poll!(&mut request).is_pending());
+        test.reply(HONOURED).await;
+        assert!(test.is_idle_for(LEASE * 9 / 10).await);
+        test.script().await; // The release at the end.
+        assert!(request.await.is_err(), "its lease is over");
     }
 }
