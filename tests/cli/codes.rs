@@ -48,14 +48,14 @@ fn wrong_usage_has_exit_code_64() {
         (&["run", "", "--", "true"], "is a shell variable not set?"),
         (&["run", "--leese", "3s", "job", "--", "true"], "'--lease'"),
         (&["run", "--lease", "10", "job", "--", "true"], "--lease"),
-        (&["run", "--lease", "0s", "job", "--", "true"], "too short"),
-        (&["run", "--lease", "9days", "job", "--", "true"], "too long"),
+        (&["run", "--lease", "0s", "job", "--", "true"], "choose a longer --lease"),
+        (&["run", "--lease", "9days", "job", "--", "true"], "choose a shorter --lease"),
         (&["run", "--lease", "3s", "--grace", "2s", "job", "--", "true"], "shorter --grace"),
         (&["run", "--wait", "soon", "job", "--", "true"], "--wait"),
         (&["run", "--wait", "1s", "--try", "job", "--", "true"], "cannot be used with"),
         (&["run", "-E", "256", "job", "--", "true"], "--conflict-exit-code"),
         (&["run", "-q", "-v", "job", "--", "true"], "cannot be used with"),
-        (&["run", "--nodes", "", "job", "--", "true"], "no nodes were given"),
+        (&["run", "--nodes", "", "job", "--", "true"], "; see --nodes"),
         (&["run", "--nodes", "localhost:6379", "job", "--", "true"], "write it as a URL"),
         (&["run", "--nodes", &twice, "job", "--", "true"], "the same server"),
         (&["run", "--prefix", "", "quorlock:ballot:x", "--", "true"], "choose another NAME"),
@@ -107,6 +107,7 @@ fn no_quorum_has_its_own_exit_code() {
         let ended = finish(command.current_dir(sandbox.cluster.dir()).spawn().expect("quorlock"));
         assert_eq!(ended.code, Some(69), "{patience:?}: {ended:?}");
         assert!(ended.stderr.contains("2 of 3 nodes are needed"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("Check that these nodes are up"), "{}", ended.stderr);
         assert!(ended.stderr.contains(&sandbox.cluster.ports()[1].to_string()), "{}", ended.stderr);
     }
     assert!(!sandbox.path("started").exists());

@@ -63,10 +63,12 @@ fn inspect_prints_every_verdict_as_json() {
     sandbox.cluster.restart(2, true);
     let split = json(&sandbox, "job", 0);
     assert_eq!((&split["verdict"], states(&split)), (&"split".into(), vec!["foreign", "free", "free"]));
+    assert!(sandbox.end(&["inspect", "job"]).stdout.starts_with("job: split: some of 3 nodes"));
     sandbox.cluster.each::<()>(&foreign);
     let held = json(&sandbox, "job", 0);
     assert_eq!((&held["verdict"], &held["owner"], &held["token"]), (&"held".into(), &Value::Null, &Value::Null));
     assert_eq!(held["nodes"][0]["ttl_ms"], Value::Null, "a key without an end");
+    assert!(sandbox.end(&["inspect", "job"]).stdout.starts_with("job: held, by a key that is not quorlock's"));
 }
 
 #[test]
@@ -90,6 +92,11 @@ fn inspect_prints_a_table_by_default() {
         assert!(line.starts_with(&format!("127.0.0.1:{port} ")), "{line}");
     }
     assert!(nodes[1].contains("cannot connect"), "{}", nodes[1]);
+    // The lease of the run, 10 s, is extended with two thirds of it left.
+    let ttl = head.find("TTL").expect("a column");
+    let seconds = nodes[0][ttl..].split_whitespace().next().and_then(|cell| cell.strip_suffix('s'));
+    let seconds = seconds.and_then(|seconds| seconds.parse::<f64>().ok());
+    assert!(seconds.is_some_and(|seconds| (0.0..=10.0).contains(&seconds)), "{}", ended.stdout);
     sandbox.touch("end");
     assert_eq!(finish(run).code, Some(0));
 

@@ -19,6 +19,7 @@ fn a_second_run_is_refused_or_waits() {
     assert_eq!(refused.code, Some(75), "{refused:?}");
     assert!(refused.stderr.contains("job is held by") && refused.stderr.contains(":nightly"), "{}", refused.stderr);
     assert!(!refused.stderr.contains("around this one"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("Try again later, or wait longer with --wait"), "{}", refused.stderr);
     assert_eq!(sandbox.end(&["run", "--wait", "0s", "job", "--", "true"]).code, Some(75));
     assert_eq!(sandbox.end(&["run", "--try", "-E", "9", "job", "--", "true"]).code, Some(9));
     assert_eq!(sandbox.end(&["run", "--try", "-E", "0", "job", "other", "--", "false"]).code, Some(0), "all or none");
