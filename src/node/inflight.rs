@@ -443,7 +443,7 @@ mod tests {
         let exchange = test.exchange();
         test.push(exchange.hold());
         let mut given_back = Vec::new();
-        for number in 0..MOST_OWED + 2 {
+        for number in 0..MOST_UNACKNOWLEDGED + 2 {
             let why = NodeError::NoAnswer(Duration::from_millis(number as u64));
             let inflight = &mut test.inflight;
             let mut release = Some((exchange.release(), why));
@@ -457,7 +457,7 @@ mod tests {
         }
         let reasons: Vec<NodeError> = given_back.into_iter().map(|(_, why)| why).collect();
         assert_eq!(reasons, [0, 1].map(|number| NodeError::NoAnswer(Duration::from_millis(number))));
-        assert_eq!(test.inflight.into_undone().count(), MOST_OWED + 1);
+        assert_eq!(test.inflight.into_undone().count(), MOST_UNACKNOWLEDGED + 1);
     }
 
     #[tokio::test(start_paused = true)]

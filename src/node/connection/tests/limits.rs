@@ -44,8 +44,8 @@ async fn is_idle(server: &mut Server) -> bool {
     timeout(Duration::from_millis(1), server.command()).await.is_err()
 }
 
-fn refused(told: &[Told]) -> bool {
-    matches!(told, [Told::Answered(Err(_))])
+fn refused(events: &[Event]) -> bool {
+    matches!(events, [Event::Answered(Err(_))])
 }
 
 #[tokio::test(start_paused = true)]
@@ -56,14 +56,14 @@ async fn requests_without_room_wait_and_leave_on_the_next_connection() {
     (0..MOST_IN_FLIGHT).for_each(|_| test.send(first.hold()));
     test.send(waits.release());
     assert!(names(&mut server, MOST_IN_FLIGHT).await.iter().all(|name| name == "hold"));
-    assert!(is_idle(&mut server).await && waits.told().is_empty(), "there is no room for the release");
+    assert!(is_idle(&mut server).await && waits.events().is_empty(), "there is no room for the release");
     drop(server);
     let mut server = test.server().await;
     assert!(names(&mut server, MOST_IN_FLIGHT).await.iter().all(|name| name == "hold"));
     assert!(is_idle(&mut server).await, "there is no room here either");
     server.reply(":1\r\n").await;
     assert_eq!(name(&mut server).await, "release");
-    assert_eq!(waits.told(), [Told::Sent]);
+    assert_eq!(waits.events(), [Event::Sent]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -90,7 +90,7 @@ async fn before_the_first_connection_a_bounded_number_of_holds_waits() {
     test.send(late.hold());
     test.send(first.release());
     settled().await;
-    assert_eq!((first.told(), late.told()), (vec![], vec![Told::Answered(Err(NodeError::Connecting))]));
+    assert_eq!((first.events(), late.events()), (vec![], vec![Event::Answered(Err(NodeError::Connecting))]));
     let mut server = Server::new(stream);
     server.greet(1).await;
     assert!(names(&mut server, MOST_IN_FLIGHT).await.iter().all(|name| name == "hold"));
@@ -106,17 +106,17 @@ async fn the_oldest_of_too_many_releases_is_answered_and_not_kept() {
     let [oldest, second, others] = [1, 2, 3].map(|lease| test.owed(lease));
     test.send(oldest.release());
     test.send(second.release());
-    (2..MOST_OWED).for_each(|_| test.send(others.release()));
+    (2..MOST_UNACKNOWLEDGED).for_each(|_| test.send(others.release()));
     settled().await;
-    assert_eq!(oldest.told(), []);
+    assert_eq!(oldest.events(), []);
     test.send(others.release());
     settled().await;
-    assert!(refused(&oldest.told()));
-    assert_eq!((second.told(), others.told()), (vec![], vec![]));
+    assert!(refused(&oldest.events()));
+    assert_eq!((second.events(), others.events()), (vec![], vec![]));
     let mut server = test.server().await;
     name(&mut server).await;
     settled().await;
-    assert_eq!(second.told(), [Told::Sent], "the order is kept");
+    assert_eq!(second.events(), [Event::Sent], "the order is kept");
 }
 
 #[tokio::test(start_paused = true)]
@@ -135,7 +135,7 @@ async fn one_poll_takes_a_bounded_number_of_requests() {
     let released = test.exchange(1);
     (0..MOST_TAKEN + 44).for_each(|_| test.send(released.release()));
     assert!(poll!(&mut test.running).is_pending());
-    assert_eq!(released.told().len(), MOST_TAKEN);
+    assert_eq!(released.events().len(), MOST_TAKEN);
     drop(greeted.await.expect("no panic"));
 }
 
@@ -148,7 +148,7 @@ async fn requests_beyond_the_bound_of_one_poll_need_no_further_event() {
     let released = test.exchange(1);
     (0..MOST_TAKEN + 44).for_each(|_| test.send(released.release()));
     settled().await;
-    assert_eq!(released.told().len(), MOST_TAKEN + 44);
+    assert_eq!(released.events().len(), MOST_TAKEN + 44);
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,10 +160,10 @@ async fn nothing_is_read_for_a_moment_after_many_calls() {
     name(&mut server).await;
     server.reply(&(CALL.repeat(100) + ":1\r\n")).await;
     settled().await;
-    assert_eq!(exchange.told(), [Told::Sent]);
+    assert_eq!(exchange.events(), [Event::Sent]);
     advance(Duration::from_millis(20)).await;
     settled().await;
-    assert_eq!(exchange.told(), [agreed()]);
+    assert_eq!(exchange.events(), [agreed()]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,7 +175,7 @@ async fn a_few_calls_delay_no_answer() {
     name(&mut server).await;
     server.reply(&(CALL.repeat(10) + ":1\r\n")).await;
     settled().await;
-    assert_eq!(exchange.told(), [Told::Sent, agreed()]);
+    assert_eq!(exchange.events(), [Event::Sent, agreed()]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,12 +223,12 @@ async fn a_silent_node_that_answers_after_all_gets_requests_again() {
     assert!(matches!(test.trouble(), Some(NodeError::Silent(_))));
     test.send(refused_one.hold());
     settled().await;
-    assert!(refused(&refused_one.told()));
+    assert!(refused(&refused_one.events()));
     server.reply(":1\r\n").await;
     settled().await;
-    assert_eq!((late.told(), test.trouble()), (vec![Told::Sent, agreed()], None));
+    assert_eq!((late.events(), test.trouble()), (vec![Event::Sent, agreed()], None));
     test.send(next.hold());
     settled().await;
-    assert_eq!(next.told(), [Told::Sent]);
+    assert_eq!(next.events(), [Event::Sent]);
     assert_eq!(name(&mut server).await, "hold");
 }
