@@ -2,6 +2,7 @@
 
 mod check;
 mod conductor;
+mod crew;
 mod effect;
 mod fault;
 mod history;
@@ -15,7 +16,6 @@ mod progress;
 mod report;
 mod run;
 mod worker;
-mod workers;
 
 pub use self::options::Flags;
 pub use self::worker::{Flags as WorkerFlags, run as run_worker};

@@ -5,7 +5,7 @@ mod liveness;
 mod model;
 mod read;
 #[cfg(test)]
-mod test_history;
+mod story;
 mod time;
 mod tokens;
 mod votes;

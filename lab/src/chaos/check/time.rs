@@ -74,76 +74,76 @@ pub fn lease_never_shrinks(model: &Model) -> Verdict {
 mod tests {
     use super::*;
     use crate::chaos::check::State;
-    use crate::chaos::check::test_history::{TestHistory, ms};
+    use crate::chaos::check::story::{Story, ms};
     use crate::chaos::fault::Kind;
 
     #[test]
     fn a_revived_lease_violates_no_resurrection() {
         for (later, expected) in [(None, State::Held), (Some(700), State::Violated)] {
-            let mut history = TestHistory::new(3);
-            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            history.lost(1, ms(500), ms(500));
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            story.lost(1, ms(500), ms(500));
             if let Some(later) = later {
-                history.valid(1, ms(later), ms(100), 10);
+                story.valid(1, ms(later), ms(100), 10);
             }
-            assert_eq!(no_resurrection(&history.model()).state, expected);
+            assert_eq!(no_resurrection(&story.model()).state, expected);
         }
     }
 
     #[test]
     fn entering_a_lost_lease_violates_no_resurrection() {
-        let mut history = TestHistory::new(3);
-        history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-        history.lost(1, ms(500), ms(500));
-        history.nested(2, 1, "a", "x", 10, ms(600), 2);
-        assert_eq!(no_resurrection(&history.model()).state, State::Violated);
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        story.lost(1, ms(500), ms(500));
+        story.nested(2, 1, "a", "x", 10, ms(600), 2);
+        assert_eq!(no_resurrection(&story.model()).state, State::Violated);
     }
 
     #[test]
     fn a_late_signal_violates_loss_on_time() {
         for (signalled, expected) in [(480, State::Held), (700, State::Held), (800, State::Violated)] {
-            let mut history = TestHistory::new(3);
-            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            history.lost(1, ms(signalled), ms(500));
-            assert_eq!(loss_on_time(&history.model()).state, expected, "at {signalled} ms");
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            story.lost(1, ms(signalled), ms(500));
+            assert_eq!(loss_on_time(&story.model()).state, expected, "at {signalled} ms");
         }
     }
 
     #[test]
     fn no_signal_at_all_violates_loss_on_time() {
-        let mut history = TestHistory::new(3);
-        history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-        history.released(1, ms(2000), 0);
-        assert_eq!(loss_on_time(&history.model()).state, State::Violated);
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        story.released(1, ms(2000), 0);
+        assert_eq!(loss_on_time(&story.model()).state, State::Violated);
     }
 
     #[test]
     fn a_stopped_process_may_signal_the_loss_when_it_continues() {
-        let mut history = TestHistory::new(3);
-        history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-        history.worker_fault(1, Kind::WorkerPause, 0, ms(200)..ms(1500));
-        history.lost(1, ms(1510), ms(500));
-        assert_eq!(loss_on_time(&history.model()).state, State::Held);
+        let mut story = Story::new(3);
+        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        story.worker_fault(1, Kind::WorkerPause, 0, ms(200)..ms(1500));
+        story.lost(1, ms(1510), ms(500));
+        assert_eq!(loss_on_time(&story.model()).state, State::Held);
     }
 
     #[test]
     fn lateness_during_a_stall_of_the_machine_is_not_judged() {
         for (during, expected) in [(ms(450)..ms(900), State::NotExercised), (ms(910)..ms(950), State::Violated)] {
-            let mut history = TestHistory::new(3);
-            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            history.stalled(2, during.clone());
-            history.lost(1, ms(905), ms(500));
-            assert_eq!(loss_on_time(&history.model()).state, expected, "{during:?}");
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            story.stalled(2, during.clone());
+            story.lost(1, ms(905), ms(500));
+            assert_eq!(loss_on_time(&story.model()).state, expected, "{during:?}");
         }
     }
 
     #[test]
     fn an_earlier_end_violates_lease_never_shrinks() {
         for (remaining, expected) in [(ms(400), State::Held), (ms(100), State::Violated)] {
-            let mut history = TestHistory::new(3);
-            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            history.valid(1, ms(200), remaining, 10);
-            assert_eq!(lease_never_shrinks(&history.model()).state, expected);
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            story.valid(1, ms(200), remaining, 10);
+            assert_eq!(lease_never_shrinks(&story.model()).state, expected);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use quorlock::Quorlock;
 
 use super::Job;
-use super::event_log::EventLog;
+use super::diary::Diary;
 use super::workload::{account_name, lock_name};
 use crate::chaos::history::What;
 
@@ -13,7 +13,7 @@ use crate::chaos::history::What;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Acquires every lock once.
-pub async fn run(job: &Job, locks: &Quorlock, log: &EventLog) {
+pub async fn run(job: &Job, locks: &Quorlock, diary: &Diary) {
     let names: Vec<String> = (0..job.locks).map(lock_name).chain((0..job.accounts).map(account_name)).collect();
     let mut acquired = 0;
     for name in &names {
@@ -23,5 +23,5 @@ pub async fn run(job: &Job, locks: &Quorlock, log: &EventLog) {
             drop(guard.release().await);
         }
     }
-    log.write(What::Calm { worker: job.worker, acquired, of: names.len() });
+    diary.write(What::Calm { worker: job.worker, acquired, of: names.len() });
 }

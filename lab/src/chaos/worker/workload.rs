@@ -8,10 +8,10 @@ use quorlock_testkit::rng::Rng;
 use tokio::sync::watch;
 
 use super::Job;
-use super::event_log::EventLog;
-use super::readings::{self, watched};
+use super::belief::{self, watched};
+use super::diary::Diary;
 use crate::chaos::history::{Leaving, Outcome, Refusal, What, now};
-use crate::chaos::ledger::{self, StoreThread, Transfer};
+use crate::chaos::ledger::{self, Desk, Transfer};
 
 /// The greatest nesting depth.
 const DEPTH: usize = 3;
@@ -27,8 +27,8 @@ const LARGEST_AMOUNT: u64 = 50;
 pub struct Workload {
     rng: Rng,
     locks: Quorlock,
-    log: EventLog,
-    ledger: StoreThread,
+    diary: Diary,
+    ledger: Desk,
     job: Job,
 }
 
@@ -50,9 +50,9 @@ pub fn account_name(i: usize) -> String {
 }
 
 impl Workload {
-    pub fn new(job: &Job, task: u64, locks: Quorlock, log: EventLog, ledger: StoreThread) -> Self {
+    pub fn new(job: &Job, task: u64, locks: Quorlock, diary: Diary, ledger: Desk) -> Self {
         let rng = Rng::new(job.seed ^ job.life.rotate_left(32), task);
-        Self { rng, locks, log, ledger, job: job.clone() }
+        Self { rng, locks, diary, ledger, job: job.clone() }
     }
 
     pub async fn run(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
@@ -85,8 +85,8 @@ impl Workload {
     }
 
     fn ask(&self, wish: &Wish<'_>) -> u64 {
-        let op = self.log.next_op();
-        self.log.write(What::Ask {
+        let op = self.diary.next_op();
+        self.diary.write(What::Ask {
             op,
             worker: self.job.worker,
             life: self.job.life,
@@ -104,16 +104,16 @@ impl Workload {
         let outcome = if wish.wait.is_some() { request.acquire().await } else { request.try_acquire().await };
         match outcome {
             Ok(guard) => {
-                let (from, remaining) = readings::left(&guard);
+                let (from, remaining) = belief::left(&guard);
                 let (owner, holds) = (guard.owner().id(), guard.hold_count());
-                let tokens = readings::tokens(&guard, wish.names);
-                self.log.write(What::Grant { op, owner, tokens, holds, from, remaining });
+                let tokens = belief::tokens(&guard, wish.names);
+                self.diary.write(What::Grant { op, owner, tokens, holds, from, remaining });
                 Some((op, guard))
             }
             Err(error) => {
                 let why = reason(&error);
                 let detail = (!matches!(why, Refusal::Held | Refusal::Lost)).then(|| error.to_string());
-                self.log.write(What::Refuse { op, why, detail });
+                self.diary.write(What::Refuse { op, why, detail });
                 None
             }
         }
@@ -121,17 +121,17 @@ impl Workload {
 
     async fn leave(&mut self, op: u64, guard: Guard) {
         if self.rng.chance(0.15) {
-            self.log.write(What::Leave { op, how: Leaving::Drop });
+            self.diary.write(What::Leave { op, how: Leaving::Drop });
             drop(guard);
             return;
         }
-        self.log.write(What::Leave { op, how: Leaving::Release });
+        self.diary.write(What::Leave { op, how: Leaving::Release });
         let (outcome, holds) = match guard.release().await {
             Ok(released) => (Outcome::Released, Some(released.holds)),
             Err(ReleaseError::NotHeld { .. }) => (Outcome::NotHeld, None),
             Err(_) => (Outcome::Unconfirmed, None),
         };
-        self.log.write(What::Left { op, outcome, holds });
+        self.diary.write(What::Left { op, outcome, holds });
     }
 
     /// Takes one lock, and re-enters it in nested functions.
@@ -156,13 +156,13 @@ impl Workload {
         let [names, deeper @ ..] = levels else { return };
         let wait = self.patience();
         let Some((op, guard)) = self.acquire(&Wish { names, owner, within, wait }).await else { return };
-        let log = self.log.clone();
+        let diary = self.diary.clone();
         let work = async {
             self.nap(STEP_MS).await;
             Box::pin(self.descend(deeper, owner, Some(op))).await;
             self.nap(STEP_MS).await;
         };
-        watched(&guard, op, names, &log, work).await;
+        watched(&guard, op, names, &diary, work).await;
         self.leave(op, guard).await;
     }
 
@@ -175,7 +175,7 @@ impl Workload {
         let Some((op, guard)) = self.acquire(&wish).await else { return };
         let share = self.rng.between(50..180);
         let time = Duration::from_millis(self.job.lease * share / 100);
-        watched(&guard, op, &names, &self.log, tokio::time::sleep(time)).await;
+        watched(&guard, op, &names, &self.diary, tokio::time::sleep(time)).await;
         // The re-entry of a lost lease must be refused.
         let again = Wish { within: Some(op), wait: None, ..wish };
         if let Some((inner, guard)) = self.acquire(&again).await {
@@ -193,7 +193,7 @@ impl Workload {
         let limit = Duration::from_micros(self.rng.between(0..CANCEL_MS.end * 1000));
         // A guard that was granted just in time is dropped with its future.
         let _ = tokio::time::timeout(limit, self.request(&wish).acquire()).await;
-        self.log.write(What::Cancel { op });
+        self.diary.write(What::Cancel { op });
     }
 
     /// Moves money from one account to another. A worker that is stopped here and continues after the end of the lease still
@@ -215,18 +215,18 @@ impl Workload {
             // our write, and our write would lose that update.
             let read = self.ledger.ask(move |store| store.read([from, to], fenced.then_some(tokens))).await?;
             let Some(balances) = read else {
-                self.log.write(What::Write { op, from: begun, accepted: false });
+                self.diary.write(What::Write { op, from: begun, accepted: false });
                 return Ok(());
             };
-            self.log.write(What::Section { op });
+            self.diary.write(What::Section { op });
             tokio::time::sleep(dawdle).await;
             let transfer = Transfer { op, from, to, amount, balances, tokens };
             let begun = now();
             let accepted = self.ledger.ask(move |store| store.write(&transfer, fenced)).await?;
-            self.log.write(What::Write { op, from: begun, accepted });
+            self.diary.write(What::Write { op, from: begun, accepted });
             Ok(())
         };
-        let done = watched(&guard, op, &names, &self.log, work).await;
+        let done = watched(&guard, op, &names, &self.diary, work).await;
         self.leave(op, guard).await;
         done
     }

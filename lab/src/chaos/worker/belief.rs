@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use quorlock::Guard;
 
-use super::event_log::EventLog;
+use super::diary::Diary;
 use crate::chaos::history::{What, now};
 
 /// The interval of readings of a guard.
@@ -30,8 +30,8 @@ pub fn left(guard: &Guard) -> (u64, u64) {
 
 /// Runs this work while it reads the guard. Records when the guard is valid for longer, or for a shorter time than it had
 /// shown, and when it is lost.
-pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], log: &EventLog, work: impl Future<Output = T>) -> T {
-    let mut watching = pin!(watch(guard, op, names, log));
+pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], diary: &Diary, work: impl Future<Output = T>) -> T {
+    let mut watching = pin!(watch(guard, op, names, diary));
     let work = pin!(work);
     match select(work, &mut watching).await {
         Either::Left((done, _)) => done,
@@ -39,7 +39,7 @@ pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], log: &EventLog
     }
 }
 
-async fn watch(guard: &Guard, op: u64, names: &[String], log: &EventLog) {
+async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
     let mut deadline = 0;
     let mut said = 0;
     let mut was_lost = false;
@@ -56,13 +56,13 @@ async fn watch(guard: &Guard, op: u64, names: &[String], log: &EventLog) {
             deadline = deadline.max(from + remaining);
             if shrank || grew || was_lost {
                 said = from + remaining;
-                log.write_at(at, valid);
+                diary.write_at(at, valid);
             }
         }
         if was_lost {
             tokio::time::sleep(LOOK_EVERY).await;
         } else if let Either::Left(_) = select(lost.as_mut(), pin!(tokio::time::sleep(LOOK_EVERY))).await {
-            log.write(What::Lost { op, deadline });
+            diary.write(What::Lost { op, deadline });
             was_lost = true;
         }
     }

@@ -13,12 +13,12 @@ pub fn ms(ms: u64) -> u64 {
     ms * 1000
 }
 
-pub struct TestHistory {
+pub struct Story {
     events: Vec<Event>,
     nodes: usize,
 }
 
-impl TestHistory {
+impl Story {
     /// Starts a history on this number of nodes.
     pub fn new(nodes: usize) -> Self {
         Self { events: Vec::new(), nodes }
