@@ -31,6 +31,8 @@
     reason = "it serves tests"
 )]
 
+#[doc(hidden)]
+pub mod breaks;
 pub mod clock;
 mod cluster;
 pub mod hostile;

@@ -17,7 +17,7 @@ pub const BUDGET: u64 = 600;
 pub struct Control {
     pub name: &'static str,
     broken: Broken,
-    /// The client is broken, by the change of this name in `breaks.rs`.
+    /// The client is broken, by the change of this name in `breaks.rs` of the testkit.
     client: bool,
     /// One of these must be violated; a violation of something else proves nothing.
     by: &'static [Invariant],

@@ -5,11 +5,10 @@
 //!
 //! What it proves: the invariants of `invariant.rs`, on every seed, as judged by `oracle.rs` (each command on each node),
 //! `ledger.rs` and `readings.rs` (each guard), `linear.rs` (each resource's history) and `recovery.rs` (when all works again). What
-//! makes that worth something: `histories.rs`, `controls.rs` and `breaks.rs`, which break things on purpose, and
+//! makes that worth something: `histories.rs`, `controls.rs` and the testkit's `breaks.rs`, which break things on purpose, and
 //! `tests/conformance`, which shows that the nodes here and a real server do the same.
 
 mod arguments;
-mod breaks;
 mod controls;
 mod faults;
 mod figures;

@@ -1,15 +1,16 @@
 //! Runs many seeds at once, and prints the results.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::breaks;
+
 use crate::arguments::Arguments;
-use crate::breaks;
 use crate::controls;
 use crate::figures::Figures;
 use crate::invariant::{Invariant, Violation};
@@ -172,10 +173,22 @@ pub fn controls(arguments: &Arguments, capture: bool) -> (bool, String) {
     if !arguments.only.is_empty() {
         passed_on.extend(["--only", &arguments.only]);
     }
-    breaks::run(&passed_on, capture).unwrap_or_else(|error| {
+    in_copy(&passed_on, capture).unwrap_or_else(|error| {
         eprintln!("the controls could not be tried: {error}");
         (false, String::new())
     })
+}
+
+/// Builds the copy with the broken clients, and runs its simulation with these arguments. Returns whether all went well, and its
+/// output, if it is to be captured.
+fn in_copy(arguments: &[&str], capture: bool) -> io::Result<(bool, String)> {
+    let mut command = breaks::Copy::write()?.cargo("test");
+    command.args(["--test", "simulation", "--"]).args(arguments);
+    if capture {
+        let output = command.stderr(Stdio::inherit()).output()?;
+        return Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    Ok((command.status()?.success(), String::new()))
 }
 
 pub fn run(arguments: &Arguments) -> ExitCode {

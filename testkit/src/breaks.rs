@@ -1,10 +1,14 @@
-//! Clients that are broken on purpose. The shipped crate holds no code for that: these are changes to the text of a copy,
-//! in `target/controls`, all at once and each behind a switch. The copy is built once, and its simulation tries them all.
+//! Clients that are broken on purpose. The shipped crate holds no code for that: these are changes to the text of a copy of the
+//! workspace, in `target/controls`, all at once and each behind a switch. The copy is built once. Its simulation and its
+//! `quorlock-lab` try the variants one by one.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, io};
+
+/// The variable with the variant that a process of the copy is. The simulation sets it for each thread instead.
+pub const VARIANT_VARIABLE: &str = "QUORLOCK_BROKEN";
 
 /// What is copied.
 const COPIED: [&str; 7] = ["Cargo.toml", "Cargo.lock", "src", "tests", "examples", "lab", "testkit"];
@@ -30,6 +34,10 @@ std::thread_local! {
     static VARIANT: std::cell::Cell<&'static str> = const { std::cell::Cell::new(\"\") };
 }
 
+/// The variant of the whole process.
+static CHOSEN: std::sync::LazyLock<String> =
+    std::sync::LazyLock::new(|| std::env::var(\"QUORLOCK_BROKEN\").unwrap_or_default());
+
 /// Breaks what this thread runs.
 #[doc(hidden)]
 pub fn choose_variant(variant: &'static str) {
@@ -37,7 +45,7 @@ pub fn choose_variant(variant: &'static str) {
 }
 
 pub(crate) fn broken(variant: &str) -> bool {
-    VARIANT.get() == variant
+    VARIANT.get() == variant || *CHOSEN == variant
 }
 ",
     },
@@ -214,6 +222,21 @@ pub(crate) fn broken(variant: &str) -> bool {
         file: "src/coordinator/holds.rs",
         old: "        if !self.leases.is_empty() {\n            self.give_back();\n",
         new: "        let pending = self.leases.iter().any(|lease| lease.phase() == Phase::Pending);
+        let granted = !pending && !self.leases.is_empty();
+        if granted && crate::broken(\"a dropped guard releases nothing\") {
+            for lease in mem::take(&mut self.leases) {
+                let mut state = lease.state();
+                state.lease.holds -= 1;
+                if state.lease.holds == 0 {
+                    state.lease.released();
+                    lease.reschedule(&mut state);
+                    self.handle.registry.remove(&lease);
+                    let turn = state.turn.take();
+                    drop(state);
+                    drop(turn);
+                }
+            }
+        }
         if !self.leases.is_empty() && !(pending && crate::broken(\"dropped request not released\")) {
             self.give_back();
 ",
@@ -297,36 +320,283 @@ pub(crate) fn broken(variant: &str) -> bool {
     }
 ",
     },
+    // What a process can see of its guard, and what happens in time: cluster/chaos --controls judges these.
+    Change {
+        file: "src/coordinator/follow.rs",
+        old: "        if extend && !is_under_way && !state.is_left(now) {
+",
+        new: "        let extend = extend && !crate::broken(\"extensions are never sent\");
+        if extend && !is_under_way && !state.is_left(now) {
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        self.holds.first().state().lease.token
+",
+        new: "        if crate::broken(\"token() is constant\") {
+            return Token::from(crate::protocol::Ballot::from_wire(1).unwrap_or_default());
+        }
+        self.holds.first().state().lease.token
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        self.holds.first().state().lease.holds
+",
+        new: "        if crate::broken(\"hold_count() is always 1\") {
+            return 1;
+        }
+        self.holds.first().state().lease.holds
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        self.holds.remaining()
+    }
+
+    /// Returns how many nodes may yet fail",
+        new: "        if crate::broken(\"remaining() is too long\") {
+            return self.holds.remaining() + Duration::from_millis(100);
+        }
+        if crate::broken(\"remaining() ends early\") {
+            return self.holds.remaining().saturating_sub(self.holds.first().state().lease.length / 2);
+        }
+        self.holds.remaining()
+    }
+
+    /// Returns how many nodes may yet fail",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        votes.saturating_sub(self.core().settings.quorum)
+",
+        new: "        if crate::broken(\"margin() is always 0\") {
+            return 0;
+        }
+        if crate::broken(\"margin() counts every node\") {
+            return self.core().nodes.len() - self.core().settings.quorum;
+        }
+        votes.saturating_sub(self.core().settings.quorum)
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        self.leases().iter().any(|lease| lease.phase() == Phase::Lost)
+    }
+
+    /// Returns whether the lease is near",
+        new: "        let is_lost = self.leases().iter().any(|lease| lease.phase() == Phase::Lost);
+        if crate::broken(\"is_lost() is late\") {
+            static SEEN: std::sync::Mutex<std::collections::BTreeMap<u64, std::time::Instant>> =
+                std::sync::Mutex::new(std::collections::BTreeMap::new());
+            let mut seen = SEEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let id = self.holds.first().id;
+            return is_lost
+                && seen.entry(id).or_insert_with(std::time::Instant::now).elapsed() > Duration::from_millis(500);
+        }
+        is_lost
+    }
+
+    /// Returns whether the lease is near",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        self.leases().iter().any(|lease| is_endangered(lease.phase()))
+",
+        new: "        !crate::broken(\"is_endangered() is never true\") && self.leases().iter().any(|lease| is_endangered(lease.phase()))
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        self.any(|phase| phase == Phase::Lost).await;
+",
+        new: "        self.any(|phase| phase == Phase::Lost).await;
+        if crate::broken(\"lost() wakes 500 ms late\") {
+            self.core().sleep(Duration::from_millis(500)).await;
+        }
+        if crate::broken(\"lost() never resolves\") {
+            std::future::pending::<()>().await;
+        }
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "        self.any(is_endangered).await;
+",
+        new: "        self.any(is_endangered).await;
+        if crate::broken(\"endangered() never resolves\") {
+            std::future::pending::<()>().await;
+        }
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "            if lost.as_mut().poll(cx).is_ready() {
+",
+        new: "            if !crate::broken(\"protect() ignores the loss\") && lost.as_mut().poll(cx).is_ready() {
+",
+    },
+    Change {
+        file: "src/guard.rs",
+        old: "            return Err(why.into());
+        }
+        let pending_release = self.holds.give_back();
+",
+        new: "            return Err(why.into());
+        }
+        if crate::broken(\"a release does nothing and says Ok\") {
+            let holds = self.holds.first().state().lease.holds - 1;
+            std::mem::forget(self);
+            return Ok(Released { pending: Vec::new(), holds });
+        }
+        let pending_release = self.holds.give_back();
+        if crate::broken(\"a release is not sent and says Ok\") {
+            return Ok(Released { pending: Vec::new(), holds: pending_release.holds });
+        }
+",
+    },
+    Change {
+        file: "src/coordinator/send.rs",
+        old: "    round.send(&command);
+    round
+}
+
+/// Takes the ticket",
+        new: "    if !crate::broken(\"a release is not sent and says Ok\") {
+        round.send(&command);
+    }
+    round
+}
+
+/// Takes the ticket",
+    },
+    Change {
+        file: "src/coordinator/holds.rs",
+        old: "            state.lease.holds += 1;
+",
+        new: "            state.lease.holds += 1;
+            if state.lease.holds > 1 && crate::broken(\"re-entry under a new token\") {
+                state.lease.token = Token::from(crate::protocol::Ballot::from_wire(state.lease.known.get() + 1).unwrap_or_default());
+            }
+",
+    },
+    Change {
+        file: "src/coordinator/holds.rs",
+        old: "    pub(crate) fn give_back(&mut self) -> PendingRelease {
+",
+        new: "    pub(crate) fn give_back(&mut self) -> PendingRelease {
+        if crate::broken(\"an inner release ends the lease\") {
+            for lease in &self.leases {
+                lease.state().lease.holds = 1;
+            }
+        }
+",
+    },
+    Change {
+        file: "src/node/connection.rs",
+        old: "            ReplyTo::Release(_) => true,
+",
+        new: "            ReplyTo::Release(_) => !crate::broken(\"a release under way on a broken connection is forgotten\"),
+",
+    },
+    Change {
+        file: "src/node/connection.rs",
+        old: "pause::after(self.pause, &inflight, broken, self.environment.now());\n",
+        new: "pause::after(self.pause, &inflight, broken, self.environment.now());
+                if crate::broken(\"a broken connection is not made again\") {
+                    self.pause = Duration::from_secs(3600);
+                }
+",
+    },
+    Change {
+        file: "src/coordinator/retry.rs",
+        old: "        let now = core.now();
+        let end = self.policy.end();
+",
+        new: "        let pause = if crate::broken(\"a waiter looks again at once\") { Duration::ZERO } else { pause };
+        let now = core.now();
+        let end = self.policy.end();
+",
+    },
+    Change {
+        file: "src/coordinator/retry.rs",
+        old: "    ticket.called().await;
+",
+        new: "    if crate::broken(\"a waiter hears no call\") {
+        future::pending::<()>().await;
+    }
+    ticket.called().await;
+",
+    },
+    Change {
+        file: "src/node/commands.rs",
+        old: "const INSPECT_CODE: &str",
+        new: "const BLIND_CODE: &str = concat!(
+    \"for k = 1, #KEYS, 2 do if not string.find(ARGV[1], 'ql1 0 ', 1, true) then redis.call('DEL', KEYS[k]) end end\\n\",
+    include_str!(\"lua/mark.lua\"),
+    include_str!(\"lua/release.lua\")
+);
+
+/// What releases, or a script that first deletes the key whoever has it.
+fn release_code() -> &'static str {
+    if crate::broken(\"a release deletes the lock of anyone\") { BLIND_CODE } else { RELEASE_CODE }
+}
+
+const INSPECT_CODE: &str",
+    },
+    Change {
+        file: "src/node/commands.rs",
+        old: "LazyLock::new(|| Script::new(RELEASE_CODE))",
+        new: "LazyLock::new(|| Script::new(release_code()))",
+    },
+    Change {
+        file: "src/node/commands.rs",
+        old: "    [HOLD_CODE, RELEASE_CODE, INSPECT_CODE].map(load_one)",
+        new: "    [HOLD_CODE, release_code(), INSPECT_CODE].map(load_one)",
+    },
 ];
 
-/// Makes the copy, builds it and runs its simulation with these arguments. Gives what it wrote, and whether all went well.
-pub fn run(arguments: &[&str], capture: bool) -> io::Result<(bool, String)> {
-    let target = target()?;
-    let copy = target.join("controls");
-    write(Path::new(env!("CARGO_MANIFEST_DIR")), &copy)?;
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(&copy).env("CARGO_TARGET_DIR", &target).args(["test", "--quiet", "--locked"]);
-    match profile()?.as_str() {
-        "debug" => {}
-        profile => drop(command.args(["--profile", profile])),
-    }
-    command.args(["--test", "simulation", "--"]).args(arguments);
-    if capture {
-        let output = command.stderr(std::process::Stdio::inherit()).output()?;
-        return Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()));
-    }
-    Ok((command.status()?.success(), String::new()))
+/// A copy of the workspace with all variants in it.
+pub struct Copy {
+    dir: PathBuf,
+    target: PathBuf,
+    profile: String,
 }
 
-/// `TARGET/PROFILE/deps/simulation-…` is where this program is.
-fn target() -> io::Result<PathBuf> {
-    env::current_exe()?.ancestors().nth(3).map(Path::to_path_buf).ok_or(io::ErrorKind::NotFound.into())
+impl Copy {
+    /// Writes the copy, in the target folder of the program that runs.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read or written, or the text that a change is for does not stand in its file exactly once.
+    pub fn write() -> io::Result<Self> {
+        let program = env::current_exe()?;
+        // TARGET/PROFILE/NAME, and TARGET/PROFILE/deps/NAME-… for a test.
+        let folder = program.parent().ok_or(io::ErrorKind::NotFound)?;
+        let folder = if folder.ends_with("deps") { folder.parent().ok_or(io::ErrorKind::NotFound)? } else { folder };
+        let profile = folder.file_name().ok_or(io::ErrorKind::NotFound)?.to_string_lossy().into_owned();
+        let target = folder.parent().ok_or(io::ErrorKind::NotFound)?.to_path_buf();
+        let dir = target.join("controls");
+        let original = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or(io::ErrorKind::NotFound)?;
+        write(original, &dir)?;
+        Ok(Self { dir, target, profile })
+    }
+
+    /// Returns the start of a cargo command in the copy, with the profile of the program that runs.
+    pub fn cargo(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(&self.dir).env("CARGO_TARGET_DIR", &self.target).args([subcommand, "--quiet", "--locked"]);
+        if self.profile != "debug" {
+            command.args(["--profile", &self.profile]);
+        }
+        command
+    }
 }
 
-fn profile() -> io::Result<String> {
-    let program = env::current_exe()?;
-    let profile = program.ancestors().nth(2).and_then(Path::file_name).ok_or(io::ErrorKind::NotFound)?;
-    Ok(profile.to_string_lossy().into_owned())
+/// Returns whether a change puts this variant into the copy.
+pub fn has_variant(name: &str) -> bool {
+    let switch = format!("broken(\"{name}\")");
+    CHANGES.iter().any(|change| change.new.contains(&switch))
 }
 
 /// Brings the copy up to date. What is the same already is not written again, so it is not built again either.
@@ -383,7 +653,7 @@ fn applied(text: &str, change: &Change) -> io::Result<String> {
         1 => Ok(text.replace(old, new)),
         times => Err(io::Error::other(format!(
             "{file}: the text that a control changes stands there {times} times and not once; mend the table in \
-             tests/simulation/breaks.rs: {old}"
+             testkit/src/breaks.rs: {old}"
         ))),
     }
 }
@@ -399,4 +669,23 @@ fn find(root: &Path, below: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_change_fits_into_its_file_once() {
+        let copy = tempfile::tempdir().expect("a folder");
+        let original = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+        write(original, copy.path()).expect("all files, changed");
+        let guard = fs::read_to_string(copy.path().join("src/guard.rs")).expect("a file");
+        assert!(guard.contains("crate::broken("));
+    }
+
+    #[test]
+    fn variants_are_known_by_their_names() {
+        assert!(has_variant("quorum too small") && !has_variant("quorum too large"));
+    }
 }
