@@ -113,6 +113,9 @@ pub struct Peer {
 
 pub type Connected = Result<Box<dyn Measured>, Failure>;
 
+/// The delay between the effect of a signal on other processes of the group and its receipt here.
+const INTERRUPTING: Duration = Duration::from_millis(300);
+
 /// Runs the bench with `peers` beside quorlock, in a program that takes `words` before these flags.
 pub fn run(flags: &Flags, peers: &[Peer], words: &'static [&'static str]) -> Result<u8, Failure> {
     if flags.stretch < SHORTEST_STRETCH {
@@ -131,15 +134,31 @@ pub fn run(flags: &Flags, peers: &[Peer], words: &'static [&'static str]) -> Res
     let fleet = Arc::new(Mutex::new(Fleet::given(flags.nodes.clone())));
     let _stop = StopAtEnd(Arc::clone(&fleet));
     stop_on_signals(&runtime, &fleet)?;
+    let done = measure(flags, peers, words, &fleet, runtime.handle());
+    if done.is_err() {
+        // Ctrl-C reaches the whole process group: the servers may end before it is received here. Then the signal ends this
+        // process meanwhile, and the error of a measurement says nothing.
+        std::thread::sleep(INTERRUPTING);
+    }
+    done
+}
+
+fn measure(
+    flags: &Flags,
+    peers: &[Peer],
+    words: &'static [&'static str],
+    fleet: &Arc<Mutex<Fleet>>,
+    runtime: &Handle,
+) -> Result<u8, Failure> {
     let mut counts: Vec<usize> = flags.nodes_count.iter().copied().map(usize::from).collect();
     if flags.nodes.is_empty() {
         let most = counts.iter().copied().max().unwrap_or(1);
-        locked(&fleet).start(most).map_err(|error| fleet::failure("cannot start the servers", &error))?;
+        locked(fleet).start(most).map_err(|error| fleet::failure("cannot start the servers", &error))?;
     } else {
         counts = vec![flags.nodes.len()];
     }
     let verbosity = if flags.quiet { Verbosity::Quiet } else { Verbosity::Normal };
-    let runtime = runtime.handle();
+    let fleet = Arc::clone(fleet);
     let mut bench = Bench { flags, counts, fleet, runtime, peers, words, verbosity, fields: Vec::new() };
     let mut report = Report::new(flags.json);
     for case in Case::chosen(&flags.case) {
