@@ -92,8 +92,8 @@ impl Conductor {
         let worker = fault.worker.unwrap_or_default();
         let lasts = Duration::from_millis(fault.lasts);
         if fault.kind == Kind::WorkerPause {
-            let from = self.crew.pause(worker, Duration::from_millis(2 * self.lease)).await?;
-            self.say_begun(fault, from, None);
+            let (from, doubt) = self.crew.pause(worker, Duration::from_millis(2 * self.lease)).await?;
+            self.say_begun(fault, from, doubt);
             sleep(lasts).await;
             let from = now();
             self.crew.resume(worker).await?;
@@ -123,6 +123,14 @@ impl Conductor {
             from,
             doubt,
         });
+    }
+
+    /// Counts the commands of the nodes.
+    pub async fn count_commands(&self) {
+        let from = now();
+        for (node, total) in self.nodes.count_commands().await {
+            self.say(What::Commands { node, from, total });
+        }
     }
 
     fn say_healed(&self, fault: &Fault, from: u64, doubt: Option<String>) {

@@ -16,6 +16,8 @@ use super::worker::{Job, LEDGER_VARIABLE};
 
 /// How long a worker may take to end after the command to end.
 const ENDING: Duration = Duration::from_secs(5);
+/// How long it may take to stop after SIGSTOP.
+const STOPPING: Duration = Duration::from_millis(200);
 
 /// An event of a worker, or the unexpected end of a worker process.
 pub enum Said {
@@ -84,13 +86,20 @@ impl Crew {
     }
 
     /// Sends SIGSTOP when the worker is inside a critical section of the ledger, at the latest after `patience`.
-    pub async fn pause(&self, worker: usize, patience: Duration) -> io::Result<u64> {
+    /// Returns when that was, and why it does not count as done if the process runs on.
+    pub async fn pause(&self, worker: usize, patience: Duration) -> io::Result<(u64, Option<String>)> {
         let place = &self.workers[worker];
         // The worker is stopped in either case.
         let _ = tokio::time::timeout(patience, place.section.notified()).await;
         let from = now();
         self.signal(worker, Signal::STOP).await?;
-        Ok(from)
+        let pid = place.process.lock().await.as_ref().and_then(|process| process.child.id());
+        let stopped = tokio::time::timeout(STOPPING, async {
+            while !pid.is_none_or(is_stopped) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        Ok((from, stopped.await.err().map(|_| "the process was not stopped".to_owned())))
     }
 
     pub async fn resume(&self, worker: usize) -> io::Result<()> {
@@ -141,6 +150,13 @@ impl Crew {
             }
         }
     }
+}
+
+/// Returns whether this process is stopped. A process that is gone runs no more either.
+fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state stands behind the name, which may hold anything.
+    stat.rsplit_once(") ").is_none_or(|(_, state)| !state.starts_with(['R', 'S', 'D']))
 }
 
 fn send(child: &Child, signal: Signal) -> io::Result<()> {

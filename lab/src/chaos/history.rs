@@ -42,7 +42,7 @@ pub enum What {
         waits: bool,
     },
     /// The request was granted, and its guard shows these values. `from` is the time just before the guard was read.
-    Grant { op: u64, owner: String, tokens: Vec<u64>, holds: u32, from: u64, remaining: u64 },
+    Grant { op: u64, owner: String, tokens: Vec<u64>, holds: u32, margin: usize, from: u64, remaining: u64 },
     /// What each node answered, unless another owner holds the lock.
     Refuse {
         op: u64,
@@ -53,9 +53,11 @@ pub enum What {
     /// The future of the request was dropped.
     Cancel { op: u64 },
     /// The guard shows that at least `remaining` µs are left. `from` is the time just before it was read.
-    Valid { op: u64, from: u64, remaining: u64, tokens: Vec<u64>, holds: u32 },
-    /// The guard signals the loss of a lease whose last known end is `deadline`.
+    Valid { op: u64, from: u64, remaining: u64, tokens: Vec<u64>, holds: u32, margin: usize },
+    /// The guard signals, by [`Guard::lost`](quorlock::Guard::lost), the loss of a lease whose last known end is `deadline`.
     Lost { op: u64, deadline: u64 },
+    /// The guard gives this signal for the first time.
+    Signal { op: u64, signal: Signal },
     /// The hold is about to be released.
     Leave { op: u64, how: Leaving },
     /// The release is done. `holds` is how deep the owner is still nested, where a majority confirmed.
@@ -65,6 +67,10 @@ pub enum What {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         holds: Option<u32>,
     },
+
+    /// The nodes were asked who holds the names of a hold that was given back, or of a request that was
+    /// cancelled: of the nodes that answered, this many named its owner.
+    Seen { op: u64, answered: usize, held: usize },
 
     /// Balances were read under a hold, and are written back after a while.
     Section { op: u64 },
@@ -99,8 +105,36 @@ pub enum What {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         doubt: Option<String>,
     },
+    /// How many commands a node has executed so far, asked for from `from` to now. A node that was restarted counts on.
+    Commands { node: usize, from: u64, total: u64 },
     /// The lock keys of a node at the end, when every lease is over.
     Scan { node: usize, keys: Vec<String> },
+}
+
+/// The signals of a guard beside [`Guard::lost`](quorlock::Guard::lost). All futures are made at the grant, and polled when they
+/// wake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Signal {
+    /// `protect` has ended the work.
+    Protect,
+    /// `is_lost` is true.
+    IsLost,
+    /// `endangered` has resolved.
+    Endangered,
+    /// `is_endangered` is true.
+    IsEndangered,
+}
+
+impl Signal {
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Protect => "protect()",
+            Self::IsLost => "is_lost()",
+            Self::Endangered => "endangered()",
+            Self::IsEndangered => "is_endangered()",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

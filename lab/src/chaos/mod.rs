@@ -2,16 +2,19 @@
 
 mod check;
 mod conductor;
+mod controls;
 mod crew;
 mod effect;
 mod fault;
 mod history;
+mod interrupts;
 mod ledger;
 mod node;
 mod nodes;
 mod options;
 mod outcome;
 mod plan;
+mod probe;
 mod progress;
 mod report;
 mod run;
@@ -31,9 +34,14 @@ mod code {
     pub const NOT_EXERCISED: u8 = 81;
     /// Without fencing, updates were lost: the expected result of the demonstration.
     pub const LOST_UPDATES: u8 = 82;
+    /// Of `--controls`: a broken client was not caught, or the shipped one was.
+    pub const NOT_CAUGHT: u8 = 1;
 }
 
 pub fn run(flags: Flags) -> Result<u8, Failure> {
+    if flags.controls {
+        return controls::run(flags);
+    }
     let options = Options::check(flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::NotRunnable, format!("cannot start: {error}")))?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use quorlock_testkit::clock::Clock;
 use quorlock_testkit::link::Link;
-use quorlock_testkit::server::Server;
+use quorlock_testkit::server::{Server, info_field};
 
 use super::effect::{self, Proof};
 use super::fault::Kind;
@@ -40,18 +40,23 @@ pub struct Node {
     pub commands: Mutex<Commands>,
 }
 
-/// The statistics of servers. The commands of a killed server since the last query are not counted.
+/// The statistics of servers. The commands of a killed server since the last query are not counted, nor those of a new one until
+/// its first query, which are those of its log.
 #[derive(Default)]
 pub struct Commands {
     pub total: u64,
+    run_id: String,
     last: u64,
 }
 
 impl Commands {
-    pub fn add(&mut self, counted: u64) {
-        // A server that was started anew counts from 0.
-        self.total += if counted < self.last { counted } else { counted - self.last };
-        self.last = counted;
+    pub fn add(&mut self, (run_id, counted): (String, u64)) {
+        if run_id != self.run_id {
+            (self.run_id, self.last) = (run_id, counted);
+        }
+        // The answers to two queries may come in either order.
+        self.total += counted.saturating_sub(self.last);
+        self.last = self.last.max(counted);
     }
 }
 
@@ -197,10 +202,28 @@ impl Node {
         connect().map_err(|error: redis::RedisError| io::Error::other(error))
     }
 
-    pub fn counted(&self) -> io::Result<u64> {
+    /// Returns the run id of the server, and how many commands it has executed.
+    pub fn counted(&self) -> io::Result<(String, u64)> {
         let mut connection = self.connection(ANSWER_LIMIT)?;
-        let info: String = redis::cmd("INFO").arg("stats").query(&mut connection).map_err(io::Error::other)?;
-        let counted = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:")?.trim().parse().ok());
-        counted.ok_or_else(|| io::Error::other("INFO says nothing of commands"))
+        let info: String = redis::cmd("INFO").arg("everything").query(&mut connection).map_err(io::Error::other)?;
+        let counted = info_field(&info, "total_commands_processed:").and_then(|count| count.parse().ok());
+        let run_id = info_field(&info, "run_id:").map(str::to_owned);
+        run_id.zip(counted).ok_or_else(|| io::Error::other("INFO says nothing of commands"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_server_and_an_old_answer_add_no_commands() {
+        let mut commands = Commands::default();
+        for (run_id, counted, total) in
+            [("a", 40, 0), ("a", 90, 50), ("a", 70, 50), ("a", 91, 51), ("b", 5000, 51), ("b", 5003, 54)]
+        {
+            commands.add((run_id.to_owned(), counted));
+            assert_eq!(commands.total, total, "{run_id} {counted}");
+        }
     }
 }

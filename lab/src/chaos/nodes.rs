@@ -6,13 +6,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, join_all};
 use quorlock_testkit::clock::Clock;
 use quorlock_testkit::link::{Flow, Link, State};
 use quorlock_testkit::server::{Declaration, Server, new_password};
+use tokio::net::TcpStream;
 
 use super::effect::Proof;
 use super::fault::{Fault, Kind};
 use super::node::{Act, Node, SERVER_LIMIT, lock};
+use super::probe;
 
 /// A server logs every write before it answers.
 const DURABLE: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"];
@@ -22,6 +26,7 @@ const REPLICATION: [&str; 4] = ["--repl-diskless-sync-delay", "0", "--repl-timeo
 
 pub struct Nodes {
     all: Vec<Arc<Node>>,
+    password: String,
     /// The faults that are in effect on links.
     active: Mutex<Vec<Fault>>,
     /// The faults of clocks whose effect no node could show so far.
@@ -59,7 +64,7 @@ impl Nodes {
                 commands: Mutex::default(),
             }));
         }
-        Ok(Self { all: nodes, active: Mutex::default(), unproven: Mutex::default() })
+        Ok(Self { all: nodes, password, active: Mutex::default(), unproven: Mutex::default() })
     }
 
     pub fn urls(&self, worker: usize) -> Vec<String> {
@@ -77,13 +82,16 @@ impl Nodes {
     /// Puts the fault into effect. Returns the reason why it does not count as done, if there is one.
     pub async fn begin(&self, fault: &Fault) -> io::Result<Option<String>> {
         let silent = self.silent();
+        let probed = if fault.kind == Kind::Reset { self.connections(fault).await } else { Vec::new() };
         lock(&self.active).push(fault.clone());
         self.set_links();
         if fault.kind == Kind::Reset {
             self.break_connections(fault);
         }
         let act = self.act(fault, silent);
-        let proofs = self.on_each(fault, move |node, i| node.begin(&act, i)).await?;
+        let mut proofs = self.on_each(fault, move |node, i| node.begin(&act, i)).await?;
+        proofs.extend(join_all(probed.into_iter().map(probe::end)).await);
+        proofs.extend(join_all(fault.nodes.iter().filter_map(|i| self.heard(fault, *i))).await);
         if Proof::are_missing(&proofs) {
             // The end of the fault may show it.
             lock(&self.unproven).push(fault.id);
@@ -108,6 +116,31 @@ impl Nodes {
         Ok(Proof::failure(&proofs))
     }
 
+    /// Returns a connection through a link to each node of this fault.
+    async fn connections(&self, fault: &Fault) -> Vec<Option<TcpStream>> {
+        let ports = fault.nodes.iter().map(|i| self.all[*i].links.iter().map(Link::port));
+        join_all(ports.map(|ports| probe::connection(ports, &self.password))).await
+    }
+
+    /// Asks a node, directly or through a link of this fault, if the fault changes how it answers.
+    fn heard(&self, fault: &Fault, i: usize) -> Option<BoxFuture<'_, Proof>> {
+        let node = &self.all[i];
+        let link = node.links.get(fault.worker.unwrap_or(0))?.port();
+        match fault.kind {
+            Kind::Pause | Kind::ClientPause | Kind::Restart | Kind::Forget | Kind::Promote => {
+                Some(probe::silence(node.port, &self.password).boxed())
+            }
+            Kind::Cut | Kind::CutRequests | Kind::CutReplies | Kind::Mute | Kind::Isolate => {
+                Some(probe::silence(link, &self.password).boxed())
+            }
+            Kind::Delay | Kind::Slow => {
+                let delay = Duration::from_millis(fault.amount.unsigned_abs());
+                Some(probe::delay(link, &self.password, delay).boxed())
+            }
+            _ => None,
+        }
+    }
+
     fn act(&self, fault: &Fault, silent: Vec<usize>) -> Act {
         let source = fault.source.map_or(0, |source| self.all[source].port);
         Act { kind: fault.kind, amount: fault.amount, lasts: fault.lasts, source, silent }
@@ -124,7 +157,7 @@ impl Nodes {
             tokio::task::spawn_blocking(move || act(&node, i))
         });
         let mut proofs = Vec::new();
-        for done in futures::future::join_all(acting.collect::<Vec<_>>()).await {
+        for done in join_all(acting.collect::<Vec<_>>()).await {
             proofs.push(done.map_err(io::Error::other)??);
         }
         Ok(proofs)
@@ -160,19 +193,22 @@ impl Nodes {
         }
     }
 
-    /// Queries the command counts of the servers without a fault.
-    pub async fn count_commands(&self) {
+    /// Queries the command counts of the servers without a fault. Returns those that answered, with their counts since the start
+    /// of the run.
+    pub async fn count_commands(&self) -> Vec<(usize, u64)> {
         let silent = self.silent();
         let well = self.all.iter().enumerate().filter(|(i, _)| !silent.contains(i));
-        let asked = well.map(|(_, node)| {
+        let asked = well.map(|(i, node)| {
             let node = Arc::clone(node);
             tokio::task::spawn_blocking(move || {
-                if let Ok(counted) = node.counted() {
-                    lock(&node.commands).add(counted);
-                }
+                let counted = node.counted().ok()?;
+                let mut commands = lock(&node.commands);
+                commands.add(counted);
+                Some((i, commands.total))
             })
         });
-        futures::future::join_all(asked.collect::<Vec<_>>()).await;
+        let counted = join_all(asked.collect::<Vec<_>>()).await;
+        counted.into_iter().filter_map(|counted| counted.ok().flatten()).collect()
     }
 
     pub fn commands(&self) -> u64 {
@@ -196,7 +232,7 @@ impl Nodes {
                 redis::cmd("KEYS").arg(pattern).query(&mut connection).map_err(io::Error::other)
             })
         });
-        let scanned = futures::future::join_all(scanning.collect::<Vec<_>>()).await;
+        let scanned = join_all(scanning.collect::<Vec<_>>()).await;
         scanned.into_iter().map(|done| done.map_err(io::Error::other)?).collect()
     }
 }

@@ -16,6 +16,8 @@ const LONGEST_LEASE: Duration = Duration::from_secs(60);
 const LEASES_FOR_ALL: u32 = 45;
 const SHORTEST_RUN: Duration = Duration::from_secs(1);
 const LONGEST_RUN: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_RUN: Duration = Duration::from_secs(90);
+const DEFAULT_NODES: usize = 5;
 const MOST_NODES: usize = 63;
 const MOST_WORKERS: usize = 64;
 
@@ -24,13 +26,15 @@ const MARK: &str = "results.json";
 
 const HELP: &str = "\
 Exit codes of `chaos`:
-  0      nothing was violated, and all that was wanted was seen
+  0      nothing was violated, and all that was wanted was seen; with --controls: every broken client was caught
+  1      with --controls: a broken client was not caught, or the unbroken one was
   64     wrong usage, or a value that cannot work
   80     a promise was not kept: the report says which, and how to repeat it
   81     nothing was violated, but something that was wanted was not seen
   82     --no-fencing lost updates, as it should: what tokens are for
   126    the run could not be carried out
-  130    interrupted (Ctrl-C); what was done so far is reported";
+  129, 130, 143
+         interrupted by SIGHUP, SIGINT (Ctrl-C) or SIGTERM; what was done so far is reported";
 
 /// Break real servers on purpose, and check what the lock promises
 ///
@@ -39,17 +43,17 @@ Exit codes of `chaos`:
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Flags {
-    /// How long there are faults, as in `60s` or `5m`; 90 s have all kinds. A calm phase comes behind it.
-    #[arg(long = "for", value_name = "DURATION", default_value = "90s", value_parser = humantime::parse_duration)]
-    lasts: Duration,
+    /// How long there are faults, as in `60s` or `5m`; 90 s have all kinds [default: 90s]. A calm phase comes behind it.
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub lasts: Option<Duration>,
 
     /// Which faults come when [default: a random number, which is printed].
     #[arg(long)]
-    seed: Option<u64>,
+    pub seed: Option<u64>,
 
-    /// How many servers.
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    nodes_count: usize,
+    /// How many servers [default: 5].
+    #[arg(long, value_name = "N")]
+    pub nodes_count: Option<usize>,
 
     /// How many worker processes.
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -75,6 +79,19 @@ pub struct Flags {
     /// Print results.json on stdout.
     #[arg(long)]
     json: bool,
+
+    /// Break the client in each of many ways in turn, 60 s each on 3 and on 5 nodes, and print what was caught by which check as a
+    /// Markdown table. Builds a changed copy of this repository.
+    #[arg(long, conflicts_with_all = ["out", "ledger", "no_fencing", "json"])]
+    pub controls: bool,
+
+    /// With --controls: only the ways whose names contain this.
+    #[arg(long, value_name = "TEXT", requires = "controls", default_value = "", hide_default_value = true)]
+    pub only: String,
+
+    /// With --controls: how many runs at a time [default: four for each processor].
+    #[arg(long, value_name = "N", requires = "controls")]
+    pub at_a_time: Option<usize>,
 
     /// Print errors only.
     #[arg(long, short)]
@@ -107,12 +124,20 @@ fn check_range(flag: &str, value: Duration, shortest: Duration, longest: Duratio
     Err(wrong(format!("{flag} {value} cannot work: choose from {shortest} to {longest}")))
 }
 
+impl Flags {
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+}
+
 impl Options {
     pub fn check(flags: Flags) -> Result<Self, Failure> {
-        check_range("--for", flags.lasts, SHORTEST_RUN, LONGEST_RUN)?;
+        let lasts = flags.lasts.unwrap_or(DEFAULT_RUN);
+        let nodes = flags.nodes_count.unwrap_or(DEFAULT_NODES);
+        check_range("--for", lasts, SHORTEST_RUN, LONGEST_RUN)?;
         check_range("--lease", flags.lease, SHORTEST_LEASE, LONGEST_LEASE)?;
-        if !(1..=MOST_NODES).contains(&flags.nodes_count) {
-            return Err(wrong(format!("--nodes-count {}: choose from 1 to {MOST_NODES}", flags.nodes_count)));
+        if !(1..=MOST_NODES).contains(&nodes) {
+            return Err(wrong(format!("--nodes-count {nodes}: choose from 1 to {MOST_NODES}")));
         }
         if !(2..=MOST_WORKERS).contains(&flags.workers) {
             let count = flags.workers;
@@ -128,9 +153,9 @@ impl Options {
         }
         let seed = flags.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
         Ok(Self {
-            lasts: flags.lasts,
+            lasts,
             seed,
-            nodes: flags.nodes_count,
+            nodes,
             workers: flags.workers,
             lease: flags.lease,
             out: folder(flags.out, seed)?,
@@ -153,6 +178,11 @@ impl Options {
     /// Returns whether there is time for a fault of every kind, so that each is required.
     pub fn wants_all(&self) -> bool {
         self.lasts >= self.lease * LEASES_FOR_ALL
+    }
+
+    /// Returns which part of a run with all kinds of faults this is, in thousandths.
+    pub fn thousandths(&self) -> u64 {
+        self.lasts_ms() * 1000 / (self.lease_ms() * u64::from(LEASES_FOR_ALL))
     }
 
     /// Returns the command that repeats this run.

@@ -79,7 +79,14 @@ impl Outcome {
     pub fn of(options: &Options, raw: &Raw) -> Self {
         let setting = Setting { nodes: options.nodes, lease: options.lease_ms() * 1000, fencing: options.fencing };
         let model = check::model(&raw.events, &setting);
-        let verdicts = check::all(&model, &Beside { audit: raw.audit.as_ref(), complete: !raw.interrupted });
+        let verdicts = check::all(
+            &model,
+            &Beside {
+                audit: raw.audit.as_ref(),
+                complete: raw.interrupted.is_none(),
+                thousandths: options.thousandths(),
+            },
+        );
         let ledger = LedgerResults {
             database: if options.postgres.is_some() { "PostgreSQL" } else { "SQLite" },
             fencing: options.fencing,
@@ -113,7 +120,7 @@ impl Outcome {
             seeds: vec![options.seed],
             verdict: "",
             seconds: (raw.elapsed.as_secs_f64() * 10.0).round() / 10.0,
-            interrupted: raw.interrupted,
+            interrupted: raw.interrupted.is_some(),
             nodes: options.nodes,
             workers: options.workers,
             lease_ms: options.lease_ms(),
@@ -182,7 +189,7 @@ fn missing(
     ledger: &LedgerResults,
 ) -> Vec<String> {
     let mut missing = Vec::new();
-    if raw.interrupted {
+    if raw.interrupted.is_some() {
         return missing;
     }
     if !ledger.fencing {
@@ -276,7 +283,7 @@ pub fn write(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<()> 
     for problem in &outcome.results.problems {
         messages::error(problem);
     }
-    if outcome.code() != 0 && !raw.interrupted {
+    if outcome.code() != 0 && raw.interrupted.is_none() {
         messages::error(format_args!("{}; to repeat the plan: {}", outcome.results.verdict, outcome.results.command));
     }
     Ok(())

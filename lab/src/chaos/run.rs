@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorlock_testkit::clock::Shim;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -15,6 +15,7 @@ use super::conductor::Conductor;
 use super::crew::{Crew, Said};
 use super::fault::Fault;
 use super::history::{Event, What, watch_runtime_for_stalls};
+use super::interrupts::Interrupts;
 use super::ledger::{Audit, Desk, Entry, Place};
 use super::nodes::Nodes;
 use super::options::{Options, new_file};
@@ -51,7 +52,8 @@ pub struct Raw {
     pub skipped: Vec<Fault>,
     /// Errors that no fault explains.
     pub problems: Vec<String>,
-    pub interrupted: bool,
+    /// The signal that ended it early.
+    pub interrupted: Option<Signal>,
     /// Why no clock was set.
     pub no_clocks: Option<String>,
     pub elapsed: Duration,
@@ -69,7 +71,7 @@ pub async fn run(options: &Options) -> Result<u8, Failure> {
     let raw = raw.map_err(failed)?;
     let outcome = Outcome::of(options, &raw);
     outcome::write(options, &raw, &outcome).map_err(|error| failed(error.into()))?;
-    Ok(if raw.interrupted { ended_by(rustix::process::Signal::INT.as_raw()) } else { outcome.code() })
+    Ok(raw.interrupted.map_or(outcome.code(), |signal| ended_by(signal.as_raw())))
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -83,27 +85,7 @@ struct Run<'a> {
     events: Vec<Event>,
     problems: Vec<String>,
     interrupts: Interrupts,
-    interrupted: bool,
-}
-
-/// The signals by which a user ends a run.
-struct Interrupts([Signal; 3]);
-
-impl Interrupts {
-    fn register() -> io::Result<Self> {
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-        let [interrupt, terminate, hangup] = kinds.map(signal);
-        Ok(Self([interrupt?, terminate?, hangup?]))
-    }
-
-    async fn any(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
+    interrupted: Option<Signal>,
 }
 
 impl<'a> Run<'a> {
@@ -128,8 +110,10 @@ impl<'a> Run<'a> {
             Ok(mut run) => {
                 let mut done = run.carry_out(&plan).await;
                 // Ctrl-C reaches the whole process group: servers and workers may end before it is received here.
-                if done.is_err() && tokio::time::timeout(INTERRUPTING, run.interrupts.any()).await.is_ok() {
-                    run.interrupted = true;
+                if done.is_err()
+                    && let Ok(signal) = tokio::time::timeout(INTERRUPTING, run.interrupts.next()).await
+                {
+                    run.interrupted = Some(signal);
                     done = Ok((Vec::new(), run.progress.elapsed()));
                 }
                 run.conductor.crew.dismiss().await;
@@ -212,7 +196,7 @@ impl<'a> Run<'a> {
             events: Vec::new(),
             problems: Vec::new(),
             interrupts,
-            interrupted: false,
+            interrupted: None,
         };
         for worker in 0..options.workers {
             run.conductor.crew.start(worker).await?;
@@ -229,12 +213,12 @@ impl<'a> Run<'a> {
         let mut skipped = Vec::new();
         self.watch(start + self.options.lasts, &mut playing, &mut skipped).await?;
         // A fault that waited for its worker ends a little later than planned.
-        while !self.interrupted && !playing.is_empty() {
+        while self.interrupted.is_none() && !playing.is_empty() {
             self.watch(Instant::now() + LOOK_EVERY, &mut playing, &mut skipped).await?;
         }
         playing.shutdown().await;
         let elapsed = start.elapsed();
-        if !self.interrupted {
+        if self.interrupted.is_none() {
             self.calm_down(plan).await?;
         }
         Ok((skipped, elapsed))
@@ -248,16 +232,16 @@ impl<'a> Run<'a> {
         skipped: &mut Vec<Fault>,
     ) -> Result<(), Error> {
         let mut looks = tokio::time::interval(LOOK_EVERY);
-        while !self.interrupted {
+        while self.interrupted.is_none() {
             tokio::select! {
                 biased;
-                () = self.interrupts.any() => self.interrupted = true,
+                signal = self.interrupts.next() => self.interrupted = Some(signal),
                 Some(said) = self.said.recv() => self.take(said).await?,
                 Some(played) = playing.join_next(), if !playing.is_empty() => skipped.extend(played??),
                 _ = looks.tick() => {
                     self.progress.draw();
                     let conductor = Arc::clone(&self.conductor);
-                    tokio::spawn(async move { conductor.nodes.count_commands().await });
+                    tokio::spawn(async move { conductor.count_commands().await });
                 }
                 () = sleep_until(until) => return Ok(()),
             }
@@ -282,10 +266,10 @@ impl<'a> Run<'a> {
         // Every name was requested on every node since the last clock step, so no key lives longer.
         let over = lease + lease / 50;
         self.wait(Duration::from_millis(over)).await?;
-        if self.interrupted {
+        if self.interrupted.is_some() {
             return Ok(());
         }
-        self.conductor.nodes.count_commands().await;
+        self.conductor.count_commands().await;
         for (node, found) in self.conductor.nodes.scan().await.into_iter().enumerate() {
             match found {
                 Ok(keys) => self.conductor.say(What::Scan { node, keys }),
@@ -309,9 +293,9 @@ impl<'a> Run<'a> {
     ) -> Result<(), Error> {
         let limit = Instant::now() + limit;
         let mut left = times;
-        while left > 0 && !self.interrupted {
+        while left > 0 && self.interrupted.is_none() {
             tokio::select! {
-                () = self.interrupts.any() => self.interrupted = true,
+                signal = self.interrupts.next() => self.interrupted = Some(signal),
                 Some(said) = self.said.recv() => {
                     if matches!(&said, Said::Event(event) if wanted(&event.what)) {
                         left -= 1;
@@ -328,7 +312,7 @@ impl<'a> Run<'a> {
         match said {
             Said::Event(event) => Ok(self.keep(event)?),
             Said::Ended { worker, life } if self.conductor.crew.was_ended(worker, life).await => Ok(()),
-            Said::Ended { .. } if self.interrupted => Ok(()),
+            Said::Ended { .. } if self.interrupted.is_some() => Ok(()),
             Said::Ended { worker, .. } => Err(format!("worker {} ended by itself (see above)", worker + 1).into()),
         }
     }

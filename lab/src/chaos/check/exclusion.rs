@@ -22,7 +22,7 @@ pub fn mutual_exclusion(model: &Model) -> Verdict {
         for hold in holds.into_iter().filter(|hold| hold.believed_until() > hold.granted) {
             if let Some(before) = longest {
                 let apart = before.owner == hold.owner || before.believed_until() <= hold.granted;
-                verdict.check(apart, || {
+                verdict.check(hold.granted, apart, || {
                     let overlap = before.believed_until().min(hold.believed_until()).saturating_sub(hold.granted);
                     format!("{name}: {} while {} held it, for {overlap} us", hold.named(), before.named())
                 });
@@ -42,9 +42,11 @@ pub fn reentrant_depth(model: &Model) -> Verdict {
     for hold in &model.holds {
         let outer = model.around(hold).filter(|outer| outer.ask.names.contains(&hold.ask.names[0]));
         let depth = 1 + u32::try_from(outer.count()).unwrap_or(u32::MAX - 1);
-        verdict.check(hold.depth == depth, || format!("{}: {} deep and not {depth}", hold.named(), hold.depth));
-        if let Some((_, Outcome::Released, Some(left))) = hold.left {
-            verdict.check(left == depth - 1, || format!("{}: left at {left} and not {}", hold.named(), depth - 1));
+        verdict.check(hold.granted, hold.depth == depth, || {
+            format!("{}: {} deep and not {depth}", hold.named(), hold.depth)
+        });
+        if let Some((at, Outcome::Released, Some(left))) = hold.left {
+            verdict.check(at, left == depth - 1, || format!("{}: left at {left} and not {}", hold.named(), depth - 1));
         }
     }
     verdict

@@ -15,7 +15,7 @@ const LONGEST_SILENCE: u64 = 2;
 pub fn no_orphan(model: &Model, complete: bool) -> Verdict {
     let mut verdict = Verdict::of("NoOrphan", "one lease after everything was given back, no node has a lock key");
     for (node, keys) in &model.scans {
-        verdict.check(keys.is_empty(), || format!("node {} has {}", node + 1, keys.join(" ")));
+        verdict.check(model.end, keys.is_empty(), || format!("node {} has {}", node + 1, keys.join(" ")));
     }
     if complete && model.scans.len() < model.setting.nodes {
         verdict.unknown("not every node could be scanned");
@@ -39,9 +39,9 @@ pub fn free_after_ttl(model: &Model) -> Verdict {
             for name in &hold.ask.names {
                 let next = model.holds.iter().find(|next| next.granted > *down && next.ask.names.contains(name));
                 if next.is_some_and(|next| next.granted <= due) {
-                    verdict.check(true, String::new);
+                    verdict.check(due, true, String::new);
                 } else if let Some(ask) = model.asks.iter().find(|ask| waits_in_vain(model, ask, name, *down, due)) {
-                    verdict.check(false, || {
+                    verdict.check(due, false, || {
                         format!(
                             "{name}: worker {} op {} has waited past the lease of {}",
                             ask.worker + 1,
@@ -91,7 +91,9 @@ pub fn keeps_while_well(model: &Model) -> Verdict {
             && model.most_disturbed(worker, from, until) <= model.spare();
         if was_well && (was_extended || hold.lost.is_some()) {
             let lost = hold.lost.is_some_and(|(at, _)| at <= until);
-            verdict.check(!lost, || format!("{} was lost {} us after its grant", hold.named(), until - hold.granted));
+            verdict.check(until, !lost, || {
+                format!("{} was lost {} us after its grant", hold.named(), until - hold.granted)
+            });
         }
     }
     verdict
@@ -117,7 +119,7 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
         }
         let disturbed = model.most_disturbed(ask.worker, ask.at, at);
         if (1..=model.spare()).contains(&disturbed) {
-            verdict.check(!without_quorum, || {
+            verdict.check(at, !without_quorum, || {
                 format!(
                     "worker {} op {} on {} got no quorum in {} us, with {disturbed} nodes in trouble: {}",
                     ask.worker + 1,
@@ -131,8 +133,9 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
     }
     grants_continue(model, &mut verdict);
     for (worker, acquired, of) in &model.calms {
-        verdict
-            .check(acquired == of, || format!("worker {} had {acquired} of {of} locks when all was well", worker + 1));
+        verdict.check(model.end, acquired == of, || {
+            format!("worker {} had {acquired} of {of} locks when all was well", worker + 1)
+        });
     }
     if complete && model.calms.is_empty() {
         verdict.unknown("no worker has reported its locks after the faults");
@@ -151,7 +154,7 @@ fn grants_continue(model: &Model, verdict: &mut Verdict) {
         if at.saturating_sub(before) > limit {
             let no_worker = usize::MAX; // Faults of a single worker do not count.
             let disturbed = model.most_disturbed(no_worker, before, at);
-            verdict.check(disturbed > model.spare() || model.stood_still(before, at), || {
+            verdict.check(at, disturbed > model.spare() || model.stood_still(before, at), || {
                 format!("no worker was granted a lock for {} us, with {disturbed} nodes in trouble", at - before)
             });
         }

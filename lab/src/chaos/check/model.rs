@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::read::Reader;
 use crate::chaos::fault::{Kind, Scale};
-use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting};
+use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting, Signal};
 
 /// How long a fault takes until it certainly is in effect, in µs: a signal, or a changed link, needs a moment to reach its
 /// process.
@@ -56,6 +56,17 @@ pub struct Reading {
     pub at: u64,
     pub remaining: u64,
     pub tokens: Vec<u64>,
+    pub margin: usize,
+}
+
+/// What the nodes had of a hold that was given back, or of a request that was cancelled.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub op: u64,
+    pub at: u64,
+    pub answered: usize,
+    /// How many of them named its owner.
+    pub held: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +81,8 @@ pub struct Hold {
     pub readings: Vec<Reading>,
     /// When the loss was signalled, and the last known end of the lease.
     pub lost: Option<(u64, u64)>,
+    /// When each other signal was given first.
+    pub signals: BTreeMap<Signal, u64>,
     pub leave: Option<(u64, Leaving)>,
     pub left: Option<(u64, Outcome, Option<u32>)>,
     /// The start and end of its write to the ledger, and whether the write was accepted.
@@ -153,6 +166,9 @@ pub struct Model {
     /// In the order of their grants.
     pub holds: Vec<Hold>,
     by_op: BTreeMap<u64, usize>,
+    pub seen: Vec<Seen>,
+    /// Node, the start and end of the query, and how many commands it had executed.
+    pub commands: Vec<(usize, u64, u64, u64)>,
     pub troubles: Vec<Trouble>,
     /// Worker, life, and the start and end of the kill.
     pub deaths: Vec<(usize, u64, u64, u64)>,
@@ -177,6 +193,7 @@ impl Model {
             reader.read(event);
         }
         let Reader { mut asks, mut holds, mut troubles, deaths, calms, scans, stalls, lives, begin, held, .. } = reader;
+        let (seen, commands) = (reader.seen, reader.commands);
         for hold in &mut holds {
             hold.killed = deaths.iter().find(|(_, life, ..)| *life == hold.ask.life).map(|(_, _, from, _)| *from);
         }
@@ -185,7 +202,22 @@ impl Model {
         let end = events.last().map_or(0, |event| event.at);
         let standstills = standstills(&stalls, &lives, &troubles);
         let setting = setting.clone();
-        Self { setting, asks, holds, by_op: held, troubles, deaths, calms, scans, stalls, standstills, begin, end }
+        Self {
+            setting,
+            asks,
+            holds,
+            by_op: held,
+            seen,
+            commands,
+            troubles,
+            deaths,
+            calms,
+            scans,
+            stalls,
+            standstills,
+            begin,
+            end,
+        }
     }
 
     pub fn spare(&self) -> usize {

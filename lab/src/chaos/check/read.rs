@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::model::{Answer, Ask, Hold, Reading, Trouble};
+use super::model::{Answer, Ask, Hold, Reading, Seen, Trouble};
 use crate::chaos::history::{Event, What};
 
 #[derive(Default)]
@@ -16,6 +16,8 @@ pub struct Reader {
     pub calms: Vec<(usize, usize, usize)>,
     pub scans: BTreeMap<usize, Vec<String>>,
     pub stalls: Vec<(u64, u64, u64)>,
+    pub commands: Vec<(usize, u64, u64, u64)>,
+    pub seen: Vec<Seen>,
     /// The worker of each life.
     pub lives: BTreeMap<u64, usize>,
     pub begin: u64,
@@ -43,6 +45,8 @@ impl Reader {
                 }
             }
             What::Section { .. } => {}
+            What::Commands { node, from, total } => self.commands.push((node, from, at, total)),
+            What::Seen { op, answered, held } => self.seen.push(Seen { op, at, answered, held }),
             What::Stall { life, from } => self.stalls.push((life, from, at)),
             What::Down { worker, life, from } => self.deaths.push((worker, life, from, at)),
             What::Ask { op, worker, life, lease, names, within, waits } => {
@@ -50,12 +54,12 @@ impl Reader {
                 let answer = Answer::None;
                 self.asks.push(Ask { op, worker, life, lease, names, within, waits, at, answer, detail: None });
             }
-            What::Grant { op, owner, tokens, holds, from, remaining } => {
+            What::Grant { op, owner, tokens, holds, margin, from, remaining } => {
                 let Some(ask) = self.ask(op) else { return };
                 ask.answer = Answer::Granted(at);
                 let ask = ask.clone();
                 self.held.insert(op, self.holds.len());
-                let readings = vec![Reading { from, at, remaining, tokens: tokens.clone() }];
+                let readings = vec![Reading { from, at, remaining, tokens: tokens.clone(), margin }];
                 self.holds.push(Hold {
                     ask,
                     owner,
@@ -64,6 +68,7 @@ impl Reader {
                     granted: at,
                     readings,
                     lost: None,
+                    signals: BTreeMap::new(),
                     leave: None,
                     left: None,
                     write: None,
@@ -81,9 +86,14 @@ impl Reader {
                     ask.answer = Answer::Cancelled(at);
                 }
             }
-            What::Valid { op, from, remaining, tokens, .. } => {
+            What::Valid { op, from, remaining, tokens, margin, .. } => {
                 if let Some(hold) = self.hold(op) {
-                    hold.readings.push(Reading { from, at, remaining, tokens });
+                    hold.readings.push(Reading { from, at, remaining, tokens, margin });
+                }
+            }
+            What::Signal { op, signal } => {
+                if let Some(hold) = self.hold(op) {
+                    hold.signals.entry(signal).or_insert(at);
                 }
             }
             What::Lost { op, deadline } => {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Model;
 use crate::chaos::fault::{Kind, Scale};
-use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting, What};
+use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting, Signal, What};
 
 const LEASE: u64 = 1_000_000;
 
@@ -50,7 +50,7 @@ impl Story {
     /// Adds the grant of a request.
     pub fn grant(&mut self, op: u64, owner: &str, token: u64, at: u64, holds: u32, remaining: u64) {
         let (owner, tokens) = (owner.to_owned(), vec![token]);
-        self.add(at, What::Grant { op, owner, tokens, holds, from: at, remaining });
+        self.add(at, What::Grant { op, owner, tokens, holds, margin: self.nodes / 2, from: at, remaining });
     }
 
     /// Adds a grant whose request began just before.
@@ -78,11 +78,41 @@ impl Story {
     }
 
     pub fn valid(&mut self, op: u64, at: u64, remaining: u64, token: u64) {
-        self.add(at, What::Valid { op, from: at, remaining, tokens: vec![token], holds: 1 });
+        self.shown(op, at, remaining, token, self.nodes / 2);
     }
 
+    /// Adds a reading with this margin.
+    pub fn shown(&mut self, op: u64, at: u64, remaining: u64, token: u64, margin: usize) {
+        self.add(at, What::Valid { op, from: at, remaining, tokens: vec![token], holds: 1, margin });
+    }
+
+    /// Adds every signal of a loss.
     pub fn lost(&mut self, op: u64, at: u64, deadline: u64) {
         self.add(at, What::Lost { op, deadline });
+        self.signal(op, Signal::IsLost, at);
+        self.signal(op, Signal::Protect, at);
+    }
+
+    pub fn signal(&mut self, op: u64, signal: Signal, at: u64) {
+        self.add(at, What::Signal { op, signal });
+    }
+
+    /// Moves a signal to a later time.
+    pub fn delayed(&mut self, op: u64, signal: Signal, to: u64) {
+        let is_it = |what: &What| *what == What::Signal { op, signal };
+        self.events.iter_mut().filter(|event| is_it(&event.what)).for_each(|event| event.at = to);
+    }
+
+    pub fn dropped(&mut self, op: u64, at: u64) {
+        self.add(at, What::Leave { op, how: Leaving::Drop });
+    }
+
+    pub fn seen(&mut self, op: u64, at: u64, answered: usize, held: usize) {
+        self.add(at, What::Seen { op, answered, held });
+    }
+
+    pub fn counted(&mut self, node: usize, at: u64, total: u64) {
+        self.add(at, What::Commands { node, from: at, total });
     }
 
     pub fn released(&mut self, op: u64, at: u64, holds: u32) {

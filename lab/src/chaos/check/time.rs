@@ -1,10 +1,14 @@
 //! Leases and their ends.
 
 use super::Verdict;
-use super::model::{Answer, Model};
+use super::model::{Answer, Hold, Model};
+use crate::chaos::history::Signal;
 
 /// The allowed delay of a signal, in µs: the delay of a timer on a machine that is busy with servers and workers.
 const LATENESS: u64 = 250_000;
+
+/// The least number of signals in a run with all kinds of faults.
+const LEAST_LOSSES: u64 = 10;
 
 /// Readings are cut to whole µs: two of them may be too small by this much.
 const CUT_OFF: u64 = 2;
@@ -15,40 +19,73 @@ pub fn no_resurrection(model: &Model) -> Verdict {
     for hold in &model.holds {
         let Some((lost, _)) = hold.lost else { continue };
         let revived = hold.readings.iter().find(|reading| reading.from > lost && reading.remaining > 0);
-        verdict.check(revived.is_none(), || format!("{} was valid after its loss", hold.named()));
+        let at = revived.map_or(lost, |reading| reading.at);
+        verdict.check(at, revived.is_none(), || format!("{} was valid after its loss", hold.named()));
     }
     for ask in &model.asks {
         let outer = ask.within.and_then(|op| model.hold(op)).and_then(|outer| Some((outer, outer.lost?.0)));
         let Some((outer, lost)) = outer else { continue };
         if ask.at > lost && outer.ask.names.len() == 1 {
             let entered = matches!(ask.answer, Answer::Granted(_));
-            verdict.check(!entered, || format!("{} was entered again after its loss", outer.named()));
+            verdict.check(ask.answered().unwrap_or(ask.at), !entered, || {
+                format!("{} was entered again after its loss", outer.named())
+            });
         }
     }
     verdict
 }
 
-/// Checks that the loss is signalled when the lease is over by the holder's own clock.
+/// Checks that every way to hear of a loss tells it when the lease is over by the holder's own clock, or when the first of them
+/// does.
 pub fn loss_on_time(model: &Model) -> Verdict {
-    let mut verdict = Verdict::of("LossOnTime", "a loss is signalled when the lease is over, or before");
+    let mut verdict =
+        Verdict::of("LossOnTime", "lost(), is_lost() and protect() tell a loss when the lease is over, or before");
     for hold in &model.holds {
-        let awake = model.excused(hold.ask.worker, hold.ask.life, hold.deadline(), LATENESS);
-        let due = awake.saturating_add(LATENESS);
-        let over = [hold.leave.map(|(at, _)| at), hold.killed, Some(model.end)].into_iter().flatten().min();
-        match hold.lost {
-            // A signal cannot be judged then.
-            Some((at, _)) if at > due && model.stood_still(hold.deadline(), at) => {}
-            None if over.is_some_and(|over| over > due && model.stood_still(hold.deadline(), over)) => {}
-            Some((at, _)) => {
-                verdict.check(at <= due, || format!("{}: the loss was signalled {} us late", hold.named(), at - awake));
-            }
-            None if over.is_some_and(|over| over > due) => {
-                verdict.check(false, || format!("{}: the loss was never signalled", hold.named()));
-            }
-            None => {}
+        let given = |signal| hold.signals.get(&signal).copied();
+        let ways = [
+            ("lost()", hold.lost.map(|(at, _)| at)),
+            (Signal::IsLost.words(), given(Signal::IsLost)),
+            (Signal::Protect.words(), given(Signal::Protect)),
+        ];
+        let over = ways.iter().filter_map(|(_, at)| *at).fold(hold.deadline(), u64::min);
+        for (name, at) in ways {
+            given_by(model, &mut verdict, hold, over, at, name);
         }
     }
-    verdict
+    verdict.at_least(LEAST_LOSSES)
+}
+
+/// Checks that the holder is warned before its lease is over, when a third of the lease is left.
+pub fn warns_before_loss(model: &Model) -> Verdict {
+    let mut verdict =
+        Verdict::of("WarnsBeforeLoss", "endangered() and is_endangered() tell it when a third of the lease is left");
+    for hold in &model.holds {
+        let near = hold.deadline().saturating_sub(hold.ask.lease / 3);
+        for signal in [Signal::Endangered, Signal::IsEndangered] {
+            given_by(model, &mut verdict, hold, near, hold.signals.get(&signal).copied(), signal.words());
+        }
+    }
+    verdict.at_least(LEAST_LOSSES)
+}
+
+/// Checks that a signal that is due at `due` was given, at `at`, unless the hold was over before.
+fn given_by(model: &Model, verdict: &mut Verdict, hold: &Hold, due: u64, at: Option<u64>, name: &str) {
+    let awake = model.excused(hold.ask.worker, hold.ask.life, due, LATENESS);
+    let latest = awake.saturating_add(LATENESS);
+    let over = [hold.leave.map(|(at, _)| at), hold.killed, Some(model.end)].into_iter().flatten().min();
+    let until = at.or(over).unwrap_or(model.end);
+    // A signal cannot be judged then.
+    if until > latest && model.stood_still(due, until) {
+        return;
+    }
+    match at {
+        Some(at) => verdict
+            .check(at, at <= latest, || format!("{}: {name} was {} us late", hold.named(), at.saturating_sub(awake))),
+        None if until > latest => {
+            verdict.check(latest, false, || format!("{}: {name} told nothing", hold.named()));
+        }
+        None => {}
+    }
 }
 
 /// Checks that neither an extension nor a re-entry with a shorter lease shortens a lease.
@@ -60,7 +97,7 @@ pub fn lease_never_shrinks(model: &Model) -> Verdict {
             // The end lies between these: the guard was read at some time from `from` to `at`.
             let (earliest, latest) = (reading.from + reading.remaining, reading.at + reading.remaining + CUT_OFF);
             if certain > 0 {
-                verdict.check(latest >= certain, || {
+                verdict.check(reading.at, latest >= certain, || {
                     format!("{} ends {} us earlier than its guard had shown", hold.named(), certain - latest)
                 });
             }
@@ -145,5 +182,39 @@ mod tests {
             story.valid(1, ms(200), remaining, 10);
             assert_eq!(lease_never_shrinks(&story.model()).state, expected);
         }
+    }
+
+    #[test]
+    fn each_way_to_hear_of_a_loss_must_be_on_time() {
+        for late in [Signal::IsLost, Signal::Protect] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            // A majority has refused: the lease has ended before its time.
+            story.lost(1, ms(300), ms(1000));
+            story.delayed(1, late, ms(800));
+            assert_eq!(loss_on_time(&story.model()).violations, 1, "{late:?}");
+        }
+    }
+
+    #[test]
+    fn a_late_warning_violates_warns_before_loss() {
+        for (warned, expected) in [(Some(800), State::Held), (Some(970), State::Violated), (None, State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            for signal in [Signal::Endangered, Signal::IsEndangered] {
+                if let Some(warned) = warned {
+                    story.signal(1, signal, ms(warned));
+                }
+            }
+            story.lost(1, ms(1000), ms(1000));
+            assert_eq!(warns_before_loss(&story.model()).state, expected, "{warned:?}");
+        }
+    }
+
+    #[test]
+    fn a_hold_that_is_released_early_needs_no_warning() {
+        let mut story = Story::new(3);
+        story.held(1, "a", "x", 10, ms(100)..ms(700));
+        assert_eq!(warns_before_loss(&story.model()).state, State::NotExercised);
     }
 }

@@ -23,7 +23,7 @@ pub fn token_unique(model: &Model) -> Verdict {
         let mut seen: BTreeMap<u64, &Hold> = BTreeMap::new();
         for (token, hold) in grants {
             let before = seen.insert(token, hold);
-            verdict.check(before.is_none(), || {
+            verdict.check(hold.granted, before.is_none(), || {
                 let before = before.map(Hold::named).unwrap_or_default();
                 format!("{name}: {} has the token of {before}", hold.named())
             });
@@ -48,8 +48,9 @@ pub fn token_monotonic(model: &Model) -> Verdict {
                 }
             }
             if let Some((most, by)) = largest {
-                verdict
-                    .check(token > most, || format!("{name}: {} asked after {} was granted", hold.named(), by.named()));
+                verdict.check(hold.granted, token > most, || {
+                    format!("{name}: {} asked after {} was granted", hold.named(), by.named())
+                });
             }
         }
     }
@@ -61,13 +62,16 @@ pub fn token_stable(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("TokenStable", "extension and re-entry keep the token");
     for hold in &model.holds {
         for reading in &hold.readings[1..] {
-            verdict.check(reading.tokens == hold.tokens, || format!("{} became {:?}", hold.named(), reading.tokens));
+            verdict.check(reading.at, reading.tokens == hold.tokens, || {
+                format!("{} became {:?}", hold.named(), reading.tokens)
+            });
         }
         for (name, token) in hold.ask.names.iter().zip(&hold.tokens) {
             let around = model.around(hold).find(|outer| outer.ask.names.contains(name));
             let Some(outer) = around else { continue };
-            verdict
-                .check(outer.token_of(name) == Some(*token), || format!("{} inside {}", hold.named(), outer.named()));
+            verdict.check(hold.granted, outer.token_of(name) == Some(*token), || {
+                format!("{} inside {}", hold.named(), outer.named())
+            });
         }
     }
     verdict
@@ -87,13 +91,14 @@ pub fn fenced_store(model: &Model, audit: Option<&Audit>) -> Verdict {
     for hold in &model.holds {
         let Some((_, done, accepted)) = hold.write else { continue };
         rejected += u64::from(!accepted);
-        verdict.check(accepted || hold.believed_until() < done, || {
+        verdict.check(done, accepted || hold.believed_until() < done, || {
             format!("{}: a holder's write was rejected", hold.named())
         });
     }
-    verdict.check(audit.stale_accepted == 0, || format!("{} stale writes were accepted", audit.stale_accepted));
-    verdict.check(audit.lost_updates == 0, || format!("{} updates were lost", audit.lost_updates));
-    verdict.check(audit.opened_with == audit.closed_with && audit.wrong_balances == 0, || {
+    verdict
+        .check(model.end, audit.stale_accepted == 0, || format!("{} stale writes were accepted", audit.stale_accepted));
+    verdict.check(model.end, audit.lost_updates == 0, || format!("{} updates were lost", audit.lost_updates));
+    verdict.check(model.end, audit.opened_with == audit.closed_with && audit.wrong_balances == 0, || {
         format!("{} in the beginning, {} in the end", audit.opened_with, audit.closed_with)
     });
     if rejected == 0 && verdict.state == State::Held {

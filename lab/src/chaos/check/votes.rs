@@ -12,14 +12,15 @@ pub fn no_false_grant(model: &Model) -> Verdict {
         // A process that was stopped between the grant and the reading finds no validity left.
         let was_stopped = model.pauses(hold.ask.worker, hold.ask.at, hold.granted).next().is_some();
         if !was_stopped {
-            verdict.check(first.remaining > 0, || format!("{} was spent when it was granted", hold.named()));
+            verdict
+                .check(hold.granted, first.remaining > 0, || format!("{} was spent when it was granted", hold.named()));
         }
     }
     for (ask, at) in answered(model) {
         let silent = model.silent(ask.worker, ask.at, at);
         if silent.len() > model.spare() {
             let granted = matches!(ask.answer, Answer::Granted(_));
-            verdict.check(!granted, || format!("{} while nodes {silent:?} could not answer", named(ask)));
+            verdict.check(at, !granted, || format!("{} while nodes {silent:?} could not answer", named(ask)));
         }
     }
     verdict
@@ -36,7 +37,9 @@ pub fn quarantine_holds(model: &Model) -> Verdict {
         // When unanswering nodes alone are the reason, quarantine was not exercised.
         if silent.len() <= model.spare() && missing.len() > model.spare() {
             let granted = matches!(ask.answer, Answer::Granted(_));
-            verdict.check(!granted, || format!("{} by nodes that were in quarantine: without {missing:?}", named(ask)));
+            verdict.check(at, !granted, || {
+                format!("{} by nodes that were in quarantine: without {missing:?}", named(ask))
+            });
         }
     }
     verdict

@@ -15,8 +15,9 @@ const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
 
 /// The invariants that only the simulation checks.
-const ELSEWHERE: &str = "ReleaseSafe, CancelSafe, Deterministic and Linearizable are not judged here: what a node did with \
-                         a late or a foreign release cannot be seen from outside. The model and the simulation do that.";
+const ELSEWHERE: &str = "CancelSafe, Deterministic, Linearizable and RecordHolds are not judged here, and of ReleaseSafe only \
+                         what a release says: what a node did with a late or a foreign release cannot be seen from outside. \
+                         The model and the simulation do that.";
 
 pub fn html(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<String> {
     // The escaped data cannot end its element.
@@ -149,7 +150,7 @@ fn verdicts(page: &mut String, outcome: &Outcome) {
     );
     page.push_str("<th class=\"n\">Checks</th></tr></thead><tbody>");
     for verdict in &outcome.verdicts {
-        let Verdict { name, meaning, checks, described, violations, state } = verdict;
+        let Verdict { name, meaning, checks, described, violations, state, .. } = verdict;
         let checks = number(*checks);
         put(page, format_args!("<tr><td><b>{name}</b><span>{meaning}</span>"));
         if !described.is_empty() {

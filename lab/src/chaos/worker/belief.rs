@@ -3,11 +3,12 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::future::{Either, select};
+use futures::future::{BoxFuture, Either, FutureExt as _, select};
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use quorlock::Guard;
 
 use super::diary::Diary;
-use crate::chaos::history::{What, now};
+use crate::chaos::history::{Signal, What, now};
 
 /// The interval of readings of a guard.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -29,27 +30,56 @@ pub fn left(guard: &Guard) -> (u64, u64) {
 }
 
 /// Runs this work while it reads the guard. Records when the guard is valid for longer, or for a shorter time than it had
-/// shown, and when it is lost.
+/// shown, the last reading, and every signal.
 pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], diary: &Diary, work: impl Future<Output = T>) -> T {
     let mut watching = pin!(watch(guard, op, names, diary));
     let work = pin!(work);
-    match select(work, &mut watching).await {
+    let done = match select(work, &mut watching).await {
         Either::Left((done, _)) => done,
         Either::Right(((), work)) => work.await,
+    };
+    let reading = reading(guard, op, names);
+    if matches!(reading, What::Valid { remaining: 1.., .. }) {
+        diary.write(reading);
     }
+    done
+}
+
+fn reading(guard: &Guard, op: u64, names: &[String]) -> What {
+    let (from, remaining) = left(guard);
+    let (tokens, holds, margin) = (tokens(guard, names), guard.hold_count(), guard.margin());
+    What::Valid { op, from, remaining, tokens, holds, margin }
+}
+
+/// What a future of the guard has resolved for.
+enum Woken {
+    Lost,
+    Signal(Signal),
+}
+
+/// The futures of a guard that resolve. Each is made once, as in a user's program, and polled only when it wakes: a poll in
+/// between would find what it has not been woken for.
+fn futures(guard: &Guard) -> FuturesUnordered<BoxFuture<'_, Woken>> {
+    let protected = async {
+        // The work never ends by itself.
+        drop(guard.protect(std::future::pending::<()>()).await);
+        Woken::Signal(Signal::Protect)
+    };
+    let warned = guard.endangered().map(|()| Woken::Signal(Signal::Endangered));
+    [guard.lost().map(|()| Woken::Lost).boxed(), protected.boxed(), warned.boxed()].into_iter().collect()
 }
 
 async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
     let mut deadline = 0;
     let mut said = 0;
     let mut was_lost = false;
-    // Created once, as in a user's program: a new future would find the loss without having been woken.
-    let mut lost = pin!(guard.lost());
+    let mut signals = futures(guard);
+    let mut polled = vec![Signal::IsLost, Signal::IsEndangered];
+    let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
-        let (from, remaining) = left(guard);
+        let valid = reading(guard, op, names);
         let at = now();
-        let valid = What::Valid { op, from, remaining, tokens: tokens(guard, names), holds: guard.hold_count() };
-        if remaining > 0 {
+        if let What::Valid { from, remaining: remaining @ 1.., .. } = valid {
             // The time may have advanced between the two readings: this value is certain.
             let shrank = at + remaining < deadline;
             let grew = from + remaining > said + GROWTH;
@@ -59,11 +89,22 @@ async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
                 diary.write_at(at, valid);
             }
         }
-        if was_lost {
-            tokio::time::sleep(LOOK_EVERY).await;
-        } else if let Either::Left(_) = select(lost.as_mut(), pin!(tokio::time::sleep(LOOK_EVERY))).await {
-            diary.write(What::Lost { op, deadline });
-            was_lost = true;
+        polled.retain(|signal| {
+            let is_given = if *signal == Signal::IsLost { guard.is_lost() } else { guard.is_endangered() };
+            if is_given {
+                diary.write(What::Signal { op, signal: *signal });
+            }
+            !is_given
+        });
+        tokio::select! {
+            Some(woken) = signals.next() => match woken {
+                Woken::Lost => {
+                    diary.write(What::Lost { op, deadline });
+                    was_lost = true;
+                }
+                Woken::Signal(signal) => diary.write(What::Signal { op, signal }),
+            },
+            _ = looks.tick() => {}
         }
     }
 }

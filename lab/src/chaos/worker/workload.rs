@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use quorlock::{AcquireError, Guard, LockRequest, Owner, Quorlock, ReleaseError};
+use quorlock::{AcquireError, Guard, Holder, LockRequest, Owner, Quorlock, ReleaseError};
 use quorlock_testkit::rng::Rng;
 use tokio::sync::watch;
 
@@ -24,12 +24,19 @@ const PAUSE_MS: std::ops::Range<u64> = 0..25;
 const CANCEL_MS: std::ops::Range<u64> = 0..30;
 const LARGEST_AMOUNT: u64 = 50;
 
+/// How often the nodes are asked whether what was given back is still there.
+const LOOK_BACK: f64 = 0.2;
+/// How long a release that is not awaited may be on its way.
+const ON_THE_WAY: Duration = Duration::from_millis(300);
+
 pub struct Workload {
     rng: Rng,
     locks: Quorlock,
     diary: Diary,
     ledger: Desk,
     job: Job,
+    /// Many requests of the task are this owner's, as in a program that has one for itself.
+    owner: Owner,
 }
 
 /// A request.
@@ -52,7 +59,7 @@ pub fn account_name(i: usize) -> String {
 impl Workload {
     pub fn new(job: &Job, task: u64, locks: Quorlock, diary: Diary, ledger: Desk) -> Self {
         let rng = Rng::new(job.seed ^ job.life.rotate_left(32), task);
-        Self { rng, locks, diary, ledger, job: job.clone() }
+        Self { rng, locks, diary, ledger, job: job.clone(), owner: Owner::new() }
     }
 
     pub async fn run(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
@@ -71,6 +78,10 @@ impl Workload {
 
     async fn nap(&mut self, ms: std::ops::Range<u64>) {
         tokio::time::sleep(Duration::from_micros(self.rng.between(ms.start * 1000..ms.end * 1000))).await;
+    }
+
+    fn owner(&mut self) -> Owner {
+        if self.rng.chance(0.5) { self.owner.clone() } else { Owner::new() }
     }
 
     /// Returns a wait of up to two leases, often shorter than an outage, or none.
@@ -106,8 +117,8 @@ impl Workload {
             Ok(guard) => {
                 let (from, remaining) = belief::left(&guard);
                 let (owner, holds) = (guard.owner().id(), guard.hold_count());
-                let tokens = belief::tokens(&guard, wish.names);
-                self.diary.write(What::Grant { op, owner, tokens, holds, from, remaining });
+                let (tokens, margin) = (belief::tokens(&guard, wish.names), guard.margin());
+                self.diary.write(What::Grant { op, owner, tokens, holds, margin, from, remaining });
                 Some((op, guard))
             }
             Err(error) => {
@@ -119,11 +130,33 @@ impl Workload {
         }
     }
 
-    async fn leave(&mut self, op: u64, guard: Guard) {
+    /// Gives an outermost hold back. Sometimes asks the nodes whether it is still there.
+    async fn leave(&mut self, op: u64, guard: Guard, wish: &Wish<'_>) {
+        let how = self.step_out(op, guard).await;
+        if self.rng.chance(LOOK_BACK) {
+            if how == Leaving::Drop {
+                tokio::time::sleep(ON_THE_WAY).await;
+            }
+            self.look_back(op, wish.names, wish.owner).await;
+        }
+    }
+
+    async fn look_back(&self, op: u64, names: &[String], owner: &Owner) {
+        let fingerprint = owner.fingerprint();
+        let is_own = |holder: &Holder| matches!(holder, Holder::Owner { id, .. } if **id == *fingerprint);
+        for name in names {
+            let Ok(seen) = self.locks.inspect(name).await else { continue };
+            let answers: Vec<_> = seen.nodes.iter().filter_map(|node| node.state.as_ref().ok()).collect();
+            let held = answers.iter().filter(|state| state.holder.as_ref().is_some_and(is_own)).count();
+            self.diary.write(What::Seen { op, answered: answers.len(), held });
+        }
+    }
+
+    async fn step_out(&mut self, op: u64, guard: Guard) -> Leaving {
         if self.rng.chance(0.15) {
             self.diary.write(What::Leave { op, how: Leaving::Drop });
             drop(guard);
-            return;
+            return Leaving::Drop;
         }
         self.diary.write(What::Leave { op, how: Leaving::Release });
         let (outcome, holds) = match guard.release().await {
@@ -132,12 +165,12 @@ impl Workload {
             Err(_) => (Outcome::Unconfirmed, None),
         };
         self.diary.write(What::Left { op, outcome, holds });
+        Leaving::Release
     }
 
     /// Takes one lock, and re-enters it in nested functions.
     async fn nested(&mut self) {
-        let name = [lock_name(self.rng.below(self.job.locks))];
-        let owner = Owner::new();
+        let (name, owner) = ([lock_name(self.rng.below(self.job.locks))], self.owner());
         self.descend(&[&name[..]; DEPTH], &owner, None).await;
     }
 
@@ -147,15 +180,15 @@ impl Workload {
         let all: Vec<String> = (0..2 + self.rng.below(2)).map(|i| lock_name((first + i) % self.job.locks)).collect();
         let one = [all[self.rng.below(all.len())].clone()];
         let reversed: Vec<String> = all.iter().rev().cloned().collect();
-        let owner = Owner::new();
+        let owner = self.owner();
         self.descend(&[&all, &one, &reversed], &owner, None).await;
     }
 
     /// Takes these, one inside the other.
     async fn descend(&mut self, levels: &[&[String]], owner: &Owner, within: Option<u64>) {
         let [names, deeper @ ..] = levels else { return };
-        let wait = self.patience();
-        let Some((op, guard)) = self.acquire(&Wish { names, owner, within, wait }).await else { return };
+        let wish = Wish { names, owner, within, wait: self.patience() };
+        let Some((op, guard)) = self.acquire(&wish).await else { return };
         let diary = self.diary.clone();
         let work = async {
             self.nap(STEP_MS).await;
@@ -163,37 +196,46 @@ impl Workload {
             self.nap(STEP_MS).await;
         };
         watched(&guard, op, names, &diary, work).await;
-        self.leave(op, guard).await;
+        match within {
+            None => self.leave(op, guard, &wish).await,
+            Some(_) => drop(self.step_out(op, guard).await),
+        }
     }
 
     /// Keeps a hold that must be extended, usually more than once.
     async fn long(&mut self) {
         let names = [lock_name(self.rng.below(self.job.locks))];
-        let wait = self.patience();
-        let owner = Owner::new();
+        let (wait, owner) = (self.patience(), self.owner());
         let wish = Wish { names: &names, owner: &owner, within: None, wait };
         let Some((op, guard)) = self.acquire(&wish).await else { return };
         let share = self.rng.between(50..180);
         let time = Duration::from_millis(self.job.lease * share / 100);
-        watched(&guard, op, &names, &self.diary, tokio::time::sleep(time)).await;
-        // The re-entry of a lost lease must be refused.
-        let again = Wish { within: Some(op), wait: None, ..wish };
-        if let Some((inner, guard)) = self.acquire(&again).await {
-            self.leave(inner, guard).await;
-        }
-        self.leave(op, guard).await;
+        let diary = self.diary.clone();
+        let work = async {
+            tokio::time::sleep(time).await;
+            // The re-entry of a lost lease must be refused.
+            let again = Wish { within: Some(op), wait: None, ..wish };
+            if let Some((inner, guard)) = self.acquire(&again).await {
+                self.step_out(inner, guard).await;
+            }
+        };
+        watched(&guard, op, &names, &diary, work).await;
+        self.leave(op, guard, &wish).await;
     }
 
     /// Drops the future of a request at a random point.
     async fn given_up(&mut self) {
-        let names = [lock_name(self.rng.below(self.job.locks))];
-        let owner = Owner::new();
+        let (names, owner) = ([lock_name(self.rng.below(self.job.locks))], self.owner());
         let wish = Wish { names: &names, owner: &owner, within: None, wait: Some(Duration::from_secs(1)) };
         let op = self.ask(&wish);
         let limit = Duration::from_micros(self.rng.between(0..CANCEL_MS.end * 1000));
         // A guard that was granted just in time is dropped with its future.
         let _ = tokio::time::timeout(limit, self.request(&wish).acquire()).await;
         self.diary.write(What::Cancel { op });
+        if self.rng.chance(LOOK_BACK) {
+            tokio::time::sleep(ON_THE_WAY).await;
+            self.look_back(op, &names, &owner).await;
+        }
     }
 
     /// Moves money from one account to another. A worker that is stopped here and continues after the end of the lease still
@@ -202,8 +244,7 @@ impl Workload {
         let from = self.rng.below(self.job.accounts);
         let to = (from + 1 + self.rng.below(self.job.accounts - 1)) % self.job.accounts;
         let names = [account_name(from), account_name(to)];
-        let wait = self.patience();
-        let owner = Owner::new();
+        let (wait, owner) = (self.patience(), self.owner());
         let wish = Wish { names: &names, owner: &owner, within: None, wait };
         let Some((op, guard)) = self.acquire(&wish).await else { return Ok(()) };
         let dawdle = Duration::from_millis(self.rng.between(DAWDLE_MS));
@@ -227,7 +268,7 @@ impl Workload {
             Ok(())
         };
         let done = watched(&guard, op, &names, &self.diary, work).await;
-        self.leave(op, guard).await;
+        self.leave(op, guard, &wish).await;
         done
     }
 }

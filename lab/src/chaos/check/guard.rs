@@ -1,0 +1,112 @@
+//! What a guard shows of its lease.
+
+use super::Verdict;
+use super::model::{Hold, Model};
+
+/// The part of a lease that the drift of clocks may take, in µs: 1 % and 2 ms.
+fn drift(lease: u64) -> u64 {
+    lease / 100 + 2000
+}
+
+/// Readings are cut to whole µs.
+const CUT_OFF: u64 = 2;
+
+/// How soon after an acquisition every node that is well has answered, in µs: also those that another request had won first.
+const ANSWERED: u64 = 300_000;
+
+/// Checks that the validity that a guard shows is that of a round which began after the request: no more than a lease without
+/// its drift, and at the grant no less than that from the request on.
+pub fn remaining_is_true(model: &Model) -> Verdict {
+    let mut verdict =
+        Verdict::of("RemainingIsTrue", "remaining() is what is left of a lease that began with its request");
+    for hold in &model.holds {
+        let most = hold.ask.lease.saturating_sub(drift(hold.ask.lease));
+        for reading in hold.readings.iter().filter(|reading| reading.remaining > 0) {
+            verdict.check(reading.at, reading.remaining <= most, || {
+                format!("{} shows {} us of {most} us", hold.named(), reading.remaining)
+            });
+        }
+        let first = &hold.readings[0];
+        let (ends, least) = (first.at + first.remaining + CUT_OFF, hold.ask.at + most);
+        if first.remaining > 0 {
+            verdict.check(first.at, ends >= least, || {
+                format!("{} ends {} us before a lease from its request", hold.named(), least - ends)
+            });
+        }
+    }
+    verdict.at_least(500)
+}
+
+/// Checks the number of nodes that may fail: nodes that cannot have answered are not counted, and those that are well are.
+pub fn margin_is_true(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("MarginIsTrue", "margin() counts the nodes that have answered, and no others");
+    for hold in model.holds.iter().filter(|hold| hold.ask.within.is_none()) {
+        let (asked, granted) = (hold.ask.at, hold.granted);
+        let mut missing = model.silent(hold.ask.worker, asked, granted);
+        missing.extend(model.quarantined(asked, granted));
+        let shown = hold.readings[0].margin;
+        if (1..=model.spare()).contains(&missing.len()) {
+            verdict.check(granted, shown + missing.len() <= model.spare(), || {
+                format!("{}: a margin of {shown} although nodes {missing:?} could not answer", hold.named())
+            });
+        }
+        all_well(model, &mut verdict, hold);
+    }
+    verdict.at_least(50)
+}
+
+fn all_well(model: &Model, verdict: &mut Verdict, hold: &Hold) {
+    let Some(last) = hold.readings.last().filter(|last| last.from > hold.granted + ANSWERED) else { return };
+    let (worker, asked) = (hold.ask.worker, hold.ask.at);
+    let troubled = model.worker_was_troubled(worker, asked, last.at) || model.stood_still(asked, last.at);
+    let disturbed = model.most_disturbed(worker, asked, last.at);
+    if !troubled && disturbed < model.spare() {
+        verdict.check(last.at, last.margin + disturbed >= model.spare(), || {
+            format!("{}: a margin of {} with {disturbed} nodes in trouble", hold.named(), last.margin)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chaos::check::State;
+    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::fault::Kind;
+
+    #[test]
+    fn more_or_less_than_the_lease_violates_remaining_is_true() {
+        // The request began 1 us before its grant, and the drift of a second is 12 ms.
+        for (remaining, expected) in [
+            (ms(988), State::Held),
+            (ms(988) + 1, State::Violated),
+            (ms(988) - 3, State::Held),
+            (ms(987), State::Violated),
+        ] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, remaining);
+            assert_eq!(remaining_is_true(&story.model()).state, expected, "{remaining} us");
+        }
+    }
+
+    #[test]
+    fn a_silent_node_that_is_counted_violates_margin_is_true() {
+        for (silent, expected) in [(Kind::Cut, State::Violated), (Kind::Slow, State::NotExercised)] {
+            let mut story = Story::new(3);
+            story.fault(1, silent, &[0], ms(100)..ms(900));
+            story.granted(1, "a", "x", 10, ms(300), 1, ms(500));
+            assert_eq!(margin_is_true(&story.model()).state, expected, "{silent}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_well_and_not_counted_violates_margin_is_true() {
+        for (at, margin, expected) in [(700, 1, State::Held), (700, 0, State::Violated), (350, 0, State::NotExercised)]
+        {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            story.shown(1, ms(at), ms(200), 10, margin);
+            assert_eq!(margin_is_true(&story.model()).state, expected, "{margin} at {at} ms");
+        }
+    }
+}
