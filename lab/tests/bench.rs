@@ -1,11 +1,12 @@
 //! The form of the output of `quorlock-lab bench`. Its figures need a quiet machine and are not judged here.
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -108,23 +109,29 @@ impl Drop for Running {
 
 #[test]
 fn an_interrupted_bench_stops_its_servers() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock-lab"));
-    let running = command
-        .args(["bench", "--case", "cycle", "--for", "60s", "--nodes-count", "3", "--quiet"])
-        .env("TMPDIR", dir.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut running = Running(running.expect("the command that was built for this test"));
-    let begun = Instant::now();
-    while processes_in(dir.path()).len() < 3 {
-        assert!(begun.elapsed() < LIMIT, "three servers are started");
-        std::thread::sleep(Duration::from_millis(10));
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock-lab"));
+        let running = command
+            .args(["bench", "--case", "cycle", "--for", "60s", "--nodes-count", "3", "--quiet"])
+            .env("TMPDIR", dir.path())
+            .process_group(0)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut running = Running(running.expect("the command that was built for this test"));
+        let begun = Instant::now();
+        while processes_in(dir.path()).len() < 3 {
+            assert!(begun.elapsed() < LIMIT, "three servers are started");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // As a terminal does: the servers get it, too.
+        kill_process_group(Pid::from_child(&running.0), signal).expect("a signal to our own children");
+        let ended = running.0.wait().expect("an end");
+        assert_eq!(ended.code(), Some(code));
+        let said = running.0.stderr.take().map(std::io::read_to_string).expect("it is piped").expect("text");
+        assert_eq!(said, "", "its servers have ended because of the signal");
+        assert_eq!(processes_in(dir.path()), Vec::<PathBuf>::new());
+        assert!(is_empty(dir.path()));
     }
-    running.signal(Signal::INT);
-    let ended = running.0.wait().expect("an end");
-    assert_eq!(ended.code(), Some(130));
-    assert_eq!(processes_in(dir.path()), Vec::<PathBuf>::new());
-    assert!(is_empty(dir.path()));
 }

@@ -214,18 +214,22 @@ fn without_fencing_updates_are_lost() {
 #[test]
 fn an_interrupted_run_leaves_a_report_and_nothing_else() {
     let place = Place::new("interrupted");
-    let child = place.chaos("--for 60s --seed 1 --nodes-count 3 --workers 3 --quiet").spawn().expect("the command");
-    let history = place.out().join("history.jsonl");
-    within("some faults", || fs::read_to_string(&history).is_ok_and(|text| text.contains("\"event\":\"fault\"")));
-    let output = interrupted(child);
-    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
-    assert_eq!((&place.results()["interrupted"], &place.results()["violations"]), (&true.into(), &0.into()));
-    assert!(place.out().join("report.html").is_file());
-    place.is_clean();
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut command = place.chaos("--for 60s --seed 1 --nodes-count 3 --workers 3 --quiet");
+        let child = command.spawn().expect("the command");
+        let history = place.out().join("history.jsonl");
+        within("some faults", || fs::read_to_string(&history).is_ok_and(|text| text.contains("\"event\":\"fault\"")));
+        let output = ended(child, signal);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        assert_eq!((&place.results()["interrupted"], &place.results()["violations"]), (&true.into(), &0.into()));
+        assert!(place.out().join("report.html").is_file());
+        fs::remove_file(history).expect("a history");
+        place.is_clean();
+    }
 }
 
-fn interrupted(child: Child) -> Output {
-    kill_process(Pid::from_child(&child), Signal::INT).expect("a signal to a child");
+fn ended(child: Child, signal: Signal) -> Output {
+    kill_process(Pid::from_child(&child), signal).expect("a signal to a child");
     child.wait_with_output().expect("its end")
 }
 
@@ -245,6 +249,8 @@ fn invalid_options_are_refused() {
         assert_eq!(output.status.code(), Some(64), "{arguments}: {}", said(&output));
         assert!(said(&output).contains(reason) && !said(&output).contains("hunter2"), "{}", said(&output));
     }
+    let output = place.chaos("--controls").output().expect("the command");
+    assert_eq!(output.status.code(), Some(64), "the folder of a run is no folder of the controls: {}", said(&output));
     fs::create_dir_all(place.out()).expect("a folder");
     fs::write(place.out().join("thesis.txt"), "a task without an end").expect("a file");
     let output = place.end("--for 1s");

@@ -54,6 +54,12 @@ pub(crate) fn broken(variant: &str) -> bool {
         old: "pub fn choose(_variant: &'static str) -> bool {\n    false\n",
         new: "pub fn choose(variant: &'static str) -> bool {\n    quorlock::choose_variant(variant);\n    true\n",
     },
+    // Another name for the program, so that the copy does not take the place of the one that is shipped.
+    Change {
+        file: "lab/Cargo.toml",
+        old: "name = \"quorlock-lab\"\npath = \"src/main.rs\"\n",
+        new: "name = \"quorlock-lab-controls\"\npath = \"src/main.rs\"\n",
+    },
     // The rules.
     Change {
         file: "src/protocol/tally.rs",

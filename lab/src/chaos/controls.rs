@@ -103,10 +103,17 @@ async fn try_all(flags: &Flags) -> io::Result<u8> {
     Ok(if is_sound { Exit::Success.code() } else { code::NOT_CAUGHT })
 }
 
-/// Builds the copy. Returns its `quorlock-lab`.
+/// Builds the copy. Returns its program.
 fn build() -> io::Result<PathBuf> {
     let mut command = Copy::write()?.cargo("build");
-    command.args(["-p", "quorlock-lab", "--bin", "quorlock-lab", "--message-format", "json-render-diagnostics"]);
+    command.args([
+        "-p",
+        "quorlock-lab",
+        "--bin",
+        "quorlock-lab-controls",
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
     let built = command.stderr(Stdio::inherit()).output()?;
     let messages = String::from_utf8_lossy(&built.stdout);
     let executable = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

@@ -34,7 +34,7 @@ pub fn remaining_is_true(model: &Model) -> Verdict {
             });
         }
     }
-    verdict.at_least(500)
+    verdict
 }
 
 /// Checks the number of nodes that may fail: nodes that cannot have answered are not counted, and those that are well are.
@@ -52,13 +52,15 @@ pub fn margin_is_true(model: &Model) -> Verdict {
         }
         all_well(model, &mut verdict, hold);
     }
-    verdict.at_least(50)
+    verdict
 }
 
 fn all_well(model: &Model, verdict: &mut Verdict, hold: &Hold) {
     let Some(last) = hold.readings.last().filter(|last| last.from > hold.granted + ANSWERED) else { return };
     let (worker, asked) = (hold.ask.worker, hold.ask.at);
-    let troubled = model.worker_was_troubled(worker, asked, last.at) || model.stood_still(asked, last.at);
+    let troubled = model.worker_was_troubled(worker, asked, last.at)
+        || model.stood_still(asked, last.at)
+        || model.is_young(hold.ask.life, asked);
     let disturbed = model.most_disturbed(worker, asked, last.at);
     if !troubled && disturbed < model.spare() {
         verdict.check(last.at, last.margin + disturbed >= model.spare(), || {

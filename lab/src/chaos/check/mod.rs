@@ -140,28 +140,29 @@ pub struct Beside<'a> {
 
 /// Checks every invariant that a run can exercise.
 pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
+    // About a tenth of what a run of 90 s makes: fewer checks say little.
     let verdicts = vec![
-        exclusion::mutual_exclusion(model),
-        exclusion::reentrant_depth(model),
-        tokens::token_unique(model),
-        tokens::token_monotonic(model),
-        tokens::token_stable(model),
-        tokens::fenced_store(model, beside.audit),
-        release::release_safe(model),
-        release::release_takes_effect(model),
-        votes::no_false_grant(model),
-        time::no_resurrection(model),
-        time::loss_on_time(model),
-        time::warns_before_loss(model),
+        exclusion::mutual_exclusion(model).at_least(250),
+        exclusion::reentrant_depth(model).at_least(300),
+        tokens::token_unique(model).at_least(150),
+        tokens::token_monotonic(model).at_least(150),
+        tokens::token_stable(model).at_least(500),
+        tokens::fenced_store(model, beside.audit).at_least(50),
+        release::release_safe(model).at_least(2),
+        release::release_takes_effect(model).at_least(30),
+        votes::no_false_grant(model).at_least(200),
+        time::no_resurrection(model).at_least(3),
+        time::loss_on_time(model).at_least(10),
+        time::warns_before_loss(model).at_least(8),
         liveness::no_orphan(model, beside.complete),
-        time::lease_never_shrinks(model),
-        guard::remaining_is_true(model),
-        guard::margin_is_true(model),
+        time::lease_never_shrinks(model).at_least(500),
+        guard::remaining_is_true(model).at_least(1000),
+        guard::margin_is_true(model).at_least(20),
         liveness::free_after_ttl(model),
-        liveness::keeps_while_well(model),
-        liveness::minority_fault_live(model, beside.complete),
+        liveness::keeps_while_well(model).at_least(2),
+        liveness::minority_fault_live(model, beside.complete).at_least(100),
         votes::quarantine_holds(model),
-        storm::no_storm(model),
+        storm::no_storm(model).at_least(50),
     ];
     let part = |least: u64| (least * beside.thousandths.min(1000) / 1000).max(1);
     verdicts
@@ -173,4 +174,42 @@ pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
 /// Reads the events, in any order.
 pub fn model(events: &[Event], setting: &Setting) -> Model {
     Model::read(events, setting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::story::{Story, ms};
+    use super::*;
+
+    #[test]
+    fn too_few_checks_exercise_nothing() {
+        for (least, expected) in [(2, State::Held), (3, State::NotExercised)] {
+            let mut verdict = Verdict::of("X", "").at_least(least);
+            verdict.check(5, true, String::new);
+            verdict.check(7, true, String::new);
+            assert_eq!(verdict.finished(0).state, expected);
+        }
+    }
+
+    #[test]
+    fn the_first_violation_is_the_earliest() {
+        let mut verdict = Verdict::of("X", "").at_least(100);
+        for (at, is_so) in [(4_000_000, false), (1_000_000, true), (2_500_000, false), (3_000_000, true)] {
+            verdict.check(at, is_so, String::new);
+        }
+        let verdict = verdict.finished(500_000);
+        assert_eq!((verdict.state, verdict.first), (State::Violated, Some(First { seconds: 2.0, checks: 2 })));
+    }
+
+    #[test]
+    fn a_short_run_must_make_a_part_of_the_checks() {
+        let mut story = Story::new(3);
+        story.held(1, "a", "x", 10, ms(100)..ms(200));
+        story.held(2, "b", "x", 11, ms(300)..ms(400));
+        for (thousandths, expected) in [(1, State::Held), (1000, State::NotExercised)] {
+            let verdicts = all(&story.model(), &Beside { audit: None, complete: false, thousandths });
+            let exclusion = verdicts.iter().find(|verdict| verdict.name == "MutualExclusion").map(|it| it.state);
+            assert_eq!(exclusion, Some(expected));
+        }
+    }
 }

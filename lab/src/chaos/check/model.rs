@@ -10,6 +10,9 @@ use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting, Signal};
 /// process.
 const SETTLING: u64 = 20_000;
 
+/// How long a new process may take to reach every node that is well, in µs.
+const YOUNG: u64 = 1_000_000;
+
 /// How long the effects of a standstill of the machine last, in µs: clients have closed connections, and make new ones.
 const AFTERMATH: u64 = 1_500_000;
 
@@ -169,6 +172,8 @@ pub struct Model {
     pub seen: Vec<Seen>,
     /// Node, the start and end of the query, and how many commands it had executed.
     pub commands: Vec<(usize, u64, u64, u64)>,
+    /// When each life was ready.
+    ups: BTreeMap<u64, u64>,
     pub troubles: Vec<Trouble>,
     /// Worker, life, and the start and end of the kill.
     pub deaths: Vec<(usize, u64, u64, u64)>,
@@ -193,7 +198,7 @@ impl Model {
             reader.read(event);
         }
         let Reader { mut asks, mut holds, mut troubles, deaths, calms, scans, stalls, lives, begin, held, .. } = reader;
-        let (seen, commands) = (reader.seen, reader.commands);
+        let (seen, commands, ups) = (reader.seen, reader.commands, reader.ups);
         for hold in &mut holds {
             hold.killed = deaths.iter().find(|(_, life, ..)| *life == hold.ask.life).map(|(_, _, from, _)| *from);
         }
@@ -209,6 +214,7 @@ impl Model {
             by_op: held,
             seen,
             commands,
+            ups,
             troubles,
             deaths,
             calms,
@@ -239,6 +245,11 @@ impl Model {
         self.troubles
             .iter()
             .any(|trouble| trouble.worker == Some(worker) && trouble.from <= to && from <= trouble.felt_until())
+    }
+
+    /// Returns whether this life was so young at this time that it may not have reached every node yet.
+    pub fn is_young(&self, life: u64, at: u64) -> bool {
+        self.ups.get(&life).is_some_and(|up| at < up + YOUNG)
     }
 
     /// Returns whether the machine stood still between these times, or so shortly before that effects may remain.

@@ -20,6 +20,8 @@ pub struct Reader {
     pub seen: Vec<Seen>,
     /// The worker of each life.
     pub lives: BTreeMap<u64, usize>,
+    /// When each life was ready.
+    pub ups: BTreeMap<u64, u64>,
     pub begin: u64,
 }
 
@@ -40,6 +42,7 @@ impl Reader {
         match event.what.clone() {
             What::Up { worker, life } => {
                 self.lives.insert(life, worker);
+                self.ups.insert(life, at);
                 if self.begin == 0 {
                     self.begin = at;
                 }

@@ -73,6 +73,12 @@ impl Story {
         self.grant(op, owner, token, at, holds, LEASE);
     }
 
+    /// Adds a re-entry by the owner `a`, and how long it takes.
+    pub fn entered_again(&mut self, op: u64, within: u64, name: &str, during: Range<u64>) {
+        self.ask(op, 0, name, Some(within), during.start);
+        self.grant(op, "a", 10, during.end, 2, LEASE);
+    }
+
     pub fn refused(&mut self, op: u64, why: Refusal, at: u64) {
         self.add(at, What::Refuse { op, why, detail: None });
     }

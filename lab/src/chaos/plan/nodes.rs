@@ -53,6 +53,7 @@ struct NodeFaults<'a> {
     /// From when on a node may lose its memory.
     may_forget: u64,
     leap: Option<u64>,
+    outages: u64,
     now: u64,
 }
 
@@ -71,6 +72,7 @@ impl<'a> NodeFaults<'a> {
             wrong: (0, 0, Vec::new()),
             may_forget: 0,
             leap: settings.leaps_at(),
+            outages: 0,
             now: settings.lease / 4,
         }
     }
@@ -316,7 +318,9 @@ impl<'a> NodeFaults<'a> {
         let lasts = self.share(60, 170);
         let mut nodes = self.shuffled();
         let spare = self.settings.spare();
-        nodes.truncate(spare + 1 + self.rng.below(self.settings.nodes - spare));
+        // In every other one at least one node answers, so that clients can be seen to ask it too often.
+        let all = self.outages % 2 == 1 || self.settings.nodes == spare + 1;
+        nodes.truncate(spare + 1 + self.rng.below(self.settings.nodes - spare - usize::from(!all)));
         let lossy = self.rng.chance(0.4);
         let kind = match self.rng.pick(&SILENT) {
             Kind::ClientPause if !nodes.iter().all(|node| self.keeps_time(*node, at)) => Kind::Pause,
@@ -327,6 +331,7 @@ impl<'a> NodeFaults<'a> {
         let amount = if kind == Kind::Step { -self.rng.between(FAR_MS).cast_signed() } else { 0 };
         let added = self.add(Fault { amount, lossy, ..Fault::new(kind, Scale::Majority, at, lasts, nodes) });
         if added {
+            self.outages += 1;
             self.now = self.all_well();
         }
         added

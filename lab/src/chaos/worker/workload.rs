@@ -22,6 +22,7 @@ const STEP_MS: std::ops::Range<u64> = 0..12;
 const DAWDLE_MS: std::ops::Range<u64> = 10..120;
 const PAUSE_MS: std::ops::Range<u64> = 0..25;
 const CANCEL_MS: std::ops::Range<u64> = 0..30;
+const FIRST_MESSAGES_US: u64 = 2000;
 const LARGEST_AMOUNT: u64 = 50;
 
 /// How often the nodes are asked whether what was given back is still there.
@@ -208,7 +209,7 @@ impl Workload {
         let (wait, owner) = (self.patience(), self.owner());
         let wish = Wish { names: &names, owner: &owner, within: None, wait };
         let Some((op, guard)) = self.acquire(&wish).await else { return };
-        let share = self.rng.between(50..180);
+        let share = self.rng.between(50..250);
         let time = Duration::from_millis(self.job.lease * share / 100);
         let diary = self.diary.clone();
         let work = async {
@@ -228,14 +229,14 @@ impl Workload {
         let (names, owner) = ([lock_name(self.rng.below(self.job.locks))], self.owner());
         let wish = Wish { names: &names, owner: &owner, within: None, wait: Some(Duration::from_secs(1)) };
         let op = self.ask(&wish);
-        let limit = Duration::from_micros(self.rng.between(0..CANCEL_MS.end * 1000));
+        // Half of them while the first messages are on their way.
+        let longest = if self.rng.chance(0.5) { FIRST_MESSAGES_US } else { CANCEL_MS.end * 1000 };
+        let limit = Duration::from_micros(self.rng.between(0..longest));
         // A guard that was granted just in time is dropped with its future.
         let _ = tokio::time::timeout(limit, self.request(&wish).acquire()).await;
         self.diary.write(What::Cancel { op });
-        if self.rng.chance(LOOK_BACK) {
-            tokio::time::sleep(ON_THE_WAY).await;
-            self.look_back(op, &names, &owner).await;
-        }
+        tokio::time::sleep(ON_THE_WAY).await;
+        self.look_back(op, &names, &owner).await;
     }
 
     /// Moves money from one account to another. A worker that is stopped here and continues after the end of the lease still
