@@ -140,8 +140,10 @@ impl Signal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// Another owner holds the lock, or no request won a majority.
+    /// Another owner holds the lock.
     Held,
+    /// No request won a majority.
+    Contended,
     NoQuorum,
     /// The majority answered when the lease had run out.
     TooLate,

@@ -250,6 +250,7 @@ fn refused(model: &Model) -> BTreeMap<&'static str, u64> {
         if let check::Answer::Refused(why, _) = ask.answer {
             let word = match why {
                 Refusal::Held => "held",
+                Refusal::Contended => "contended",
                 Refusal::NoQuorum => "no_quorum",
                 Refusal::TooLate => "too_late",
                 Refusal::Lost => "lost",

@@ -43,10 +43,16 @@ pub fn free_after_ttl(model: &Model) -> Verdict {
                 let next = model.holds.iter().find(|next| next.granted > *down && next.ask.names.contains(name));
                 if next.is_some_and(|next| next.granted <= due) {
                     verdict.check(due, true, String::new);
-                } else if let Some(ask) = model.asks.iter().find(|ask| waits_in_vain(model, ask, name, *down, due)) {
+                    continue;
+                }
+                let free = next.map_or(model.end, |next| next.granted);
+                let asks_in_vain = |ask: &&Ask| {
+                    waits_in_vain(model, ask, name, *down, due) || meets_the_dead(model, ask, name, *down, due, free)
+                };
+                if let Some(ask) = model.asks.iter().find(asks_in_vain) {
                     verdict.check(due, false, || {
                         format!(
-                            "{name}: worker {} op {} has waited past the lease of {}",
+                            "{name}: worker {} op {} has met, past its lease, {}",
                             ask.worker + 1,
                             ask.op,
                             hold.named()
@@ -73,6 +79,19 @@ fn waits_in_vain(model: &Model, ask: &Ask, name: &str, down: u64, due: u64) -> b
         && !model.worker_was_troubled(ask.worker, ask.at, due)
         && !model.stood_still(down, due)
         && !model.asks.iter().any(|other| was_cut_short(model, other, name, down, due))
+}
+
+/// Returns whether this request for `name` alone began when the lock had to be free, and was refused as held, although it has
+/// not been granted since its holder died. The same requests as above do not count.
+fn meets_the_dead(model: &Model, ask: &Ask, name: &str, down: u64, due: u64, free: u64) -> bool {
+    let Answer::Refused(Refusal::Held, at) = ask.answer else { return false };
+    ask.names == [name]
+        && (due..free).contains(&ask.at)
+        && at <= free
+        && model.most_disturbed(ask.worker, down, at) <= model.spare()
+        && !model.worker_was_troubled(ask.worker, ask.at, at)
+        && !model.stood_still(down, at)
+        && !model.asks.iter().any(|other| was_cut_short(model, other, name, down, at))
 }
 
 fn was_cut_short(model: &Model, ask: &Ask, name: &str, down: u64, due: u64) -> bool {
@@ -216,6 +235,18 @@ mod tests {
             story.asked_by(2, 1, "x", ms(150));
             story.grant(2, "b", 11, next, 1, ms(900));
             assert_eq!(free_after_ttl(&story.model()).state, expected, "granted at {next} us");
+        }
+    }
+
+    #[test]
+    fn a_dead_holder_that_is_met_after_its_lease_violates_free_after_ttl() {
+        for (asked, expected) in [(ms(1500), State::NotExercised), (ms(5000), State::Violated)] {
+            let mut story = Story::new(3);
+            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            story.killed(0, ms(200));
+            story.asked_by(2, 1, "x", asked);
+            story.refused(2, Refusal::Held, asked + ms(5));
+            assert_eq!(free_after_ttl(&story.model()).state, expected, "asked at {asked} us");
         }
     }
 

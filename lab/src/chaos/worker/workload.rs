@@ -124,7 +124,8 @@ impl Workload {
             }
             Err(error) => {
                 let why = reason(&error);
-                let detail = (!matches!(why, Refusal::Held | Refusal::Lost)).then(|| error.to_string());
+                let detail =
+                    (!matches!(why, Refusal::Held | Refusal::Contended | Refusal::Lost)).then(|| error.to_string());
                 self.diary.write(What::Refuse { op, why, detail });
                 None
             }
@@ -276,7 +277,8 @@ impl Workload {
 
 fn reason(error: &AcquireError) -> Refusal {
     match error {
-        AcquireError::Held { .. } | AcquireError::Contended { .. } => Refusal::Held,
+        AcquireError::Held { .. } => Refusal::Held,
+        AcquireError::Contended { .. } => Refusal::Contended,
         AcquireError::NoQuorum { .. } => Refusal::NoQuorum,
         AcquireError::TooLate { .. } => Refusal::TooLate,
         AcquireError::Lost { .. } => Refusal::Lost,
