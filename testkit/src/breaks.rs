@@ -611,17 +611,17 @@ fn write(original: &Path, copy: &Path) -> io::Result<()> {
     for name in COPIED {
         find(original, Path::new(name), &mut files)?;
     }
-    let mut changed = 0;
+    let mut applied_changes = 0;
     for file in &files {
         let mut content = fs::read(original.join(file))?;
-        let changes: Vec<&Change> = CHANGES.iter().filter(|change| Path::new(change.file) == file).collect();
-        if !changes.is_empty() {
+        let of_file: Vec<&Change> = CHANGES.iter().filter(|change| Path::new(change.file) == file).collect();
+        if !of_file.is_empty() {
             let mut text = String::from_utf8(content).map_err(io::Error::other)?;
-            for change in &changes {
+            for change in &of_file {
                 text = applied(&text, change)?;
             }
             content = text.into_bytes();
-            changed += changes.len();
+            applied_changes += of_file.len();
         }
         if file.file_name().is_some_and(|name| name == "Cargo.toml" || name == "Cargo.lock") {
             content = renamed(&content);
@@ -632,7 +632,7 @@ fn write(original: &Path, copy: &Path) -> io::Result<()> {
             fs::write(path, content)?;
         }
     }
-    if changed != CHANGES.len() {
+    if applied_changes != CHANGES.len() {
         return Err(io::Error::other("a change is for a file that is not there"));
     }
     let wanted: BTreeSet<PathBuf> = files.into_iter().collect();

@@ -54,10 +54,10 @@ enum Judged {
     Failed(String),
 }
 
-pub fn run(flags: Flags) -> Result<u8, Failure> {
+pub fn run(flags: &Flags) -> Result<u8, Failure> {
     let failed = |error: io::Error| Failure::new(Exit::NotRunnable, format!("chaos --controls: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(try_all(&flags)).map_err(failed)
+    runtime.block_on(try_all(flags)).map_err(failed)
 }
 
 async fn try_all(flags: &Flags) -> io::Result<u8> {
@@ -67,7 +67,7 @@ async fn try_all(flags: &Flags) -> io::Result<u8> {
     let program = tokio::task::spawn_blocking(build).await.map_err(io::Error::other)??;
     let trials = trials(flags);
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let at_once = flags.at_a_time.unwrap_or(RUNS_PER_PROCESSOR * processors).max(1);
+    let at_once = flags.controls.at_a_time.unwrap_or(RUNS_PER_PROCESSOR * processors).max(1);
     let dir = tempfile::Builder::new().prefix("quorlock-controls-").tempdir()?;
     say(&format!("{} runs, {at_once} at a time, in {}", trials.len(), dir.path().display()));
     let (interrupted, interruption) = watch::channel(None);
@@ -116,15 +116,15 @@ fn build() -> io::Result<PathBuf> {
     ]);
     let built = command.stderr(Stdio::inherit()).output()?;
     let messages = String::from_utf8_lossy(&built.stdout);
-    let executable = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let executable = executable.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).last();
+    let mut parsed = messages.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let executable = parsed.find_map(|message| message["executable"].as_str().map(PathBuf::from));
     let executable = executable.filter(|_| built.status.success());
     executable.ok_or_else(|| io::Error::other("the copy with the broken clients was not built (see above)"))
 }
 
 fn trials(flags: &Flags) -> Vec<Trial> {
     let first = flags.seed.unwrap_or(SEED);
-    let chosen = ALL.iter().zip(first..).filter(|(control, _)| control.name.contains(&flags.only));
+    let chosen = ALL.iter().zip(first..).filter(|(control, _)| control.name.contains(&flags.controls.only));
     let nodes: Vec<usize> = flags.nodes_count.map_or_else(|| NODES.to_vec(), |nodes| vec![nodes]);
     chosen
         .flat_map(|(control, seed)| {
@@ -229,9 +229,11 @@ fn report(trials: &[Trial], results: &[Option<Judged>]) -> (String, bool) {
     nodes.dedup();
     let mut text = String::from("| broken |");
     let mut is_sound = true;
-    nodes.iter().for_each(|nodes| text.push_str(&format!(" {nodes} nodes |")));
+    for nodes in &nodes {
+        let _ = write!(text, " {nodes} nodes |"); // A string takes everything.
+    }
     text.push_str("\n|---|");
-    nodes.iter().for_each(|_| text.push_str("---|"));
+    text.push_str(&"---|".repeat(nodes.len()));
     for row in trials.iter().zip(results).collect::<Vec<_>>().chunks(nodes.len().max(1)) {
         let Some((Trial { control, .. }, _)) = row.first() else { continue };
         let _ = write!(text, "\n| {} |", control.name);

@@ -39,8 +39,8 @@ mod code {
 }
 
 pub fn run(flags: Flags) -> Result<u8, Failure> {
-    if flags.controls {
-        return controls::run(flags);
+    if flags.controls.wanted {
+        return controls::run(&flags);
     }
     let options = Options::check(flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

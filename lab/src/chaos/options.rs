@@ -80,10 +80,21 @@ pub struct Flags {
     #[arg(long)]
     json: bool,
 
+    #[command(flatten)]
+    pub controls: ControlFlags,
+
+    /// Print errors only.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// The flags of the negative controls.
+#[derive(Args)]
+pub struct ControlFlags {
     /// Break the client in each of many ways in turn, 60 s each on 3 and on 5 nodes, and print what was caught by which check as a
     /// Markdown table. Builds a changed copy of this repository.
-    #[arg(long, conflicts_with_all = ["out", "ledger", "no_fencing", "json"])]
-    pub controls: bool,
+    #[arg(id = "controls", long = "controls", conflicts_with_all = ["out", "ledger", "no_fencing", "json"])]
+    pub wanted: bool,
 
     /// With --controls: only the ways whose names contain this.
     #[arg(long, value_name = "TEXT", requires = "controls", default_value = "", hide_default_value = true)]
@@ -92,10 +103,6 @@ pub struct Flags {
     /// With --controls: how many runs at a time [default: four for each processor].
     #[arg(long, value_name = "N", requires = "controls")]
     pub at_a_time: Option<usize>,
-
-    /// Print errors only.
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 pub struct Options {
