@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::crew::{Crew, Said};
 use super::fault::{Fault, Kind};
 use super::history::{Event, What, now};
+use super::node::CLIENT_PAUSE_MORE_MS;
 use super::nodes::Nodes;
 use super::plan::apart;
 
@@ -69,12 +70,14 @@ impl Conductor {
     async fn trouble_nodes(&self, fault: &Fault) -> io::Result<()> {
         self.note_forgetting(fault);
         let from = now();
+        // What ends by itself lasts from its beginning on, however late this task is.
+        let ends = (fault.kind == Kind::ClientPause).then(|| from + (fault.lasts + CLIENT_PAUSE_MORE_MS) * 1000);
         let begun = self.nodes.begin(fault).await;
         let doubt = begun.as_ref().ok().and_then(Clone::clone);
         self.say_begun(fault, from, doubt);
         begun?;
         sleep(Duration::from_millis(fault.lasts)).await;
-        let from = now();
+        let from = ends.map_or(now(), |ends| ends.min(now()));
         let ended = self.nodes.end(fault).await;
         let doubt = ended.as_ref().ok().and_then(Clone::clone);
         self.say_healed(fault, from, doubt);

@@ -98,7 +98,7 @@ async fn try_all(flags: &Flags) -> io::Result<u8> {
     if let Some(signal) = signal {
         return Ok(ended_by(signal.as_raw()));
     }
-    let (table, is_sound) = report(&trials, &results);
+    let (table, is_sound) = report(flags, &trials, &results);
     print!("{table}");
     Ok(if is_sound { Exit::Success.code() } else { code::NOT_CAUGHT })
 }
@@ -124,13 +124,17 @@ fn build() -> io::Result<PathBuf> {
 
 fn trials(flags: &Flags) -> Vec<Trial> {
     let first = flags.seed.unwrap_or(SEED);
-    let chosen = ALL.iter().zip(first..).filter(|(control, _)| control.name.contains(&flags.controls.only));
+    let chosen = ALL.iter().zip(first..).filter(|(control, _)| is_chosen(control, flags) && control.beyond.is_none());
     let nodes: Vec<usize> = flags.nodes_count.map_or_else(|| NODES.to_vec(), |nodes| vec![nodes]);
     chosen
         .flat_map(|(control, seed)| {
             nodes.iter().map(move |nodes| Trial { control, nodes: *nodes, seed }).collect::<Vec<_>>()
         })
         .collect()
+}
+
+fn is_chosen(control: &Control, flags: &Flags) -> bool {
+    control.name.contains(&flags.controls.only)
 }
 
 impl Trial {
@@ -223,7 +227,7 @@ impl Judged {
 }
 
 /// Returns the table, and whether every control was judged as expected.
-fn report(trials: &[Trial], results: &[Option<Judged>]) -> (String, bool) {
+fn report(flags: &Flags, trials: &[Trial], results: &[Option<Judged>]) -> (String, bool) {
     let mut nodes: Vec<usize> = trials.iter().map(|trial| trial.nodes).collect();
     nodes.sort_unstable();
     nodes.dedup();
@@ -239,19 +243,18 @@ fn report(trials: &[Trial], results: &[Option<Judged>]) -> (String, bool) {
         let _ = write!(text, "\n| {} |", control.name);
         for (_, judged) in row {
             let Some(judged) = judged else { continue };
-            let is_expected = match (control.beyond, judged) {
+            let is_expected = match judged {
                 // The shipped client.
-                _ if control.by.is_empty() && control.beyond.is_none() => {
-                    matches!(judged, Judged::Held(verdict) if verdict == HELD)
-                }
-                (Some(_), Judged::Failed(_)) => false,
-                (Some(_), _) => true,
-                (None, judged) => judged.is_caught(control),
+                Judged::Held(verdict) => control.by.is_empty() && verdict == HELD,
+                judged => judged.is_caught(control),
             };
             is_sound &= is_expected;
-            let beyond = control.beyond.filter(|_| !matches!(judged, Judged::Violated(_)));
-            let cell = beyond.map_or_else(|| judged.text(), |why| format!("out of reach: {why}"));
-            let _ = write!(text, " {}{cell} |", if is_expected { "" } else { "**NOT AS EXPECTED** " });
+            let _ = write!(text, " {}{} |", if is_expected { "" } else { "**not as expected:** " }, judged.text());
+        }
+    }
+    for Control { name, beyond, .. } in ALL.iter().filter(|control| is_chosen(control, flags)) {
+        if let Some(why) = beyond {
+            let _ = write!(text, "\n| {name} | out of reach: {why} |{}", " |".repeat(nodes.len().saturating_sub(1)));
         }
     }
     text.push('\n');

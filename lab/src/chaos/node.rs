@@ -22,7 +22,7 @@ const PROMOTION_LIMIT: Duration = Duration::from_secs(20);
 
 /// How much later than planned CLIENT PAUSE ends, so that the server certainly is silent until then. It ends by itself: while
 /// it lasts, the server does not execute CLIENT UNPAUSE either.
-const CLIENT_PAUSE_MORE_MS: u64 = 100;
+pub const CLIENT_PAUSE_MORE_MS: u64 = 100;
 
 pub struct Node {
     pub durable: bool,

@@ -11,6 +11,9 @@ fn drift(lease: u64) -> u64 {
 /// Readings are cut to whole µs.
 const CUT_OFF: u64 = 2;
 
+/// How long an extension may wait for the next try at a node that refused it.
+const BETWEEN_TRIES: u64 = 1_000_000;
+
 /// How soon after an acquisition every node that is well has answered, in µs: also those that another request had won first.
 const ANSWERED: u64 = 300_000;
 
@@ -60,13 +63,22 @@ fn all_well(model: &Model, verdict: &mut Verdict, hold: &Hold) {
     let (worker, asked) = (hold.ask.worker, hold.ask.at);
     let troubled = model.worker_was_troubled(worker, asked, last.at)
         || model.stood_still(asked, last.at)
-        || model.is_young(hold.ask.life, asked);
+        || model.is_young(hold.ask.life, asked)
+        || may_be_left_over(model, asked, last.at);
     let disturbed = model.most_disturbed(worker, asked, last.at);
     if !troubled && disturbed < model.spare() {
         verdict.check(last.at, last.margin + disturbed >= model.spare(), || {
             format!("{}: a margin of {} with {disturbed} nodes in trouble", hold.named(), last.margin)
         });
     }
+}
+
+/// Returns whether a node whose clock was set may still keep the lock of a holder that died, which costs a vote. That is over two
+/// leases after the clock was set, with the time between two tries.
+fn may_be_left_over(model: &Model, from: u64, to: u64) -> bool {
+    let reach = 2 * model.setting.lease + BETWEEN_TRIES;
+    let mut steps = model.troubles.iter().filter(|trouble| trouble.kind.sets_clocks());
+    steps.any(|step| step.from <= to && from <= step.healed.saturating_add(reach))
 }
 
 #[cfg(test)]

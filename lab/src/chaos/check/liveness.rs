@@ -9,7 +9,7 @@ use crate::chaos::history::Refusal;
 const LOOKING: u64 = 2_500_000;
 
 /// How long a re-entry may take while a minority of the nodes is in trouble, in µs: less than a client waits for a node.
-const PROMPT: u64 = 300_000;
+const PROMPT: u64 = 200_000;
 
 /// The longest time without any grant while a majority of the nodes is well, in longest leases.
 const LONGEST_SILENCE: u64 = 2;
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_reentry_that_waits_for_a_node_violates_minority_fault_live() {
-        for (takes, expected) in [(ms(100), State::Held), (ms(350), State::Violated)] {
+        for (takes, expected) in [(ms(100), State::Held), (ms(250), State::Violated)] {
             let mut story = Story::new(3);
             story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
             story.fault(1, Kind::Pause, &[0], ms(110)..ms(900));

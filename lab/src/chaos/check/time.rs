@@ -44,9 +44,13 @@ pub fn loss_on_time(model: &Model) -> Verdict {
             (Signal::IsLost.words(), given(Signal::IsLost)),
             (Signal::Protect.words(), given(Signal::Protect)),
         ];
-        let over = ways.iter().filter_map(|(_, at)| *at).fold(hold.deadline(), u64::min);
+        let heard = ways.iter().filter_map(|(_, at)| *at).min();
         for (name, at) in ways {
-            given_by(model, &mut verdict, hold, over, at, name);
+            match heard {
+                // It is judged even if the machine had no time for other processes: this one did run.
+                Some(heard) if at != Some(heard) => after_another(model, &mut verdict, hold, heard, at, name),
+                _ => given_by(model, &mut verdict, hold, hold.deadline(), at, name),
+            }
         }
     }
     verdict
@@ -63,6 +67,18 @@ pub fn warns_before_loss(model: &Model) -> Verdict {
         }
     }
     verdict
+}
+
+/// Checks that a signal was given at `at`, soon after another one of the same guard.
+fn after_another(model: &Model, verdict: &mut Verdict, hold: &Hold, heard: u64, at: Option<u64>, name: &str) {
+    let latest = model.excused(hold.ask.worker, hold.ask.life, heard, LATENESS).saturating_add(LATENESS);
+    let over = [hold.leave.map(|(at, _)| at), hold.killed, Some(model.end)].into_iter().flatten().min();
+    let until = at.or(over).unwrap_or(model.end);
+    if at.is_some() || until > latest {
+        verdict.check(until.min(latest), until <= latest, || {
+            format!("{}: {name} told nothing for {} us, when another signal had", hold.named(), until - heard)
+        });
+    }
 }
 
 /// Checks that a signal that is due at `due` was given, at `at`, unless the hold was over before.

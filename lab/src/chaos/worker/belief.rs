@@ -13,6 +13,9 @@ use crate::chaos::history::{Signal, What, now};
 /// The interval of readings of a guard.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// How long a guard that is lost is kept, to see its signals: longer than any of them may take.
+const HEARING: Duration = Duration::from_millis(400);
+
 /// The validity must have grown by this much, in µs, to be worth a line: less is the time between two readings.
 const GROWTH: u64 = 1000;
 
@@ -38,6 +41,10 @@ pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], diary: &Diary,
         Either::Left((done, _)) => done,
         Either::Right(((), work)) => work.await,
     };
+    if guard.remaining().is_zero() {
+        // Every signal of the loss is waited for.
+        drop(tokio::time::timeout(HEARING, &mut watching).await);
+    }
     let reading = reading(guard, op, names);
     if matches!(reading, What::Valid { remaining: 1.., .. }) {
         diary.write(reading);
