@@ -8,20 +8,20 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::crew::{Crew, Said};
 use super::fault::{Fault, Kind};
 use super::history::{Event, What, now};
 use super::node::CLIENT_PAUSE_MORE_MS;
 use super::nodes::Nodes;
 use super::plan::apart;
+use super::workers::{WorkerReport, Workers};
 
 /// A fault that is later than planned by this much is left out: the limits of the plan hold for its own times.
 const LATEST: Duration = Duration::from_millis(250);
 
 pub struct Conductor {
     pub nodes: Nodes,
-    pub crew: Crew,
-    said: mpsc::UnboundedSender<Said>,
+    pub workers: Workers,
+    reports: mpsc::UnboundedSender<WorkerReport>,
     /// ms.
     lease: u64,
     /// When the last fault that makes a node lose its memory ended.
@@ -29,8 +29,8 @@ pub struct Conductor {
 }
 
 impl Conductor {
-    pub fn new(nodes: Nodes, crew: Crew, said: mpsc::UnboundedSender<Said>, lease: u64) -> Self {
-        Self { nodes, crew, said, lease, forgot: Mutex::default() }
+    pub fn new(nodes: Nodes, workers: Workers, reports: mpsc::UnboundedSender<WorkerReport>, lease: u64) -> Self {
+        Self { nodes, workers, reports, lease, forgot: Mutex::default() }
     }
 
     /// Starts to carry out these faults. Each runs in its own task, which returns the fault if it could not be done as
@@ -95,19 +95,19 @@ impl Conductor {
         let worker = fault.worker.unwrap_or_default();
         let lasts = Duration::from_millis(fault.lasts);
         if fault.kind == Kind::WorkerPause {
-            let (from, doubt) = self.crew.pause(worker, Duration::from_millis(2 * self.lease)).await?;
+            let (from, doubt) = self.workers.pause(worker, Duration::from_millis(2 * self.lease)).await?;
             self.say_begun(fault, from, doubt);
             sleep(lasts).await;
             let from = now();
-            self.crew.resume(worker).await?;
+            self.workers.resume(worker).await?;
             self.say_healed(fault, from, None);
         } else {
             let from = now();
-            self.crew.kill(worker).await?;
+            self.workers.kill(worker).await?;
             self.say_begun(fault, from, None);
             sleep(lasts).await;
             let from = now();
-            self.crew.start(worker).await?;
+            self.workers.start(worker).await?;
             self.say_healed(fault, from, None);
         }
         Ok(())
@@ -142,6 +142,6 @@ impl Conductor {
 
     pub fn say(&self, what: What) {
         // The collector outlives all senders.
-        drop(self.said.send(Said::Event(Event { at: now(), what })));
+        drop(self.reports.send(WorkerReport::Event(Event { at: now(), what })));
     }
 }

@@ -3,7 +3,6 @@
 mod check;
 mod conductor;
 mod controls;
-mod crew;
 mod effect;
 mod fault;
 mod history;
@@ -19,6 +18,7 @@ mod progress;
 mod report;
 mod run;
 mod worker;
+mod workers;
 
 pub use self::options::Flags;
 pub use self::worker::{Flags as WorkerFlags, run as run_worker};

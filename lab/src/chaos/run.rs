@@ -12,17 +12,17 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::conductor::Conductor;
-use super::crew::{Crew, Said};
 use super::fault::Fault;
 use super::history::{Event, What, watch_runtime_for_stalls};
 use super::interrupts::Interrupts;
-use super::ledger::{Audit, Desk, Entry, Place};
+use super::ledger::{Audit, Entry, Place, StoreThread};
 use super::nodes::Nodes;
 use super::options::{Options, new_file};
 use super::outcome::{self, Outcome};
 use super::plan::{Plan, Settings};
 use super::progress::{Progress, named};
 use super::worker::{CALM, Job};
+use super::workers::{WorkerReport, Workers};
 use crate::exit::{Exit, Failure, ended_by};
 
 pub const LOCKS: usize = 3;
@@ -80,7 +80,7 @@ struct Run<'a> {
     options: &'a Options,
     progress: Progress,
     conductor: Arc<Conductor>,
-    said: mpsc::UnboundedReceiver<Said>,
+    reports: mpsc::UnboundedReceiver<WorkerReport>,
     history: BufWriter<fs::File>,
     events: Vec<Event>,
     problems: Vec<String>,
@@ -103,7 +103,7 @@ impl<'a> Run<'a> {
         };
         let plan = Plan::new(&settings);
         let place = ledger_place(options, dir.path());
-        let ledger = Desk::open(place.clone()).await.map_err(no_ledger)?;
+        let ledger = StoreThread::open(place.clone()).await.map_err(no_ledger)?;
         ledger.ask(|store| store.create(ACCOUNTS)).await.map_err(no_ledger)?;
         let begun = Self::begin(options, &settings, &plan, &place, dir.path(), no_clocks.as_deref(), interrupts).await;
         let done = match begun {
@@ -116,7 +116,7 @@ impl<'a> Run<'a> {
                     run.interrupted = Some(signal);
                     done = Ok((Vec::new(), run.progress.elapsed()));
                 }
-                run.conductor.crew.dismiss().await;
+                run.conductor.workers.dismiss().await;
                 run.conductor.nodes.stop();
                 done.map(|skipped| (run, skipped))
             }
@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
             progress.say(&format!("no clock will be touched: {why}"));
         }
         let nodes = Nodes::start(dir, &plan.durable, options.workers, settings.lease, settings.clocks).await?;
-        let (sender, said) = mpsc::unbounded_channel();
+        let (sender, reports) = mpsc::unbounded_channel();
         let job = |worker: usize| Job {
             worker,
             life: 0,
@@ -183,15 +183,15 @@ impl<'a> Run<'a> {
             fencing: options.fencing,
         };
         let jobs = (0..options.workers).map(job).collect();
-        let crew = Crew::new(jobs, place.clone(), sender.clone());
+        let workers = Workers::new(jobs, place.clone(), sender.clone());
         let own = sender.clone();
-        tokio::spawn(watch_runtime_for_stalls(0, move |stall| own.send(Said::Event(stall)).is_ok()));
+        tokio::spawn(watch_runtime_for_stalls(0, move |stall| own.send(WorkerReport::Event(stall)).is_ok()));
         let history = BufWriter::new(new_file(&options.out.join("history.jsonl"))?);
         let run = Self {
             options,
             progress,
-            conductor: Arc::new(Conductor::new(nodes, crew, sender, settings.lease)),
-            said,
+            conductor: Arc::new(Conductor::new(nodes, workers, sender, settings.lease)),
+            reports,
             history,
             events: Vec::new(),
             problems: Vec::new(),
@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
             interrupted: None,
         };
         for worker in 0..options.workers {
-            run.conductor.crew.start(worker).await?;
+            run.conductor.workers.start(worker).await?;
         }
         Ok(run)
     }
@@ -236,7 +236,7 @@ impl<'a> Run<'a> {
             tokio::select! {
                 biased;
                 signal = self.interrupts.next() => self.interrupted = Some(signal),
-                Some(said) = self.said.recv() => self.take(said).await?,
+                Some(report) = self.reports.recv() => self.take(report).await?,
                 Some(played) = playing.join_next(), if !playing.is_empty() => skipped.extend(played??),
                 _ = looks.tick() => {
                     self.progress.draw();
@@ -254,7 +254,7 @@ impl<'a> Run<'a> {
         let lease = self.options.lease_ms();
         let tail = plan.faults.iter().map(|fault| fault.tail(lease)).max().unwrap_or(0);
         self.wait(Duration::from_millis(tail)).await?;
-        self.conductor.crew.say(CALM).await;
+        self.conductor.workers.say(CALM).await;
         let workers = self.options.workers;
         self.until(
             CALMING,
@@ -296,11 +296,11 @@ impl<'a> Run<'a> {
         while left > 0 && self.interrupted.is_none() {
             tokio::select! {
                 signal = self.interrupts.next() => self.interrupted = Some(signal),
-                Some(said) = self.said.recv() => {
-                    if matches!(&said, Said::Event(event) if wanted(&event.what)) {
+                Some(report) = self.reports.recv() => {
+                    if matches!(&report, WorkerReport::Event(event) if wanted(&event.what)) {
                         left -= 1;
                     }
-                    self.take(said).await?;
+                    self.take(report).await?;
                 }
                 () = sleep_until(limit) => return Err(format!("it is not so that {what}; {left} of {times} are missing").into()),
             }
@@ -308,12 +308,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn take(&mut self, said: Said) -> Result<(), Error> {
-        match said {
-            Said::Event(event) => Ok(self.keep(event)?),
-            Said::Ended { worker, life } if self.conductor.crew.was_ended(worker, life).await => Ok(()),
-            Said::Ended { .. } if self.interrupted.is_some() => Ok(()),
-            Said::Ended { worker, .. } => Err(format!("worker {} ended by itself (see above)", worker + 1).into()),
+    async fn take(&mut self, report: WorkerReport) -> Result<(), Error> {
+        match report {
+            WorkerReport::Event(event) => Ok(self.keep(event)?),
+            WorkerReport::Ended { worker, life } if self.conductor.workers.was_ended(worker, life).await => Ok(()),
+            WorkerReport::Ended { .. } if self.interrupted.is_some() => Ok(()),
+            WorkerReport::Ended { worker, .. } => {
+                Err(format!("worker {} ended by itself (see above)", worker + 1).into())
+            }
         }
     }
 
@@ -327,8 +329,8 @@ impl<'a> Run<'a> {
 
     /// Drains events that were sent but not received yet.
     fn drain(&mut self) {
-        while let Ok(said) = self.said.try_recv() {
-            if let Said::Event(event) = said
+        while let Ok(report) = self.reports.try_recv() {
+            if let WorkerReport::Event(event) = report
                 && let Err(error) = self.keep(event)
             {
                 self.problems.push(format!("the history is not complete: {error}"));

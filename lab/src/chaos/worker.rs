@@ -2,9 +2,9 @@
 //!
 //! It reads its job from the first line of stdin. The line `calm` ends the work; the end of stdin ends the process.
 
-mod belief;
 mod calm;
-mod diary;
+mod event_log;
+mod readings;
 mod workload;
 
 use std::time::Duration;
@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
 use tokio::sync::watch;
 
-use self::diary::Diary;
+use self::event_log::EventLog;
 use self::workload::Workload;
 use super::history::{What, watch_for_stalls};
-use super::ledger::{Desk, Place};
+use super::ledger::{Place, StoreThread};
 use crate::exit::{Exit, Failure};
 
 /// The variable with the place of the ledger: a URL may hold a password, so it is on no command line.
@@ -80,18 +80,18 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
         .connect()
         .await?;
     locks.flush().await;
-    let diary = Diary::new(&job);
+    let log = EventLog::new(&job);
     watch_for_stalls(job.life, |stall| {
-        diary::write_event(&stall);
+        event_log::write_event(&stall);
         true
     });
-    diary.write(What::Up { worker: job.worker, life: job.life });
+    log.write(What::Up { worker: job.worker, life: job.life });
     let (phase, calm) = watch::channel(false);
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..job.tasks {
-        let desk = Desk::open(ledger.clone()).await;
-        let desk = desk.map_err(|error| Failure::new(Exit::NotRunnable, format!("the ledger: {error}")))?;
-        let workload = Workload::new(&job, task, locks.clone(), diary.clone(), desk);
+        let store = StoreThread::open(ledger.clone()).await;
+        let store = store.map_err(|error| Failure::new(Exit::NotRunnable, format!("the ledger: {error}")))?;
+        let workload = Workload::new(&job, task, locks.clone(), log.clone(), store);
         tasks.spawn(workload.run(calm.clone()));
     }
     let mut words = BufReader::new(tokio::io::stdin()).lines();
@@ -105,7 +105,7 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
             return Err(too_early(Ok(Err(error))));
         }
     }
-    calm::run(&job, &locks, &diary).await;
+    calm::run(&job, &locks, &log).await;
     locks.flush().await;
     line_arrives(&mut words, "").await;
     Ok(Exit::Success.code())

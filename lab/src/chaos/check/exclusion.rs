@@ -56,63 +56,63 @@ pub fn reentrant_depth(model: &Model) -> Verdict {
 mod tests {
     use super::*;
     use crate::chaos::check::State;
-    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::check::test_history::{TestHistory, ms};
 
     #[test]
     fn a_lease_that_was_over_at_its_first_reading_overlaps_nothing() {
-        let mut story = Story::new(3);
-        story.granted(1, "a", "x", 10, ms(100), 1, 0);
-        story.lost(1, ms(101), 0);
-        story.granted(2, "b", "x", 11, ms(90), 1, ms(400));
-        assert_ne!(mutual_exclusion(&story.model()).state, State::Violated);
-        assert_ne!(crate::chaos::check::time::loss_on_time(&story.model()).state, State::Violated);
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, ms(100), 1, 0);
+        history.lost(1, ms(101), 0);
+        history.granted(2, "b", "x", 11, ms(90), 1, ms(400));
+        assert_ne!(mutual_exclusion(&history.model()).state, State::Violated);
+        assert_ne!(crate::chaos::check::time::loss_on_time(&history.model()).state, State::Violated);
     }
 
     #[test]
     fn two_consecutive_holds_do_not_overlap() {
-        let mut story = Story::new(3);
-        story.held(1, "a", "x", 10, 100..200);
-        story.held(2, "b", "x", 11, 200..300);
-        assert_eq!(mutual_exclusion(&story.model()).state, State::Held);
+        let mut history = TestHistory::new(3);
+        history.held(1, "a", "x", 10, 100..200);
+        history.held(2, "b", "x", 11, 200..300);
+        assert_eq!(mutual_exclusion(&history.model()).state, State::Held);
     }
 
     #[test]
     fn two_overlapping_holds_violate_mutual_exclusion() {
-        let mut story = Story::new(3);
-        story.held(1, "a", "x", 10, 100..200);
-        story.held(2, "b", "x", 11, 150..160);
-        story.held(3, "c", "y", 11, 150..160);
-        let verdict = mutual_exclusion(&story.model());
+        let mut history = TestHistory::new(3);
+        history.held(1, "a", "x", 10, 100..200);
+        history.held(2, "b", "x", 11, 150..160);
+        history.held(3, "c", "y", 11, 150..160);
+        let verdict = mutual_exclusion(&history.model());
         assert_eq!((verdict.state, verdict.violations), (State::Violated, 1), "{verdict:?}");
     }
 
     #[test]
     fn a_long_hold_is_compared_after_a_short_one() {
-        let mut story = Story::new(3);
-        story.held(1, "a", "x", 10, 100..900);
-        story.held(2, "a", "x", 10, 200..300);
-        story.held(3, "b", "x", 11, 400..500);
-        assert_eq!(mutual_exclusion(&story.model()).violations, 1);
+        let mut history = TestHistory::new(3);
+        history.held(1, "a", "x", 10, 100..900);
+        history.held(2, "a", "x", 10, 200..300);
+        history.held(3, "b", "x", 11, 400..500);
+        assert_eq!(mutual_exclusion(&history.model()).violations, 1);
     }
 
     #[test]
     fn a_hold_ends_when_its_loss_is_signalled() {
-        let mut story = Story::new(3);
-        story.granted(1, "a", "x", 10, 100, 1, 1000);
-        story.lost(1, 400, 400);
-        story.held(2, "b", "x", 11, 500..600);
-        assert_eq!(mutual_exclusion(&story.model()).state, State::Held);
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, 100, 1, 1000);
+        history.lost(1, 400, 400);
+        history.held(2, "b", "x", 11, 500..600);
+        assert_eq!(mutual_exclusion(&history.model()).state, State::Held);
     }
 
     #[test]
     fn a_wrong_depth_violates_reentrant_depth() {
         for (inner, left, expected) in [(2, 1, State::Held), (1, 1, State::Violated), (2, 2, State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, 100, 1, 1000);
-            story.nested(2, 1, "a", "x", 10, 120, inner);
-            story.released(2, 130, left);
-            story.released(1, 150, 0);
-            assert_eq!(reentrant_depth(&story.model()).state, expected, "{inner} {left}");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, 100, 1, 1000);
+            history.nested(2, 1, "a", "x", 10, 120, inner);
+            history.released(2, 130, left);
+            history.released(1, 150, 0);
+            assert_eq!(reentrant_depth(&history.model()).state, expected, "{inner} {left}");
         }
     }
 }

@@ -85,7 +85,7 @@ fn may_be_left_over(model: &Model, from: u64, to: u64) -> bool {
 mod tests {
     use super::*;
     use crate::chaos::check::State;
-    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::check::test_history::{TestHistory, ms};
     use crate::chaos::fault::Kind;
 
     #[test]
@@ -97,19 +97,19 @@ mod tests {
             (ms(988) - 3, State::Held),
             (ms(987), State::Violated),
         ] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, remaining);
-            assert_eq!(remaining_is_true(&story.model()).state, expected, "{remaining} us");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, remaining);
+            assert_eq!(remaining_is_true(&history.model()).state, expected, "{remaining} us");
         }
     }
 
     #[test]
     fn a_silent_node_that_is_counted_violates_margin_is_true() {
         for (silent, expected) in [(Kind::Cut, State::Violated), (Kind::Slow, State::NotExercised)] {
-            let mut story = Story::new(3);
-            story.fault(1, silent, &[0], ms(100)..ms(900));
-            story.granted(1, "a", "x", 10, ms(300), 1, ms(500));
-            assert_eq!(margin_is_true(&story.model()).state, expected, "{silent}");
+            let mut history = TestHistory::new(3);
+            history.fault(1, silent, &[0], ms(100)..ms(900));
+            history.granted(1, "a", "x", 10, ms(300), 1, ms(500));
+            assert_eq!(margin_is_true(&history.model()).state, expected, "{silent}");
         }
     }
 
@@ -117,10 +117,10 @@ mod tests {
     fn a_node_that_is_well_and_not_counted_violates_margin_is_true() {
         for (at, margin, expected) in [(700, 1, State::Held), (700, 0, State::Violated), (350, 0, State::NotExercised)]
         {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.shown(1, ms(at), ms(200), 10, margin);
-            assert_eq!(margin_is_true(&story.model()).state, expected, "{margin} at {at} ms");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.shown(1, ms(at), ms(200), 10, margin);
+            assert_eq!(margin_is_true(&history.model()).state, expected, "{margin} at {at} ms");
         }
     }
 }

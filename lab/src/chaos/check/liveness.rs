@@ -205,186 +205,186 @@ fn grants_continue(model: &Model, verdict: &mut Verdict) {
 mod tests {
     use super::*;
     use crate::chaos::check::State;
-    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::check::test_history::{TestHistory, ms};
     use crate::chaos::fault::Kind;
 
     #[test]
     fn a_remaining_key_violates_no_orphan() {
         for (keys, expected) in [(&[][..], State::Held), (&["quorlock:lock:x"][..], State::Violated)] {
-            let mut story = Story::new(2);
-            story.scanned(0, &[]);
-            story.scanned(1, keys);
-            assert_eq!(no_orphan(&story.model(), true).state, expected);
+            let mut history = TestHistory::new(2);
+            history.scanned(0, &[]);
+            history.scanned(1, keys);
+            assert_eq!(no_orphan(&history.model(), true).state, expected);
         }
     }
 
     #[test]
     fn a_node_without_a_scan_is_unknown() {
-        let mut story = Story::new(2);
-        story.scanned(0, &[]);
-        assert_eq!(no_orphan(&story.model(), true).state, State::Unknown);
-        assert_eq!(no_orphan(&story.model(), false).state, State::Held);
+        let mut history = TestHistory::new(2);
+        history.scanned(0, &[]);
+        assert_eq!(no_orphan(&history.model(), true).state, State::Unknown);
+        assert_eq!(no_orphan(&history.model(), false).state, State::Held);
     }
 
     #[test]
     fn a_lock_that_stays_taken_violates_free_after_ttl() {
         for (next, expected) in [(ms(1300), State::Held), (ms(5000), State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.killed(0, ms(200));
-            story.asked_by(2, 1, "x", ms(150));
-            story.grant(2, "b", 11, next, 1, ms(900));
-            assert_eq!(free_after_ttl(&story.model()).state, expected, "granted at {next} us");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.killed(0, ms(200));
+            history.asked_by(2, 1, "x", ms(150));
+            history.grant(2, "b", 11, next, 1, ms(900));
+            assert_eq!(free_after_ttl(&history.model()).state, expected, "granted at {next} us");
         }
     }
 
     #[test]
     fn a_dead_holder_that_is_met_after_its_lease_violates_free_after_ttl() {
         for (asked, expected) in [(ms(1500), State::NotExercised), (ms(5000), State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.killed(0, ms(200));
-            story.asked_by(2, 1, "x", asked);
-            story.refused(2, Refusal::Held, asked + ms(5));
-            assert_eq!(free_after_ttl(&story.model()).state, expected, "asked at {asked} us");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.killed(0, ms(200));
+            history.asked_by(2, 1, "x", asked);
+            history.refused(2, Refusal::Held, asked + ms(5));
+            assert_eq!(free_after_ttl(&history.model()).state, expected, "asked at {asked} us");
         }
     }
 
     #[test]
     fn votes_of_a_stopped_request_last_for_its_own_lease() {
         for (stopped, expected) in [(ms(1200), State::NotExercised), (ms(4900), State::Violated)] {
-            let mut story = Story::new(5);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.killed(0, ms(200));
-            story.asked_by(2, 1, "x", ms(150));
-            story.asked_by(3, 2, "x", ms(1000));
-            story.worker_fault(1, Kind::WorkerPause, 2, stopped..ms(5500));
-            story.grant(2, "b", 11, ms(5000), 1, ms(900));
-            assert_eq!(free_after_ttl(&story.model()).state, expected, "stopped at {stopped} us");
+            let mut history = TestHistory::new(5);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.killed(0, ms(200));
+            history.asked_by(2, 1, "x", ms(150));
+            history.asked_by(3, 2, "x", ms(1000));
+            history.worker_fault(1, Kind::WorkerPause, 2, stopped..ms(5500));
+            history.grant(2, "b", 11, ms(5000), 1, ms(900));
+            assert_eq!(free_after_ttl(&history.model()).state, expected, "stopped at {stopped} us");
         }
     }
 
     #[test]
     fn a_loss_without_a_reason_violates_keeps_while_well() {
         for (nodes, expected) in [(&[0][..], State::Violated), (&[0, 1][..], State::NotExercised)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.fault(1, Kind::Pause, nodes, ms(200)..ms(900));
-            story.lost(1, ms(1000), ms(1000));
-            assert_eq!(keeps_while_well(&story.model()).state, expected, "{nodes:?}");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.fault(1, Kind::Pause, nodes, ms(200)..ms(900));
+            history.lost(1, ms(1000), ms(1000));
+            assert_eq!(keeps_while_well(&history.model()).state, expected, "{nodes:?}");
         }
     }
 
     #[test]
     fn an_extended_lease_exercises_keeps_while_well() {
         for (released, expected) in [(900, State::NotExercised), (1500, State::Held)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.released(1, ms(released), 0);
-            assert_eq!(keeps_while_well(&story.model()).state, expected, "released at {released} ms");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.released(1, ms(released), 0);
+            assert_eq!(keeps_while_well(&history.model()).state, expected, "released at {released} ms");
         }
     }
 
     #[test]
     fn no_quorum_beside_a_minority_violates_minority_fault_live() {
         for (nodes, expected) in [(&[0][..], State::Violated), (&[0, 1][..], State::NotExercised)] {
-            let mut story = Story::new(3);
-            story.fault(1, Kind::Pause, nodes, ms(100)..ms(900));
-            story.asked(1, "a", "x", ms(300));
-            story.refused(1, Refusal::NoQuorum, ms(600));
-            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "{nodes:?}");
+            let mut history = TestHistory::new(3);
+            history.fault(1, Kind::Pause, nodes, ms(100)..ms(900));
+            history.asked(1, "a", "x", ms(300));
+            history.refused(1, Refusal::NoQuorum, ms(600));
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "{nodes:?}");
         }
     }
 
     #[test]
     fn a_reentry_that_waits_for_a_node_violates_minority_fault_live() {
         for (takes, expected) in [(ms(100), State::Held), (ms(250), State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.fault(1, Kind::Pause, &[0], ms(110)..ms(900));
-            story.entered_again(2, 1, "x", ms(200)..ms(200) + takes);
-            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "{takes} us");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.fault(1, Kind::Pause, &[0], ms(110)..ms(900));
+            history.entered_again(2, 1, "x", ms(200)..ms(200) + takes);
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "{takes} us");
         }
     }
 
     #[test]
     fn a_clock_step_extends_a_quarantine() {
         for (stepped, expected) in [(0, State::NotExercised), (2, State::Violated)] {
-            let mut story = Story::new(3);
-            story.fault_with_tail(1, Kind::Flush, &[0], ms(100)..ms(101), ms(1500));
-            story.stepped(2, &[stepped], ms(1200)..ms(1500), -60_000);
-            story.fault(3, Kind::Pause, &[1], ms(2000)..ms(4000));
-            story.asked(1, "a", "x", ms(2100));
-            story.refused(1, Refusal::NoQuorum, ms(2200));
-            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "the clock of {stepped}");
+            let mut history = TestHistory::new(3);
+            history.fault_with_tail(1, Kind::Flush, &[0], ms(100)..ms(101), ms(1500));
+            history.stepped(2, &[stepped], ms(1200)..ms(1500), -60_000);
+            history.fault(3, Kind::Pause, &[1], ms(2000)..ms(4000));
+            history.asked(1, "a", "x", ms(2100));
+            history.refused(1, Refusal::NoQuorum, ms(2200));
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "the clock of {stepped}");
         }
     }
 
     #[test]
     fn a_clock_set_back_into_a_quarantine_affects_new_clients() {
         for (amount, expected) in [(-60_000, State::NotExercised), (-1_000, State::Violated)] {
-            let mut story = Story::new(3);
-            story.fault_with_tail(1, Kind::Flush, &[0], ms(100)..ms(101), ms(1500));
-            story.stepped(2, &[0, 1, 2], ms(3000)..ms(4000), amount);
-            story.fault(3, Kind::Pause, &[1], ms(3000)..ms(4000));
-            story.asked(1, "a", "x", ms(3100));
-            story.refused(1, Refusal::NoQuorum, ms(3200));
-            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "{amount} ms");
+            let mut history = TestHistory::new(3);
+            history.fault_with_tail(1, Kind::Flush, &[0], ms(100)..ms(101), ms(1500));
+            history.stepped(2, &[0, 1, 2], ms(3000)..ms(4000), amount);
+            history.fault(3, Kind::Pause, &[1], ms(3000)..ms(4000));
+            history.asked(1, "a", "x", ms(3100));
+            history.refused(1, Refusal::NoQuorum, ms(3200));
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "{amount} ms");
         }
     }
 
     #[test]
     fn only_a_clock_beyond_the_window_costs_its_node() {
         for (amount, expected) in [(-600_000, State::NotExercised), (60_000, State::Violated)] {
-            let mut story = Story::new(3);
-            story.stepped(1, &[0], ms(100)..ms(900), amount);
-            story.fault(2, Kind::Pause, &[1], ms(100)..ms(900));
-            story.asked(1, "a", "x", ms(300));
-            story.refused(1, Refusal::NoQuorum, ms(600));
-            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "{amount} ms");
+            let mut history = TestHistory::new(3);
+            history.stepped(1, &[0], ms(100)..ms(900), amount);
+            history.fault(2, Kind::Pause, &[1], ms(100)..ms(900));
+            history.asked(1, "a", "x", ms(300));
+            history.refused(1, Refusal::NoQuorum, ms(600));
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "{amount} ms");
         }
     }
 
     #[test]
     fn a_clock_step_may_keep_a_dead_holders_lock_one_lease_longer() {
         for (next, expected) in [(ms(5000), State::Held), (ms(7000), State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.killed(0, ms(200));
-            story.asked_by(2, 1, "x", ms(150));
-            story.stepped(1, &[0, 1, 2], ms(300)..ms(2000), -30_000);
-            story.grant(2, "b", 11, next, 1, ms(900));
-            assert_eq!(free_after_ttl(&story.model()).state, expected, "granted at {next} us");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.killed(0, ms(200));
+            history.asked_by(2, 1, "x", ms(150));
+            history.stepped(1, &[0, 1, 2], ms(300)..ms(2000), -30_000);
+            history.grant(2, "b", 11, next, 1, ms(900));
+            assert_eq!(free_after_ttl(&history.model()).state, expected, "granted at {next} us");
         }
     }
 
     #[test]
     fn a_stall_of_the_machine_violates_nothing() {
-        let mut story = Story::new(3);
-        story.fault(1, Kind::Pause, &[0], ms(100)..ms(900));
-        story.asked(1, "a", "x", ms(300));
-        story.stalled(0, ms(310)..ms(580));
-        story.refused(1, Refusal::NoQuorum, ms(600));
-        assert_eq!(minority_fault_live(&story.model(), false).state, State::NotExercised);
+        let mut history = TestHistory::new(3);
+        history.fault(1, Kind::Pause, &[0], ms(100)..ms(900));
+        history.asked(1, "a", "x", ms(300));
+        history.stalled(0, ms(310)..ms(580));
+        history.refused(1, Refusal::NoQuorum, ms(600));
+        assert_eq!(minority_fault_live(&history.model(), false).state, State::NotExercised);
     }
 
     #[test]
     fn a_standstill_violates_minority_fault_live() {
         for (later, expected) in [(2000, State::NotExercised), (7000, State::Violated)] {
-            let mut story = Story::new(3);
-            story.held(1, "a", "x", 10, ms(100)..ms(200));
-            story.held(2, "b", "x", 11, ms(later)..ms(later + 100));
-            assert_eq!(minority_fault_live(&story.model(), false).state, expected, "the lease is 1 s");
+            let mut history = TestHistory::new(3);
+            history.held(1, "a", "x", 10, ms(100)..ms(200));
+            history.held(2, "b", "x", 11, ms(later)..ms(later + 100));
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "the lease is 1 s");
         }
     }
 
     #[test]
     fn a_worker_without_locks_at_the_end_violates_minority_fault_live() {
         for (acquired, expected) in [(5, State::Held), (4, State::Violated)] {
-            let mut story = Story::new(3);
-            story.calm(0, acquired, 5);
-            assert_eq!(minority_fault_live(&story.model(), true).state, expected);
+            let mut history = TestHistory::new(3);
+            history.calm(0, acquired, 5);
+            assert_eq!(minority_fault_live(&history.model(), true).state, expected);
         }
-        assert_eq!(minority_fault_live(&Story::new(3).model(), true).state, State::Unknown);
+        assert_eq!(minority_fault_live(&TestHistory::new(3).model(), true).state, State::Unknown);
     }
 }

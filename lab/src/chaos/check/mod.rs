@@ -8,7 +8,7 @@ mod read;
 mod release;
 mod storm;
 #[cfg(test)]
-mod story;
+mod test_history;
 mod time;
 mod tokens;
 mod votes;
@@ -178,7 +178,7 @@ pub fn model(events: &[Event], setting: &Setting) -> Model {
 
 #[cfg(test)]
 mod tests {
-    use super::story::{Story, ms};
+    use super::test_history::{TestHistory, ms};
     use super::*;
 
     #[test]
@@ -203,11 +203,11 @@ mod tests {
 
     #[test]
     fn a_short_run_must_make_a_part_of_the_checks() {
-        let mut story = Story::new(3);
-        story.held(1, "a", "x", 10, ms(100)..ms(200));
-        story.held(2, "b", "x", 11, ms(300)..ms(400));
+        let mut history = TestHistory::new(3);
+        history.held(1, "a", "x", 10, ms(100)..ms(200));
+        history.held(2, "b", "x", 11, ms(300)..ms(400));
         for (thousandths, expected) in [(1, State::Held), (1000, State::NotExercised)] {
-            let verdicts = all(&story.model(), &Beside { audit: None, complete: false, thousandths });
+            let verdicts = all(&history.model(), &Beside { audit: None, complete: false, thousandths });
             let exclusion = verdicts.iter().find(|verdict| verdict.name == "MutualExclusion").map(|it| it.state);
             assert_eq!(exclusion, Some(expected));
         }

@@ -53,39 +53,39 @@ fn must_be_gone(model: &Model, seen: &Seen) -> bool {
 mod tests {
     use super::*;
     use crate::chaos::check::State;
-    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::check::test_history::{TestHistory, ms};
     use crate::chaos::fault::Kind;
 
     #[test]
     fn a_confirmed_release_after_the_loss_violates_release_safe() {
         for (lost, expected) in [(ms(500), State::Violated), (ms(700), State::NotExercised)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.lost(1, lost, ms(500));
-            story.released(1, ms(600), 0);
-            assert_eq!(release_safe(&story.model()).state, expected, "lost at {lost} us");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.lost(1, lost, ms(500));
+            history.released(1, ms(600), 0);
+            assert_eq!(release_safe(&history.model()).state, expected, "lost at {lost} us");
         }
     }
 
     #[test]
     fn a_majority_that_has_what_was_released_violates_release_takes_effect() {
         for (answered, held, expected) in [(3, 1, State::Held), (3, 2, State::Violated), (1, 1, State::NotExercised)] {
-            let mut story = Story::new(3);
-            story.held(1, "a", "x", 10, ms(100)..ms(200));
-            story.seen(1, ms(210), answered, held);
-            assert_eq!(release_takes_effect(&story.model()).state, expected, "{held} of {answered}");
+            let mut history = TestHistory::new(3);
+            history.held(1, "a", "x", 10, ms(100)..ms(200));
+            history.seen(1, ms(210), answered, held);
+            assert_eq!(release_takes_effect(&history.model()).state, expected, "{held} of {answered}");
         }
     }
 
     #[test]
     fn a_dropped_hold_may_stay_where_a_fault_keeps_its_release() {
         for (nodes, expected) in [(&[0][..], State::Violated), (&[0, 1][..], State::NotExercised)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            story.dropped(1, ms(200));
-            story.fault(1, Kind::Cut, nodes, ms(150)..ms(900));
-            story.seen(1, ms(500), 3, 2);
-            assert_eq!(release_takes_effect(&story.model()).state, expected, "{nodes:?}");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.dropped(1, ms(200));
+            history.fault(1, Kind::Cut, nodes, ms(150)..ms(900));
+            history.seen(1, ms(500), 3, 2);
+            assert_eq!(release_takes_effect(&history.model()).state, expected, "{nodes:?}");
         }
     }
 }

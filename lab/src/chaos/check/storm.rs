@@ -36,17 +36,17 @@ pub fn no_storm(model: &Model) -> Verdict {
 mod tests {
     use super::*;
     use crate::chaos::check::State;
-    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::check::test_history::{TestHistory, ms};
 
     #[test]
     fn many_commands_in_a_second_violate_no_storm() {
         for (count, expected) in [(700, State::Held), (900, State::Violated)] {
-            let mut story = Story::new(3);
-            story.asked(1, "a", "x", ms(1));
+            let mut history = TestHistory::new(3);
+            history.asked(1, "a", "x", ms(1));
             for second in 0..3 {
-                story.counted(0, ms(1000 * second), second * count);
+                history.counted(0, ms(1000 * second), second * count);
             }
-            assert_eq!(no_storm(&story.model()).state, expected, "{count} a second");
+            assert_eq!(no_storm(&history.model()).state, expected, "{count} a second");
         }
     }
 }

@@ -124,110 +124,110 @@ pub fn lease_never_shrinks(model: &Model) -> Verdict {
 mod tests {
     use super::*;
     use crate::chaos::check::State;
-    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::check::test_history::{TestHistory, ms};
     use crate::chaos::fault::Kind;
 
     #[test]
     fn a_revived_lease_violates_no_resurrection() {
         for (later, expected) in [(None, State::Held), (Some(700), State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            story.lost(1, ms(500), ms(500));
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            history.lost(1, ms(500), ms(500));
             if let Some(later) = later {
-                story.valid(1, ms(later), ms(100), 10);
+                history.valid(1, ms(later), ms(100), 10);
             }
-            assert_eq!(no_resurrection(&story.model()).state, expected);
+            assert_eq!(no_resurrection(&history.model()).state, expected);
         }
     }
 
     #[test]
     fn entering_a_lost_lease_violates_no_resurrection() {
-        let mut story = Story::new(3);
-        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-        story.lost(1, ms(500), ms(500));
-        story.nested(2, 1, "a", "x", 10, ms(600), 2);
-        assert_eq!(no_resurrection(&story.model()).state, State::Violated);
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        history.lost(1, ms(500), ms(500));
+        history.nested(2, 1, "a", "x", 10, ms(600), 2);
+        assert_eq!(no_resurrection(&history.model()).state, State::Violated);
     }
 
     #[test]
     fn a_late_signal_violates_loss_on_time() {
         for (signalled, expected) in [(480, State::Held), (700, State::Held), (800, State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            story.lost(1, ms(signalled), ms(500));
-            assert_eq!(loss_on_time(&story.model()).state, expected, "at {signalled} ms");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            history.lost(1, ms(signalled), ms(500));
+            assert_eq!(loss_on_time(&history.model()).state, expected, "at {signalled} ms");
         }
     }
 
     #[test]
     fn no_signal_at_all_violates_loss_on_time() {
-        let mut story = Story::new(3);
-        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-        story.released(1, ms(2000), 0);
-        assert_eq!(loss_on_time(&story.model()).state, State::Violated);
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        history.released(1, ms(2000), 0);
+        assert_eq!(loss_on_time(&history.model()).state, State::Violated);
     }
 
     #[test]
     fn a_stopped_process_may_signal_the_loss_when_it_continues() {
-        let mut story = Story::new(3);
-        story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-        story.worker_fault(1, Kind::WorkerPause, 0, ms(200)..ms(1500));
-        story.lost(1, ms(1510), ms(500));
-        assert_eq!(loss_on_time(&story.model()).state, State::Held);
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+        history.worker_fault(1, Kind::WorkerPause, 0, ms(200)..ms(1500));
+        history.lost(1, ms(1510), ms(500));
+        assert_eq!(loss_on_time(&history.model()).state, State::Held);
     }
 
     #[test]
     fn lateness_during_a_stall_of_the_machine_is_not_judged() {
         for (during, expected) in [(ms(450)..ms(900), State::NotExercised), (ms(910)..ms(950), State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            story.stalled(2, during.clone());
-            story.lost(1, ms(905), ms(500));
-            assert_eq!(loss_on_time(&story.model()).state, expected, "{during:?}");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            history.stalled(2, during.clone());
+            history.lost(1, ms(905), ms(500));
+            assert_eq!(loss_on_time(&history.model()).state, expected, "{during:?}");
         }
     }
 
     #[test]
     fn an_earlier_end_violates_lease_never_shrinks() {
         for (remaining, expected) in [(ms(400), State::Held), (ms(100), State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(400));
-            story.valid(1, ms(200), remaining, 10);
-            assert_eq!(lease_never_shrinks(&story.model()).state, expected);
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            history.valid(1, ms(200), remaining, 10);
+            assert_eq!(lease_never_shrinks(&history.model()).state, expected);
         }
     }
 
     #[test]
     fn each_way_to_hear_of_a_loss_must_be_on_time() {
         for late in [Signal::IsLost, Signal::Protect] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
             // A majority has refused: the lease has ended before its time.
-            story.lost(1, ms(300), ms(1000));
-            story.delayed(1, late, ms(800));
-            assert_eq!(loss_on_time(&story.model()).violations, 1, "{late:?}");
+            history.lost(1, ms(300), ms(1000));
+            history.delayed(1, late, ms(800));
+            assert_eq!(loss_on_time(&history.model()).violations, 1, "{late:?}");
         }
     }
 
     #[test]
     fn a_late_warning_violates_warns_before_loss() {
         for (warned, expected) in [(Some(800), State::Held), (Some(970), State::Violated), (None, State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
             for signal in [Signal::Endangered, Signal::IsEndangered] {
                 if let Some(warned) = warned {
-                    story.signal(1, signal, ms(warned));
+                    history.signal(1, signal, ms(warned));
                 }
             }
-            story.lost(1, ms(1000), ms(1000));
-            assert_eq!(warns_before_loss(&story.model()).state, expected, "{warned:?}");
+            history.lost(1, ms(1000), ms(1000));
+            assert_eq!(warns_before_loss(&history.model()).state, expected, "{warned:?}");
         }
     }
 
     #[test]
     fn a_hold_that_is_released_early_needs_no_warning() {
-        let mut story = Story::new(3);
-        story.held(1, "a", "x", 10, ms(100)..ms(700));
-        assert_eq!(warns_before_loss(&story.model()).state, State::NotExercised);
+        let mut history = TestHistory::new(3);
+        history.held(1, "a", "x", 10, ms(100)..ms(700));
+        assert_eq!(warns_before_loss(&history.model()).state, State::NotExercised);
     }
 }

@@ -111,86 +111,86 @@ pub fn fenced_store(model: &Model, audit: Option<&Audit>) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chaos::check::story::Story;
+    use crate::chaos::check::test_history::TestHistory;
 
     #[test]
     fn a_token_given_twice_violates_token_unique() {
         for (second, expected) in [(11, State::Held), (10, State::Violated)] {
-            let mut story = Story::new(3);
-            story.held(1, "a", "x", 10, 100..200);
-            story.held(2, "b", "x", second, 300..400);
-            story.held(3, "b", "y", 10, 300..400);
-            assert_eq!(token_unique(&story.model()).state, expected);
+            let mut history = TestHistory::new(3);
+            history.held(1, "a", "x", 10, 100..200);
+            history.held(2, "b", "x", second, 300..400);
+            history.held(3, "b", "y", 10, 300..400);
+            assert_eq!(token_unique(&history.model()).state, expected);
         }
     }
 
     #[test]
     fn a_smaller_token_violates_token_monotonic() {
         for (second, expected) in [(11, State::Held), (9, State::Violated)] {
-            let mut story = Story::new(3);
-            story.held(1, "a", "x", 10, 100..200);
-            story.held(2, "b", "x", second, 300..400);
-            assert_eq!(token_monotonic(&story.model()).state, expected);
+            let mut history = TestHistory::new(3);
+            history.held(1, "a", "x", 10, 100..200);
+            history.held(2, "b", "x", second, 300..400);
+            assert_eq!(token_monotonic(&history.model()).state, expected);
         }
     }
 
     #[test]
     fn concurrent_requests_have_no_order() {
-        let mut story = Story::new(3);
-        story.asked(1, "a", "x", 90);
-        story.asked(2, "b", "x", 95);
-        story.grant(1, "a", 10, 100, 1, 50);
-        story.grant(2, "b", 9, 200, 1, 50);
-        assert_eq!(token_monotonic(&story.model()).state, State::NotExercised);
+        let mut history = TestHistory::new(3);
+        history.asked(1, "a", "x", 90);
+        history.asked(2, "b", "x", 95);
+        history.grant(1, "a", 10, 100, 1, 50);
+        history.grant(2, "b", 9, 200, 1, 50);
+        assert_eq!(token_monotonic(&history.model()).state, State::NotExercised);
     }
 
     #[test]
     fn a_token_that_changes_violates_token_stable() {
         for (later, inner, expected) in [(10, 10, State::Held), (11, 10, State::Violated), (10, 11, State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, 100, 1, 1000);
-            story.valid(1, 200, 1000, later);
-            story.nested(2, 1, "a", "y", 12, 250, 1);
-            story.nested(3, 2, "a", "x", inner, 300, 2);
-            assert_eq!(token_stable(&story.model()).state, expected, "{later} {inner}");
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, 100, 1, 1000);
+            history.valid(1, 200, 1000, later);
+            history.nested(2, 1, "a", "y", 12, 250, 1);
+            history.nested(3, 2, "a", "x", inner, 300, 2);
+            assert_eq!(token_stable(&history.model()).state, expected, "{later} {inner}");
         }
     }
 
     #[test]
     fn stale_writes_that_are_accepted_violate_fenced_store() {
-        let mut story = Story::new(3);
-        story.granted(1, "a", "x", 10, 100, 1, 50);
-        story.wrote(1, 300, false);
-        story.granted(2, "b", "x", 11, 200, 1, 1000);
-        story.wrote(2, 250, true);
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, 100, 1, 50);
+        history.wrote(1, 300, false);
+        history.granted(2, "b", "x", 11, 200, 1, 1000);
+        history.wrote(2, 250, true);
         let sound = Audit { opened_with: 1, closed_with: 1, ..Audit::default() };
-        assert_eq!(fenced_store(&story.model(), Some(&sound)).state, State::Held);
-        assert_eq!(fenced_store(&story.model(), None).state, State::Unknown);
+        assert_eq!(fenced_store(&history.model(), Some(&sound)).state, State::Held);
+        assert_eq!(fenced_store(&history.model(), None).state, State::Unknown);
         for broken in [
             Audit { stale_accepted: 1, ..sound.clone() },
             Audit { lost_updates: 1, ..sound.clone() },
             Audit { closed_with: 2, ..sound.clone() },
             Audit { wrong_balances: 1, ..sound.clone() },
         ] {
-            assert_eq!(fenced_store(&story.model(), Some(&broken)).state, State::Violated, "{broken:?}");
+            assert_eq!(fenced_store(&history.model(), Some(&broken)).state, State::Violated, "{broken:?}");
         }
     }
 
     #[test]
     fn a_holders_write_that_is_rejected_violates_fenced_store() {
-        let mut story = Story::new(3);
-        story.granted(1, "a", "x", 10, 100, 1, 1000);
-        story.wrote(1, 300, false);
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, 100, 1, 1000);
+        history.wrote(1, 300, false);
         let sound = Audit { opened_with: 1, closed_with: 1, ..Audit::default() };
-        assert_eq!(fenced_store(&story.model(), Some(&sound)).state, State::Violated);
+        assert_eq!(fenced_store(&history.model(), Some(&sound)).state, State::Violated);
     }
 
     #[test]
     fn a_fence_without_a_rejected_write_is_not_exercised() {
-        let mut story = Story::new(3);
-        story.granted(1, "a", "x", 10, 100, 1, 1000);
-        story.wrote(1, 300, true);
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, 100, 1, 1000);
+        history.wrote(1, 300, true);
         let sound = Audit { opened_with: 1, closed_with: 1, ..Audit::default() };
-        assert_eq!(fenced_store(&story.model(), Some(&sound)).state, State::NotExercised);
+        assert_eq!(fenced_store(&history.model(), Some(&sound)).state, State::NotExercised);
     }
 }

@@ -60,77 +60,77 @@ fn named(ask: &Ask) -> String {
 mod tests {
     use super::*;
     use crate::chaos::check::State;
-    use crate::chaos::check::story::{Story, ms};
+    use crate::chaos::check::test_history::{TestHistory, ms};
     use crate::chaos::fault::Kind;
 
     #[test]
     fn a_spent_grant_violates_no_false_grant() {
         for (remaining, expected) in [(1, State::Held), (0, State::Violated)] {
-            let mut story = Story::new(3);
-            story.granted(1, "a", "x", 10, 100, 1, remaining);
-            assert_eq!(no_false_grant(&story.model()).state, expected);
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, 100, 1, remaining);
+            assert_eq!(no_false_grant(&history.model()).state, expected);
         }
     }
 
     #[test]
     fn a_grant_during_an_outage_violates_no_false_grant() {
         for (silent, expected) in [(1, State::Held), (2, State::Violated)] {
-            let mut story = Story::new(3);
-            story.fault(1, Kind::Cut, &[0], ms(100)..ms(900));
+            let mut history = TestHistory::new(3);
+            history.fault(1, Kind::Cut, &[0], ms(100)..ms(900));
             if silent == 2 {
-                story.fault(2, Kind::Pause, &[2], ms(100)..ms(900));
+                history.fault(2, Kind::Pause, &[2], ms(100)..ms(900));
             }
-            story.asked(1, "a", "x", ms(300));
-            story.grant(1, "a", 10, ms(310), 1, ms(500));
-            assert_eq!(no_false_grant(&story.model()).state, expected, "{silent} silent");
+            history.asked(1, "a", "x", ms(300));
+            history.grant(1, "a", 10, ms(310), 1, ms(500));
+            assert_eq!(no_false_grant(&history.model()).state, expected, "{silent} silent");
         }
     }
 
     #[test]
     fn an_outage_that_ends_during_the_request_does_not_count() {
-        let mut story = Story::new(3);
-        story.fault(1, Kind::Cut, &[0, 1], ms(100)..ms(305));
-        story.asked(1, "a", "x", ms(300));
-        story.grant(1, "a", 10, ms(310), 1, ms(500));
-        assert_eq!(no_false_grant(&story.model()).state, State::Held);
+        let mut history = TestHistory::new(3);
+        history.fault(1, Kind::Cut, &[0, 1], ms(100)..ms(305));
+        history.asked(1, "a", "x", ms(300));
+        history.grant(1, "a", 10, ms(310), 1, ms(500));
+        assert_eq!(no_false_grant(&history.model()).state, State::Held);
     }
 
     #[test]
     fn a_vote_from_quarantine_violates_quarantine_holds() {
         for (asked, expected) in [(600, State::Violated), (1200, State::NotExercised)] {
-            let mut story = Story::new(3);
-            story.fault(1, Kind::Forget, &[0], ms(100)..ms(200));
-            story.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
-            story.asked(1, "a", "x", ms(asked));
-            story.grant(1, "a", 10, ms(asked + 10), 1, ms(500));
-            assert_eq!(quarantine_holds(&story.model()).state, expected, "asked at {asked} ms, the lease is 1 s");
+            let mut history = TestHistory::new(3);
+            history.fault(1, Kind::Forget, &[0], ms(100)..ms(200));
+            history.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
+            history.asked(1, "a", "x", ms(asked));
+            history.grant(1, "a", 10, ms(asked + 10), 1, ms(500));
+            assert_eq!(quarantine_holds(&history.model()).state, expected, "asked at {asked} ms, the lease is 1 s");
         }
     }
 
     #[test]
     fn clocks_set_ahead_end_no_quarantine() {
         for seen in [true, false] {
-            let mut story = Story::new(3);
-            story.stepped(3, &[0, 1, 2], ms(300)..ms(2000), 600_000);
-            story.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
-            story.fault(1, Kind::Flush, &[0], ms(100)..ms(101));
+            let mut history = TestHistory::new(3);
+            history.stepped(3, &[0, 1, 2], ms(300)..ms(2000), 600_000);
+            history.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
+            history.fault(1, Kind::Flush, &[0], ms(100)..ms(101));
             if !seen {
-                story.doubted();
+                history.doubted();
             }
-            story.asked(1, "a", "x", ms(600));
-            story.grant(1, "a", 10, ms(610), 1, ms(500));
+            history.asked(1, "a", "x", ms(600));
+            history.grant(1, "a", 10, ms(610), 1, ms(500));
             let expected = if seen { State::Violated } else { State::NotExercised };
-            assert_eq!(quarantine_holds(&story.model()).state, expected);
+            assert_eq!(quarantine_holds(&history.model()).state, expected);
         }
     }
 
     #[test]
     fn a_refusal_exercises_quarantine_holds() {
-        let mut story = Story::new(3);
-        story.fault(1, Kind::Forget, &[0], ms(100)..ms(200));
-        story.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
-        story.asked(1, "a", "x", ms(600));
-        story.refused(1, Refusal::NoQuorum, ms(900));
-        assert_eq!(quarantine_holds(&story.model()).state, State::Held);
+        let mut history = TestHistory::new(3);
+        history.fault(1, Kind::Forget, &[0], ms(100)..ms(200));
+        history.fault(2, Kind::Cut, &[1], ms(100)..ms(1500));
+        history.asked(1, "a", "x", ms(600));
+        history.refused(1, Refusal::NoQuorum, ms(900));
+        assert_eq!(quarantine_holds(&history.model()).state, State::Held);
     }
 }

@@ -2,15 +2,15 @@
 //! database refuses a write whose token is smaller than the largest one that an account has seen.
 
 mod audit;
-mod desk;
 mod postgres;
 mod sqlite;
+mod store_thread;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use audit::{Audit, Entry};
-pub use desk::Desk;
+pub use store_thread::StoreThread;
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use quorlock::Quorlock;
 
 use super::Job;
-use super::diary::Diary;
+use super::event_log::EventLog;
 use super::workload::{account_name, lock_name};
 use crate::chaos::history::What;
 
@@ -13,7 +13,7 @@ use crate::chaos::history::What;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Acquires every lock once.
-pub async fn run(job: &Job, locks: &Quorlock, diary: &Diary) {
+pub async fn run(job: &Job, locks: &Quorlock, log: &EventLog) {
     let names: Vec<String> = (0..job.locks).map(lock_name).chain((0..job.accounts).map(account_name)).collect();
     let mut acquired = 0;
     for name in &names {
@@ -23,5 +23,5 @@ pub async fn run(job: &Job, locks: &Quorlock, diary: &Diary) {
         // The final scan of the nodes shows whether the release took effect.
         drop(guard.release().await);
     }
-    diary.write(What::Calm { worker: job.worker, acquired, of: names.len() });
+    log.write(What::Calm { worker: job.worker, acquired, of: names.len() });
 }

@@ -8,10 +8,10 @@ use quorlock_testkit::rng::Rng;
 use tokio::sync::watch;
 
 use super::Job;
-use super::belief::{self, watched};
-use super::diary::Diary;
+use super::event_log::EventLog;
+use super::readings::{self, watched};
 use crate::chaos::history::{Leaving, Outcome, Refusal, What, now};
-use crate::chaos::ledger::{self, Desk, Transfer};
+use crate::chaos::ledger::{self, StoreThread, Transfer};
 
 /// The greatest nesting depth.
 const DEPTH: usize = 3;
@@ -33,8 +33,8 @@ const ON_THE_WAY: Duration = Duration::from_millis(300);
 pub struct Workload {
     rng: Rng,
     locks: Quorlock,
-    diary: Diary,
-    ledger: Desk,
+    log: EventLog,
+    ledger: StoreThread,
     job: Job,
     /// Many requests of the task are this owner's, as in a program that has one for itself.
     owner: Owner,
@@ -58,9 +58,9 @@ pub fn account_name(i: usize) -> String {
 }
 
 impl Workload {
-    pub fn new(job: &Job, task: u64, locks: Quorlock, diary: Diary, ledger: Desk) -> Self {
+    pub fn new(job: &Job, task: u64, locks: Quorlock, log: EventLog, ledger: StoreThread) -> Self {
         let rng = Rng::new(job.seed ^ job.life.rotate_left(32), task);
-        Self { rng, locks, diary, ledger, job: job.clone(), owner: Owner::new() }
+        Self { rng, locks, log, ledger, job: job.clone(), owner: Owner::new() }
     }
 
     pub async fn run(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
@@ -97,8 +97,8 @@ impl Workload {
     }
 
     fn ask(&self, wish: &Wish<'_>) -> u64 {
-        let op = self.diary.next_op();
-        self.diary.write(What::Ask {
+        let op = self.log.next_op();
+        self.log.write(What::Ask {
             op,
             worker: self.job.worker,
             life: self.job.life,
@@ -116,17 +116,17 @@ impl Workload {
         let outcome = if wish.wait.is_some() { request.acquire().await } else { request.try_acquire().await };
         match outcome {
             Ok(guard) => {
-                let (from, remaining) = belief::left(&guard);
+                let (from, remaining) = readings::left(&guard);
                 let (owner, holds) = (guard.owner().id(), guard.hold_count());
-                let (tokens, margin) = (belief::tokens(&guard, wish.names), guard.margin());
-                self.diary.write(What::Grant { op, owner, tokens, holds, margin, from, remaining });
+                let (tokens, margin) = (readings::tokens(&guard, wish.names), guard.margin());
+                self.log.write(What::Grant { op, owner, tokens, holds, margin, from, remaining });
                 Some((op, guard))
             }
             Err(error) => {
                 let why = reason(&error);
                 let detail =
                     (!matches!(why, Refusal::Held | Refusal::Contended | Refusal::Lost)).then(|| error.to_string());
-                self.diary.write(What::Refuse { op, why, detail });
+                self.log.write(What::Refuse { op, why, detail });
                 None
             }
         }
@@ -150,23 +150,23 @@ impl Workload {
             let Ok(seen) = self.locks.inspect(name).await else { continue };
             let answers: Vec<_> = seen.nodes.iter().filter_map(|node| node.state.as_ref().ok()).collect();
             let held = answers.iter().filter(|state| state.holder.as_ref().is_some_and(is_own)).count();
-            self.diary.write(What::Seen { op, answered: answers.len(), held });
+            self.log.write(What::Seen { op, answered: answers.len(), held });
         }
     }
 
     async fn step_out(&mut self, op: u64, guard: Guard) -> Leaving {
         if self.rng.chance(0.15) {
-            self.diary.write(What::Leave { op, how: Leaving::Drop });
+            self.log.write(What::Leave { op, how: Leaving::Drop });
             drop(guard);
             return Leaving::Drop;
         }
-        self.diary.write(What::Leave { op, how: Leaving::Release });
+        self.log.write(What::Leave { op, how: Leaving::Release });
         let (outcome, holds) = match guard.release().await {
             Ok(released) => (Outcome::Released, Some(released.holds)),
             Err(ReleaseError::NotHeld { .. }) => (Outcome::NotHeld, None),
             Err(_) => (Outcome::Unconfirmed, None),
         };
-        self.diary.write(What::Left { op, outcome, holds });
+        self.log.write(What::Left { op, outcome, holds });
         Leaving::Release
     }
 
@@ -191,13 +191,13 @@ impl Workload {
         let [names, deeper @ ..] = levels else { return };
         let wish = Wish { names, owner, within, wait: self.patience() };
         let Some((op, guard)) = self.acquire(&wish).await else { return };
-        let diary = self.diary.clone();
+        let log = self.log.clone();
         let work = async {
             self.nap(STEP_MS).await;
             Box::pin(self.descend(deeper, owner, Some(op))).await;
             self.nap(STEP_MS).await;
         };
-        watched(&guard, op, names, &diary, work).await;
+        watched(&guard, op, names, &log, work).await;
         match within {
             None => self.leave(op, guard, &wish).await,
             Some(_) => drop(self.step_out(op, guard).await),
@@ -212,7 +212,7 @@ impl Workload {
         let Some((op, guard)) = self.acquire(&wish).await else { return };
         let share = self.rng.between(50..250);
         let time = Duration::from_millis(self.job.lease * share / 100);
-        let diary = self.diary.clone();
+        let log = self.log.clone();
         let work = async {
             tokio::time::sleep(time).await;
             // The re-entry of a lost lease must be refused.
@@ -221,7 +221,7 @@ impl Workload {
                 self.step_out(inner, guard).await;
             }
         };
-        watched(&guard, op, &names, &diary, work).await;
+        watched(&guard, op, &names, &log, work).await;
         self.leave(op, guard, &wish).await;
     }
 
@@ -235,7 +235,7 @@ impl Workload {
         let limit = Duration::from_micros(self.rng.between(0..longest));
         // A guard that was granted just in time is dropped with its future.
         let _ = tokio::time::timeout(limit, self.request(&wish).acquire()).await;
-        self.diary.write(What::Cancel { op });
+        self.log.write(What::Cancel { op });
         tokio::time::sleep(ON_THE_WAY).await;
         self.look_back(op, &names, &owner).await;
     }
@@ -258,18 +258,18 @@ impl Workload {
             // our write, and our write would lose that update.
             let read = self.ledger.ask(move |store| store.read([from, to], fenced.then_some(tokens))).await?;
             let Some(balances) = read else {
-                self.diary.write(What::Write { op, from: begun, accepted: false });
+                self.log.write(What::Write { op, from: begun, accepted: false });
                 return Ok(());
             };
-            self.diary.write(What::Section { op });
+            self.log.write(What::Section { op });
             tokio::time::sleep(dawdle).await;
             let transfer = Transfer { op, from, to, amount, balances, tokens };
             let begun = now();
             let accepted = self.ledger.ask(move |store| store.write(&transfer, fenced)).await?;
-            self.diary.write(What::Write { op, from: begun, accepted });
+            self.log.write(What::Write { op, from: begun, accepted });
             Ok(())
         };
-        let done = watched(&guard, op, &names, &self.diary, work).await;
+        let done = watched(&guard, op, &names, &self.log, work).await;
         self.leave(op, guard, &wish).await;
         done
     }

@@ -20,15 +20,15 @@ const ENDING: Duration = Duration::from_secs(5);
 const STOPPING: Duration = Duration::from_millis(200);
 
 /// An event of a worker, or the unexpected end of a worker process.
-pub enum Said {
+pub enum WorkerReport {
     Event(Event),
     Ended { worker: usize, life: u64 },
 }
 
-pub struct Crew {
-    workers: Vec<Worker>,
+pub struct Workers {
+    by_index: Vec<Worker>,
     ledger: Place,
-    said: mpsc::UnboundedSender<Said>,
+    reports: mpsc::UnboundedSender<WorkerReport>,
     lives: AtomicU64,
 }
 
@@ -45,16 +45,16 @@ struct Process {
     stdin: ChildStdin,
 }
 
-impl Crew {
+impl Workers {
     /// `jobs` have no life yet.
-    pub fn new(jobs: Vec<Job>, ledger: Place, said: mpsc::UnboundedSender<Said>) -> Self {
+    pub fn new(jobs: Vec<Job>, ledger: Place, reports: mpsc::UnboundedSender<WorkerReport>) -> Self {
         let worker = |job| Worker { job, process: Mutex::default(), section: std::sync::Arc::default() };
-        Self { workers: jobs.into_iter().map(worker).collect(), ledger, said, lives: AtomicU64::new(1) }
+        Self { by_index: jobs.into_iter().map(worker).collect(), ledger, reports, lives: AtomicU64::new(1) }
     }
 
     /// Starts a process in this worker's place, which is empty.
     pub async fn start(&self, worker: usize) -> io::Result<()> {
-        let place = &self.workers[worker];
+        let place = &self.by_index[worker];
         let life = self.lives.fetch_add(1, Ordering::Relaxed);
         let mut child = Command::new(std::env::current_exe()?)
             .arg("chaos-worker")
@@ -68,7 +68,7 @@ impl Crew {
         let mut job = serde_json::to_string(&Job { life, ..place.job.clone() })?;
         job.push('\n');
         stdin.write_all(job.as_bytes()).await?;
-        let (said, section) = (self.said.clone(), std::sync::Arc::clone(&place.section));
+        let (reports, section) = (self.reports.clone(), std::sync::Arc::clone(&place.section));
         tokio::spawn(async move {
             let mut lines = BufReader::new(stdout).lines();
             while let Ok(Some(line)) = lines.next_line().await {
@@ -77,9 +77,9 @@ impl Crew {
                 if matches!(event.what, What::Section { .. }) {
                     section.notify_waiters();
                 }
-                drop(said.send(Said::Event(event)));
+                drop(reports.send(WorkerReport::Event(event)));
             }
-            drop(said.send(Said::Ended { worker, life }));
+            drop(reports.send(WorkerReport::Ended { worker, life }));
         });
         *place.process.lock().await = Some(Process { life, child, stdin });
         Ok(())
@@ -88,7 +88,7 @@ impl Crew {
     /// Sends SIGSTOP when the worker is inside a critical section of the ledger, at the latest after `patience`.
     /// Returns when that was, and why it does not count as done if the process runs on.
     pub async fn pause(&self, worker: usize, patience: Duration) -> io::Result<(u64, Option<String>)> {
-        let place = &self.workers[worker];
+        let place = &self.by_index[worker];
         // The worker is stopped in either case.
         let _ = tokio::time::timeout(patience, place.section.notified()).await;
         let from = now();
@@ -107,7 +107,7 @@ impl Crew {
     }
 
     async fn signal(&self, worker: usize, signal: Signal) -> io::Result<()> {
-        match &*self.workers[worker].process.lock().await {
+        match &*self.by_index[worker].process.lock().await {
             Some(process) => send(&process.child, signal),
             None => Ok(()),
         }
@@ -115,22 +115,22 @@ impl Crew {
 
     /// Sends SIGKILL, and waits for the end of the process.
     pub async fn kill(&self, worker: usize) -> io::Result<()> {
-        let Some(mut process) = self.workers[worker].process.lock().await.take() else { return Ok(()) };
+        let Some(mut process) = self.by_index[worker].process.lock().await.take() else { return Ok(()) };
         let from = now();
         process.child.kill().await?;
         let down = What::Down { worker, life: process.life, from };
-        drop(self.said.send(Said::Event(Event { at: now(), what: down })));
+        drop(self.reports.send(WorkerReport::Event(Event { at: now(), what: down })));
         Ok(())
     }
 
     /// Returns whether the run itself ended this life.
     pub async fn was_ended(&self, worker: usize, life: u64) -> bool {
-        self.workers[worker].process.lock().await.as_ref().is_none_or(|process| process.life != life)
+        self.by_index[worker].process.lock().await.as_ref().is_none_or(|process| process.life != life)
     }
 
     /// Sends this line to every worker.
     pub async fn say(&self, word: &str) {
-        for place in &self.workers {
+        for place in &self.by_index {
             if let Some(process) = &mut *place.process.lock().await {
                 // A worker that cannot read has ended, which its reader reports.
                 drop(process.stdin.write_all(format!("{word}\n").as_bytes()).await);
@@ -140,7 +140,7 @@ impl Crew {
 
     /// Ends every process in order, and kills those that do not end.
     pub async fn dismiss(&self) {
-        for worker in &self.workers {
+        for worker in &self.by_index {
             let Some(process) = worker.process.lock().await.take() else { continue };
             let Process { mut child, stdin, .. } = process;
             drop(stdin);

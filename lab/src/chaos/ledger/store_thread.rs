@@ -6,21 +6,21 @@ use tokio::sync::oneshot;
 
 use super::{Error, Place, Store};
 
-type Errand = Box<dyn FnOnce(&mut dyn Store) + Send>;
+type StoreJob = Box<dyn FnOnce(&mut dyn Store) + Send>;
 
 /// Dropping it closes the store, in its thread.
-pub struct Desk(mpsc::Sender<Errand>);
+pub struct StoreThread(mpsc::Sender<StoreJob>);
 
-impl Desk {
+impl StoreThread {
     pub async fn open(place: Place) -> Result<Self, Error> {
-        let (sender, errands) = mpsc::channel::<Errand>();
+        let (sender, jobs) = mpsc::channel::<StoreJob>();
         let (opened, outcome) = oneshot::channel();
         std::thread::spawn(move || match place.open() {
             Ok(mut store) => {
                 // The channel is closed when the caller has dropped its future.
                 let _ = opened.send(Ok(()));
-                for errand in errands {
-                    errand(store.as_mut());
+                for job in jobs {
+                    job(store.as_mut());
                 }
             }
             Err(error) => drop(opened.send(Err(error))),
@@ -35,8 +35,8 @@ impl Desk {
         act: impl FnOnce(&mut dyn Store) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (sender, answer) = oneshot::channel();
-        let errand = move |store: &mut dyn Store| drop(sender.send(act(store)));
-        self.0.send(Box::new(errand)).map_err(|_| "its thread has ended")?;
+        let job = move |store: &mut dyn Store| drop(sender.send(act(store)));
+        self.0.send(Box::new(job)).map_err(|_| "its thread has ended")?;
         answer.await?
     }
 }

@@ -11,11 +11,11 @@ use crate::chaos::history::{Event, What, now};
 const OPS_PER_LIFE: u64 = 10_000_000;
 
 #[derive(Clone)]
-pub struct Diary {
+pub struct EventLog {
     ops: Arc<AtomicU64>,
 }
 
-impl Diary {
+impl EventLog {
     pub fn new(job: &Job) -> Self {
         Self { ops: Arc::new(AtomicU64::new(job.life * OPS_PER_LIFE)) }
     }
@@ -30,7 +30,7 @@ impl Diary {
         self.write_at(now(), what);
     }
 
-    #[expect(clippy::unused_self, reason = "only a worker has a diary")]
+    #[expect(clippy::unused_self, reason = "only a worker has a log")]
     pub fn write_at(&self, at: u64, what: What) {
         write_event(&Event { at, what });
     }

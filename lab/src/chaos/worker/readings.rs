@@ -7,7 +7,7 @@ use futures::future::{BoxFuture, Either, FutureExt as _, select};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use quorlock::Guard;
 
-use super::diary::Diary;
+use super::event_log::EventLog;
 use crate::chaos::history::{Signal, What, now};
 
 /// The interval of readings of a guard.
@@ -34,8 +34,8 @@ pub fn left(guard: &Guard) -> (u64, u64) {
 
 /// Runs this work while it reads the guard. Records when the guard is valid for longer, or for a shorter time than it had
 /// shown, the last reading, and every signal.
-pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], diary: &Diary, work: impl Future<Output = T>) -> T {
-    let mut watching = pin!(watch(guard, op, names, diary));
+pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], log: &EventLog, work: impl Future<Output = T>) -> T {
+    let mut watching = pin!(watch(guard, op, names, log));
     let work = pin!(work);
     let done = match select(work, &mut watching).await {
         Either::Left((done, _)) => done,
@@ -47,7 +47,7 @@ pub async fn watched<T>(guard: &Guard, op: u64, names: &[String], diary: &Diary,
     }
     let reading = reading(guard, op, names);
     if matches!(reading, What::Valid { remaining: 1.., .. }) {
-        diary.write(reading);
+        log.write(reading);
     }
     done
 }
@@ -76,7 +76,7 @@ fn futures(guard: &Guard) -> FuturesUnordered<BoxFuture<'_, Woken>> {
     [guard.lost().map(|()| Woken::Lost).boxed(), protected.boxed(), warned.boxed()].into_iter().collect()
 }
 
-async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
+async fn watch(guard: &Guard, op: u64, names: &[String], log: &EventLog) {
     let mut deadline = 0;
     let mut said = 0;
     let mut was_lost = false;
@@ -93,23 +93,23 @@ async fn watch(guard: &Guard, op: u64, names: &[String], diary: &Diary) {
             deadline = deadline.max(from + remaining);
             if shrank || grew || was_lost {
                 said = from + remaining;
-                diary.write_at(at, valid);
+                log.write_at(at, valid);
             }
         }
         polled.retain(|signal| {
             let is_given = if *signal == Signal::IsLost { guard.is_lost() } else { guard.is_endangered() };
             if is_given {
-                diary.write(What::Signal { op, signal: *signal });
+                log.write(What::Signal { op, signal: *signal });
             }
             !is_given
         });
         tokio::select! {
             Some(woken) = signals.next() => match woken {
                 Woken::Lost => {
-                    diary.write(What::Lost { op, deadline });
+                    log.write(What::Lost { op, deadline });
                     was_lost = true;
                 }
-                Woken::Signal(signal) => diary.write(What::Signal { op, signal }),
+                Woken::Signal(signal) => log.write(What::Signal { op, signal }),
             },
             _ = looks.tick() => {}
         }

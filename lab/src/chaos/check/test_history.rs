@@ -13,12 +13,12 @@ pub fn ms(ms: u64) -> u64 {
     ms * 1000
 }
 
-pub struct Story {
+pub struct TestHistory {
     events: Vec<Event>,
     nodes: usize,
 }
 
-impl Story {
+impl TestHistory {
     /// Starts a history on this number of nodes.
     pub fn new(nodes: usize) -> Self {
         Self { events: Vec::new(), nodes }
