@@ -328,3 +328,33 @@ fn a_shorter_extension_never_shortens_the_lease() {
     let left: i64 = redis::cmd("PTTL").arg(lock_key("x")).query(&mut node.pair.real).expect("a life");
     assert!(left > asker.lease.cast_signed() / 2, "{left} ms are left of {} ms", asker.lease);
 }
+
+#[test]
+fn a_ticket_that_leaves_is_not_called_and_the_last_ends_the_queue() {
+    let mut node = Scenario::start(FIRST_RECORD);
+    node.pair.listen();
+    let [own, other] = [(1003, 0), (1004, 1)].map(|(number, session)| format!("{number}:{}", SESSIONS[session]));
+    let enqueue = |node: &mut Scenario, tickets: &[&String]| {
+        node.put(&ballot_key("x"), "1000 | 0=-");
+        let tickets = tickets.iter().map(|ticket| (ticket[..4].parse().expect("a number"), ticket.as_bytes().to_vec()));
+        node.pair.put(&queue_key("x"), &Data::Queue(tickets.collect()), Some(5_000));
+    };
+    let mut leave = vec![b"EVALSHA".to_vec(), Script::Release.hash().into(), b"2".to_vec()];
+    leave.extend([lock_key("x"), ballot_key("x")]);
+    leave.push(format!("{:016} {:013} ql1 0 0 0 0/0:1", 0, 0).into());
+    leave.extend([format!("0 0 0 {own} 0").into(), b"600000".to_vec()]);
+    let mark = |node: &mut Scenario| -> String {
+        redis::cmd("GET").arg(ballot_key("x")).query(&mut node.pair.real).expect("a ballot")
+    };
+
+    // The resource is free: the next ticket is called, and not the one that leaves.
+    enqueue(&mut node, &[&own, &other]);
+    node.run(Script::Release, &leave);
+    node.pair.compare_calls().expect("the same calls");
+    assert!(mark(&mut node).ends_with(&format!("={other}")), "{}", mark(&mut node));
+    // It is held: nothing is called, and nothing is left of the queue.
+    node.put(&lock_key("x"), "held");
+    enqueue(&mut node, &[&own]);
+    node.run(Script::Release, &leave);
+    assert_eq!(mark(&mut node), "1000");
+}
