@@ -420,6 +420,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_guard_is_endangered_before_it_is_lost() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let began = Instant::now();
+        assert!(!guard.is_endangered());
+        guard.endangered().await;
+        assert!(began.elapsed() > LEASE / 2 && began.elapsed() < LEASE * 3 / 4, "{:?}", began.elapsed());
+        assert!(guard.is_endangered() && !guard.is_lost());
+        guard.lost().await;
+        assert!(began.elapsed() > LEASE * 9 / 10 && began.elapsed() < LEASE, "{:?}", began.elapsed());
+        assert!(guard.is_endangered() && guard.is_lost());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn ensure_refuses_what_no_extension_can_give() {
         let mut test = Test::new().await;
         let guard = test.held(&Owner::new()).await;

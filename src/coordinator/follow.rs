@@ -163,3 +163,127 @@ impl Tick for Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{sleep, timeout};
+
+    use super::super::core::Core;
+    use super::super::fake::{LEASE, confirm, core, lease, resource};
+    use super::super::holds::hold_one;
+    use super::*;
+    use crate::node::fake::Server;
+    use crate::owner::Owner;
+    use crate::protocol::Ballot;
+
+    const MS: Duration = Duration::from_millis(1);
+    const GONE: &str = "*4\r\n:5\r\n:1790000000000000\r\n:1\r\n:0\r\n";
+
+    fn leases<const N: usize>(core: &Arc<Core>) -> [Arc<Lease>; N] {
+        let owner = Owner::new();
+        std::array::from_fn(|number| lease(core, &resource(&number.to_string()), &owner))
+    }
+
+    fn round(core: &Arc<Core>, purpose: Purpose, leases: &[&Arc<Lease>]) -> Arc<Round> {
+        let facts = Facts { started: core.now(), ballot: Ballot::ZERO, length: LEASE, acquires: false };
+        Round::new(core, purpose, facts, leases.iter().map(|lease| Arc::clone(lease)).collect(), None)
+    }
+
+    fn agreed() -> Result<Value, NodeError> {
+        Ok(Value::Int(1))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_concerns_its_leases_and_a_leave_any_lease() {
+        let (core, _streams) = core(3);
+        let [first, second] = leases(&core);
+        let (mut ids, none) = (HashSet::new(), HashSet::new());
+        round(&core, Purpose::Hold, &[&first]).add_lease_ids(&mut ids);
+        assert_eq!(ids, HashSet::from([first.id]));
+        let [own, other] = [&first, &second].map(|lease| round(&core, Purpose::Release, &[lease]));
+        let leave = round(&core, Purpose::Leave, &[]);
+        assert_eq!([&own, &other, &leave].map(|round| round.concerns(&ids)), [true, false, true]);
+        assert_eq!([&own, &other, &leave].map(|round| round.concerns(&none)), [false; 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_is_moot_when_all_its_leases_are_over() {
+        let (core, _streams) = core(3);
+        let [first, second] = leases(&core);
+        let message = round(&core, Purpose::Hold, &[&first, &second]);
+        assert!(!message.is_moot());
+        first.state().lease.released();
+        assert!(!message.is_moot());
+        second.state().lease.refused();
+        assert!(message.is_moot());
+        assert!(!round(&core, Purpose::Leave, &[]).is_moot());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_is_expired_after_the_lease() {
+        let (core, _streams) = core(3);
+        let [lease] = leases(&core);
+        let release = round(&core, Purpose::Release, &[&lease]);
+        let began = core.now();
+        assert_eq!([LEASE - MS, LEASE, LEASE + MS].map(|age| release.is_expired(began + age)), [false, false, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_is_decided_by_a_majority_of_answers() {
+        let (core, _streams) = core(3);
+        let [lease] = leases(&core);
+        let hold = round(&core, Purpose::Hold, &[&lease]);
+        hold.answered(0, agreed());
+        assert!(!Exchange::is_decided(&*hold));
+        hold.answered(0, agreed());
+        assert!(!Exchange::is_decided(&*hold), "the same node");
+        hold.answered(2, agreed());
+        assert!(Exchange::is_decided(&*hold));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_was_sent_nothing_has_nothing_to_release() {
+        let (core, _streams) = core(3);
+        let [lease] = leases(&core);
+        let release = round(&core, Purpose::Release, &[&lease]);
+        [0, 1, 2].map(|node| release.nothing_sent(node));
+        assert!(Exchange::is_decided(&*release));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_without_the_key_is_repaired_when_a_majority_has_confirmed_the_lease() {
+        let (core, mut streams) = core(3);
+        let [lease] = leases(&core);
+        let (_first, _second) = (streams.recv().await, streams.recv().await);
+        let mut server = Server::new(streams.recv().await.expect("it connects"));
+        server.greet(3).await;
+        confirm(&lease);
+        let extension = hold_one(&core, &lease, &mut lease.state(), LEASE);
+        let sent = server.command().await.expect("the extension");
+        server.reply(GONE).await;
+        sleep(MS).await;
+        extension.answered(0, agreed());
+        extension.answered(1, agreed());
+        let repair = timeout(MS, server.command()).await.expect("at once").expect("a command");
+        assert_eq!(repair[1], sent[1], "the same script");
+        assert_ne!(repair, sent, "with a newer ballot");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_contested_lease_is_extended_soon_and_then_less_and_less_often() {
+        let (core, _streams) = core(3);
+        let [lease] = leases(&core);
+        confirm(&lease);
+        let due = || lease.state().lease.next_due().expect("it is held");
+        let began = core.now();
+        assert!(due() > began + LEASE / 8);
+        lease.extend_soon();
+        assert_eq!(due(), began + 5 * MS);
+        sleep(100 * MS).await;
+        confirm(&lease);
+        lease.extend_soon();
+        assert_eq!(due(), began + 200 * MS);
+    }
+}

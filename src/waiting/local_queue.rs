@@ -101,6 +101,7 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
+    use std::sync::atomic::AtomicBool;
     use std::time::Duration;
 
     use futures::poll;
@@ -176,6 +177,20 @@ mod tests {
         assert_eq!(*locked(&notes), ["second"], "dropped before the turn went on");
         let (third, turn) = third.await.expect("notified at once");
         drop((third, turn));
+        assert!(is_empty(&turns));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_started_for_a_waiter_that_was_dropped_before_its_turn() {
+        let (turns, a) = (Arc::new(Turns::default()), resource("a"));
+        let has_started = Arc::new(AtomicBool::new(false));
+        let first = take(&turns, &a).await;
+        let started = Arc::clone(&has_started);
+        let mut second = Box::pin(turns.take(&a, move || started.store(true, Ordering::Relaxed), |notify| notify()));
+        assert!(poll!(&mut second).is_pending());
+        drop(second);
+        drop(first);
+        assert!(!has_started.load(Ordering::Relaxed));
         assert!(is_empty(&turns));
     }
 
