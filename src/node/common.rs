@@ -236,3 +236,49 @@ fn random(environment: &dyn Environment) -> u64 {
     environment.fill(&mut bytes);
     u64::from_be_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::environment::Fake;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn common() -> Common {
+        let (environment, _) = Fake::new();
+        Common::new(Arc::new(environment), 2, Vec::new(), SECOND, 300 * SECOND, 10 * SECOND)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_lease_is_that_of_the_records_or_of_this_client() {
+        let common = common();
+        assert_eq!((common.longest_lease(), common.newcomer(0).longest), (Duration::ZERO, 10 * SECOND));
+        common.learn_lease(12 * SECOND);
+        assert!(!common.nodes_differ_on_leases());
+        common.learn_lease(11 * SECOND);
+        assert!(common.nodes_differ_on_leases());
+        assert_eq!((common.learnt_lease(), common.longest_lease()), (12 * SECOND, 12 * SECOND));
+        common.use_lease(15 * SECOND);
+        common.use_lease(13 * SECOND);
+        assert_eq!((common.learnt_lease(), common.longest_lease()), (12 * SECOND, 15 * SECOND));
+        let newcomer = common.newcomer(0);
+        assert_eq!((newcomer.longest, newcomer.proven), (15 * SECOND, 15 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clocks_are_given_in_their_units() {
+        let common = common();
+        assert_eq!((common.wall(), common.newcomer(0).wall), (1_790_000_000_000_000, 1_790_000_000_000));
+        assert_eq!(common.ahead_of_monotonic(1_000_000_007), 7, "the monotonic clock of the fake shows 1000 s");
+        assert_eq!(common.ahead_of_monotonic(999_999_993), -7);
+    }
+
+    #[test]
+    fn the_last_wait_is_kept_for_each_node() {
+        let common = common();
+        common.waits_for(1, SECOND);
+        assert_eq!([common.last_wait(0), common.last_wait(1)], [Duration::ZERO, SECOND]);
+        common.waits_for(1, Duration::ZERO);
+        assert_eq!(common.last_wait(1), Duration::ZERO);
+    }
+}

@@ -312,6 +312,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::super::fake::{FakeExchange, RECORD, Server};
+    use super::super::pause;
     use super::*;
     use crate::environment::Fake;
 
@@ -435,6 +436,21 @@ mod tests {
         assert!(!test.inflight.has_room());
         test.inflight.silent = true;
         assert!(test.inflight.has_room(), "what may not be sent is answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_of_no_use_is_made_again_after_a_pause() {
+        let mut test = test();
+        let after = |test: &Test, broken| pause::after(Duration::ZERO, &test.inflight, &broken, test.now());
+        let first = pause::longer(Duration::ZERO);
+        assert_eq!(after(&test, NodeError::Forgot), first, "it lasted for no time");
+        advance(4 * first).await;
+        assert_eq!(after(&test, NodeError::Forgot), Duration::ZERO, "it was asked nothing, and lasted");
+        test.push(test.exchange().hold());
+        assert_eq!(after(&test, NodeError::Forgot), first, "it has not answered");
+        test.inflight.has_done();
+        assert_eq!(after(&test, NodeError::Forgot), Duration::ZERO);
+        assert_eq!(after(&test, NodeError::Nonsense(String::new())), first);
     }
 
     #[tokio::test(start_paused = true)]

@@ -134,3 +134,94 @@ pub(super) fn shown_clock(value: &Value) -> Option<u64> {
 fn argument(text: &[u8]) -> Vec<u8> {
     [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::fake::RECORD;
+    use super::*;
+    use crate::environment::Fake;
+
+    /// What the node's clock shows at the moment zero, in µs.
+    const CLOCK: u64 = 1_790_000_000_000_000;
+    const SECOND: Duration = Duration::from_secs(1);
+    const QUARANTINED: &str = "00000000000000af 10000 1790000005000 1790000005000 300000 - 1 abc";
+
+    fn at(time: Duration) -> Moment {
+        Moment::new(time)
+    }
+
+    fn known(text: &str) -> Known {
+        Known::new(text, CLOCK.cast_signed()).expect("a record")
+    }
+
+    fn common() -> Common {
+        let (environment, _) = Fake::new();
+        Common::new(Arc::new(environment), 1, Vec::new(), SECOND, 300 * SECOND, 10 * SECOND)
+    }
+
+    /// What a hold message says of the record at the moment zero; the ballot is so far ahead of the node's clock.
+    fn said(known: &Known, lease: Duration, ahead: Duration) -> String {
+        let ballot = Ballot::from_wire(CLOCK + u64::try_from(ahead.as_micros()).expect("µs")).expect("a ballot");
+        let said = known.said_in_hold(lease, ballot, &common(), &Wait::default(), at(Duration::ZERO));
+        String::from_utf8(said).expect("text").lines().nth(1).expect("an argument").to_owned()
+    }
+
+    #[test]
+    fn a_quarantine_ends_by_the_clock_of_the_node() {
+        let known = known(QUARANTINED);
+        let left = [0, 2, 5, 6].map(|seconds| known.quarantine(at(seconds * SECOND)));
+        assert_eq!(left, [5 * SECOND, 3 * SECOND, Duration::ZERO, Duration::ZERO]);
+        let behind = Known::new(QUARANTINED, CLOCK.cast_signed() - 60_000_000).expect("a record");
+        assert_eq!(behind.quarantine(at(Duration::ZERO)), 10 * SECOND, "at most the longest lease");
+    }
+
+    #[test]
+    fn the_usual_hold_says_the_record_and_others_say_the_lease_in_use() {
+        const WORD: &str = "00000000000000af 0";
+        let half_a_window = 150 * SECOND;
+        let settled = known(RECORD);
+        assert_eq!(said(&settled, 10 * SECOND, half_a_window), RECORD);
+        assert_eq!(said(&settled, 10 * SECOND, half_a_window + Duration::from_micros(1)), WORD);
+        assert_eq!(said(&settled, 10 * SECOND + Duration::from_millis(1), half_a_window), WORD);
+        assert_eq!(said(&known(QUARANTINED), 10 * SECOND, Duration::ZERO), WORD);
+        let long = "00000000000000af 200000000 0 0 300000 - 1 abc";
+        assert_eq!(said(&known(long), LONGEST_USUAL, Duration::ZERO), long);
+        assert_eq!(said(&known(long), LONGEST_USUAL + SECOND, Duration::ZERO), WORD);
+    }
+
+    #[test]
+    fn a_record_that_a_node_grants_by_is_learnt_and_ends_its_quarantine() {
+        let mut known = known(QUARANTINED);
+        assert!(!known.learn(b"nonsense") && !known.learn(&[255]));
+        let next = QUARANTINED.replace(" 10000 ", " 20000 ");
+        assert!(known.learn(next.as_bytes()));
+        assert_eq!((known.longest(), said(&known, 20 * SECOND, Duration::ZERO)), (20 * SECOND, next));
+    }
+
+    #[test]
+    fn a_wait_is_over_after_more_than_the_longest_lease_under_the_same_word() {
+        let (known, mut wait) = (known(QUARANTINED), Wait::default());
+        let (word, longest) = (0xaf, 10 * SECOND);
+        assert!(!wait.is_over(word, longest, at(60 * SECOND)));
+        known.begin_wait(&mut wait, at(SECOND));
+        known.begin_wait(&mut wait, at(5 * SECOND));
+        let after = at(11 * SECOND) + Duration::from_micros(1);
+        assert!(!wait.is_over(word, longest, at(11 * SECOND)) && wait.is_over(word, longest, after));
+        assert!(!wait.is_over(0xb0, longest, after));
+    }
+
+    #[test]
+    fn answers_say_what_a_node_knows_of_itself() {
+        let record = Value::Array(vec![Value::Int(1), Value::BulkString(b"record".to_vec())]);
+        assert!(matches!(standing(&record), Standing::Record(b"record")));
+        let refused = |code| Value::Array(vec![Value::Int(code), Value::Int(7), Value::Int(5)]);
+        assert!(matches!(standing(&refused(9)), Standing::Young(left) if left == Duration::from_millis(5)));
+        let forgot = Value::Array(vec![Value::Int(10), Value::Int(7)]);
+        assert!(matches!(standing(&forgot), Standing::Forgot));
+        assert!(matches!(standing(&Value::Int(1)), Standing::Unchanged));
+        assert!(matches!(standing(&refused(3)), Standing::Unchanged));
+        assert_eq!([&refused(2), &forgot, &record, &Value::Int(1)].map(shown_clock), [Some(7), Some(7), None, None]);
+    }
+}

@@ -102,6 +102,14 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_program_waits_for_a_doubt_and_a_new_connection() {
+        let mut pace = Pace::new(at(0), 2 * MS, false);
+        assert_eq!(pace.last_wait(), 33 * MS, "20 ms, 5 ms for timers, and eight round trips of 1 ms");
+        pace.heard(at(0), at(10));
+        assert_eq!(pace.last_wait(), 105 * MS);
+    }
+
+    #[test]
     fn a_replacement_is_doubted_only_after_an_answer() {
         let mut pace = Pace::new(at(0), 2 * MS, true);
         assert!(!pace.is_doubtful(at(2000), at(9000)));

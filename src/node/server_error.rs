@@ -64,6 +64,10 @@ mod tests {
             assert_eq!(node_error(&error(line)), NodeError::Replica, "{line}");
         }
         assert!(!is_replica(&error("-OOM command not allowed\r\n")));
+        assert!(is_unable(&error("-OOM command not allowed\r\n")) && !is_unable(&error("-ERR no\r\n")));
+        assert!(is_unable(&error(
+            "-ERR Error running script (call to f_00): @user_script: 5: -OOM command not allowed\r\n"
+        )));
         let full =
             "-ERR Error running script (call to f_00): @user_script:5: @user_script: 5: -OOM command not allowed\r\n";
         let expected = NodeError::Redis { code: "OOM".to_owned(), detail: "command not allowed".to_owned() };
