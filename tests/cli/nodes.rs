@@ -341,7 +341,9 @@ fn a_change_that_was_interrupted_blocks_until_it_is_repeated() {
     assert_eq!(with_nodes(&sandbox, &[2], &DECLARE).code, Some(0));
     set(&sandbox, 2, LIST, "3");
     for nodes in [&[0, 1, 2][..], &[0]] {
-        let blocked = with_nodes(&sandbox, nodes, &["run", "--try", "job", "--", "true"]);
+        // So that a busy machine has the time to connect to all.
+        let patient = ["run", "--lease", "20s", "--node-timeout", "3s", "--try", "job", "--", "true"];
+        let blocked = with_nodes(&sandbox, nodes, &patient);
         assert_eq!(blocked.code, Some(78), "{blocked:?}");
         assert!(blocked.stderr.contains("its list of nodes is being changed"), "{}", blocked.stderr);
     }
