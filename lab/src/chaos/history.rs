@@ -35,6 +35,8 @@ pub enum What {
         life: u64,
         /// The longest lease that may follow from it, in µs.
         lease: u64,
+        /// The lease that it asks for, in µs: a re-entry may ask for a shorter one.
+        asked: u64,
         names: Vec<String>,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         within: Option<u64>,
@@ -68,9 +70,9 @@ pub enum What {
         holds: Option<u32>,
     },
 
-    /// The nodes were asked who holds the names of a hold that was given back, or of a request that was
-    /// cancelled: of the nodes that answered, this many named its owner.
-    Seen { op: u64, answered: usize, held: usize },
+    /// The nodes were asked who holds a name of this hold, which goes on or was given back, or of a request that was cancelled: of
+    /// the nodes that answered, this many named its owner. `ttl` is the longest time, in µs, for which one of these keeps it.
+    Seen { op: u64, answered: usize, held: usize, ttl: u64 },
 
     /// Balances were read under a hold, and are written back after a while.
     Section { op: u64 },
@@ -79,6 +81,8 @@ pub enum What {
 
     /// All faults are over, and this worker has acquired every lock again.
     Calm { worker: usize, acquired: usize, of: usize },
+    /// All faults are over, and the margin of a lock that only this worker uses has come so far.
+    Margin { worker: usize, margin: usize },
 
     /// A fault is in effect.
     Fault {

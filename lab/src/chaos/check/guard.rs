@@ -4,12 +4,15 @@ use super::Verdict;
 use super::model::{Hold, Model};
 
 /// The part of a lease that the drift of clocks may take, in µs: 1 % and 2 ms.
-fn drift(lease: u64) -> u64 {
+pub fn drift(lease: u64) -> u64 {
     lease / 100 + 2000
 }
 
 /// Readings are cut to whole µs.
 const CUT_OFF: u64 = 2;
+
+/// More than all nodes together are ever slowed by, in µs.
+const LONGEST_SLOWNESS: u64 = 100_000;
 
 /// How long an extension may wait for the next try at a node that refused it.
 const BETWEEN_TRIES: u64 = 1_000_000;
@@ -23,14 +26,18 @@ pub fn remaining_is_true(model: &Model) -> Verdict {
     let mut verdict =
         Verdict::of("RemainingIsTrue", "remaining() is what is left of a lease that began with its request");
     for hold in &model.holds {
-        let most = hold.ask.lease.saturating_sub(drift(hold.ask.lease));
+        let whole = hold.ask.lease.saturating_sub(drift(hold.ask.lease));
         for reading in hold.readings.iter().filter(|reading| reading.remaining > 0) {
+            // The round that it comes from took this time at least: from its start on, the lease is counted.
+            let took = model.slowness(reading.from.saturating_sub(LONGEST_SLOWNESS), reading.from);
+            let most = whole.saturating_sub(took);
             verdict.check(reading.at, reading.remaining <= most, || {
                 format!("{} shows {} us of {most} us", hold.named(), reading.remaining)
             });
         }
         let first = &hold.readings[0];
-        let (ends, least) = (first.at + first.remaining + CUT_OFF, hold.ask.at + most);
+        let asked = hold.ask.asked.saturating_sub(drift(hold.ask.asked));
+        let (ends, least) = (first.at + first.remaining + CUT_OFF, hold.ask.at + asked);
         if first.remaining > 0 {
             verdict.check(first.at, ends >= least, || {
                 format!("{} ends {} us before a lease from its request", hold.named(), least - ends)
@@ -54,6 +61,11 @@ pub fn margin_is_true(model: &Model) -> Verdict {
             });
         }
         all_well(model, &mut verdict, hold);
+    }
+    for (worker, at, margin) in &model.margins {
+        verdict.check(*at, *margin == model.spare(), || {
+            format!("worker {}: a margin of {margin} when all was well", worker + 1)
+        });
     }
     verdict
 }
@@ -100,6 +112,26 @@ mod tests {
             let mut history = TestHistory::new(3);
             history.granted(1, "a", "x", 10, ms(100), 1, remaining);
             assert_eq!(remaining_is_true(&history.model()).state, expected, "{remaining} us");
+        }
+    }
+
+    #[test]
+    fn a_lease_counted_from_its_answer_violates_remaining_is_true() {
+        for (remaining, expected) in [(ms(967), State::Held), (ms(969), State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.slowed(1, ms(100)..ms(900), 20);
+            history.asked(1, "a", "x", ms(300));
+            history.grant(1, "a", 10, ms(325), 1, remaining);
+            assert_eq!(remaining_is_true(&history.model()).state, expected, "{remaining} us");
+        }
+    }
+
+    #[test]
+    fn a_margin_that_never_grows_violates_margin_is_true() {
+        for (margin, expected) in [(1, State::Held), (0, State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.margin(ms(100), margin);
+            assert_eq!(margin_is_true(&history.model()).state, expected);
         }
     }
 

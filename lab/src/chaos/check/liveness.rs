@@ -1,7 +1,7 @@
 //! Liveness: grants that must happen, and locks that must end.
 
 use super::Verdict;
-use super::model::{Answer, Ask, Model};
+use super::model::{Answer, Ask, Model, Trouble};
 use crate::chaos::history::Refusal;
 
 /// How much later than its lease a lock may be granted again, in µs: a waiter that is not called tries again after one to
@@ -26,9 +26,21 @@ pub fn no_orphan(model: &Model, complete: bool) -> Verdict {
     verdict
 }
 
-/// Checks that a killed holder's lock is granted again when its lease is over, or one lease later when a clock was set.
+/// Checks that no node keeps a key for longer than its lease, and that a killed holder's lock is granted again when its lease is
+/// over, or one lease later when a clock was set.
 pub fn free_after_ttl(model: &Model) -> Verdict {
     let mut verdict = Verdict::of("FreeAfterTtl", "a killed process's lock is granted again after one lease");
+    for seen in model.seen.iter().filter(|seen| seen.held > 0) {
+        let Some(hold) = model.hold(seen.op) else { continue };
+        // A clock that is set meanwhile shows another time.
+        let is_set = |step: &Trouble| step.kind.sets_clocks() && step.from <= seen.at && hold.ask.at <= step.healed;
+        if !model.troubles.iter().any(is_set) {
+            let most = hold.ask.lease + hold.ask.lease / 50;
+            verdict.check(seen.at, seen.ttl <= most, || {
+                format!("{}: a node keeps it for {} us, and not for {most} us", hold.named(), seen.ttl)
+            });
+        }
+    }
     for (_, life, from, down) in &model.deaths {
         let held = model.holds.iter().filter(|hold| {
             hold.ask.life == *life
@@ -224,6 +236,16 @@ mod tests {
         history.scanned(0, &[]);
         assert_eq!(no_orphan(&history.model(), true).state, State::Unknown);
         assert_eq!(no_orphan(&history.model(), false).state, State::Held);
+    }
+
+    #[test]
+    fn a_key_that_outlives_the_lease_violates_free_after_ttl() {
+        for (ttl, expected) in [(ms(1000), State::Held), (ms(1100), State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.seen_for(1, ms(150), 3, 3, ttl);
+            assert_eq!(free_after_ttl(&history.model()).state, expected, "{ttl} us");
+        }
     }
 
     #[test]

@@ -158,7 +158,7 @@ pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
         time::lease_never_shrinks(model).at_least(500),
         guard::remaining_is_true(model).at_least(1000),
         guard::margin_is_true(model).at_least(20),
-        liveness::free_after_ttl(model),
+        liveness::free_after_ttl(model).at_least(20),
         liveness::keeps_while_well(model).at_least(2),
         liveness::minority_fault_live(model, beside.complete).at_least(100),
         votes::quarantine_holds(model),

@@ -23,6 +23,8 @@ pub struct Ask {
     pub worker: usize,
     pub life: u64,
     pub lease: u64,
+    /// The lease that it asked for.
+    pub asked: u64,
     pub names: Vec<String>,
     pub within: Option<u64>,
     pub waits: bool,
@@ -70,6 +72,8 @@ pub struct Seen {
     pub answered: usize,
     /// How many of them named its owner.
     pub held: usize,
+    /// For how long one of these keeps it at most.
+    pub ttl: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -170,6 +174,8 @@ pub struct Model {
     pub holds: Vec<Hold>,
     by_op: BTreeMap<u64, usize>,
     pub seen: Vec<Seen>,
+    /// Worker, when, and the margin of its own lock when all was well.
+    pub margins: Vec<(usize, u64, usize)>,
     /// Node, the start and end of the query, and how many commands it had executed.
     pub commands: Vec<(usize, u64, u64, u64)>,
     /// When each life was ready.
@@ -198,7 +204,7 @@ impl Model {
             reader.read(event);
         }
         let Reader { mut asks, mut holds, mut troubles, deaths, calms, scans, stalls, lives, begin, held, .. } = reader;
-        let (seen, commands, ups) = (reader.seen, reader.commands, reader.ups);
+        let (seen, margins, commands, ups) = (reader.seen, reader.margins, reader.commands, reader.ups);
         for hold in &mut holds {
             hold.killed = deaths.iter().find(|(_, life, ..)| *life == hold.ask.life).map(|(_, _, from, _)| *from);
         }
@@ -213,6 +219,7 @@ impl Model {
             holds,
             by_op: held,
             seen,
+            margins,
             commands,
             ups,
             troubles,
@@ -287,6 +294,14 @@ impl Model {
                 && to <= trouble.healing
         });
         throughout.flat_map(|trouble| trouble.nodes.iter().copied()).collect()
+    }
+
+    /// Returns how long every answer of a node takes at least, from `from` to `to`, in µs.
+    pub fn slowness(&self, from: u64, to: u64) -> u64 {
+        let slow = self.troubles.iter().filter(|trouble| trouble.kind == Kind::Slow && trouble.doubt.is_none());
+        let slow = slow.filter(|slow| slow.nodes.len() == self.setting.nodes);
+        let throughout = slow.filter(|slow| slow.at + SETTLING <= from && to <= slow.healing);
+        throughout.map(|slow| slow.amount.unsigned_abs() * 1000).max().unwrap_or(0)
     }
 
     /// Returns the nodes that lost their votes at most one longest lease before `to`. A clock that is set ahead does not

@@ -18,6 +18,7 @@ pub struct Reader {
     pub stalls: Vec<(u64, u64, u64)>,
     pub commands: Vec<(usize, u64, u64, u64)>,
     pub seen: Vec<Seen>,
+    pub margins: Vec<(usize, u64, usize)>,
     /// The worker of each life.
     pub lives: BTreeMap<u64, usize>,
     /// When each life was ready.
@@ -49,13 +50,13 @@ impl Reader {
             }
             What::Section { .. } => {}
             What::Commands { node, from, total } => self.commands.push((node, from, at, total)),
-            What::Seen { op, answered, held } => self.seen.push(Seen { op, at, answered, held }),
+            What::Seen { op, answered, held, ttl } => self.seen.push(Seen { op, at, answered, held, ttl }),
             What::Stall { life, from } => self.stalls.push((life, from, at)),
             What::Down { worker, life, from } => self.deaths.push((worker, life, from, at)),
-            What::Ask { op, worker, life, lease, names, within, waits } => {
+            What::Ask { op, worker, life, lease, asked, names, within, waits } => {
                 self.by_op.insert(op, self.asks.len());
                 let answer = Answer::None;
-                self.asks.push(Ask { op, worker, life, lease, names, within, waits, at, answer, detail: None });
+                self.asks.push(Ask { op, worker, life, lease, asked, names, within, waits, at, answer, detail: None });
             }
             What::Grant { op, owner, tokens, holds, margin, from, remaining } => {
                 let Some(ask) = self.ask(op) else { return };
@@ -119,6 +120,7 @@ impl Reader {
                     hold.write = Some((from, at, accepted));
                 }
             }
+            What::Margin { worker, margin } => self.margins.push((worker, at, margin)),
             What::Calm { worker, acquired, of } => self.calms.push((worker, acquired, of)),
             What::Fault { id, kind, scale, nodes, worker, amount, forgets, tail, from, doubt } => {
                 self.troubles.push(Trouble {

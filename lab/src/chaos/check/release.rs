@@ -36,6 +36,9 @@ pub fn release_takes_effect(model: &Model) -> Verdict {
 
 fn must_be_gone(model: &Model, seen: &Seen) -> bool {
     let hold = model.hold(seen.op);
+    if hold.is_some_and(|hold| hold.leave.is_none_or(|(at, _)| seen.at <= at)) {
+        return false;
+    }
     if let Some((_, outcome, _)) = hold.and_then(|hold| hold.left) {
         return outcome == Outcome::Released;
     }

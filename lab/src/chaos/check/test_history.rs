@@ -35,7 +35,7 @@ impl TestHistory {
     fn ask(&mut self, op: u64, worker: usize, name: &str, within: Option<u64>, at: u64) {
         let names = vec![name.to_owned()];
         let life = u64::try_from(worker).unwrap_or(0) + 1;
-        self.add(at, What::Ask { op, worker, life, lease: LEASE, names, within, waits: true });
+        self.add(at, What::Ask { op, worker, life, lease: LEASE, asked: LEASE, names, within, waits: true });
     }
 
     /// Adds a request of the first worker.
@@ -114,7 +114,21 @@ impl TestHistory {
     }
 
     pub fn seen(&mut self, op: u64, at: u64, answered: usize, held: usize) {
-        self.add(at, What::Seen { op, answered, held });
+        self.seen_for(op, at, answered, held, 0);
+    }
+
+    pub fn seen_for(&mut self, op: u64, at: u64, answered: usize, held: usize, ttl: u64) {
+        self.add(at, What::Seen { op, answered, held, ttl });
+    }
+
+    pub fn margin(&mut self, at: u64, margin: usize) {
+        self.add(at, What::Margin { worker: 0, margin });
+    }
+
+    /// Adds a delay of all nodes.
+    pub fn slowed(&mut self, id: usize, during: Range<u64>, amount: i64) {
+        let all: Vec<usize> = (0..self.nodes).collect();
+        self.trouble(id, Kind::Slow, &all, None, during, 0, amount);
     }
 
     pub fn counted(&mut self, node: usize, at: u64, total: u64) {

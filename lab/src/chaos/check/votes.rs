@@ -1,6 +1,7 @@
 //! No grant without a majority, and no vote from a node that has lost its memory.
 
 use super::Verdict;
+use super::guard::drift;
 use super::model::{Answer, Ask, Model};
 use crate::chaos::history::Refusal;
 
@@ -14,6 +15,20 @@ pub fn no_false_grant(model: &Model) -> Verdict {
         if !was_stopped {
             verdict
                 .check(hold.granted, first.remaining > 0, || format!("{} was spent when it was granted", hold.named()));
+        }
+    }
+    for hold in &model.holds {
+        for reading in hold.readings.iter().filter(|reading| reading.remaining > 0) {
+            // The earliest start of the round that can have given this validity.
+            let lease = hold.ask.lease.saturating_sub(drift(hold.ask.lease));
+            let began = (reading.from + reading.remaining).saturating_sub(lease);
+            if model.silent(hold.ask.worker, reading.from, reading.from).len() <= model.spare() {
+                continue;
+            }
+            let silent = model.silent(hold.ask.worker, began.min(reading.from), reading.from);
+            verdict.check(reading.at, silent.len() <= model.spare(), || {
+                format!("{} was extended while nodes {silent:?} could not answer", hold.named())
+            });
         }
     }
     for (ask, at) in answered(model) {
@@ -83,6 +98,17 @@ mod tests {
             history.asked(1, "a", "x", ms(300));
             history.grant(1, "a", 10, ms(310), 1, ms(500));
             assert_eq!(no_false_grant(&history.model()).state, expected, "{silent} silent");
+        }
+    }
+
+    #[test]
+    fn an_extension_during_an_outage_violates_no_false_grant() {
+        for (remaining, expected) in [(ms(500), State::Held), (ms(950), State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(50), 1, ms(900));
+            history.fault(1, Kind::Cut, &[0, 1], ms(200)..ms(900));
+            history.valid(1, ms(400), remaining, 10);
+            assert_eq!(no_false_grant(&history.model()).state, expected, "{remaining} us");
         }
     }
 

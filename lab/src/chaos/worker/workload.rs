@@ -25,7 +25,10 @@ const CANCEL_MS: std::ops::Range<u64> = 0..30;
 const FIRST_MESSAGES_US: u64 = 2000;
 const LARGEST_AMOUNT: u64 = 50;
 
-/// How often the nodes are asked whether what was given back is still there.
+/// The shorter lease of some re-entries, in hundredths.
+const SHORTER: u64 = 60;
+
+/// How often the nodes are asked for what is held, and for what was given back.
 const LOOK_BACK: f64 = 0.2;
 /// How long a release that is not awaited may be on its way.
 const ON_THE_WAY: Duration = Duration::from_millis(300);
@@ -47,6 +50,8 @@ struct Wish<'a> {
     within: Option<u64>,
     /// `None`: do not wait.
     wait: Option<Duration>,
+    /// It asks for a shorter lease than the one around it.
+    is_shorter: bool,
 }
 
 pub fn lock_name(i: usize) -> String {
@@ -92,8 +97,13 @@ impl Workload {
 
     fn request(&self, wish: &Wish<'_>) -> LockRequest {
         let request = if let [name] = wish.names { self.locks.lock(name) } else { self.locks.lock_all(wish.names) };
-        let request = request.owner(wish.owner);
+        let request = request.owner(wish.owner).lease(Duration::from_millis(self.asked(wish)));
         if let Some(limit) = wish.wait { request.wait(limit) } else { request }
+    }
+
+    /// Returns the lease that this request asks for, in ms.
+    fn asked(&self, wish: &Wish<'_>) -> u64 {
+        if wish.is_shorter { self.job.lease * SHORTER / 100 } else { self.job.lease }
     }
 
     fn ask(&self, wish: &Wish<'_>) -> u64 {
@@ -103,6 +113,7 @@ impl Workload {
             worker: self.job.worker,
             life: self.job.life,
             lease: self.job.lease * 1000,
+            asked: self.asked(wish) * 1000,
             names: wish.names.to_vec(),
             within: wish.within,
             waits: wish.wait.is_some(),
@@ -139,18 +150,21 @@ impl Workload {
             if how == Leaving::Drop {
                 tokio::time::sleep(ON_THE_WAY).await;
             }
-            self.look_back(op, wish.names, wish.owner).await;
+            self.look(op, wish.names, wish.owner).await;
         }
     }
 
-    async fn look_back(&self, op: u64, names: &[String], owner: &Owner) {
+    async fn look(&self, op: u64, names: &[String], owner: &Owner) {
         let fingerprint = owner.fingerprint();
         let is_own = |holder: &Holder| matches!(holder, Holder::Owner { id, .. } if **id == *fingerprint);
         for name in names {
             let Ok(seen) = self.locks.inspect(name).await else { continue };
             let answers: Vec<_> = seen.nodes.iter().filter_map(|node| node.state.as_ref().ok()).collect();
-            let held = answers.iter().filter(|state| state.holder.as_ref().is_some_and(is_own)).count();
-            self.log.write(What::Seen { op, answered: answers.len(), held });
+            let own: Vec<_> = answers.iter().filter(|state| state.holder.as_ref().is_some_and(is_own)).collect();
+            // A key that never ends has no such time.
+            let ttl = own.iter().map(|state| state.ttl.map_or(u128::MAX, |ttl| ttl.as_micros())).max().unwrap_or(0);
+            let ttl = u64::try_from(ttl).unwrap_or(u64::MAX);
+            self.log.write(What::Seen { op, answered: answers.len(), held: own.len(), ttl });
         }
     }
 
@@ -189,11 +203,15 @@ impl Workload {
     /// Takes these, one inside the other.
     async fn descend(&mut self, levels: &[&[String]], owner: &Owner, within: Option<u64>) {
         let [names, deeper @ ..] = levels else { return };
-        let wish = Wish { names, owner, within, wait: self.patience() };
+        let is_shorter = within.is_some() && self.rng.chance(0.3);
+        let wish = Wish { names, owner, within, wait: self.patience(), is_shorter };
         let Some((op, guard)) = self.acquire(&wish).await else { return };
         let log = self.log.clone();
         let work = async {
             self.nap(STEP_MS).await;
+            if within.is_none() && self.rng.chance(LOOK_BACK) {
+                self.look(op, names, owner).await;
+            }
             Box::pin(self.descend(deeper, owner, Some(op))).await;
             self.nap(STEP_MS).await;
         };
@@ -208,7 +226,7 @@ impl Workload {
     async fn long(&mut self) {
         let names = [lock_name(self.rng.below(self.job.locks))];
         let (wait, owner) = (self.patience(), self.owner());
-        let wish = Wish { names: &names, owner: &owner, within: None, wait };
+        let wish = Wish { names: &names, owner: &owner, within: None, wait, is_shorter: false };
         let Some((op, guard)) = self.acquire(&wish).await else { return };
         let share = self.rng.between(50..250);
         let time = Duration::from_millis(self.job.lease * share / 100);
@@ -228,7 +246,8 @@ impl Workload {
     /// Drops the future of a request at a random point.
     async fn given_up(&mut self) {
         let (names, owner) = ([lock_name(self.rng.below(self.job.locks))], self.owner());
-        let wish = Wish { names: &names, owner: &owner, within: None, wait: Some(Duration::from_secs(1)) };
+        let wish =
+            Wish { names: &names, owner: &owner, within: None, wait: Some(Duration::from_secs(1)), is_shorter: false };
         let op = self.ask(&wish);
         // Half of them while the first messages are on their way.
         let longest = if self.rng.chance(0.5) { FIRST_MESSAGES_US } else { CANCEL_MS.end * 1000 };
@@ -237,7 +256,7 @@ impl Workload {
         let _ = tokio::time::timeout(limit, self.request(&wish).acquire()).await;
         self.log.write(What::Cancel { op });
         tokio::time::sleep(ON_THE_WAY).await;
-        self.look_back(op, &names, &owner).await;
+        self.look(op, &names, &owner).await;
     }
 
     /// Moves money from one account to another. A worker that is stopped here and continues after the end of the lease still
@@ -247,7 +266,7 @@ impl Workload {
         let to = (from + 1 + self.rng.below(self.job.accounts - 1)) % self.job.accounts;
         let names = [account_name(from), account_name(to)];
         let (wait, owner) = (self.patience(), self.owner());
-        let wish = Wish { names: &names, owner: &owner, within: None, wait };
+        let wish = Wish { names: &names, owner: &owner, within: None, wait, is_shorter: false };
         let Some((op, guard)) = self.acquire(&wish).await else { return Ok(()) };
         let dawdle = Duration::from_millis(self.rng.between(DAWDLE_MS));
         let amount = self.rng.between(1..LARGEST_AMOUNT).cast_signed();
