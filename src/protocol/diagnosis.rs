@@ -203,6 +203,7 @@ mod tests {
             "two may yet answer"
         );
         assert_eq!(stale(&three[..2], round(VoteResult::Lost, 0, 3, 2)).diagnose(), raced, "two are away");
+        assert_eq!(stale(&three[..2], round(VoteResult::Lost, 1, 2, 2)).diagnose(), raced, "one has agreed");
         assert_eq!(
             stale(&three[..2], round(VoteResult::Pending, 0, 3, 0)).diagnose(),
             raced,

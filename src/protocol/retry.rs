@@ -258,6 +258,8 @@ mod tests {
         policy.paused(true);
         assert_eq!(look(&mut policy), Some(20));
         assert_eq!(policy.pause(RetryAdvice::WhenCalled(3000 * MS), longest), Some(2000 * MS));
+        policy.paused(true);
+        assert_eq!(policy.pause(kept, longest), Some(40 * MS), "never before it is kept no more");
     }
 
     #[test]

@@ -94,6 +94,15 @@ mod tests {
     }
 
     #[test]
+    fn clocks_may_differ_by_a_hundredth_and_the_error_of_a_reading() {
+        let after = Duration::from_secs(1);
+        for sign in [1, -1] {
+            assert!(is_steady(sign * (READING_ERROR + 10_000), after));
+            assert!(!is_steady(sign * (READING_ERROR + 10_001), after));
+        }
+    }
+
+    #[test]
     fn another_step_begins_anew() {
         let mut wall = started();
         assert_eq!(read(&mut wall, 5, 3600), 0);
