@@ -34,12 +34,14 @@ async fn minority(fault: impl Fn(&mut Cluster, usize), heal: impl Fn(&mut Cluste
     let all_up = cycles(&locks, 200).await;
     for down in 1..=2 {
         fault(&mut cluster, down);
+        let watch = Stopwatch::new();
         let faulty = cycles(&locks, 200).await;
         assert!(
-            p99(&faulty) <= 2 * p99(&all_up) + NOISE,
-            "{down} down: p99 {:?}, all up: {:?}",
+            p99(&faulty) <= 2 * p99(&all_up) + NOISE + watch.stalled(),
+            "{down} down: p99 {:?}, all up: {:?}, stalls: {:?}",
             p99(&faulty),
-            p99(&all_up)
+            p99(&all_up),
+            watch.stalled()
         );
     }
     for node in 1..=2 {
