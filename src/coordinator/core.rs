@@ -234,3 +234,23 @@ impl Core {
         Resource::new(&self.settings.prefix, name).ok_or_else(|| ConfigError::ReservedName(readable(name)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::core;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn ballots_go_by_the_nodes_clocks_until_this_machines_clock_agrees_again() {
+        let (core, _streams) = core(3);
+        let propose = || core.propose_above(&Owner::new(), Ballot::ZERO).get();
+        let (wall, window) = (core.wall(), 300_000_000);
+        let behind = wall - 2 * window;
+        core.set_back(&Owner::new(), behind);
+        assert_eq!(propose(), behind + 1);
+        core.has_met(wall - window - 1);
+        assert_eq!(propose(), behind + 2);
+        core.has_met(wall - window);
+        assert_eq!(propose(), wall);
+    }
+}

@@ -8,9 +8,14 @@ use crate::sandbox::{Sandbox, finish};
 #[test]
 fn the_exit_code_is_the_commands_or_128_plus_its_signal() {
     let sandbox = Sandbox::new(3);
-    for (script, code) in
-        [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
-    {
+    for (script, code) in [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("exit 255", 255),
+        ("kill -KILL $$", 137),
+        ("kill -TERM $$", 143),
+        ("kill -40 $$", 168),
+    ] {
         let ended = sandbox.end(&["run", "job", "--", "sh", "-c", script]);
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(code), ""), "{script}");
         assert_eq!(sandbox.lock_keys("job"), 0, "it must be released after: {script}");

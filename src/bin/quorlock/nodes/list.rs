@@ -294,3 +294,14 @@ fn show(options: &ListOptions, changes: &[Change]) {
     let (count, verb) = (counted_nodes(changes.len()), if changes.len() == 1 { "is" } else { "are" });
     print(&format!("{count} {verb} the list for the prefix {prefix:?}.\n"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded_up_to_seconds() {
+        let seconds = [0, 1, 1000, 1001].map(|millis| rounded(Duration::from_millis(millis)).as_secs());
+        assert_eq!(seconds, [0, 1, 1, 2]);
+    }
+}
