@@ -333,7 +333,7 @@ fn a_shorter_extension_never_shortens_the_lease() {
 fn a_ticket_that_leaves_is_not_called_and_the_last_ends_the_queue() {
     let mut node = Scenario::start(FIRST_RECORD);
     node.pair.listen();
-    let [own, other] = [(1003, 0), (1004, 1)].map(|(number, session)| format!("{number}:{}", SESSIONS[session]));
+    let [own, other] = [(1003, 0), (1004, 1)].map(|(number, client)| format!("{number}:{}", CLIENTS[client]));
     let enqueue = |node: &mut Scenario, tickets: &[&String]| {
         node.put(&ballot_key("x"), "1000 | 0=-");
         let tickets = tickets.iter().map(|ticket| (ticket[..4].parse().expect("a number"), ticket.as_bytes().to_vec()));
