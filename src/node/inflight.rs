@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lost_scripts_are_loaded_once_and_the_request_leaves_behind_them() {
+    async fn lost_scripts_are_loaded_once_for_all_requests_and_leave_before_them() {
         let mut test = test();
         let exchange = test.exchange();
         let now = test.now();
@@ -530,7 +530,10 @@ mod tests {
             assert_eq!(test.inflight.settle().map(|sent| sent.again), Some(false));
         }
         assert_eq!(test.inflight.settle().map(|sent| sent.again), Some(true));
-        assert_eq!(test.inflight.into_undone().count(), 1);
+        test.inflight.reload(exchange.hold(), now, &test.common, &Wait::default());
+        let order: Vec<bool> = test.inflight.unanswered.iter().map(loading).collect();
+        assert_eq!(order, [false, true, true, true, false], "they were lost again");
+        assert_eq!(test.inflight.into_undone().count(), 5);
     }
 
     #[tokio::test(start_paused = true)]
