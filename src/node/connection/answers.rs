@@ -107,7 +107,13 @@ impl Connection {
                 inflight.unanswered.push_front(sent);
                 return Err(node_error(error));
             }
-            _ => inflight.reload(sent.request, now, &self.common, &self.wait),
+            (reply_to, None) => {
+                // What the owner sent behind a release may be done before it now, and may have replaced the lease.
+                if let ReplyTo::Release(round) = reply_to {
+                    round.mark_resent(self.index);
+                }
+                inflight.reload(sent.request, now, &self.common, &self.wait);
+            }
         }
         Ok(())
     }
