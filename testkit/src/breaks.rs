@@ -204,10 +204,17 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/coordinator/attempt.rs",
-        old: "                None => (ballot.into(), ballot, true),\n",
-        new: "                None if reused.is_some() => (reused.unwrap_or(ballot).into(), ballot, false),
-                None => (ballot.into(), ballot, true),
+        old: "            let (token, known) = exported.map_or((ballot.into(), ballot), |lease| (lease.token, Ballot::ZERO));\n",
+        new: "            let reused = reused.filter(|_| exported.is_none());
+            let first = reused.unwrap_or(ballot);
+            let (token, known) = exported.map_or((first.into(), ballot), |lease| (lease.token, Ballot::ZERO));
 ",
+    },
+    Change {
+        file: "src/coordinator/attempt.rs",
+        old: "lease, exported.map(|lease| lease.share), ticket)\n",
+        new: "lease, exported.map(|lease| lease.share).or(reused.map(|_| \
+              crate::protocol::Share { client: 0, lease: 0 })), ticket)\n",
     },
     Change {
         file: "src/coordinator/send.rs",
