@@ -546,11 +546,11 @@ pub(crate) fn broken(variant: &str) -> bool {
         old: "const INSPECT_CODE: &str",
         new: "const BLIND_CODE: &str = concat!(
     \"for k = 1, #KEYS, 2 do if not string.find(ARGV[1], 'ql1 0 ', 1, true) then redis.call('DEL', KEYS[k]) end end\\n\",
-    include_str!(\"lua/mark.lua\"),
+    include_str!(\"lua/resource_state.lua\"),
     include_str!(\"lua/release.lua\")
 );
 
-/// What releases, or a script that first deletes the key whoever has it.
+/// What releases, or a script that first deletes the key of any owner.
 fn release_code() -> &'static str {
     if crate::broken(\"a release deletes the lock of anyone\") { BLIND_CODE } else { RELEASE_CODE }
 }
