@@ -199,7 +199,9 @@ fn without_fencing_updates_are_lost() {
         let output = place.end(&run);
         let code = output.status.code();
         assert!(matches!(code, Some(81 | 82)), "{}", said(&output));
-        code == Some(82)
+        // An update is also lost when a stopped holder writes between the reading and the writing of the next one. No store
+        // that compares tokens at the write alone sees that.
+        code == Some(82) && place.results()["ledger"]["stale_accepted"].as_u64() > Some(0)
     });
     assert!(lost.is_some(), "in none of the runs");
     let results = place.results();
