@@ -146,10 +146,10 @@ impl Quorlock {
         };
         let mut answers: FuturesUnordered<_> = core.nodes.iter().enumerate().map(ask).collect();
         let mut waits: Vec<Duration> = (0..core.nodes.len()).map(|index| core.common.last_wait(index)).collect();
-        let (mut heard, mut end, mut decided) = (0, began + limit, None);
+        let (mut answered, mut end, mut decided) = (0, began + limit, None);
         while let Some(Some((index, has_answered))) = core.within(end.since(core.now()), answers.next()).await {
-            (heard, waits[index]) = (heard + usize::from(has_answered), Duration::ZERO);
-            if heard >= core.settings.quorum {
+            (answered, waits[index]) = (answered + usize::from(has_answered), Duration::ZERO);
+            if answered >= core.settings.quorum {
                 let now = *decided.get_or_insert_with(|| core.now());
                 let longest = waits.iter().max().copied().unwrap_or_default();
                 end = (began + limit).min(now + longest.max(now.since(began) + LAST_LOOK));

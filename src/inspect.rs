@@ -64,7 +64,7 @@ pub struct NodeState {
 impl Inspection {
     pub(crate) fn new(name: &[u8], replies: Vec<(String, Result<InspectReply, NodeError>)>) -> Self {
         let needed = quorum(replies.len());
-        let unheard = replies.iter().filter(|(_, reply)| reply.is_err()).count();
+        let unanswered = replies.iter().filter(|(_, reply)| reply.is_err()).count();
         let mut counts: HashMap<(Holder, Vec<u8>), (usize, u32)> = HashMap::new();
         for reply in replies.iter().filter_map(|(_, reply)| reply.as_ref().ok()) {
             let Some((holder, holds)) = &reply.held else { continue };
@@ -78,7 +78,7 @@ impl Inspection {
         let votes = most.as_ref().map_or(0, |(_, (votes, _))| *votes);
         let verdict = if votes >= needed {
             Verdict::Held
-        } else if votes + unheard >= needed {
+        } else if votes + unanswered >= needed {
             Verdict::Unknown
         } else if votes > 0 {
             Verdict::Split

@@ -113,8 +113,8 @@ impl Attempt {
             };
             offer.above = if let RetryAdvice::Above(floor) = advice { floor } else { Ballot::ZERO };
             waiter.failed(advice);
-            let heard = retry.wait_after(core, self.lease, error, advice, waiter.ticket()).await?;
-            waiter.takes_turns(heard);
+            let answered = retry.wait_after(core, self.lease, error, advice, waiter.ticket()).await?;
+            waiter.takes_turns(answered);
         }
     }
 }
@@ -158,15 +158,15 @@ impl Attempt {
             ));
         }
         if verdict == VoteResult::Won && !holds.remaining().is_zero() {
-            core.common.reachability.heard();
+            core.common.reachability.majority_answered();
             waiter.granted(holds.leases());
             begun.reservation.fulfil(begun.holds.leases().iter());
             return Ok(begun.holds);
         }
         let waits = offer.learn(core.now(), round.last_ends());
         let (error, advice) = self.explain(core, holds, round, verdict, limit);
-        if !matches!(advice, RetryAdvice::WhenHeard) {
-            core.common.reachability.heard();
+        if !matches!(advice, RetryAdvice::WhenAnswered) {
+            core.common.reachability.majority_answered();
         }
         Err((error, advice.within(waits)))
     }

@@ -79,7 +79,7 @@ impl Exchange for Round {
                 Vote::No(_) | Vote::Partly(_) if self.is_resent_to(node) => Vote::Yes,
                 vote => vote,
             },
-            (Err(error), _) => Vote::Unheard(error),
+            (Err(error), _) => Vote::NoReply(error),
         };
         count(self, node, vote);
     }

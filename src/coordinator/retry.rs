@@ -13,7 +13,7 @@ use crate::waiting::Ticket;
 /// How a request goes on after a try that failed, and what it says when it does not.
 pub(crate) struct Retry {
     pub(super) policy: RetryPolicy,
-    unheard_since: Option<Moment>,
+    unanswered_since: Option<Moment>,
     /// What was in the way last, as far as nodes or this process could say.
     met: Option<AcquireError>,
 }
@@ -21,12 +21,12 @@ pub(crate) struct Retry {
 impl Retry {
     /// Tries until the time to wait is over; `None` for ever.
     pub(crate) fn until(now: Moment, wait: Option<Duration>) -> Self {
-        Self { policy: RetryPolicy::until(now, wait), unheard_since: None, met: None }
+        Self { policy: RetryPolicy::until(now, wait), unanswered_since: None, met: None }
     }
 
     /// Tries once, and again only with another ballot.
     pub(crate) fn once(now: Moment) -> Self {
-        Self { policy: RetryPolicy::once(now), unheard_since: None, met: None }
+        Self { policy: RetryPolicy::once(now), unanswered_since: None, met: None }
     }
 
     /// Notes what was in the way.
@@ -48,10 +48,10 @@ impl Retry {
         advice: RetryAdvice,
         ticket: Option<&Arc<Ticket>>,
     ) -> Result<bool, AcquireError> {
-        if let RetryAdvice::WhenHeard = advice {
-            return self.until_heard(core, lease, error).await;
+        if let RetryAdvice::WhenAnswered = advice {
+            return self.until_answered(core, lease, error).await;
         }
-        self.unheard_since = None;
+        self.unanswered_since = None;
         let Some(pause) = self.policy.pause(advice, |range| core.random_time(range)) else { return Err(error) };
         let now = core.now();
         let end = self.policy.end();
@@ -75,9 +75,14 @@ impl Retry {
 
     /// Waits until it is worth while to ask again, although no majority has answered. Calls do not show that: they come from
     /// the few nodes that answer, also after this request's own release.
-    async fn until_heard(&mut self, core: &Core, lease: Duration, error: AcquireError) -> Result<bool, AcquireError> {
+    async fn until_answered(
+        &mut self,
+        core: &Core,
+        lease: Duration,
+        error: AcquireError,
+    ) -> Result<bool, AcquireError> {
         let now = core.now();
-        let since = *self.unheard_since.get_or_insert(now);
+        let since = *self.unanswered_since.get_or_insert(now);
         if self.policy.is_once() {
             return Err(error);
         }
@@ -87,14 +92,14 @@ impl Retry {
             until => until,
         };
         let next_try = core.next_try();
-        let heard = match until.map(|until| until.since(now)) {
+        let answered = match until.map(|until| until.since(now)) {
             None => Some(next_try.await),
             Some(Duration::ZERO) => None,
             Some(left) => core.within(left, next_try).await,
         };
-        match (heard, self.policy.end()) {
-            (Some(heard), None) => Ok(heard),
-            (Some(heard), Some(until)) if until > core.now() => Ok(heard),
+        match (answered, self.policy.end()) {
+            (Some(answered), None) => Ok(answered),
+            (Some(answered), Some(until)) if until > core.now() => Ok(answered),
             (None, None) => Err(error),
             (None, Some(until)) if until <= now => Err(self.over(now, error)),
             (_, Some(_)) => Err(self.over(core.now(), error)),
@@ -104,7 +109,7 @@ impl Retry {
     fn over(&mut self, now: Moment, last: AcquireError) -> AcquireError {
         let last = match last {
             // This try was cut short by the end of the time: the error of the one before says what was waited for.
-            AcquireError::NoQuorum { .. } if self.unheard_since == Some(now) => self.met.take().unwrap_or(last),
+            AcquireError::NoQuorum { .. } if self.unanswered_since == Some(now) => self.met.take().unwrap_or(last),
             last => last,
         };
         match last {
@@ -142,7 +147,7 @@ mod tests {
     use super::super::fake::{LEASE, core};
     use super::*;
 
-    fn unheard(core: &Core) -> AcquireError {
+    fn unanswered(core: &Core) -> AcquireError {
         AcquireError::NoQuorum { needed: core.settings.quorum, nodes: core.reports(|_| None) }
     }
 
@@ -151,7 +156,7 @@ mod tests {
         let (core, _streams) = core(3);
         let mut retry = Retry::until(core.now(), None);
         let began = Instant::now();
-        while retry.wait_after(&core, LEASE, unheard(&core), RetryAdvice::WhenHeard, None).await.is_ok() {
+        while retry.wait_after(&core, LEASE, unanswered(&core), RetryAdvice::WhenAnswered, None).await.is_ok() {
             assert!(began.elapsed() < LEASE);
         }
         assert_eq!(began.elapsed(), LEASE / 2);
@@ -161,12 +166,13 @@ mod tests {
     async fn a_second_outage_has_its_own_half_lease() {
         let (core, _streams) = core(3);
         let mut retry = Retry::until(core.now(), None);
-        let wait = async |retry: &mut Retry, advice| retry.wait_after(&core, LEASE, unheard(&core), advice, None).await;
-        assert!(wait(&mut retry, RetryAdvice::WhenHeard).await.is_ok());
+        let wait =
+            async |retry: &mut Retry, advice| retry.wait_after(&core, LEASE, unanswered(&core), advice, None).await;
+        assert!(wait(&mut retry, RetryAdvice::WhenAnswered).await.is_ok());
         advance(LEASE).await;
         assert!(wait(&mut retry, RetryAdvice::Later).await.is_ok(), "a majority has answered");
-        assert!(wait(&mut retry, RetryAdvice::WhenHeard).await.is_ok());
+        assert!(wait(&mut retry, RetryAdvice::WhenAnswered).await.is_ok());
         advance(LEASE).await;
-        assert!(wait(&mut retry, RetryAdvice::WhenHeard).await.is_err(), "none has answered since");
+        assert!(wait(&mut retry, RetryAdvice::WhenAnswered).await.is_err(), "none has answered since");
     }
 }

@@ -213,7 +213,7 @@ impl Round {
         }
     }
 
-    /// Waits for the result, for at most `limit`. A node that has not answered by then counts as unheard, in the reports too. A
+    /// Waits for the result, for at most `limit`. A node that has not answered by then counts as one that did not answer, in the reports too. A
     /// release has done its part when a majority has answered.
     pub(crate) async fn decided_within(&self, limit: Duration) -> VoteResult {
         let decided = poll_fn(|cx| {
@@ -259,6 +259,6 @@ fn reply(vote: &Vote) -> Reply<'_> {
         Vote::Partly(honoured) => Reply::Partly(honoured),
         Vote::No(refusal) => Reply::No { ends: refusal.ends(), is_gone: matches!(refusal, Refusal::Gone { .. }) },
         Vote::Untouched => Reply::Untouched,
-        Vote::Unheard(_) => Reply::Unheard,
+        Vote::NoReply(_) => Reply::Missing,
     }
 }

@@ -91,7 +91,7 @@ impl<'a> Waiter<'a> {
 
     /// Notes that a try has failed. When no majority answered, the next request of this process may try.
     pub(crate) fn failed(&mut self, advice: RetryAdvice) {
-        if let RetryAdvice::WhenHeard = advice {
+        if let RetryAdvice::WhenAnswered = advice {
             self.turn = None;
         }
     }
@@ -183,7 +183,7 @@ mod tests {
         waiter.begin_try();
         let number = waiter.ticket().expect("it waits").text().split(':').next().expect("a number").to_owned();
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
-        let call = |node| core.common.tickets.heard(node, &PushKind::Message, &[text("channel"), text(&number)]);
+        let call = |node| core.common.tickets.on_push(node, &PushKind::Message, &[text("channel"), text(&number)]);
         assert!(call(0));
         waiter.begin_try();
         assert!(call(1));
@@ -275,15 +275,15 @@ mod tests {
         let mut once = Waiter::new(&core, &a, false);
         once.begin_try();
         let mut set = Waiter::new(&core, &both, true);
-        let mut unheard = Waiter::new(&core, &a, true);
-        unheard.takes_turns(false);
+        let mut unanswered = Waiter::new(&core, &a, true);
+        unanswered.takes_turns(false);
         assert_eq!(
             once.in_turn(|ticket| ticket.is_none()).await,
             Some(true),
             "it does not wait, so it needs no ticket"
         );
         assert_eq!(set.in_turn(|_| ()).await, Some(()));
-        assert_eq!(unheard.in_turn(|_| ()).await, Some(()));
+        assert_eq!(unanswered.in_turn(|_| ()).await, Some(()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -296,7 +296,7 @@ mod tests {
         assert!(poll!(&mut next).is_pending());
         first.failed(RetryAdvice::Later);
         assert!(timeout(SOON, &mut next).await.is_err(), "it tries again itself");
-        first.failed(RetryAdvice::WhenHeard);
+        first.failed(RetryAdvice::WhenAnswered);
         assert_eq!(timeout(SOON, next).await.expect("its turn"), Some(()));
         let mut last = pin!(third.in_turn(|_| ()));
         assert!(poll!(&mut last).is_pending());

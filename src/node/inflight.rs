@@ -275,8 +275,8 @@ impl Inflight {
     }
 
     /// Records that a reply came now to what was sent then.
-    pub(super) fn heard(&mut self, sent: Moment, now: Moment) {
-        self.pace.heard(sent, now);
+    pub(super) fn answered(&mut self, sent: Moment, now: Moment) {
+        self.pace.answered(sent, now);
     }
 
     /// Returns how long the end of a program may wait for a reply of this node, when a majority has answered.

@@ -23,7 +23,7 @@ const SLACK: Duration = Duration::from_millis(5);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     /// When the node last answered.
-    heard: Moment,
+    answered: Moment,
     /// How long its answers take.
     usual: Duration,
     /// It was doubted since the last answer.
@@ -35,15 +35,15 @@ impl Pace {
     /// is not doubted before the node has answered on it. Otherwise a node that answers nothing but handshakes would be connected
     /// to again and again.
     pub(super) fn new(made: Moment, took: Duration, replaces: bool) -> Self {
-        Self { heard: made, usual: LONGEST_USUAL.min(took / 2), doubted: replaces }
+        Self { answered: made, usual: LONGEST_USUAL.min(took / 2), doubted: replaces }
     }
 
     /// Records that an answer came now to what was sent then.
-    pub(super) fn heard(&mut self, sent: Moment, now: Moment) {
+    pub(super) fn answered(&mut self, sent: Moment, now: Moment) {
         let took = LONGEST_USUAL.min(now.since(sent));
         // Up at once, and down slowly.
         self.usual = took.max(self.usual.saturating_sub(self.usual.saturating_sub(took) / 8));
-        (self.heard, self.doubted) = (now, false);
+        (self.answered, self.doubted) = (now, false);
     }
 
     /// Returns how long after the oldest unanswered request was sent to look again.
@@ -53,7 +53,7 @@ impl Pace {
     }
 
     fn doubt_after(&self, oldest: Moment) -> Duration {
-        let least = if oldest.since(self.heard) >= QUIET { LEAST_QUIET } else { LEAST_IN_USE };
+        let least = if oldest.since(self.answered) >= QUIET { LEAST_QUIET } else { LEAST_IN_USE };
         least.max(ROUND_TRIPS * self.usual)
     }
 
@@ -89,7 +89,7 @@ mod tests {
         assert!(pace.is_doubtful(at(2000), at(2020)));
         assert!(!pace.is_doubtful(at(2000), at(2100)), "once");
         assert_eq!(pace.next_look(at(2000), 500 * MS), 250 * MS);
-        pace.heard(at(2000), at(2101));
+        pace.answered(at(2000), at(2101));
         assert!(!pace.is_doubtful(at(4000), at(4403)), "it is slow: 101 ms are usual");
         assert!(pace.is_doubtful(at(4000), at(4404)));
     }
@@ -105,7 +105,7 @@ mod tests {
     fn the_end_of_a_program_waits_for_a_doubt_and_a_new_connection() {
         let mut pace = Pace::new(at(0), 2 * MS, false);
         assert_eq!(pace.last_wait(), 33 * MS, "20 ms, 5 ms for timers, and eight round trips of 1 ms");
-        pace.heard(at(0), at(10));
+        pace.answered(at(0), at(10));
         assert_eq!(pace.last_wait(), 105 * MS);
     }
 
@@ -113,18 +113,18 @@ mod tests {
     fn a_replacement_is_doubted_only_after_an_answer() {
         let mut pace = Pace::new(at(0), 2 * MS, true);
         assert!(!pace.is_doubtful(at(2000), at(9000)));
-        pace.heard(at(2000), at(9000));
+        pace.answered(at(2000), at(9000));
         assert!(pace.is_doubtful(at(20_000), at(24_000)), "four of the longest usual round trips");
     }
 
     #[test]
     fn what_is_usual_rises_at_once_and_falls_slowly() {
         let mut pace = Pace::new(at(0), Duration::ZERO, false);
-        pace.heard(at(0), at(80));
+        pace.answered(at(0), at(80));
         assert_eq!(pace.usual, 80 * MS);
-        pace.heard(at(80), at(80));
+        pace.answered(at(80), at(80));
         assert_eq!(pace.usual, 70 * MS);
-        (0..100).for_each(|_| pace.heard(at(80), at(81)));
+        (0..100).for_each(|_| pace.answered(at(80), at(81)));
         assert!(pace.usual < 2 * MS, "{:?}", pace.usual);
     }
 }

@@ -20,7 +20,7 @@ pub(crate) enum Vote {
     No(Refusal),
     /// In a release: nothing was ever sent there that could have left a key.
     Untouched,
-    Unheard(NodeError),
+    NoReply(NodeError),
 }
 
 /// Why a node did not do as asked.
@@ -78,7 +78,7 @@ impl From<&Vote> for Answer {
             Vote::No(Refusal::Early { by, left, .. }) => Self::Unexpired { by: by.clone(), left: *left },
             Vote::Partly(_) | Vote::No(Refusal::Gone { .. }) => Self::Gone,
             Vote::No(Refusal::Kept { left }) => Self::Kept { left: *left },
-            Vote::Unheard(error) => Self::Failed(error.clone()),
+            Vote::NoReply(error) => Self::Failed(error.clone()),
         }
     }
 }
@@ -89,7 +89,7 @@ fn nonsense(value: &Value) -> NodeError {
 
 /// Reads the answer of `hold.lua`. What cannot be read is no vote.
 pub(crate) fn parse_hold(value: &Value) -> Vote {
-    hold(value).unwrap_or_else(|| Vote::Unheard(nonsense(value)))
+    hold(value).unwrap_or_else(|| Vote::NoReply(nonsense(value)))
 }
 
 fn hold(value: &Value) -> Option<Vote> {
@@ -137,7 +137,7 @@ pub(crate) fn parse_release(value: &Value) -> Vote {
     let fields = match value {
         Value::Int(1) => return Vote::Yes,
         Value::Array(fields) => fields,
-        _ => return Vote::Unheard(nonsense(value)),
+        _ => return Vote::NoReply(nonsense(value)),
     };
     match fields.as_slice() {
         [Value::Int(_), codes @ ..] if !codes.is_empty() => {
@@ -148,7 +148,7 @@ pub(crate) fn parse_release(value: &Value) -> Vote {
                 _ => Vote::Partly(honoured),
             }
         }
-        _ => Vote::Unheard(nonsense(value)),
+        _ => Vote::NoReply(nonsense(value)),
     }
 }
 
@@ -303,11 +303,11 @@ mod tests {
             array(vec![int(3), int(99), int(1), int(1 << 53)]),
         ] {
             let vote = parse_hold(&value);
-            assert!(matches!(vote, Vote::Unheard(NodeError::Nonsense(_))), "{value:?} {vote:?}");
+            assert!(matches!(vote, Vote::NoReply(NodeError::Nonsense(_))), "{value:?} {vote:?}");
         }
-        assert!(matches!(parse_release(&array(vec![int(9)])), Vote::Unheard(_)));
-        assert!(matches!(parse_release(&Value::Nil), Vote::Unheard(_)));
-        assert!(matches!(parse_release(&int(0)), Vote::Unheard(_)));
+        assert!(matches!(parse_release(&array(vec![int(9)])), Vote::NoReply(_)));
+        assert!(matches!(parse_release(&Value::Nil), Vote::NoReply(_)));
+        assert!(matches!(parse_release(&int(0)), Vote::NoReply(_)));
     }
 
     #[test]

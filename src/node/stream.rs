@@ -215,9 +215,9 @@ mod tests {
         let serve = async {
             use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
             let (commands, answers) = (b"*1\r\n$4\r\nPING\r\n".repeat(2), b"+PONG\r\n*1\r\n$3\r\nx\r\n\r\n");
-            let mut heard = vec![0; commands.len()];
-            server.read_exact(&mut heard).await.unwrap();
-            assert_eq!(heard, commands);
+            let mut received = vec![0; commands.len()];
+            server.read_exact(&mut received).await.unwrap();
+            assert_eq!(received, commands);
             server.write_all(answers).await.unwrap();
         };
         let pings = [redis::cmd("PING"), redis::cmd("PING")];

@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(
             floor(&[accepting(NOW + 1, NOW), accepting(NOW + 5, NOW), accepting(NOW + 3, NOW)], 2, 3),
             Some(NOW + 5),
-            "those that were heard are enough"
+            "those that answered are enough"
         );
         assert_eq!(floor(&[accepting(NOW + HOUR, NOW + HOUR)], 1, 2), None, "but not one of an hour ahead");
     }

@@ -54,8 +54,8 @@ impl FailedRound<'_> {
         if self.verdict == VoteResult::Won {
             return (Diagnosis::TooLate, RetryAdvice::AfterRace(self.took));
         }
-        if self.unheard() > self.nodes - self.quorum {
-            return (Diagnosis::NoQuorum, RetryAdvice::WhenHeard);
+        if self.missing() > self.nodes - self.quorum {
+            return (Diagnosis::NoQuorum, RetryAdvice::WhenAnswered);
         }
         if let Some(advice) = self.other_ballot() {
             return (Diagnosis::Contended, advice);
@@ -63,14 +63,14 @@ impl FailedRound<'_> {
         self.in_the_way()
     }
 
-    /// Returns how many nodes count as unheard.
+    /// Returns how many nodes count as having given no answer.
     ///
-    /// When the round was decided early, a node that has not answered yet is not unheard. So a refusal that decides the round is
+    /// When the round was decided early, a node that has not answered yet does not count. So a refusal that decides the round is
     /// reported as such, also where nodes that are away have made it decisive.
-    fn unheard(&self) -> usize {
+    fn missing(&self) -> usize {
         match self.verdict {
             VoteResult::Pending => self.nodes - self.tally.votes() - self.refusals,
-            VoteResult::Won | VoteResult::Lost => self.tally.unheard_votes(),
+            VoteResult::Won | VoteResult::Lost => self.tally.missing_votes(),
         }
     }
 
@@ -85,7 +85,7 @@ impl FailedRound<'_> {
         }
         // A node that has not answered a round that was decided early may yet agree to another ballot.
         let unanswered = match self.verdict {
-            VoteResult::Lost => self.nodes - self.tally.votes() - self.refusals - self.tally.unheard_votes(),
+            VoteResult::Lost => self.nodes - self.tally.votes() - self.refusals - self.tally.missing_votes(),
             VoteResult::Pending | VoteResult::Won => 0,
         };
         let floor =
@@ -108,7 +108,7 @@ impl FailedRound<'_> {
             }
             // Nodes have seen newer ballots, and no ballot suits a majority of those that answered. The next round may find others.
             (None, _) if self.is_stale => (Diagnosis::Contended, raced),
-            (None, _) => (Diagnosis::NoQuorum, RetryAdvice::WhenHeard),
+            (None, _) => (Diagnosis::NoQuorum, RetryAdvice::WhenAnswered),
         }
     }
 }
@@ -128,21 +128,21 @@ mod tests {
         AcceptedBallots { floor: ballot(floor), clock: NOW, window: 1_000_000 }
     }
 
-    fn tally(yes: usize, no: usize, unheard: usize) -> Tally {
+    fn tally(yes: usize, no: usize, missing: usize) -> Tally {
         let mut tally = Tally::new(5);
         (0..yes).for_each(|_| tally.yes());
         (0..no).for_each(|_| tally.no());
-        (0..unheard).for_each(|_| tally.unheard());
+        (0..missing).for_each(|_| tally.missing());
         tally
     }
 
     /// Of five nodes. The rest has not answered.
-    fn round(verdict: VoteResult, yes: usize, no: usize, unheard: usize) -> FailedRound<'static> {
+    fn round(verdict: VoteResult, yes: usize, no: usize, missing: usize) -> FailedRound<'static> {
         FailedRound {
             nodes: 5,
             quorum: 3,
             verdict,
-            tally: tally(yes, no, unheard),
+            tally: tally(yes, no, missing),
             took: 7 * MS,
             ballot: ballot(NOW),
             refusals: no,
@@ -160,7 +160,7 @@ mod tests {
     }
 
     const RACED: RetryAdvice = RetryAdvice::AfterRace(Duration::from_millis(7));
-    const NO_QUORUM: (Diagnosis, RetryAdvice) = (Diagnosis::NoQuorum, RetryAdvice::WhenHeard);
+    const NO_QUORUM: (Diagnosis, RetryAdvice) = (Diagnosis::NoQuorum, RetryAdvice::WhenAnswered);
     const HELD: (Diagnosis, RetryAdvice) =
         (Diagnosis::Held, RetryAdvice::WhenFree { free_in: Some(Duration::from_millis(9)), calls: true });
 

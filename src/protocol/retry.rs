@@ -40,7 +40,7 @@ pub(crate) enum RetryAdvice {
     /// Waiting for a call: another request has been called, and the nodes keep the resource for it for this long.
     WhenCalled(Duration),
     /// Waiting for nodes to come back.
-    WhenHeard,
+    WhenAnswered,
     /// Waiting for another task of the same owner.
     Later,
 }
@@ -135,7 +135,7 @@ impl RetryPolicy {
                 let soon = kept_for * 2_u32.pow(doublings) + random(Duration::ZERO..kept_for);
                 soon.min(random(LOOK_EVERY))
             }
-            RetryAdvice::Later | RetryAdvice::WhenHeard => Duration::ZERO,
+            RetryAdvice::Later | RetryAdvice::WhenAnswered => Duration::ZERO,
         })
     }
 
@@ -238,7 +238,7 @@ mod tests {
             (free(Some(300 * MS), false), 100, 200),
             (free(Some(5000 * MS), true), 1000, 2000),
             (RetryAdvice::Later, 0, 0),
-            (RetryAdvice::WhenHeard, 0, 0),
+            (RetryAdvice::WhenAnswered, 0, 0),
         ];
         for (advice, least, most) in table {
             assert_eq!(policy().pause(advice, shortest), Some(least * MS), "{advice:?}");

@@ -29,7 +29,7 @@ pub(crate) enum Reply<'a> {
     /// In a release: nothing was ever sent there.
     Untouched,
     /// Nothing is known of what the node did.
-    Unheard,
+    Missing,
 }
 
 /// The count of one round.
@@ -112,7 +112,7 @@ impl RoundState {
                 over = ends.filter(|lease| self.says_over(*lease));
             }
             Reply::Partly(_) | Reply::Untouched => self.tally.no(),
-            Reply::Unheard => self.tally.unheard(),
+            Reply::Missing => self.tally.missing(),
         }
         if self.purpose == Purpose::Release {
             self.count_each(reply);
@@ -161,7 +161,7 @@ impl RoundState {
                 Reply::Yes => tally.yes(),
                 Reply::Partly(_) | Reply::Untouched => tally.no(),
                 Reply::No { .. } => {}
-                Reply::Unheard => tally.unheard(),
+                Reply::Missing => tally.missing(),
             }
         }
     }
@@ -251,12 +251,12 @@ mod tests {
 
     #[test]
     fn what_each_reply_to_a_hold_changes() {
-        use Reply::{Unheard, Yes};
+        use Reply::{Missing, Yes};
         let table: [(&[Reply<'_>], (Effect, bool)); 14] = [
             (&[Yes, Yes], (Effect::Nothing, false)),
             (&[Yes, Yes, Yes], honoured(true, 3, 2, false, 0)),
             (&[Yes, Yes, Yes, Yes], honoured(false, 4, 1, false, 0)),
-            (&[Yes, Yes, Yes, Unheard, Yes], honoured(false, 4, 0, false, 0)),
+            (&[Yes, Yes, Yes, Missing, Yes], honoured(false, 4, 0, false, 0)),
             (&[Yes, NO, Yes, Yes], honoured(true, 3, 1, true, 0)),
             (&[Yes, NO, Yes, Yes, Yes], honoured(false, 4, 0, false, 0)),
             (&[Yes, Yes, Yes, NO], honoured(false, 3, 1, true, 0)),
@@ -266,7 +266,7 @@ mod tests {
             (&[OVER, OVER], (Effect::Nothing, false)),
             (&[OVER, OVER, GONE], (Effect::Over(0), true)),
             (&[NO, NO, NO, NO], (Effect::Nothing, true)),
-            (&[NO, NO, Unheard, Yes, Yes], (Effect::Failed, true)),
+            (&[NO, NO, Missing, Yes, Yes], (Effect::Failed, true)),
         ];
         for (replies, expected) in table {
             assert_eq!(hold(replies), expected, "{replies:?}");
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_caller_gets_a_hold_that_the_leases_know_of() {
-        use Reply::{Unheard, Yes};
+        use Reply::{Missing, Yes};
         let outcome = |replies: &[Reply<'_>], is_confirmed| {
             let mut state = RoundState::new(Purpose::Hold, 3, 1);
             last(&mut state, replies);
@@ -294,12 +294,12 @@ mod tests {
         assert_eq!(outcome(&[Yes], false), (None, VoteResult::Pending));
         assert_eq!(outcome(&[Yes, Yes], false), (None, VoteResult::Pending));
         assert_eq!(outcome(&[Yes, Yes], true), (Some(VoteResult::Won), VoteResult::Pending));
-        assert_eq!(outcome(&[NO, Unheard], false), (Some(VoteResult::Lost), VoteResult::Pending));
+        assert_eq!(outcome(&[NO, Missing], false), (Some(VoteResult::Lost), VoteResult::Pending));
     }
 
     #[test]
     fn releases_have_no_effect_on_leases_and_their_own_verdict() {
-        use Reply::{Unheard, Untouched, Yes};
+        use Reply::{Missing, Untouched, Yes};
         let release = |purpose, replies: &[Reply<'_>]| {
             let mut state = RoundState::new(purpose, 3, 1);
             let (effect, is_settled) = last(&mut state, replies);
@@ -312,9 +312,9 @@ mod tests {
             (&[Yes, Yes], Some(VoteResult::Won), VoteResult::Won),
             (&[GONE, GONE], Some(VoteResult::Lost), VoteResult::Won),
             (&[Untouched, Yes], None, VoteResult::Won),
-            (&[Untouched, Yes, Unheard], Some(VoteResult::Won), VoteResult::Won),
-            (&[Untouched, Unheard], None, VoteResult::Pending),
-            (&[Untouched, Unheard, Unheard], Some(VoteResult::Pending), VoteResult::Pending),
+            (&[Untouched, Yes, Missing], Some(VoteResult::Won), VoteResult::Won),
+            (&[Untouched, Missing], None, VoteResult::Pending),
+            (&[Untouched, Missing, Missing], Some(VoteResult::Pending), VoteResult::Pending),
         ];
         for (replies, outcome, at_timeout) in table {
             assert_eq!(release(Purpose::Release, replies), (outcome, at_timeout), "{replies:?}");
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn each_lease_of_a_release_has_its_own_majority() {
-        use Reply::{Partly, Unheard, Untouched, Yes};
+        use Reply::{Missing, Partly, Untouched, Yes};
         let release = |replies: &[Reply<'_>]| {
             let mut state = RoundState::new(Purpose::Release, 3, 2);
             last(&mut state, replies);
@@ -338,8 +338,8 @@ mod tests {
             (&[first, first], Some(VoteResult::Lost), Some(1)),
             (&[second, second], Some(VoteResult::Lost), Some(0)),
             (&[Untouched, Untouched], Some(VoteResult::Lost), Some(0)),
-            (&[Yes, first, Unheard], Some(VoteResult::Won), None),
-            (&[Yes, Unheard, Unheard], Some(VoteResult::Pending), None),
+            (&[Yes, first, Missing], Some(VoteResult::Won), None),
+            (&[Yes, Missing, Missing], Some(VoteResult::Pending), None),
         ];
         for (replies, outcome, first_lost) in table {
             assert_eq!(release(replies), (outcome, first_lost), "{replies:?}");

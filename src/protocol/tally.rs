@@ -18,7 +18,7 @@ pub(crate) enum VoteResult {
 
 /// The votes of one round: each node says yes, says no, or gives no reply.
 ///
-/// | of 5 | yes | no | unheard | verdict |
+/// | of 5 | yes | no | missing | verdict |
 /// |---|---|---|---|---|
 /// | two to come | 2 | 1 | 0 | pending |
 /// | majority | 3 | 0 | 0 | won |
@@ -28,12 +28,12 @@ pub(crate) struct Tally {
     nodes: usize,
     yes: usize,
     no: usize,
-    unheard: usize,
+    missing: usize,
 }
 
 impl Tally {
     pub(crate) fn new(nodes: usize) -> Self {
-        Self { nodes, yes: 0, no: 0, unheard: 0 }
+        Self { nodes, yes: 0, no: 0, missing: 0 }
     }
 
     pub(crate) fn yes(&mut self) {
@@ -44,23 +44,23 @@ impl Tally {
         self.no += 1;
     }
 
-    pub(crate) fn unheard(&mut self) {
-        self.unheard += 1;
+    pub(crate) fn missing(&mut self) {
+        self.missing += 1;
     }
 
     pub(crate) fn votes(&self) -> usize {
         self.yes
     }
 
-    pub(crate) fn unheard_votes(&self) -> usize {
-        self.unheard
+    pub(crate) fn missing_votes(&self) -> usize {
+        self.missing
     }
 
     pub(crate) fn verdict(&self) -> VoteResult {
         let quorum = quorum(self.nodes);
         if self.yes >= quorum {
             VoteResult::Won
-        } else if self.no + self.unheard > self.nodes - quorum {
+        } else if self.no + self.missing > self.nodes - quorum {
             VoteResult::Lost
         } else {
             VoteResult::Pending
@@ -87,7 +87,7 @@ impl Tally {
 
     /// Returns how many nodes have neither answered nor failed.
     pub(crate) fn awaited(&self) -> usize {
-        self.nodes - self.yes - self.no - self.unheard
+        self.nodes - self.yes - self.no - self.missing
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -104,8 +104,8 @@ impl Tally {
 mod tests {
     use super::*;
 
-    fn tally(nodes: usize, yes: usize, no: usize, unheard: usize) -> Tally {
-        Tally { nodes, yes, no, unheard }
+    fn tally(nodes: usize, yes: usize, no: usize, missing: usize) -> Tally {
+        Tally { nodes, yes, no, missing }
     }
 
     #[test]
@@ -121,7 +121,7 @@ mod tests {
         use VoteResult::{Lost, Pending, Won};
         #[rustfmt::skip]
         let table = [
-            // nodes, yes, no, unheard, verdict, refused
+            // nodes, yes, no, missing, verdict, refused
             (1, 0, 0, 0, Pending, false),
             (1, 1, 0, 0, Won, false),
             (1, 0, 1, 0, Lost, true),
@@ -145,8 +145,8 @@ mod tests {
             (5, 2, 1, 2, Lost, false),
             (5, 0, 0, 2, Pending, false),
         ];
-        for (nodes, yes, no, unheard, verdict, refused) in table {
-            let tally = tally(nodes, yes, no, unheard);
+        for (nodes, yes, no, missing, verdict, refused) in table {
+            let tally = tally(nodes, yes, no, missing);
             assert_eq!(tally.verdict(), verdict, "{tally:?}");
             assert_eq!(tally.is_refused(), refused, "{tally:?}");
         }
@@ -157,7 +157,7 @@ mod tests {
         use VoteResult::{Lost, Pending, Won};
         #[rustfmt::skip]
         let table = [
-            // nodes, held, not held, unheard, verdict, free, complete
+            // nodes, held, not held, missing, verdict, free, complete
             (1, 1, 0, 0, Won, true, true),
             (1, 0, 1, 0, Lost, true, true),
             (1, 0, 0, 1, Pending, false, true),
@@ -171,8 +171,8 @@ mod tests {
             (5, 2, 0, 3, Pending, false, true),
             (5, 0, 2, 3, Pending, false, true),
         ];
-        for (nodes, yes, no, unheard, verdict, free, complete) in table {
-            let tally = tally(nodes, yes, no, unheard);
+        for (nodes, yes, no, missing, verdict, free, complete) in table {
+            let tally = tally(nodes, yes, no, missing);
             assert_eq!(tally.release_verdict(), verdict, "{tally:?}");
             assert_eq!(tally.is_free(), free, "{tally:?}");
             assert_eq!(tally.is_complete(), complete, "{tally:?}");
@@ -186,9 +186,9 @@ mod tests {
         tally.yes();
         tally.no();
         assert_eq!((tally.votes(), tally.verdict()), (2, VoteResult::Pending));
-        tally.unheard();
-        tally.unheard();
-        assert_eq!((tally.votes(), tally.unheard_votes(), tally.verdict()), (2, 2, VoteResult::Lost));
+        tally.missing();
+        tally.missing();
+        assert_eq!((tally.votes(), tally.missing_votes(), tally.verdict()), (2, 2, VoteResult::Lost));
         assert!(!tally.is_refused());
     }
 }

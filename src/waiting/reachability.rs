@@ -30,7 +30,7 @@ pub(crate) struct Reachability {
     asks_next: Mutex<()>,
     /// How many have asked since a majority answered.
     asked: AtomicU32,
-    heard: Notify,
+    answered: Notify,
 }
 
 impl Reachability {
@@ -42,7 +42,7 @@ impl Reachability {
             waiting: AtomicU32::new(0),
             asks_next: Mutex::new(()),
             asked: AtomicU32::new(0),
-            heard: Notify::new(),
+            answered: Notify::new(),
         }
     }
 
@@ -60,10 +60,10 @@ impl Reachability {
     }
 
     /// Ends all waits, as a majority has answered a request of this client.
-    pub(crate) fn heard(&self) {
+    pub(crate) fn majority_answered(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.asked.store(0, Ordering::SeqCst);
-            self.heard.notify_waiters();
+            self.answered.notify_waiters();
         }
     }
 
@@ -75,7 +75,7 @@ impl Reachability {
     pub(crate) async fn next_try(&self, environment: &dyn Environment) -> bool {
         let _waiting = Waiting::new(&self.waiting);
         // Created before the pause, so it is notified of an answer during the pause, too.
-        let heard = self.heard.notified();
+        let answered = self.answered.notified();
         environment.sleep(random_time(environment, LEAST_PAUSE)).await;
         let asks = async {
             let _next = self.asks_next.lock().await;
@@ -85,7 +85,7 @@ impl Reachability {
         };
         select! {
             biased;
-            () = heard => true,
+            () = answered => true,
             () = asks => false,
         }
     }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_majority_that_is_heard_ends_all_pauses_but_the_first_part() {
+    async fn a_majority_that_answers_ends_all_pauses_but_the_first_part() {
         let reachability = Arc::new(Reachability::new(5));
         let waits = |reachability: &Arc<Reachability>| {
             let reachability = Arc::clone(reachability);
@@ -176,17 +176,17 @@ mod tests {
         sleep(Duration::from_millis(150)).await;
         let late = waits(&reachability);
         sleep(Duration::from_millis(20)).await;
-        reachability.heard();
+        reachability.majority_answered();
         for waiting in early {
-            let (heard, at) = waiting.await.expect("no panic");
-            assert!(heard && at - began == Duration::from_millis(170), "{heard}, after {:?}", at - began);
+            let (answered, at) = waiting.await.expect("no panic");
+            assert!(answered && at - began == Duration::from_millis(170), "{answered}, after {:?}", at - began);
         }
-        let (heard, at) = late.await.expect("no panic");
-        assert!(heard && at - began == Duration::from_millis(250), "{heard}, after {:?}", at - began);
+        let (answered, at) = late.await.expect("no panic");
+        assert!(answered && at - began == Duration::from_millis(250), "{answered}, after {:?}", at - began);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_begin_anew_when_a_majority_was_heard() {
+    async fn pauses_begin_anew_when_a_majority_answered() {
         let reachability = Arc::new(Reachability::new(5));
         let pause = async || {
             let began = Instant::now();
@@ -202,7 +202,7 @@ mod tests {
             async move { reachability.next_try(&LONGEST).await }
         });
         sleep(Duration::from_millis(1)).await;
-        reachability.heard();
+        reachability.majority_answered();
         assert!(waits.await.expect("no panic"));
         assert_eq!([pause().await, pause().await], [100, 200]);
     }
@@ -226,8 +226,8 @@ mod tests {
         assert!(!first.is_finished(), "two are no majority");
         reachability.connected(4);
         let at_once = |waits| timeout(Duration::from_millis(1), waits);
-        let heard = at_once(first).await.expect("the connection ends its pause").expect("no panic");
-        assert!(!heard, "it asks without having heard a majority");
+        let answered = at_once(first).await.expect("the connection ends its pause").expect("no panic");
+        assert!(!answered, "it asks before a majority has answered");
         tokio::task::yield_now().await;
         assert!(!second.is_finished(), "one is enough");
         for node in [3, 0] {

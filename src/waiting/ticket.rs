@@ -36,7 +36,7 @@ impl Tickets {
     }
 
     /// Hands a call to its ticket. Returns whether this message of a node is a call.
-    pub(crate) fn heard(&self, node: usize, kind: &PushKind, data: &[Value]) -> bool {
+    pub(crate) fn on_push(&self, node: usize, kind: &PushKind, data: &[Value]) -> bool {
         let (PushKind::Message, [_, Value::BulkString(number)]) = (kind, data) else { return false };
         let number = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok());
         let Some(number) = number else { return true }; // Published by hand.
@@ -194,7 +194,7 @@ mod tests {
     impl Tickets {
         fn hear(&self, node: usize, number: &str) {
             let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
-            self.heard(node, &PushKind::Message, &[text("quorlock:call:0"), text(number)]);
+            self.on_push(node, &PushKind::Message, &[text("quorlock:call:0"), text(number)]);
         }
     }
 

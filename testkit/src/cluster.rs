@@ -184,7 +184,7 @@ impl Cluster {
     }
 
     /// Waits until every node answers this client with a vote. Nodes that have no list yet need a moment for that.
-    pub async fn heard_by(locks: &Quorlock) {
+    pub async fn until_all_answer(locks: &Quorlock) {
         let all_answer = async || {
             let seen = locks.inspect("").await.expect("a name");
             seen.nodes.iter().all(|node| node.state.is_ok())

@@ -54,7 +54,7 @@ async fn acc_26_user_keys_are_unchanged_and_only_ballots_remain() {
 
     let locks = cluster.client(10 * SECOND).await;
     let bare = cluster.builder().prefix("").connect().await.expect("an empty prefix");
-    Cluster::heard_by(&bare).await;
+    Cluster::until_all_answer(&bare).await;
     let all_bytes: Vec<u8> = (0..=255).collect();
     let names: [&[u8]; 4] = [b"lock", b"", &[b'x'; 10_000], &all_bytes];
     for locks in [&locks, &bare] {
@@ -117,7 +117,7 @@ async fn acc_27_each_foreign_key_costs_one_vote() {
 async fn acc_26_a_plain_redlock_client_and_quorlock_exclude_each_other() {
     let cluster = Cluster::start(5);
     let locks = cluster.builder().prefix("").connect().await.expect("an empty prefix");
-    Cluster::heard_by(&locks).await;
+    Cluster::until_all_answer(&locks).await;
     let plain =
         || cluster.each::<Option<String>>(redis::cmd("SET").arg("shared").arg("plain").arg("NX").arg("PX").arg(60_000));
     let guard = locks.lock("shared").acquire().await.expect("the lock");

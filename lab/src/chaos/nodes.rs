@@ -91,7 +91,7 @@ impl Nodes {
         let act = self.act(fault, silent);
         let mut proofs = self.on_each(fault, move |node, i| node.begin(&act, i)).await?;
         proofs.extend(join_all(probed.into_iter().map(probe::end)).await);
-        proofs.extend(join_all(fault.nodes.iter().filter_map(|i| self.heard(fault, *i))).await);
+        proofs.extend(join_all(fault.nodes.iter().filter_map(|i| self.effect_seen(fault, *i))).await);
         if Proof::are_missing(&proofs) {
             // The end of the fault may show it.
             lock(&self.unproven).push(fault.id);
@@ -123,7 +123,7 @@ impl Nodes {
     }
 
     /// Asks a node, directly or through a link of this fault, if the fault changes how it answers.
-    fn heard(&self, fault: &Fault, i: usize) -> Option<BoxFuture<'_, Proof>> {
+    fn effect_seen(&self, fault: &Fault, i: usize) -> Option<BoxFuture<'_, Proof>> {
         let node = &self.all[i];
         let link = node.links.get(fault.worker.unwrap_or(0))?.port();
         match fault.kind {

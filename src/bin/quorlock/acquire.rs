@@ -88,7 +88,7 @@ async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
         }
     }
     if too_few(locks).is_some() {
-        // One of them may have been about to be heard.
+        // One of them may have been about to arrive.
         sleep(SECOND_LOOK).await;
     }
     if let Some(nodes) = too_few(locks) {

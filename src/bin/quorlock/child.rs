@@ -119,7 +119,7 @@ impl Child {
         }
     }
 
-    pub fn heard(&mut self, report: Report) {
+    pub fn take_report(&mut self, report: Report) {
         let pass = match report {
             Report::Signal(number) => {
                 let in_front = self.terminal.as_ref().is_some_and(Terminal::is_handed);
@@ -262,7 +262,7 @@ impl Child {
             while self.listener.is_some() {
                 match self.report().await {
                     Report::Answer => break,
-                    report => self.heard(report),
+                    report => self.take_report(report),
                 }
             }
         })

@@ -102,7 +102,7 @@ pub async fn watch(options: &RunOptions, guard: &Guard, child: &mut Child, signa
         select! {
             biased;
             () = guard.endangered(), if stop.is_none() => {}
-            report = child.report() => child.heard(report),
+            report = child.report() => child.take_report(report),
             signal = signals.next_or_child() => if let Some(signal) = signal { child.signal(signal) },
             () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
         }

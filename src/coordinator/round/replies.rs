@@ -53,7 +53,7 @@ impl Round {
     /// Returns the names of the nodes that have not answered, or failed to.
     pub(crate) fn pending(&self) -> Vec<String> {
         let replies = locked(&self.replies);
-        let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::Unheard(_)));
+        let open = |vote: &Option<Vote>| matches!(vote, None | Some(Vote::NoReply(_)));
         self.core
             .nodes
             .iter()

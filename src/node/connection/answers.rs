@@ -22,12 +22,12 @@ const MOST_CALLS: usize = 64;
 impl Connection {
     /// Delivers the answers that have come, oldest first. Returns how many, or why the connection is broken.
     pub(super) fn settle(&mut self, inflight: &mut Inflight, cx: &mut Context<'_>) -> Result<usize, NodeError> {
-        let (mut heard, mut called, mut settled, mut since) = (0, 0, 0, None);
-        while heard < MOST_ANSWERS
+        let (mut answers, mut called, mut settled, mut since) = (0, 0, 0, None);
+        while answers < MOST_ANSWERS
             && called < MOST_CALLS
             && let Some(value) = inflight.poll_read(cx)?
         {
-            heard += 1;
+            answers += 1;
             if let Value::Push { kind, data } = &value {
                 self.called(kind, data)?;
                 called += 1;
@@ -60,13 +60,13 @@ impl Connection {
             }
         }
         if let Some(since) = since {
-            inflight.heard(since, self.environment.now());
+            inflight.answered(since, self.environment.now());
             self.common.waits_for(self.index, inflight.last_wait());
             self.abandon();
         }
         if called >= MOST_CALLS {
             inflight.rest(cx);
-        } else if heard == MOST_ANSWERS {
+        } else if answers == MOST_ANSWERS {
             cx.waker().wake_by_ref();
         }
         Ok(settled)
@@ -81,7 +81,7 @@ impl Connection {
 
     /// Takes what the node sends unasked. Only a call of a waiter is allowed.
     fn called(&self, kind: &PushKind, data: &[Value]) -> Result<(), NodeError> {
-        if self.common.tickets.heard(self.index, kind, data) {
+        if self.common.tickets.on_push(self.index, kind, data) {
             return Ok(());
         }
         let unasked = format!("a message of the kind {kind:?} that was not asked for");

@@ -89,8 +89,8 @@ local function resource_state(key, text, now)
       local ticket = redis.pcall('ZPOPMIN', queue_key)[1]
       if not ticket then return end
       local number, channel = string.match(ticket, '^(%d+):(%x+)$')
-      local heard = number and redis.pcall('PUBLISH', 'quorlock:call:' .. channel, number)
-      if type(heard) == 'number' and heard > 0 then
+      local receivers = number and redis.pcall('PUBLISH', 'quorlock:call:' .. channel, number)
+      if type(receivers) == 'number' and receivers > 0 then
         till, called = now + RESERVED, ticket
         return
       end

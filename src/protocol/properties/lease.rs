@@ -122,7 +122,7 @@ proptest! {
         let mut lease = asked_for(schedule, length, at(0));
         prop_assume!(is_held(lease.confirmed(at(0), at(0), ballot(2), length)));
         let (valid, danger) = (lease.remaining(at(0)), schedule.danger(length));
-        let mut heard = Vec::new();
+        let mut asked = Vec::new();
         let mut now = at(0);
         while let Some(next) = lease.next_due() {
             now = now.max(next);
@@ -132,12 +132,12 @@ proptest! {
                 Due::Loss => prop_assert_eq!(now, at(0) + valid),
                 Due::Extension | Due::Nothing => {}
             }
-            heard.push(due);
-            prop_assert!(heard.len() <= 100, "asks without rest: {heard:?}");
+            asked.push(due);
+            prop_assert!(asked.len() <= 100, "asks without rest: {asked:?}");
         }
-        let extensions = heard.iter().filter(|due| matches!(due, Due::Extension | Due::Danger { extend: true }));
+        let extensions = asked.iter().filter(|due| matches!(due, Due::Extension | Due::Danger { extend: true }));
         prop_assert_eq!(extensions.count() > 0, schedule.extends);
-        heard.retain(|due| *due != Due::Extension);
-        prop_assert!(matches!(heard[..], [Due::Danger { .. }, Due::Loss]), "{heard:?}");
+        asked.retain(|due| *due != Due::Extension);
+        prop_assert!(matches!(asked[..], [Due::Danger { .. }, Due::Loss]), "{asked:?}");
     }
 }

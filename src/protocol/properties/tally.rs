@@ -9,12 +9,12 @@ use crate::protocol::{Tally, VoteResult};
 enum Answer {
     Yes,
     No,
-    Unheard,
+    Missing,
 }
 
 /// One answer of each node, and the same answers in another order.
 fn answers() -> impl Strategy<Value = (Vec<Answer>, Vec<Answer>)> {
-    let answer = prop_oneof![Just(Answer::Yes), Just(Answer::No), Just(Answer::Unheard)];
+    let answer = prop_oneof![Just(Answer::Yes), Just(Answer::No), Just(Answer::Missing)];
     let answers = prop::collection::vec(answer, 1..=SEVERAL);
     answers.prop_flat_map(|answers| (Just(answers.clone()), Just(answers).prop_shuffle()))
 }
@@ -26,7 +26,7 @@ fn count(answers: &[Answer]) -> Vec<Tally> {
         match answer {
             Answer::Yes => tally.yes(),
             Answer::No => tally.no(),
-            Answer::Unheard => tally.unheard(),
+            Answer::Missing => tally.missing(),
         }
         tally
     });

@@ -44,11 +44,11 @@ pub fn loss_on_time(model: &Model) -> Verdict {
             (Signal::IsLost.words(), given(Signal::IsLost)),
             (Signal::Protect.words(), given(Signal::Protect)),
         ];
-        let heard = ways.iter().filter_map(|(_, at)| *at).min();
+        let first = ways.iter().filter_map(|(_, at)| *at).min();
         for (name, at) in ways {
-            match heard {
+            match first {
                 // It is judged even if the machine had no time for other processes: this one did run.
-                Some(heard) if at != Some(heard) => after_another(model, &mut verdict, hold, heard, at, name),
+                Some(first) if at != Some(first) => after_another(model, &mut verdict, hold, first, at, name),
                 _ => given_by(model, &mut verdict, hold, hold.deadline(), at, name),
             }
         }
@@ -70,13 +70,13 @@ pub fn warns_before_loss(model: &Model) -> Verdict {
 }
 
 /// Checks that a signal was given at `at`, soon after another one of the same guard.
-fn after_another(model: &Model, verdict: &mut Verdict, hold: &Hold, heard: u64, at: Option<u64>, name: &str) {
-    let latest = model.excused(hold.ask.worker, hold.ask.life, heard, LATENESS).saturating_add(LATENESS);
+fn after_another(model: &Model, verdict: &mut Verdict, hold: &Hold, first: u64, at: Option<u64>, name: &str) {
+    let latest = model.excused(hold.ask.worker, hold.ask.life, first, LATENESS).saturating_add(LATENESS);
     let over = [hold.leave.map(|(at, _)| at), hold.killed, Some(model.end)].into_iter().flatten().min();
     let until = at.or(over).unwrap_or(model.end);
     if at.is_some() || until > latest {
         verdict.check(until.min(latest), until <= latest, || {
-            format!("{}: {name} told nothing for {} us, when another signal had", hold.named(), until - heard)
+            format!("{}: {name} told nothing for {} us, when another signal had", hold.named(), until - first)
         });
     }
 }
