@@ -6,7 +6,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
 
-use crate::coordinator::Handle;
+use crate::coordinator::{Core, Handle};
 use crate::error::{AcquireError, Answer, ConfigError, ExportError, NodeError, Reports};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
@@ -157,8 +157,12 @@ impl Quorlock {
         }
     }
 
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.core
+    }
+
     /// Asks every node the same, and waits for all of them for at most the node timeout.
-    async fn ask_all<T>(
+    pub(crate) async fn ask_all<T>(
         &self,
         command: redis::Cmd,
         parse: impl Fn(&redis::Value) -> Result<T, NodeError>,

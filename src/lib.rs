@@ -76,6 +76,7 @@ mod protocol;
 mod released;
 mod request;
 mod resource;
+mod revoke;
 #[doc(hidden)]
 pub mod secrets;
 mod settings;
@@ -98,7 +99,7 @@ pub use builder::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use client::Quorlock;
 pub use error::{
     AcquireError, Answer, ClientError, ConfigError, ErrorKind, ExportError, ExtendError, Holder, LostError, NodeError,
-    NodeReport, OwnHold, ReleaseError, Reports, RunError,
+    NodeReport, OwnHold, ReleaseError, Reports, RevokeError, RunError,
 };
 pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
@@ -106,3 +107,4 @@ pub use owner::Owner;
 pub use protocol::{ParseTokenError, Token};
 pub use released::Released;
 pub use request::LockRequest;
+pub use revoke::Revoked;

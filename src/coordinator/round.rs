@@ -141,7 +141,10 @@ impl Round {
         let (Some(ticket), Some(in_the_way), 2..) = (&self.ticket, self.leases.get(refused), self.leases.len()) else {
             return None;
         };
-        let token = if let Holder::Owner { token, .. } = by { Some(*token) } else { None };
+        let token = match by {
+            Holder::Owner { token, .. } | Holder::Revoked { token, .. } => Some(*token),
+            _ => None,
+        };
         ticket.meets(&in_the_way.resource, token).then(|| {
             let others = self.leases.iter().filter(|lease| !Arc::ptr_eq(lease, in_the_way));
             others.map(|lease| lease.resource.clone()).collect()

@@ -24,6 +24,13 @@ pub enum Holder {
     Foreign,
     /// A lease that the node may have forgotten.
     Forgotten,
+    /// A lease that was [revoked](crate::Quorlock::revoke). The lock is free when the lease would have ended.
+    Revoked {
+        /// The label of the owner from whom it was taken.
+        label: String,
+        /// The fencing token of the lease.
+        token: Token,
+    },
 }
 
 impl fmt::Display for Holder {
@@ -32,6 +39,9 @@ impl fmt::Display for Holder {
             Self::Owner { label, token, .. } => write!(f, "{} (token {token})", Printable(label)),
             Self::Foreign => f.write_str("a key that is not quorlock's"),
             Self::Forgotten => f.write_str("a lease that the node may have forgotten"),
+            Self::Revoked { label, token } => {
+                write!(f, "a lease that was revoked from {} (token {token})", Printable(label))
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::waiting::Ticket;
 const HOLD_CODE: &str = concat!(include_str!("lua/resource_state.lua"), include_str!("lua/hold.lua"));
 const RELEASE_CODE: &str = concat!(include_str!("lua/resource_state.lua"), include_str!("lua/release.lua"));
 const INSPECT_CODE: &str = include_str!("lua/inspect.lua");
+const REVOKE_CODE: &str = concat!(include_str!("lua/resource_state.lua"), include_str!("lua/revoke.lua"));
 const RECORD_CODE: &str = include_str!("lua/record.lua");
 
 static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(HOLD_CODE));
@@ -182,6 +183,15 @@ pub(crate) fn leave(resources: &[Resource], ticket: &Ticket) -> Cmd {
 pub(crate) fn inspect(resource: &Resource) -> Cmd {
     let mut command = redis::cmd("EVALSHA");
     command.arg(INSPECT.get_hash()).arg(2).arg(resource.lock_key()).arg(resource.ballot_key());
+    command
+}
+
+/// Makes the command that takes the lease with this token from its holder (`revoke.lua`). It is sent with its code: it is rare, and no
+/// connection loads it. `wall` is this machine's wall clock, in µs.
+pub(crate) fn revoke(resource: &Resource, token: Token, ballot: Ballot, wall: u64) -> Cmd {
+    let mut command = redis::cmd("EVAL");
+    command.arg(REVOKE_CODE).arg(2).arg(resource.lock_key()).arg(resource.ballot_key());
+    command.arg(format!("{:016} {:016} {:013}", token.get(), ballot.get(), wall / 1000));
     command
 }
 

@@ -39,11 +39,13 @@ use crate::environment::{Environment, Moment};
 use crate::error::{ClientError, NodeError};
 
 pub(crate) use address::NodeAddress;
-pub(crate) use commands::{Entry, LastEnd, RoundArgs, hold, inspect, leave, millis, release};
+pub(crate) use commands::{Entry, LastEnd, RoundArgs, hold, inspect, leave, millis, release, revoke};
 pub(crate) use common::Common;
 use condition::Condition;
 pub(crate) use driver::Driver;
-pub(crate) use replies::{InspectReply, Refusal, Vote, parse_hold, parse_inspect, parse_release};
+pub(crate) use replies::{
+    InspectReply, Refusal, RevokeReply, Vote, parse_hold, parse_inspect, parse_release, parse_revoke,
+};
 use request::Message;
 pub(crate) use request::{Exchange, Facts, ReplyTo, Request, pack, pack_open};
 

@@ -152,6 +152,53 @@ pub(crate) fn parse_release(value: &Value) -> Vote {
     }
 }
 
+/// Reads the answer of `revoke.lua`.
+pub(crate) fn parse_revoke(value: &Value) -> Result<RevokeReply, NodeError> {
+    revoke_reply(value).unwrap_or_else(|| Err(nonsense(value)))
+}
+
+fn revoke_reply(value: &Value) -> Option<Result<RevokeReply, NodeError>> {
+    let Value::Array(fields) = value else { return None };
+    let count = |number: i64| u64::try_from(number).ok();
+    let ballot = |number: i64| Ballot::from_wire(count(number)?);
+    Some(match fields.as_slice() {
+        [Value::Int(2), Value::Int(_), Value::Int(_), Value::Int(pttl), Value::BulkString(value)] => {
+            let by = LockValue::parse(value).map_or(Holder::Foreign, LockValue::into_holder);
+            Ok(RevokeReply::Held { by, free_in: count(*pttl).map(Duration::from_millis) })
+        }
+        [Value::Int(4), Value::Int(_), Value::Int(_)] => Ok(RevokeReply::Ahead),
+        [Value::Int(9), Value::Int(_), Value::Int(left)] => {
+            Err(NodeError::Quarantined { left: Duration::from_millis(count(*left)?) })
+        }
+        [Value::Int(10), Value::Int(_)] => Err(NodeError::Forgot),
+        [Value::Int(11), Value::Int(_), Value::Int(highest), Value::Int(left), Value::BulkString(value)] => {
+            let label = word(LockValue::parse(value)?.label, LONGEST_LABEL);
+            let lease = (label, Duration::from_millis(count(*left)?));
+            Ok(RevokeReply::Done { highest: ballot(*highest)?, lease: Some(lease) })
+        }
+        [Value::Int(12), Value::Int(_), Value::Int(highest)] => {
+            Ok(RevokeReply::Done { highest: ballot(*highest)?, lease: None })
+        }
+        _ => return None,
+    })
+}
+
+/// What a node did about a lease that is to be revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RevokeReply {
+    /// It honours no message of the lease that names a ballot below the sent one as known.
+    Done {
+        /// The highest ballot that it had honoured before.
+        highest: Ballot,
+        /// The holder's label and how long the lock stays closed there; `None` where nothing of the lease was.
+        lease: Option<(String, Duration)>,
+    },
+    /// Another lease, or another kind of key, is in its place.
+    Held { by: Holder, free_in: Option<Duration> },
+    /// The ballot is further ahead of the node's clock than ballots may be.
+    Ahead,
+}
+
 /// What `inspect.lua` saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InspectReply {
@@ -226,6 +273,9 @@ impl<'a> LockValue<'a> {
 
     fn into_holder(self) -> Holder {
         // Any client can write any key.
+        if self.owner.bytes().all(|digit| digit == b'0') {
+            return Holder::Revoked { label: word(self.label, LONGEST_LABEL), token: Token::from(self.token) };
+        }
         Holder::Owner {
             id: fingerprint(self.owner).into(),
             label: word(self.label, LONGEST_LABEL),
@@ -319,6 +369,43 @@ mod tests {
             matches!(parse_release(&array(vec![int(9), int(1), int(0)])), Vote::Partly(each) if each == [true, false])
         );
         assert!(matches!(parse_release(&array(vec![int(9), int(0)])), Vote::No(Refusal::Gone { resource: 0 })));
+    }
+
+    #[test]
+    fn answers_to_revoke() {
+        let int = Value::Int;
+        let value = "ql1 0000000000000007 00000000000000000000000000000000 host:1 s/1:2";
+        let lease = Some(("host:1".to_owned(), Duration::from_millis(900)));
+        let highest = |number| Ballot::from_wire(number).unwrap();
+        let table = [
+            (
+                vec![int(11), int(99), int(8), int(900), text(value)],
+                Ok(RevokeReply::Done { highest: highest(8), lease }),
+            ),
+            (vec![int(12), int(99), int(0)], Ok(RevokeReply::Done { highest: Ballot::ZERO, lease: None })),
+            (
+                vec![int(2), int(99), int(1), int(-1), text("")],
+                Ok(RevokeReply::Held { by: Holder::Foreign, free_in: None }),
+            ),
+            (
+                vec![int(2), int(99), int(1), int(5), text(value)],
+                Ok(RevokeReply::Held {
+                    by: Holder::Revoked { label: "host:1".to_owned(), token: highest(7).into() },
+                    free_in: Some(Duration::from_millis(5)),
+                }),
+            ),
+            (vec![int(4), int(99), int(1)], Ok(RevokeReply::Ahead)),
+            (vec![int(9), int(99), int(70)], Err(NodeError::Quarantined { left: Duration::from_millis(70) })),
+            (vec![int(10), int(99)], Err(NodeError::Forgot)),
+        ];
+        for (fields, expected) in table {
+            assert_eq!(parse_revoke(&array(fields.clone())), expected, "{fields:?}");
+        }
+        for value in
+            [Value::Nil, int(11), array(vec![int(11), int(99), int(8)]), array(vec![int(12), int(99), int(-1)])]
+        {
+            assert!(matches!(parse_revoke(&value), Err(NodeError::Nonsense(_))), "{value:?}");
+        }
     }
 
     #[test]

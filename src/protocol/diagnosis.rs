@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{AcceptedBallots, Ballot, RetryAdvice, Tally, VoteResult, floor_for_a_quorum};
+use super::ballot::{AcceptedBallots, Ballot, floor_for_a_quorum};
+use super::retry::RetryAdvice;
+use super::tally::{Tally, VoteResult};
 
 /// What is known of a round that did not give the lock. A refusal is an answer no; a node that failed gives none.
 #[derive(Clone, Debug)]

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Ballot, Moment, Schedule, Token};
+use super::ballot::{Ballot, Token};
+use super::moment::Moment;
+use super::validity::Schedule;
 
 /// What a holder may believe of its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

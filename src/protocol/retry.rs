@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{Ballot, Moment};
+use super::ballot::Ballot;
+use super::moment::Moment;
 
 /// The pause between two looks at a lock whose release calls the waiters. Such a look only makes up for a lost call.
 const LOOK_EVERY: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(2);

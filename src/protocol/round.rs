@@ -1,6 +1,6 @@
 //! The count of the replies to one round, and what each of them changes.
 
-use super::{Tally, VoteResult};
+use super::tally::{Tally, VoteResult};
 
 /// What a round is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

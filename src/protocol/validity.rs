@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Moment;
+use super::moment::Moment;
 
 /// What is taken off every lease, of any length: Redis expires keys by the millisecond.
 const DRIFT_FLOOR: Duration = Duration::from_millis(2);

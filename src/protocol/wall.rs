@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Moment;
+use super::moment::Moment;
 
 /// Differences between two readings of a machine's clocks that mean nothing: the clocks are read one after the other.
 const READING_ERROR: i64 = 10_000; // µs

@@ -13,6 +13,7 @@ mod nodes;
 mod place;
 mod pty;
 mod release;
+mod revoke;
 mod sandbox;
 mod secrets;
 mod signals;

@@ -16,6 +16,9 @@ mod resource_state;
 #[path = "../simulation/resp.rs"]
 mod resp;
 #[allow(dead_code, reason = "the simulation uses the rest")]
+#[path = "../simulation/revocations.rs"]
+mod revocations;
+#[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../simulation/rules.rs"]
 mod rules;
 #[allow(dead_code, reason = "the simulation uses the rest")]
@@ -34,6 +37,7 @@ use quorlock_testkit::rng::Rng;
 use node::{Node, SCRIPTS, Script};
 use pair::{FIRST_RECORD, NAMES, Pair, TTL_TOLERANCE_MS, ballot_key, lock_key, masked, queue_key};
 use resp::Reply;
+use revocations::{ABSENT, REVOKED};
 use rules::Rules;
 use source::Source;
 
@@ -60,7 +64,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
     let mut source = Source { rng: Rng::new(seed, 9), ballot, tokens: vec![ballot] };
     pair.set_record(FIRST_RECORD);
     pair.remove(pair::LIST);
-    let mut codes = [0_u32; 12];
+    let mut codes = [0_u32; 14];
     let often = |count: &u32| *count > 5;
     for i in 0..MOST_OPERATIONS {
         if i >= OPERATIONS && codes.iter().all(often) {
@@ -98,6 +102,8 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
                 codes[usize::try_from(*code).unwrap_or(0)] += 1;
             }
             (Script::Release, Reply::Int(1)) => codes[11] += 1,
+            (Script::Revoke, Reply::Array(items)) if items[0] == Reply::Int(REVOKED) => codes[12] += 1,
+            (Script::Revoke, Reply::Array(items)) if items[0] == Reply::Int(ABSENT) => codes[13] += 1,
             _ => {}
         }
         let same_left = match (real_left, my_left) {
@@ -113,7 +119,7 @@ fn agree(seed: u64, rules: Rules) -> Result<(), String> {
         }
     }
     // Every answer was given often: 0 granted and a record, 1 granted, 2 held, 3 stale, 4 ahead, 5 gone, 6 kept, 7 early, 8 far,
-    // 9 young, 10 forgot; and 11, a plain release.
+    // 9 young, 10 forgot; 11, a plain release; 12, revoked; 13, nothing to revoke.
     assert!(codes.iter().all(often), "some answers were too rare: {codes:?}");
     Ok(())
 }
@@ -160,6 +166,9 @@ fn broken_nodes_disagree() {
         Rules { no_quarantine: true, ..all },
         Rules { quarantine_by_node_clock: true, ..all },
         Rules { forgets_ballots: true, ..all },
+        Rules { revokes_by_deletion: true, ..all },
+        Rules { revokes_without_ballot: true, ..all },
+        Rules { revokes_any_token: true, ..all },
     ] {
         // Some rules matter only in rare situations, which one random sequence may miss.
         assert!((0..6).any(|_| agree(seed(), rules).is_err()), "{rules:?} was not noticed");

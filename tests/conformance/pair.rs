@@ -284,6 +284,14 @@ pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
             mask(&mut items, 0);
             left = None;
         }
+        Script::Revoke => {
+            mask(&mut items, 1);
+            match items[0] {
+                Reply::Int(2 | 11) => mask(&mut items, 3),
+                Reply::Int(9) => mask(&mut items, 2),
+                _ => left = None,
+            }
+        }
         Script::Inspect => {
             mask(&mut items, 0);
             mask(&mut items, 3);

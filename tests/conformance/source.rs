@@ -117,9 +117,11 @@ impl Source {
             0..12 => Script::Hold,
             12..18 => Script::Release,
             18 => Script::Record,
+            _ if self.rng.chance(0.7) => Script::Revoke,
             _ => Script::Inspect,
         };
-        let names = if script == Script::Inspect { vec![self.rng.pick(&NAMES)] } else { self.names() };
+        let names =
+            if matches!(script, Script::Inspect | Script::Revoke) { vec![self.rng.pick(&NAMES)] } else { self.names() };
         // Only releases by holders free a lock, and these would be rare among random ones.
         let holder = Self::standing(store, names[0], now).filter(|_| script == Script::Release && self.rng.chance(0.8));
         let names = if holder.is_some() { vec![names[0]] } else { names };
@@ -137,8 +139,15 @@ impl Source {
             Script::Release => self.release(&names, holder, now, store, &mut args),
             Script::Record => self.record(now, store, &mut args),
             Script::Inspect => {}
+            Script::Revoke => self.revoke(names[0], now, store, &mut args),
         }
         (script, args)
+    }
+
+    fn revoke(&mut self, name: &str, now: u64, store: &mut Store, args: &mut Vec<String>) {
+        let standing = Self::standing(store, name, now).map(|(token, ..)| token);
+        let token = standing.filter(|_| self.rng.chance(0.7)).unwrap_or_else(|| self.token());
+        args.push(format!("{token:016} {:016} {:013}", self.next(now), self.wall(now)));
     }
 
     fn hold(&mut self, names: &[&str], now: u64, store: &mut Store, args: &mut Vec<String>) {

@@ -9,6 +9,7 @@ mod messages;
 mod nodes;
 mod owners;
 mod refusals;
+mod revoke;
 mod runtimes;
 mod sections;
 mod sets;

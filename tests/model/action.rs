@@ -27,7 +27,9 @@ pub enum Action {
     Join { owner: usize, exporter: usize, ballot: Pick },
     Extend { share: ShareId, known: Ballot, ballot: Pick },
     Release { share: ShareId, ballot: Pick },
+    Revoke { ballot: Pick },
     Expire { node: usize },
+    ArriveRevocation { node: usize },
     Arrive { message: Message, of: ShareId, node: usize },
 }
 
@@ -44,6 +46,8 @@ impl fmt::Debug for Action {
                 write!(f, "{} extends, knowing {known:?}, with {ballot:?}", name(*share))
             }
             Self::Release { share, ballot } => write!(f, "{} releases with {ballot:?}", name(*share)),
+            Self::Revoke { ballot } => write!(f, "the first lease of A is revoked with {ballot:?}"),
+            Self::ArriveRevocation { node } => write!(f, "the revocation at node {node}"),
             Self::Expire { node } => write!(f, "expiry at node {node}"),
             Self::Arrive { message: Message::Extend(index), of, node } => {
                 write!(f, "extension {} of {} at node {node}", index + 1, name(*of))

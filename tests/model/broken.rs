@@ -5,8 +5,8 @@ use stateright::{Checker, HasDiscoveries, Model};
 use crate::model::Ballots;
 use crate::node::{Ballot, Lease, Node, Rules};
 use crate::properties::INVARIANTS;
-use crate::scope;
 use crate::state::{Extension, Share, ShareId, State};
+use crate::{revoked, scope};
 
 /// Each with the invariants that must catch it.
 #[test]
@@ -37,6 +37,9 @@ fn every_broken_rule_is_caught() {
         (Rules::JoinWithKnown, joining, &["JoinSafe", "NoResurrection"]),
         (Rules::ReleaseWithKnown, extending, &["ReleaseSafe"]),
         (Rules::ReleaseJustAboveKnown, extending_both, &["ReleaseSafe"]),
+        (Rules::RevokeWithoutBallot, [revoked(scope(1, 0, 2)), scope(0, 0, 0)], &["NoResurrection"]),
+        (Rules::RevokeOnlyTheKey, [revoked(scope(1, 0, 1)), scope(0, 0, 0)], &["NoResurrection"]),
+        (Rules::CountAnyRevocation, [revoked(scope(1, 0, 2)), scope(0, 0, 0)], &["NoResurrection"]),
     ] {
         for symmetry in [true, false] {
             let wanted = HasDiscoveries::AllOf(caught_by.iter().copied().collect());

@@ -16,6 +16,9 @@
 //! extended and released independently of each other, and each has late and doubled messages of its own. An owner may
 //! acquire again as soon as the share of its previous acquisition is released, while other shares of the old lease go on.
 //!
+//! **Revocation.** In some scopes the first lease of one owner is revoked at any moment, with any ballot above its token.
+//! It counts when a majority of nodes had honoured only lower ballots before it arrived there.
+//!
 //! **The rules** are in `node.rs`. What clients do is in `model.rs`.
 //!
 //! **What is not modelled.** Time: leases, validity, and the time after which ballots are forgotten. The answer *early*
@@ -70,15 +73,17 @@ use crate::properties::{INVARIANTS, SIGHTS};
 
 type Scopes = [Scope; 2];
 
-const SCOPES: [Scopes; 6] = [
+const SCOPES: [Scopes; 8] = [
     [scope(1, 1, 1), scope(1, 0, 0)],
     [scope(1, 1, 0), scope(1, 1, 0)],
     [scope(1, 2, 0), NOTHING],
     [scope(2, 1, 0), NOTHING],
     [scope(1, 0, 2), scope(1, 0, 1)],
     [scope(2, 0, 1), scope(1, 0, 0)],
+    [revoked(scope(1, 0, 2)), NOTHING],
+    [revoked(scope(1, 1, 1)), NOTHING],
 ];
-const LARGER_SCOPES: [Scopes; 10] = [
+const LARGER_SCOPES: [Scopes; 11] = [
     [scope(1, 1, 2), scope(1, 0, 0)],
     [scope(1, 1, 1), scope(1, 0, 1)],
     [scope(1, 1, 1), scope(1, 1, 0)],
@@ -89,6 +94,7 @@ const LARGER_SCOPES: [Scopes; 10] = [
     [scope(1, 0, 2), scope(1, 0, 2)],
     [scope(2, 0, 1), scope(1, 0, 1)],
     [scope(2, 0, 0), scope(2, 0, 0)],
+    [revoked(scope(1, 0, 2)), scope(1, 0, 0)],
 ];
 const NOTHING: Scope = scope(0, 0, 0);
 
@@ -96,7 +102,11 @@ const NOTHING: Scope = scope(0, 0, 0);
 const MOST_TRANSITIONS: usize = 400_000_000;
 
 const fn scope(acquisitions: usize, joins: usize, extensions: usize) -> Scope {
-    Scope { acquisitions, joins, extensions }
+    Scope { acquisitions, joins, extensions, revocation: false }
+}
+
+const fn revoked(scope: Scope) -> Scope {
+    Scope { revocation: true, ..scope }
 }
 
 #[test]

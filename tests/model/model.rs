@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use stateright::Model;
 
 use crate::action::{Action, Message, Pick, make_room};
-use crate::node::{Answer, Ballot, Node, Rules};
+use crate::node::{Answer, Ballot, Node, Processed, Rules};
 use crate::state::{EXTENSIONS, Extension, NODES, OWNERS, SHARES, Share, ShareId, State};
 
 /// The limits of the actions of one owner.
@@ -16,6 +16,8 @@ pub struct Scope {
     pub joins: usize,
     /// For all its shares together; at most [`EXTENSIONS`] for each.
     pub extensions: usize,
+    /// Its first lease may be revoked. Only of owner 0.
+    pub revocation: bool,
 }
 
 pub struct Ballots {
@@ -34,6 +36,7 @@ impl Ballots {
             let shares = scope.acquisitions + scope.joins;
             assert!(shares <= SHARES && scope.extensions <= shares * EXTENSIONS, "no room");
         }
+        assert!(!scopes[1].revocation && (!scopes[0].revocation || scopes[0] != scopes[1]), "owner 0 only");
         Self { rules, scopes, symmetry, expanded: AtomicUsize::new(0), found: Default::default() }
     }
 
@@ -207,6 +210,19 @@ impl Ballots {
         }
     }
 
+    /// Returns the node after the revocation has arrived there.
+    fn revoked(&self, state: &State, node: usize) -> Node {
+        let (token, ballot) = state.revocation;
+        let mut after = state.nodes[node];
+        if token != Ballot::ZERO && after.revocation == Processed::No {
+            after.revoke(self.rules, token, ballot);
+        }
+        if after.revocation != Processed::No {
+            after.standing &= !state.shares_of_lease(0, token);
+        }
+        after
+    }
+
     /// Counts a release as processed where it would change nothing. That makes the invariants stricter.
     fn process_idle_releases(&self, state: &mut State) {
         for of in ShareId::ALL {
@@ -254,6 +270,10 @@ impl Model for Ballots {
         for owner in 0..OWNERS {
             self.owner_actions(state, owner, actions);
         }
+        let first = state.share(ShareId::new(0, 0));
+        if self.scopes[0].revocation && first.is_begun() && state.revocation.0 == Ballot::ZERO {
+            actions.extend(Self::picks(state, first.token).map(|ballot| Action::Revoke { ballot }));
+        }
         for node in 0..NODES {
             if self.symmetry && node > 0 && state.nodes[node] == state.nodes[node - 1] {
                 continue;
@@ -262,6 +282,9 @@ impl Model for Ballots {
                 actions.push(Action::Expire { node });
             }
             self.arrivals(state, node, actions);
+            if self.revoked(state, node) != state.nodes[node] {
+                actions.push(Action::ArriveRevocation { node });
+            }
         }
     }
 
@@ -277,14 +300,16 @@ impl Model for Ballots {
             Action::Join { owner, exporter, ballot } => {
                 let id = ShareId::new(owner, exporter);
                 let token = state.share(id).token;
-                let behind = state.tokens_completed().any(|newer| newer > token) || state.is_over(id);
+                let behind =
+                    state.tokens_completed().any(|newer| newer > token) || state.is_over(id) || state.is_revoked(id);
                 let first = make_room(&mut next, ballot);
                 let (token, exporter) = (Ballot(token.0 * 2), u8::try_from(exporter).expect("a few shares"));
                 self.begin(&mut next, owner, Share { token, first, exporter, behind, ..Share::default() });
                 next.close_up_ballots();
             }
             Action::Extend { share: id, known, ballot } => {
-                let late = state.tokens_completed().any(|completed| completed > state.share(id).token);
+                let late =
+                    state.tokens_completed().any(|completed| completed > state.share(id).token) || state.is_revoked(id);
                 next.share_mut(id).known = known;
                 let ballot = make_room(&mut next, ballot);
                 let share = next.share_mut(id);
@@ -299,6 +324,12 @@ impl Model for Ballots {
                 next.share_mut(id).forget();
                 next.close_up_ballots();
             }
+            Action::Revoke { ballot } => {
+                let ballot = make_room(&mut next, ballot);
+                next.revocation = (next.share(ShareId::new(0, 0)).token, ballot);
+                next.close_up_ballots();
+            }
+            Action::ArriveRevocation { node } => next.nodes[node] = self.revoked(state, node),
             Action::Expire { node } => next.nodes[node].key = None,
             Action::Arrive { message, of, node } => {
                 let before = &state.nodes[node];

@@ -1,4 +1,4 @@
-//! The rules of a node: `src/node/lua/hold.lua` and `release.lua`, without their clock, hold counts, and layout.
+//! The rules of a node: `src/node/lua/hold.lua`, `release.lua` and `revoke.lua`, without their clock, hold counts, and layout.
 
 use std::fmt;
 
@@ -42,7 +42,22 @@ pub struct Node {
     pub released: u8,
     /// Shares that the node has honoured and not released, since it honoured another lease.
     pub standing: u8,
+    /// What it has done about the revocation.
+    pub revocation: Processed,
 }
+
+/// What a node has done about a revocation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Processed {
+    #[default]
+    No,
+    /// It has honoured a newer ballot before, so its answer does not count.
+    Uncounted,
+    Counted,
+}
+
+/// In a lock key in the place of an owner: the lease was revoked.
+pub const REVOKED: u8 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -69,6 +84,8 @@ pub enum Rules {
     ReleaseWithoutBallot,
     ReleaseOnlyTheKey,
     ReleaseForgetsTheOthers,
+    RevokeWithoutBallot,
+    RevokeOnlyTheKey,
     DeleteTheKeyOfOthers,
     DeleteBlindly,
     // Broken at the clients.
@@ -80,6 +97,7 @@ pub enum Rules {
     JoinWithKnown,
     ReleaseWithKnown,
     ReleaseJustAboveKnown,
+    CountAnyRevocation,
     // Not broken. The ballots of an owner need not grow from one lease to the next as long as they are different.
     AcquireWithAnyUnusedBallot,
     // The words of the shares distinguish two attempts with one ballot, and no node grants it twice.
@@ -171,6 +189,24 @@ impl Node {
     fn honour(&mut self, lease: Lease) {
         self.key = Some(lease);
         self.last = Some(lease);
+    }
+
+    /// revoke.lua, for this lease of owner 0.
+    pub fn revoke(&mut self, rules: Rules, token: Ballot, ballot: Ballot) {
+        let is_meant = |lease: &Lease| lease.token == token && (lease.owner == 0 || lease.owner == REVOKED);
+        if self.key.is_some_and(|key| !is_meant(&key)) {
+            return;
+        }
+        let revoked = |lease: Lease| Lease { owner: REVOKED, ..lease };
+        self.key = self.key.map(revoked);
+        if rules != Rules::RevokeOnlyTheKey {
+            self.last = self.last.map(|last| if is_meant(&last) { revoked(last) } else { last });
+        }
+        let counts = self.highest < ballot || rules == Rules::CountAnyRevocation;
+        self.revocation = if counts { Processed::Counted } else { Processed::Uncounted };
+        if rules != Rules::RevokeWithoutBallot {
+            self.highest = self.highest.max(ballot);
+        }
     }
 
     /// release.lua.

@@ -4,7 +4,7 @@ use stateright::Property;
 
 use crate::action::Message;
 use crate::model::Ballots;
-use crate::node::{Answer, Ballot, Node};
+use crate::node::{Answer, Ballot, Node, Processed};
 use crate::state::{Extension, Share, ShareId, State};
 
 type Invariant = fn(&State) -> bool;
@@ -39,8 +39,9 @@ fn token_stable(state: &State) -> bool {
         .all(|key| members(key.shares).all(|id| state.share(id).token == key.token))
 }
 
-/// No extension or join that begins after an acquisition with a larger token completed is honoured by a majority; nor is a
-/// join that begins after a majority processed the release of the share through which it joins.
+/// No extension or join that begins after an acquisition with a larger token completed, or after the lease was revoked, is
+/// honoured by a majority; nor is a join that begins after a majority processed the release of the share through which it
+/// joins.
 ///
 /// An extension that began before may be: its votes on some nodes were given, and expired, before the other acquisition
 /// was granted there. Its validity runs from its beginning, so it is spent by then; but that takes a clock.
@@ -97,7 +98,7 @@ fn share_kept(state: &State) -> bool {
 type Sight = fn(&Ballots, &State) -> bool;
 
 /// The states that a valid exploration must have met.
-pub const SIGHTS: [(&str, Sight); 16] = [
+pub const SIGHTS: [(&str, Sight); 17] = [
     // An acquisition completes.
     ("completed", |_, state| state.tokens_completed().next().is_some()),
     // Another owner completes after the votes of one that has not released expired.
@@ -186,6 +187,14 @@ pub const SIGHTS: [(&str, Sight); 16] = [
     ("late hold", |model, state| {
         arrival(model, state, |at| at.node.released & at.of.bit() != 0 && at.answer == Answer::Stale && !at.is_free())
     }),
+    // A node without a key refuses an extension only because its lease was revoked there.
+    ("revoked", |model, state| {
+        arrival(model, state, |at| {
+            let known = at.extension().map(|extension| extension.known);
+            let by_ballot = at.node.revocation != Processed::No && at.node.highest == state.revocation.1;
+            by_ballot && !at.share.is_released() && at.is_free() && known.is_some() && at.answer == Answer::Gone
+        })
+    }),
     // A share that is in the key is honoured although its ballot is not the largest.
     ("honoured below", |model, state| {
         arrival(model, state, |at| {
@@ -259,7 +268,7 @@ macro_rules! numbered {
 
 pub fn all() -> Vec<Property<Ballots>> {
     let always = numbered!(always: 0 1 2 3 4 5 6);
-    let sometimes = numbered!(sometimes: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    let sometimes = numbered!(sometimes: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
     assert_eq!((always.len(), sometimes.len()), (INVARIANTS.len(), SIGHTS.len()), "one for each");
     always.into_iter().chain(sometimes).collect()
 }

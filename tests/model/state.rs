@@ -2,7 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use crate::node::{Ballot, Lease, Node, Sender};
+use crate::node::{Ballot, Lease, Node, Processed, Sender};
 
 pub const NODES: usize = 3;
 pub const OWNERS: usize = 2;
@@ -84,6 +84,8 @@ pub struct State {
     pub foreign_release: bool,
     /// A share's first message created a lock key, and it was a join.
     pub created_by_join: bool,
+    /// The revocation of the first lease of owner 0: its token, zero before it is sent, and the ballot.
+    pub revocation: (Ballot, Ballot),
 }
 
 impl Share {
@@ -187,6 +189,13 @@ impl State {
         others.into_iter().any(|(id, _)| self.is_in_key(id, before) && !self.is_in_key(id, after))
     }
 
+    /// A majority has confirmed the revocation of this share's lease.
+    pub fn is_revoked(&self, id: ShareId) -> bool {
+        let is_meant =
+            id.owner() == 0 && self.revocation.0 != Ballot::ZERO && self.share(id).token == self.revocation.0;
+        is_meant && self.nodes.iter().filter(|node| node.revocation == Processed::Counted).count() > NODES / 2
+    }
+
     pub fn tokens_completed(&self) -> impl Iterator<Item = Ballot> {
         self.shares.iter().filter(|share| share.is_acquisition() && share.completed).map(|share| share.token)
     }
@@ -204,6 +213,8 @@ impl State {
                 }
             }
         }
+        change(&mut self.revocation.0);
+        change(&mut self.revocation.1);
         for node in &mut self.nodes {
             change(&mut node.highest);
             for lease in [&mut node.key, &mut node.last].into_iter().flatten() {
@@ -228,7 +239,7 @@ impl State {
     }
 
     pub fn largest_proposal(&self) -> Ballot {
-        self.shares.iter().map(Share::sent).max().unwrap_or_default()
+        self.shares.iter().map(Share::sent).max().unwrap_or_default().max(self.revocation.1)
     }
 
     /// Nodes differ only in their state, so any order of them is as good as another.
@@ -256,6 +267,7 @@ impl State {
         let of_shares = |set: &mut u8| *set = u8::try_from(halves(u16::from(*set), SHARES)).expect("as many bits");
         for node in &mut self.nodes {
             for lease in [&mut node.key, &mut node.last].into_iter().flatten() {
+                debug_assert!(lease.owner < 2, "no revocation where owners are interchanged");
                 lease.owner = 1 - lease.owner;
                 of_shares(&mut lease.shares);
             }
@@ -291,8 +303,9 @@ impl Hash for State {
             for set in [node.highest.0, node.granted, node.released, node.standing] {
                 word = word << 8 | u128::from(set);
             }
-            hasher.write_u128(word << 16 | u128::from(node.honoured));
+            hasher.write_u128((word << 16 | u128::from(node.honoured)) << 2 | node.revocation as u128);
         }
+        hasher.write_u16(u16::from(self.revocation.0.0) << 8 | u16::from(self.revocation.1.0));
         hasher.write_u8(u8::from(self.foreign_release) << 1 | u8::from(self.created_by_join));
     }
 }

@@ -77,9 +77,12 @@ const RULES: Rules = Rules {
     no_quarantine: false,
     quarantine_by_node_clock: false,
     forgets_ballots: false,
+    revokes_by_deletion: false,
+    revokes_without_ballot: false,
+    revokes_any_token: false,
 };
 
-pub const ALL: [Control; 43] = [
+pub const ALL: [Control; 46] = [
     // Votes and numbers.
     client("quorum too small", &[MutualExclusion, Linearizable]),
     node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
@@ -173,6 +176,10 @@ pub const ALL: [Control; 43] = [
         Rules { forgets_ballots: true, ..RULES },
         &[TokenMonotonic, TokenUnique, NoOrphan],
     ),
+    // Revocation.
+    node("a revocation deletes the lease", Rules { revokes_by_deletion: true, ..RULES }, &[MutualExclusion]),
+    rare(node("a revocation leaves the ballot", Rules { revokes_without_ballot: true, ..RULES }, &[RevocationHolds])),
+    node("a revocation by name alone", Rules { revokes_any_token: true, ..RULES }, &[RevocationHolds]),
 ];
 
 const fn in_world(broken: Broken, control: Control) -> Control {

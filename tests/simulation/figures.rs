@@ -62,6 +62,7 @@ pub struct Figures {
     pub releases: u64,
     pub losses: u64,
     pub refusals: u64,
+    pub revocations: u64,
     pub writes: u64,
     pub stale_writes_rejected: u64,
     pub checks: Checks,
@@ -84,6 +85,7 @@ impl Figures {
         self.releases += other.releases;
         self.losses += other.losses;
         self.refusals += other.refusals;
+        self.revocations += other.revocations;
         self.writes += other.writes;
         self.stale_writes_rejected += other.stale_writes_rejected;
         self.checks.add(&other.checks);
@@ -97,7 +99,7 @@ impl Figures {
         self.faults.iter().sum()
     }
 
-    fn counts(&self) -> [(&'static str, u64); 9] {
+    fn counts(&self) -> [(&'static str, u64); 10] {
         [
             ("grants", self.grants),
             ("reentries", self.reentries),
@@ -106,6 +108,7 @@ impl Figures {
             ("releases", self.releases),
             ("losses", self.losses),
             ("refusals", self.refusals),
+            ("revocations", self.revocations),
             ("fenced_writes", self.writes),
             ("stale_writes_rejected", self.stale_writes_rejected),
         ]

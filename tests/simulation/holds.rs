@@ -64,6 +64,8 @@ pub struct Hold {
     pub depth_known: bool,
     /// The true time at which the validity must end: another owner has completed an acquisition.
     pub cap: u64,
+    /// The same: the lease was revoked.
+    pub revoked_cap: u64,
 }
 
 /// One resource's history.

@@ -53,6 +53,8 @@ invariants! {
     QuarantineHolds,
     /// No vote comes from a node whose record differs from the record in the message.
     RecordHolds,
+    /// A revoked lease is never confirmed again, and its lock stays closed until its end; no other lease is touched.
+    RevocationHolds,
     /// Requests that wait for a majority send few commands to the other nodes, and are served soon when it is back.
     NoStorm,
     /// A request that is dropped, at any await, leaves nothing that blocks another request.

@@ -25,6 +25,8 @@ pub struct Ledger {
     moments: u64,
     pub quorum: u32,
     longest_lease: u64,
+    /// Confirmed revocations, by resource and token: the moment, and the true time.
+    revoked: BTreeMap<(usize, u64), (u64, u64)>,
 }
 
 impl Ledger {
@@ -42,6 +44,7 @@ impl Ledger {
             moments: 0,
             quorum: u32::try_from(quorum).unwrap_or(u32::MAX),
             longest_lease,
+            revoked: BTreeMap::new(),
         }
     }
 
@@ -153,6 +156,8 @@ impl Ledger {
             shares.push(Share { resource: asked.resource, token, turn });
         }
         let claim = Claim { client, owner, shares };
+        let revoked_cap = claim.shares.iter().filter_map(|share| self.revoked.get(&(share.resource, share.token)));
+        let revoked_cap = revoked_cap.map(|(_, at)| self.latest_end(*at)).min().unwrap_or(u64::MAX);
         let (invoked, returned) = (grant.asked.iter().map(|asked| asked.when).min().unwrap_or(0), self.moment());
         self.record(&claim, invoked, returned, &|_| What::Enter);
         let hold = Hold {
@@ -162,6 +167,7 @@ impl Ledger {
             was_lost: false,
             depth_known: joined.is_none() || grant.asked.len() == 1,
             cap: u64::MAX,
+            revoked_cap,
         };
         self.ids += 1;
         self.holds.insert(self.ids, hold);
@@ -201,7 +207,43 @@ impl Ledger {
             });
             self.acquired(at, &name(), owner, asked, token);
         }
+        self.not_revoked(at, &name(), resource, token, asked.when);
         self.exclude(at, &name(), owner, resource, token);
+    }
+
+    /// Returns when a validity is over whose last round began at this time.
+    fn latest_end(&self, at: u64) -> u64 {
+        at + self.longest_lease + self.longest_lease / 200
+    }
+
+    /// Records that a majority has revoked a lease.
+    pub fn revoked(&mut self, at: u64, resource: usize, token: u64) {
+        let moment = self.moment();
+        self.revoked.entry((resource, token)).or_insert((moment, at));
+        let limit = self.latest_end(at);
+        for hold in self.holds.values_mut() {
+            if hold.claim.share_of(resource).is_some_and(|share| share.token == token) {
+                hold.revoked_cap = hold.revoked_cap.min(limit);
+            }
+        }
+        self.figures.revocations += 1;
+    }
+
+    /// Checks that a message which a majority honoured began before the revocation of its lease.
+    fn not_revoked(&mut self, at: u64, name: &str, resource: usize, token: u64, began: u64) {
+        let revoked = self.revoked.get(&(resource, token)).map(|(moment, _)| *moment);
+        self.findings.judge(Invariant::RevocationHolds, at, revoked.is_none_or(|moment| began < moment), || {
+            format!("{name}: a majority honoured token {token} after its revocation")
+        });
+    }
+
+    /// Records an extension that began at this moment and was confirmed.
+    pub fn extended(&mut self, at: u64, id: u64, began: u64) {
+        let Some(hold) = self.holds.get(&id) else { return };
+        let (who, shares) = (hold.claim.who(), hold.claim.shares.clone());
+        for share in shares {
+            self.not_revoked(at, &who, share.resource, share.token, began);
+        }
     }
 
     fn joined(&mut self, at: u64, name: &str, asked: Asked, token: u64) {

@@ -33,6 +33,7 @@ mod releases;
 mod requests;
 mod resource_state;
 mod resp;
+mod revocations;
 mod rules;
 mod run;
 mod script_args;

@@ -5,13 +5,14 @@ use std::sync::LazyLock;
 
 use super::resp::Reply;
 use super::rules::{self, Rules};
-use super::{releases, script_args};
+use super::{releases, revocations, script_args};
 
-pub const SCRIPTS: [&str; 4] = [
+pub const SCRIPTS: [&str; 5] = [
     concat!(include_str!("../../src/node/lua/resource_state.lua"), include_str!("../../src/node/lua/hold.lua")),
     concat!(include_str!("../../src/node/lua/resource_state.lua"), include_str!("../../src/node/lua/release.lua")),
     include_str!("../../src/node/lua/inspect.lua"),
     include_str!("../../src/node/lua/record.lua"),
+    concat!(include_str!("../../src/node/lua/resource_state.lua"), include_str!("../../src/node/lua/revoke.lua")),
 ];
 
 /// The script that a hash stands for.
@@ -21,16 +22,26 @@ pub enum Script {
     Release,
     Inspect,
     Record,
+    Revoke,
 }
 
-static HASHES: LazyLock<[String; 4]> =
+static HASHES: LazyLock<[String; 5]> =
     LazyLock::new(|| SCRIPTS.map(|code| redis::Script::new(code).get_hash().to_owned()));
 
 impl Script {
-    const ALL: [Self; 4] = [Self::Hold, Self::Release, Self::Inspect, Self::Record];
+    const ALL: [Self; 5] = [Self::Hold, Self::Release, Self::Inspect, Self::Record, Self::Revoke];
 
     pub fn by_hash(hash: &[u8]) -> Option<Self> {
         HASHES.iter().position(|known| known.as_bytes() == hash).map(|i| Self::ALL[i])
+    }
+
+    /// Returns the script that a command runs, by hash or by code.
+    pub fn of(args: &[&[u8]]) -> Option<Self> {
+        match *args.first()? {
+            b"EVALSHA" => Self::by_hash(args.get(1)?),
+            b"EVAL" => SCRIPTS.iter().position(|code| Some(&code.as_bytes()) == args.get(1)).map(|i| Self::ALL[i]),
+            _ => None,
+        }
     }
 
     pub fn hash(self) -> &'static str {
@@ -155,7 +166,7 @@ pub struct Node {
     pub is_replica: bool,
     /// It has been a replica since its process began.
     pub was_replica: bool,
-    known: [bool; 4],
+    known: [bool; 5],
     /// The channels and their subscribed connections.
     subscribers: Vec<(Vec<u8>, usize)>,
     /// Calls to be sent, and their connections.
@@ -171,7 +182,7 @@ impl Node {
             durable: false,
             is_replica: false,
             was_replica: false,
-            known: [false; 4],
+            known: [false; 5],
             subscribers: Vec::new(),
             pushes: Vec::new(),
         }
@@ -189,7 +200,7 @@ impl Node {
 
     /// Removes the scripts, as SCRIPT FLUSH and a restart do.
     pub fn flush_scripts(&mut self) {
-        self.known = [false; 4];
+        self.known = [false; 5];
     }
 
     /// Ends a connection on the side of the server.
@@ -206,7 +217,7 @@ impl Node {
     pub fn execute(&mut self, args: &[&[u8]], connection: usize, now: u64) -> Reply {
         let word = |i: usize| args.get(i).map(|arg| arg.to_ascii_uppercase()).unwrap_or_default();
         match (word(0).as_slice(), word(1).as_slice()) {
-            (b"EVALSHA", _) => self.evalsha(args, now),
+            (b"EVALSHA" | b"EVAL", _) => self.eval(args, now),
             (b"PING", _) => Reply::Simple("PONG".to_owned()),
             (b"SCRIPT", b"LOAD") => {
                 let hash = match SCRIPTS.iter().position(|code| Some(&code.as_bytes()) == args.get(2)) {
@@ -237,9 +248,11 @@ impl Node {
         }
     }
 
-    fn evalsha(&mut self, args: &[&[u8]], now: u64) -> Reply {
-        let Some(script) = args.get(1).and_then(|hash| Script::by_hash(hash)).filter(|s| self.known[*s as usize])
-        else {
+    fn eval(&mut self, args: &[&[u8]], now: u64) -> Reply {
+        if let (b"EVAL", Some(script)) = (args[0], Script::of(args)) {
+            self.known[script as usize] = true;
+        }
+        let Some(script) = Script::of(args).filter(|script| self.known[*script as usize]) else {
             return Reply::Error("NOSCRIPT No matching script. Please use EVAL.".to_owned());
         };
         let Some((keys, argv)) = split(args) else { return Reply::Error("ERR wrong number of arguments".to_owned()) };
@@ -262,6 +275,7 @@ impl Node {
                 releases::release(&mut self.store, &self.rules, keys, argv, now, &mut publish)
             }
             Script::Inspect => releases::inspect(&mut self.store, keys, now),
+            Script::Revoke => revocations::revoke(&mut self.store, &self.rules, keys, argv, now),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::invariant::{Findings, Invariant, Watch};
 use crate::node::{Node, Script, split};
 use crate::resp::Reply;
+use crate::revocations::{ABSENT, REVOKED, Revoke};
 use crate::script_args::{Hold, LockValue, RECORD, Record, Release, lua_number};
 
 /// A lock as a node stores it.
@@ -78,6 +79,8 @@ pub struct Oracle {
     votes: HashMap<Vote, Votes>,
     /// The largest ballot of a release that each node has seen.
     released: HashMap<Share, u64>,
+    /// The ballot of the latest revocation that each node has done, by node, resource and token.
+    revoked: HashMap<(usize, usize, u64), u64>,
     /// The messages of each share that have reached any node.
     sent: HashMap<(usize, u128, u64, ShareWord), Sent>,
     /// The latest token that each node granted anew.
@@ -114,6 +117,7 @@ impl Oracle {
             keys: Vec::new(),
             votes: HashMap::new(),
             released: HashMap::new(),
+            revoked: HashMap::new(),
             sent: HashMap::new(),
             newest: HashMap::new(),
             longest: HashMap::new(),
@@ -146,14 +150,16 @@ impl Oracle {
     /// Records that this node has lost its memory. Returns the longest lease that it may have forgotten, in µs.
     pub fn forget(&mut self, node: usize) -> u64 {
         self.released.retain(|(at, ..), _| *at != node);
+        self.revoked.retain(|(at, ..), _| *at != node);
         self.newest.retain(|(at, _), _| *at != node);
         self.longest.get(&node).copied().unwrap_or(0)
     }
 
     /// Lets the node execute a command, and judges the effect.
     pub fn execute(&mut self, place: Place, node: &mut Node, args: &[&[u8]]) -> Reply {
-        let script = if args[0] == b"EVALSHA" { args.get(1).and_then(|hash| Script::by_hash(hash)) } else { None };
-        let watched = script.filter(|script| matches!(script, Script::Hold | Script::Release)).zip(split(args));
+        let watched = Script::of(args)
+            .filter(|script| matches!(script, Script::Hold | Script::Release | Script::Revoke))
+            .zip(split(args));
         let Some((script, (keys, argv))) = watched else { return node.execute(args, place.conn, place.clock) };
         let (mut before, mut after) = (std::mem::take(&mut self.before), std::mem::take(&mut self.after));
         let look = |node: &mut Node, states: &mut Vec<State>| {
@@ -174,6 +180,9 @@ impl Oracle {
             }
             (Script::Hold, Reply::Array(_)) => judge.refused(),
             (Script::Release, Reply::Int(_) | Reply::Array(_)) => judge.released(),
+            (Script::Revoke, Reply::Array(answer)) => {
+                judge.revoked(matches!(answer[0], Reply::Int(REVOKED | ABSENT)));
+            }
             _ => {}
         }
         (self.before, self.after) = (before, after);
@@ -257,6 +266,9 @@ impl Judge<'_> {
             let released = self.oracle.released.get(&(self.place.node, key, owner, one.share.to_vec()));
             let late = released.is_some_and(|released| *released >= next);
             self.judge(Invariant::NoOrphan, i, !late, "a message from before its release brought its share back");
+            let revoked = self.oracle.revoked.get(&(self.place.node, key, token)).copied().unwrap_or(0);
+            let newer = revoked == 0 || integer(one.known) >= revoked;
+            self.judge(Invariant::RevocationHolds, i, newer, "honoured a lease that was revoked here");
             let sent = self.oracle.sent.entry((key, owner, token, one.share.to_vec())).or_default();
             sent.holds = sent.holds.max(next);
             let covered = sent.releases.is_none_or(|released| next <= released);
@@ -278,6 +290,25 @@ impl Judge<'_> {
         };
         let changed = (0..self.before.len()).find(differs);
         self.judge(Invariant::NoFalseGrant, changed.unwrap_or(0), changed.is_none(), "a refusal changed something");
+    }
+
+    fn revoked(&mut self, done: bool) {
+        let Some(Revoke { token, ballot, .. }) = Revoke::parse(self.argv) else { return };
+        let key = self.oracle.key(self.keys[0]);
+        if done && !self.place.leaps {
+            let revoked = self.oracle.revoked.entry((self.place.node, key, integer(token))).or_default();
+            *revoked = (*revoked).max(integer(ballot));
+        }
+        let (before, after) = (&self.before[0], &self.after[0]);
+        let is_meant = before.lock().is_some_and(|lock| lock.token == token);
+        let touched = before.value != after.value;
+        self.judge(Invariant::RevocationHolds, 0, is_meant || !touched, "a revocation touched another lease");
+        let longest = Record::parse(self.record).map_or(i64::MAX, Record::longest_ms);
+        let (before, after) = (&self.before[0], &self.after[0]);
+        let stays = before.value.is_empty() || after.pttl >= before.pttl.min(longest);
+        self.judge(Invariant::RevocationHolds, 0, stays, "a revocation opened the lock before its end");
+        let grown = self.after[0].ballot >= self.before[0].ballot;
+        self.judge(Invariant::TokenMonotonic, 0, grown, "the ballot fell");
     }
 
     fn released(&mut self) {

@@ -70,6 +70,12 @@ impl Ledger {
                 format!("{}: {remaining} µs left, {} after a newer acquisition", who(), hold.cap)
             });
         }
+        if remaining > 0 && hold.revoked_cap < u64::MAX {
+            let over = at + remaining - remaining / 200 <= hold.revoked_cap;
+            findings.judge(Invariant::RevocationHolds, at, over, || {
+                format!("{}: {remaining} µs left, {} after its revocation", who(), hold.revoked_cap)
+            });
+        }
         if hold.depth_known {
             findings.judge(Invariant::ReentrantDepth, at, (least..=most).contains(&nested), || {
                 format!("{}: {nested} and not {least}", who())

@@ -48,6 +48,12 @@ pub struct Rules {
     pub quarantine_by_node_clock: bool,
     /// Ballots are forgotten as soon as their lease is released.
     pub forgets_ballots: bool,
+    /// A revocation deletes what is there of the lease.
+    pub revokes_by_deletion: bool,
+    /// A revocation leaves the ballot as it is.
+    pub revokes_without_ballot: bool,
+    /// A revocation takes any lease for the one with its token.
+    pub revokes_any_token: bool,
 }
 
 const GRANTED: i64 = 1;
@@ -59,7 +65,7 @@ const KEPT: i64 = 6;
 pub const EARLY: i64 = 7;
 const FAR: i64 = 8;
 pub const YOUNG: i64 = 9;
-const FORGOT: i64 = 10;
+pub const FORGOT: i64 = 10;
 
 fn int(number: f64) -> Reply {
     Reply::Int(number as i64)

@@ -169,7 +169,7 @@ impl World {
             _ => 102,
         };
         self.mix(2 + node as u64, client, code);
-        if self.trace.is_some() && args[0] == b"EVALSHA" {
+        if self.trace.is_some() && matches!(args[0], b"EVALSHA" | b"EVAL") {
             let line = describe(args, &reply);
             self.note(format_args!("c{client}>n{node} {line}"));
         }

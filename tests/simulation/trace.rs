@@ -9,7 +9,7 @@ use crate::script_args::{Hold, LockValue, Release};
 
 /// A command and its answer on one line. The label is left out: it holds the number of this very process.
 pub fn describe(args: &[&[u8]], reply: &Reply) -> String {
-    let (Some(script), Some((keys, argv))) = (Script::by_hash(args[1]), split(args)) else { return String::new() };
+    let (Some(script), Some((keys, argv))) = (Script::of(args), split(args)) else { return String::new() };
     let mut line = format!("{script:?}");
     match script {
         Script::Hold => {
@@ -32,6 +32,10 @@ pub fn describe(args: &[&[u8]], reply: &Reply) -> String {
             }
         }
         Script::Inspect => {}
+        Script::Revoke => {
+            let words = [keys[0], argv[0]].map(text).join(" ");
+            write!(line, " {words}").expect("a string");
+        }
         Script::Record => {
             let words: Vec<String> = argv.iter().map(|word| text(word)).collect();
             write!(line, " {words:?}").expect("a string");

@@ -110,6 +110,10 @@ impl User {
                     drop(self.client.locks.inspect(name_of(resources[0])).await);
                     None
                 }
+                26..28 => {
+                    self.revoke(resources[0]).await;
+                    None
+                }
                 _ => {
                     let how = self.how();
                     self.ask(&resources, None, None, how).await.ok()
@@ -118,6 +122,16 @@ impl User {
             if let Some(holding) = holding {
                 self.hold(holding).await;
             }
+        }
+    }
+
+    /// Revokes a lease as an operator does: the present one, or one that may be over.
+    async fn revoke(&mut self, resource: usize) {
+        let known = lock(&self.scene.ledger).records[resource].tokens.keys().next_back().copied();
+        let token = known.filter(|_| self.rng.chance(0.4)).and_then(|token| token.to_string().parse().ok());
+        let revocation = self.client.locks.revoke(name_of(resource), token);
+        if let Ok(revoked) = revocation.await {
+            lock(&self.scene.ledger).revoked(self.scene.now(), resource, revoked.token.get());
         }
     }
 
@@ -217,7 +231,11 @@ impl User {
                     self.release(holding).await;
                 }
                 60..68 => {
+                    let began = lock(&self.scene.ledger).moment();
                     let extended = holdings[which].guard.extend().await.is_ok();
+                    if extended {
+                        lock(&self.scene.ledger).extended(at, id, began);
+                    }
                     let lost = extended && holdings[which].guard.is_lost();
                     let mut ledger = lock(&self.scene.ledger);
                     ledger

@@ -85,6 +85,16 @@ Exit codes of `inspect`:
   78     unknown, as the deployment is configured wrongly: this list of nodes is
          not the one that the nodes have, or nodes can have no vote";
 
+/// What `quorlock release --help` says about them.
+pub const RELEASE_CODES: &str = "\
+Exit codes of `release`:
+  0      revoked, or there is no such lease (the output says which)
+  64     wrong usage, a value that cannot work, or not confirmed
+  69     no quorum: too few nodes have answered, or have a vote by now
+  75     another lease, or a key that is not quorlock's, is in its place
+  78     no quorum, as the deployment is configured wrongly: this list of nodes is
+         not the one that the nodes have, or nodes can have no vote";
+
 /// What `quorlock status --help` says about them.
 pub const STATUS_CODES: &str = "\
 Exit codes of `status`:
@@ -106,7 +116,7 @@ Exit codes of `doctor`:
 /// Returns what `quorlock --help` says about them.
 pub fn all_codes() -> String {
     format!(
-        "{RUN_CODES}\n\n{INSPECT_CODES}\n\n{STATUS_CODES}\n\n{DOCTOR_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`"
+        "{RUN_CODES}\n\n{INSPECT_CODES}\n\n{RELEASE_CODES}\n\n{STATUS_CODES}\n\n{DOCTOR_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`"
     )
 }
 

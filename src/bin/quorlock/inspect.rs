@@ -16,6 +16,9 @@ use crate::options::InspectOptions;
 /// So much of an owner's id tells it from others in a table.
 const SHORT_ID: usize = 8;
 
+/// In the place of an owner's id: the lease was revoked.
+const NO_OWNER: &str = "-";
+
 pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
     options.place.announce(options.verbosity);
     let mut builder = options.place.builder();
@@ -49,6 +52,7 @@ fn shown_name(seen: &Inspection) -> String {
 fn verdict(seen: &Inspection) -> &'static str {
     match seen.verdict {
         Verdict::Free => "free",
+        Verdict::Held if matches!(seen.holder, Some(Holder::Revoked { .. })) => "revoked",
         Verdict::Held => "held",
         Verdict::Split => "split",
         _ => "unknown",
@@ -59,15 +63,17 @@ fn state(view: &NodeView) -> &'static str {
     match &view.state {
         Ok(NodeState { holder: None, .. }) => "free",
         Ok(NodeState { holder: Some(Holder::Foreign), .. }) => "foreign",
+        Ok(NodeState { holder: Some(Holder::Revoked { .. }), .. }) => "revoked",
         Ok(_) => "held",
         Err(error) => error.state(),
     }
 }
 
-/// Owner id, label and token; nothing for a holder that is not quorlock's.
+/// Owner id, label and token; nothing for a holder that is not quorlock's. A revoked lease has no owner.
 fn parts(holder: Option<&Holder>) -> Option<(&str, &str, u64)> {
     match holder {
         Some(Holder::Owner { id, label, token, .. }) => Some((id, label, token.get())),
+        Some(Holder::Revoked { label, token }) => Some((NO_OWNER, label, token.get())),
         _ => None,
     }
 }
@@ -90,7 +96,7 @@ fn as_json(seen: &Inspection) -> Value {
     json!({
         "resource": shown_name(seen),
         "verdict": verdict(seen),
-        "owner": owner.map(|(id, _, _)| id),
+        "owner": owner.map(|(id, _, _)| id).filter(|id| *id != NO_OWNER),
         "token": owner.map(|(_, _, token)| token),
         "holds": known.then_some(seen.holds),
         "nodes": seen.nodes.iter().map(node_as_json).collect::<Vec<Value>>(),
@@ -105,7 +111,7 @@ fn node_as_json(view: &NodeView) -> Value {
     json!({
         "node": view.node,
         "state": state(view),
-        "owner": owner.map(|(id, _, _)| id),
+        "owner": owner.map(|(id, _, _)| id).filter(|id| *id != NO_OWNER),
         "label": owner.map(|(_, label, _)| label),
         "token": owner.map(|(_, _, token)| token),
         "holds": holds,
@@ -142,6 +148,9 @@ pub fn summary(seen: &Inspection) -> String {
     let nodes = seen.nodes.len();
     match (seen.verdict, parts(seen.holder.as_ref())) {
         (Verdict::Free, _) => "free".to_owned(),
+        (Verdict::Held, Some((NO_OWNER, label, token))) => {
+            format!("revoked from {label}, whose lease with token {token} runs to its end")
+        }
         (Verdict::Held, Some((id, label, token))) => {
             let holds = if seen.holds == 1 { "1 hold".to_owned() } else { format!("{} holds", seen.holds) };
             format!("held by {label} (owner {id}) with token {token}, {holds}")

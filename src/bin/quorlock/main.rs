@@ -20,6 +20,7 @@ mod messages;
 mod nodes;
 mod options;
 mod place;
+mod release;
 mod run;
 mod signals;
 mod status;
@@ -54,6 +55,7 @@ fn perform() -> Result<End, Failure> {
         match &task {
             Task::Run(options) => run::run(options, inherited).await,
             Task::Inspect(options) => inspect::inspect(options).await.map(End::from),
+            Task::Release(options) => release::release(options).await.map(End::from),
             Task::Status(options) => status::status(options).await.map(End::from),
             Task::Doctor(options) => doctor::doctor(options).await.map(End::from),
             Task::Nodes(options) => nodes::nodes(options).await.map(End::from),

@@ -24,6 +24,7 @@ struct Flags {
 enum CommandFlags {
     Run(RunFlags),
     Inspect(InspectFlags),
+    Release(crate::release::Flags),
     Status(crate::status::Flags),
     Doctor(crate::doctor::Flags),
     Nodes(crate::nodes::Flags),
@@ -145,6 +146,7 @@ struct InspectFlags {
 pub enum Task {
     Run(RunOptions),
     Inspect(InspectOptions),
+    Release(crate::release::Options),
     Status(crate::status::Options),
     Doctor(crate::doctor::Options),
     Nodes(crate::nodes::Options),
@@ -198,6 +200,7 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     match flags.command {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),
         CommandFlags::Inspect(flags) => flags.check().map(Task::Inspect),
+        CommandFlags::Release(flags) => flags.check().map(Task::Release),
         CommandFlags::Status(flags) => flags.check().map(Task::Status),
         CommandFlags::Doctor(flags) => flags.check().map(Task::Doctor),
         CommandFlags::Nodes(flags) => flags.check().map(Task::Nodes),
@@ -206,7 +209,7 @@ pub fn parse() -> Result<Option<Task>, Failure> {
 }
 
 /// An empty name is valid, and almost always a shell variable that is not set.
-fn check_name(name: &OsString) -> Result<(), Failure> {
+pub fn check_name(name: &OsString) -> Result<(), Failure> {
     if name.is_empty() {
         return Err(Failure::new(Exit::Usage, "a NAME is empty: is a shell variable not set?"));
     }
@@ -258,7 +261,7 @@ impl InspectFlags {
 fn usage(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, look at a lock with `quorlock \
-                       inspect NAME`, look at the nodes with `quorlock status` and `quorlock doctor`, or declare which nodes belong together with `quorlock nodes declare-new` or \
+                       inspect NAME`, take it from its holder with `quorlock release NAME --force`, look at the nodes with `quorlock status` and `quorlock doctor`, or declare which nodes belong together with `quorlock nodes declare-new` or \
                        `quorlock nodes set-list`; `quorlock --help` has more";
         return Failure::new(Exit::Usage, message);
     }

@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::SEVERAL;
-use crate::protocol::{AcceptedBallots, Ballot, floor_for_a_quorum, propose};
+use crate::protocol::ballot::floor_for_a_quorum;
+use crate::protocol::{AcceptedBallots, Ballot, propose};
 
 const NOW: u64 = 1_790_000_000_000_000;
 

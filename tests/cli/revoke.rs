@@ -1,0 +1,71 @@
+//! `quorlock release NAME --force`: a lock is taken from its holder.
+
+use serde_json::Value;
+
+use crate::sandbox::{Ended, Sandbox, finish, within};
+
+fn json(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+const WORK: &str = "echo $QUORLOCK_TOKEN > $DIR/ready; while :; do sleep 0.01; done";
+
+#[test]
+fn a_holder_at_work_is_ended_and_the_next_one_gets_the_lock() {
+    let sandbox = Sandbox::new(3);
+    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", WORK]);
+    sandbox.wait_for("ready");
+    within("the token is written", || sandbox.text("ready").ends_with('\n'));
+    let token: u64 = sandbox.text("ready").trim().parse().expect("a token");
+
+    let other = sandbox.end(&["release", "job", "--force", "--yes", "--token", "7"]);
+    assert_eq!(other.code, Some(75), "{other:?}");
+    assert!(other.stderr.contains("job is held by") && other.stderr.contains("not touched"), "{other:?}");
+
+    let revoked = sandbox.end(&["release", "job", "--force", "--yes", "--json", "--token", &token.to_string()]);
+    assert_eq!((revoked.code, revoked.stderr.as_str()), (Some(0), ""), "{revoked:?}");
+    let said = json(&revoked);
+    assert_eq!((&said["resource"], &said["revoked"], &said["token"]), (&"job".into(), &true.into(), &token.into()));
+    assert!(said["free_in_ms"].as_u64().is_some_and(|ms| ms <= 3000), "{said}");
+    assert_eq!(said["nodes"].as_array().map(Vec::len), Some(3), "{said}");
+
+    let seen = sandbox.end(&["inspect", "job", "--json"]);
+    let seen = json(&seen);
+    // Where the machine was busy, the lease may be over by now.
+    assert!(seen["verdict"] == "revoked" && seen["owner"] == Value::Null || seen["verdict"] == "free", "{seen}");
+
+    let ended = finish(run);
+    assert_eq!(ended.code, Some(79), "{ended:?}");
+    assert!(ended.stderr.contains("revoked from"), "the reason is said: {}", ended.stderr);
+
+    let next = sandbox.end(&["run", "job", "--", "true"]);
+    assert_eq!(next.code, Some(0), "{next:?}");
+    let again = sandbox.end(&["release", "job", "--force", "--yes", "--token", &token.to_string()]);
+    assert_eq!(again.code, Some(0), "{again:?}");
+    assert!(again.stdout.contains(&format!("no node of a majority has the lease with token {token}")), "{again:?}");
+    sandbox.is_clean();
+}
+
+#[test]
+fn it_needs_to_be_meant() {
+    let mut sandbox = Sandbox::new(3);
+    let ended = sandbox.end(&["release", "job", "--yes"]);
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    assert!(ended.stderr.contains("--force"), "{ended:?}");
+    let ended = sandbox.end(&["release", "job", "--force"]);
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    assert!(ended.stderr.contains("give --yes"), "{ended:?}");
+    let ended = sandbox.end(&["release", "job", "--force", "--yes"]);
+    assert_eq!(
+        (ended.code, ended.stdout.as_str()),
+        (Some(0), "job: not held, so there is nothing to revoke\n"),
+        "{ended:?}"
+    );
+    let ended = sandbox.end(&["release", "", "--force", "--yes"]);
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    sandbox.cluster.kill(0);
+    sandbox.cluster.kill(1);
+    let ended = sandbox.end(&["release", "job", "--force", "--yes"]);
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert!(ended.stderr.contains("repeat this"), "{ended:?}");
+}
