@@ -5,7 +5,7 @@ use crate::error::{ConfigError, NodeError};
 use crate::node;
 use crate::resource::LIST;
 
-pub use crate::node::admin::{ANSWER_LIMIT, CHANGING, Declared, Node, RECORD};
+pub use crate::node::admin::{ANSWER_LIMIT, CHANGING, Declared, Node, RECORD, holder_of};
 
 /// Connects to every node of the builder's list, in its order.
 ///

@@ -15,11 +15,12 @@ use tokio::time::timeout;
 use super::address::NodeAddress;
 use super::handshake::{MOST_WRITES, greet, not_in_time, write};
 use super::health::{self, Health};
+use super::replies::holder;
 use super::scan::Most;
 use super::server_error::{node_error, said};
 use super::stream::RespStream;
 use crate::environment::Environment;
-use crate::error::NodeError;
+use crate::error::{Holder, NodeError};
 use crate::protocol::{Newcomer, Record};
 
 pub use super::health::{CHANGING, RECORD};
@@ -37,6 +38,12 @@ pub struct Node {
     health: Health,
     list_key: Vec<u8>,
     environment: Arc<dyn Environment>,
+}
+
+/// Returns who holds a lock, and how deep, by the value of its key; `None` for a value that is not quorlock's.
+#[must_use]
+pub fn holder_of(value: &[u8]) -> Option<(Holder, u32)> {
+    holder(value)
 }
 
 /// What a node's record says.
@@ -111,6 +118,22 @@ impl Node {
         let asked = bounded(self.stream.ask(std::slice::from_ref(command))).await;
         let answers = asked.inspect_err(|error| self.broken = Some(error.clone()))?;
         said(answers.into_iter().next().unwrap_or(Value::Nil)).map_err(|error| node_error(&error))
+    }
+
+    /// Sends commands in one go and waits for all their answers. A command that the server refuses has its error in its place.
+    ///
+    /// # Errors
+    ///
+    /// Why there are no answers. Then there are no further ones, either.
+    pub async fn ask_all(&mut self, commands: &[Cmd]) -> Result<Vec<Value>, NodeError> {
+        if let Some(broken) = &self.broken {
+            return Err(broken.clone());
+        }
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let asked = bounded(self.stream.ask(commands)).await;
+        asked.inspect_err(|error| self.broken = Some(error.clone()))
     }
 
     /// The key of the list.

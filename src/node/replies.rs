@@ -226,13 +226,7 @@ fn inspect_reply(value: &Value) -> Option<InspectReply> {
     };
     let held = match kind.as_str() {
         "none" => None,
-        "string" => Some(match LockValue::parse(raw) {
-            Some(value) => {
-                let holds = value.holds;
-                (value.into_holder(), holds)
-            }
-            None => (Holder::Foreign, 1),
-        }),
+        "string" => Some(holder(raw).unwrap_or((Holder::Foreign, 1))),
         _ => Some((Holder::Foreign, 1)),
     };
     Some(InspectReply {
@@ -245,6 +239,13 @@ fn inspect_reply(value: &Value) -> Option<InspectReply> {
             .and_then(|text| text.split(' ').next()?.parse().ok())
             .filter(|b| *b > 0),
     })
+}
+
+/// Returns who holds a lock, and how deep, by the value of its key; `None` for a value that is not quorlock's.
+pub(super) fn holder(value: &[u8]) -> Option<(Holder, u32)> {
+    let value = LockValue::parse(value)?;
+    let holds = value.holds;
+    Some((value.into_holder(), holds))
 }
 
 /// `ql1 TOKEN OWNER LABEL SHARE:HOLDS…`, as `hold.lua` writes it.

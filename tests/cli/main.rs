@@ -8,6 +8,7 @@ mod danger;
 mod doctor;
 mod escaping;
 mod inspect;
+mod list;
 mod nesting;
 mod nodes;
 mod place;

@@ -85,6 +85,14 @@ Exit codes of `inspect`:
   78     unknown, as the deployment is configured wrongly: this list of nodes is
          not the one that the nodes have, or nodes can have no vote";
 
+/// What `quorlock list --help` says about them.
+pub const LIST_CODES: &str = "\
+Exit codes of `list`:
+  0      a majority of the nodes has answered
+  64     wrong usage, or a value that cannot work
+  69     too few nodes have answered to know all locks; what is known is listed
+  78     the same, as the deployment is configured wrongly";
+
 /// What `quorlock release --help` says about them.
 pub const RELEASE_CODES: &str = "\
 Exit codes of `release`:
@@ -116,7 +124,7 @@ Exit codes of `doctor`:
 /// Returns what `quorlock --help` says about them.
 pub fn all_codes() -> String {
     format!(
-        "{RUN_CODES}\n\n{INSPECT_CODES}\n\n{RELEASE_CODES}\n\n{STATUS_CODES}\n\n{DOCTOR_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`"
+        "{RUN_CODES}\n\n{INSPECT_CODES}\n\n{LIST_CODES}\n\n{RELEASE_CODES}\n\n{STATUS_CODES}\n\n{DOCTOR_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`"
     )
 }
 

@@ -15,6 +15,7 @@ mod enclosing;
 mod end;
 mod exit;
 mod inspect;
+mod list;
 mod listener;
 mod messages;
 mod nodes;
@@ -55,6 +56,7 @@ fn perform() -> Result<End, Failure> {
         match &task {
             Task::Run(options) => run::run(options, inherited).await,
             Task::Inspect(options) => inspect::inspect(options).await.map(End::from),
+            Task::List(options) => list::list(options).await.map(End::from),
             Task::Release(options) => release::release(options).await.map(End::from),
             Task::Status(options) => status::status(options).await.map(End::from),
             Task::Doctor(options) => doctor::doctor(options).await.map(End::from),

@@ -24,6 +24,7 @@ struct Flags {
 enum CommandFlags {
     Run(RunFlags),
     Inspect(InspectFlags),
+    List(crate::list::Flags),
     Release(crate::release::Flags),
     Status(crate::status::Flags),
     Doctor(crate::doctor::Flags),
@@ -146,6 +147,7 @@ struct InspectFlags {
 pub enum Task {
     Run(RunOptions),
     Inspect(InspectOptions),
+    List(crate::list::Options),
     Release(crate::release::Options),
     Status(crate::status::Options),
     Doctor(crate::doctor::Options),
@@ -200,6 +202,7 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     match flags.command {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),
         CommandFlags::Inspect(flags) => flags.check().map(Task::Inspect),
+        CommandFlags::List(flags) => flags.check().map(Task::List),
         CommandFlags::Release(flags) => flags.check().map(Task::Release),
         CommandFlags::Status(flags) => flags.check().map(Task::Status),
         CommandFlags::Doctor(flags) => flags.check().map(Task::Doctor),

@@ -8,6 +8,7 @@ use quorlock::text::readable;
 
 const BALLOTS: &[u8] = b"quorlock:ballot:";
 const LISTS: &[u8] = b"quorlock:list:";
+const QUEUES: &[u8] = b"quorlock:queue:";
 /// All that quorlock keeps beside the locks, and the locks of the default prefix.
 const OWN: &[u8] = b"quorlock:";
 /// A lock key that is quorlock's begins so.
@@ -60,6 +61,41 @@ pub async fn count_locks(node: &mut Node, prefix: &[u8]) -> Result<usize, NodeEr
     };
     search(node, prefix, counted).await?;
     Ok(count.get())
+}
+
+/// Returns the lock keys under this prefix, with their values; `None` for a key of another type.
+pub async fn lock_keys(node: &mut Node, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, NodeError> {
+    let found = all_keys(node, prefix).await?;
+    let is_wanted = |(key, value): &(Vec<u8>, Option<Vec<u8>>)| {
+        !key.starts_with(QUEUES) && is_lock(prefix, key, value.as_deref().unwrap_or_default())
+    };
+    Ok(found.into_iter().filter(is_wanted).collect())
+}
+
+/// Returns the keys of the wait queues under this prefix, and where the name begins in each.
+pub async fn queue_keys(node: &mut Node, prefix: &[u8]) -> Result<(usize, Vec<Vec<u8>>), NodeError> {
+    let beginning = [QUEUES, prefix].concat();
+    let found = all_keys(node, &beginning).await?;
+    Ok((beginning.len(), found.into_iter().map(|(key, _)| key).collect()))
+}
+
+/// A key may be found twice.
+async fn all_keys(node: &mut Node, beginning: &[u8]) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, NodeError> {
+    let pattern = [&escaped(beginning)[..], b"*"].concat();
+    let (mut cursor, mut found) = ("0".to_owned(), std::collections::BTreeMap::new());
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
+        let (next, keys): (String, Vec<Vec<u8>>) = read("SCAN", node.ask(&scan).await?)?;
+        if !keys.is_empty() {
+            let values: Vec<Option<Vec<u8>>> = read("MGET", node.ask(redis::cmd("MGET").arg(&keys)).await?)?;
+            found.extend(keys.into_iter().zip(values));
+        }
+        if next == "0" {
+            return Ok(found.into_iter().collect());
+        }
+        cursor = next;
+    }
 }
 
 /// A lock key under this prefix that has no end, as people can read it.
