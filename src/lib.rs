@@ -52,9 +52,17 @@
 //! [`environment`] is the seam to clocks, timers, randomness and sockets: with one of your own, a client runs against nodes in
 //! memory and under a clock that your test moves.
 //!
+//! # What it reports
+//!
+//! A client reports by [`tracing`](https://docs.rs/tracing), with the target `quorlock`: what endangers a lock or takes it away
+//! at `WARN`, each request and release at `DEBUG`, each answer of a node at `TRACE`. docs/operations.md has a table of all names.
+//! Without a subscriber this costs nanoseconds.
+//!
 //! # Features
 //!
-//! `tls`: `rediss://` nodes, by rustls. `cli`: the `quorlock` command.
+//! - `tls`: `rediss://` nodes, by rustls.
+//! - `log`: what `tracing` reports also goes to loggers of the crate `log`.
+//! - `cli`: the `quorlock` command.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic)]
@@ -81,6 +89,7 @@ mod revoke;
 pub mod secrets;
 mod settings;
 mod sync;
+mod telemetry;
 #[doc(hidden)]
 pub mod text;
 mod waiting;

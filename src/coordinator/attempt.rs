@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 use futures::poll;
+use tracing::Instrument as _;
 
 use super::handle::Handle;
 use super::holds::Holds;
@@ -23,6 +24,7 @@ use crate::node::LastEnd;
 use crate::owner::{Owner, is_of_this_process};
 use crate::protocol::{self, Ballot, Phase, RetryAdvice, VoteResult};
 use crate::resource::Resource;
+use crate::telemetry::RequestReport;
 use crate::waiting::Ticket;
 
 mod explain;
@@ -93,7 +95,24 @@ impl Attempt {
     /// Tries until the request is decided, or the client can be used no more.
     pub(crate) async fn compete(&self, handle: &Arc<Handle>, retry: Retry) -> Result<Holds, AcquireError> {
         let core = &handle.core;
-        let competing = pin!(self.try_until_granted(handle, retry));
+        let mut report = core.common.telemetry.request(&self.resources, &self.owner, retry.limit(), core.now());
+        let span = report.span();
+        let result = self.until_decided(handle, retry, &mut report).instrument(span).await;
+        match &result {
+            Ok(holds) => report.granted(holds.granted()),
+            Err(error) => report.refused(error),
+        }
+        result
+    }
+
+    async fn until_decided(
+        &self,
+        handle: &Arc<Handle>,
+        retry: Retry,
+        report: &mut RequestReport<'_>,
+    ) -> Result<Holds, AcquireError> {
+        let core = &handle.core;
+        let competing = pin!(self.try_until_granted(handle, retry, report));
         match select(competing, pin!(core.common.life.ended())).await {
             Either::Left((Ok(holds), _)) => Ok(holds),
             Either::Left((Err(error), _)) => Err(core.check().map_or_else(Into::into, |()| error)),
@@ -101,12 +120,18 @@ impl Attempt {
         }
     }
 
-    async fn try_until_granted(&self, handle: &Arc<Handle>, mut retry: Retry) -> Result<Holds, AcquireError> {
+    async fn try_until_granted(
+        &self,
+        handle: &Arc<Handle>,
+        mut retry: Retry,
+        report: &mut RequestReport<'_>,
+    ) -> Result<Holds, AcquireError> {
         let core = &handle.core;
         let mut waiter = Waiter::new(core, &self.resources, !retry.policy.is_once());
         let mut offer = Offer::default();
         loop {
             core.check()?;
+            report.round();
             let (error, advice) = match self.make(handle, &mut offer, &mut retry, &mut waiter).await {
                 Ok(holds) => return Ok(holds),
                 Err(failed) => failed,

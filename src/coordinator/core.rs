@@ -13,6 +13,7 @@ use crate::owner::Owner;
 use crate::protocol::{self, AcceptedBallots, Ballot};
 use crate::resource::{LIST, Resource};
 use crate::settings::Settings;
+use crate::telemetry::Telemetry;
 use crate::text::readable;
 use crate::waiting::{Ticket, Turns};
 
@@ -55,10 +56,11 @@ impl Core {
     ) -> Arc<Self> {
         let timeout = settings.node_timeout(settings.lease);
         let list_key = [LIST, &settings.prefix].concat();
-        let count = addresses.len();
+        let names = addresses.iter().map(|address| address.name.as_str().into()).collect();
+        let telemetry = Arc::new(Telemetry::new(Arc::clone(&environment), names));
         let common = Arc::new(Common::new(
             Arc::clone(&environment),
-            count,
+            telemetry,
             list_key,
             timeout,
             settings.ballot_ttl / 2,

@@ -14,6 +14,7 @@ use crate::environment::Moment;
 use crate::error::NodeError;
 use crate::node::{Exchange, Facts, Vote, parse_hold, parse_release};
 use crate::protocol::{Due, Phase, Purpose};
+use crate::telemetry::{Extension, LossCause};
 
 impl Exchange for Round {
     fn facts(&self) -> &Facts {
@@ -90,6 +91,7 @@ fn count(round: &Round, node: usize, vote: Vote) {
     if let (Some(resources), Some(ticket)) = (round.note(node, &vote), &round.ticket) {
         send_leave(&round.core, &resources, ticket);
     }
+    round.report(node, &vote);
     let Some(follows) = round.count(node, vote) else { return };
     if let [lease] = round.leases.as_slice() {
         let nodes = 0..round.core.nodes.len();
@@ -109,8 +111,10 @@ fn refused(lease: &Arc<Lease>, round: &Round) {
     let is_waiting = state.fresh || state.lease.phase(lease.core.now()) == Phase::Pending;
     // A refused acquisition is an error of its request, and not the loss of a lease.
     if !is_waiting && state.lease.refused() {
-        lease.failed(round.facts.ballot, round.reports(None));
-        over(lease, state);
+        let reports = round.reports(None);
+        lease.report_extension(&Extension::Refused(&reports));
+        lease.failed(round.facts.ballot, reports);
+        over(lease, state, LossCause::Refused);
     }
 }
 
@@ -126,14 +130,19 @@ fn repair(lease: &Arc<Lease>, node: usize) {
 }
 
 /// Releases what may be left on the nodes of a lease that was lost just now, and wakes all that wait for that.
-fn over(lease: &Arc<Lease>, mut state: MutexGuard<'_, State>) {
-    lease.lost(lease.reports(&state));
+fn over(lease: &Arc<Lease>, mut state: MutexGuard<'_, State>, cause: LossCause) {
+    let (token, held) = (state.lease.token, state.take_held(lease.core.now()));
+    let reports = lease.reports(&state);
+    lease.lost(reports.clone());
     send_release(&lease.core, std::slice::from_ref(lease), &mut [&mut state]);
     lease.reschedule(&mut state);
     let turn = state.turn.take();
     drop(state);
     drop(turn);
     lease.changed.notify_waiters();
+    if let Some(held) = held {
+        lease.report_loss(token, cause, held, &reports);
+    }
 }
 
 impl Tick for Lease {
@@ -143,7 +152,7 @@ impl Tick for Lease {
         state.scheduled = None;
         let due = state.lease.due(now);
         let extend = match due {
-            Due::Loss => return over(&self, state),
+            Due::Loss => return over(&self, state, LossCause::Expired),
             Due::Extension => true,
             Due::Danger { extend } => extend,
             Due::Nothing => false,
@@ -157,9 +166,15 @@ impl Tick for Lease {
             state.extension = Some(Arc::<Round>::downgrade(&round));
         }
         self.reschedule(&mut state);
+        let (token, left) = (state.lease.token, state.lease.remaining(now));
+        let is_danger = matches!(due, Due::Danger { .. });
+        let reports = (is_danger && state.is_held()).then(|| self.reports(&state));
         drop(state);
-        if matches!(due, Due::Danger { .. }) {
+        if is_danger {
             self.changed.notify_waiters();
+        }
+        if let Some(reports) = reports {
+            self.report_danger(token, left, &reports);
         }
     }
 }

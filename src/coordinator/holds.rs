@@ -67,6 +67,12 @@ impl Holds {
         self.leases.iter().map(|lease| lease.state().lease.remaining(now)).min().unwrap_or_default()
     }
 
+    /// Returns the token of the first lease, and how many nodes honour the lease that the fewest do.
+    pub(super) fn granted(&self) -> (Token, usize) {
+        let votes = self.leases.iter().map(|lease| lease.state().lease.votes()).min();
+        (self.first().state().lease.token, votes.unwrap_or_default())
+    }
+
     /// Takes the holds back and sends what that changes. Never waits.
     pub(crate) fn give_back(&mut self) -> PendingRelease {
         let leases = mem::take(&mut self.leases);
@@ -83,7 +89,7 @@ impl Holds {
             lease,
             holds: 0,
         };
-        let mut release = (Vec::new(), Vec::new());
+        let (mut released, mut released_states) = (Vec::new(), Vec::new());
         let mut turns = Vec::new();
         for (lease, state) in leases.iter().zip(&mut states) {
             let phase = state.lease.phase(now);
@@ -99,8 +105,8 @@ impl Holds {
                 // What was lost was released on the nodes when that was noticed.
                 if state.lease.released() {
                     lease.reschedule(state);
-                    release.0.push(Arc::clone(lease));
-                    release.1.push(&mut **state);
+                    released.push(Arc::clone(lease));
+                    released_states.push(&mut **state);
                 }
             } else if matches!(phase, Phase::Held | Phase::Endangered) {
                 let length = state.lease.length;
@@ -108,8 +114,8 @@ impl Holds {
                 pending_release.lowered.push(Arc::clone(lease));
             }
         }
-        if !release.0.is_empty() {
-            pending_release.release = Some(send_release(core, &release.0, &mut release.1));
+        if !released.is_empty() {
+            pending_release.release = Some(send_release(core, &released, &mut released_states));
         }
         // Only now can a request of the same owner acquire anew, so its message leaves behind the release. Until here it finds
         // this lease, and waits for its state.
@@ -119,6 +125,9 @@ impl Holds {
         drop(states);
         drop(turns);
         core.driver.send_last();
+        for lease in &released {
+            lease.report_end(now);
+        }
         pending_release
     }
 }

@@ -13,9 +13,10 @@ use crate::environment::Moment;
 use crate::error::Reports;
 use crate::node::Facts;
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, Phase, Schedule, Share};
+use crate::protocol::{self, Ballot, Phase, Schedule, Share, Token};
 use crate::resource::Resource;
 use crate::sync::locked;
+use crate::telemetry::{Event, Extension, LossCause, lock_name};
 use crate::waiting::{Ticket, Turn};
 
 /// How soon after a contested acquisition the nodes that refused get an extension.
@@ -69,11 +70,23 @@ pub(crate) struct State {
     /// Lets the next one in this process ask for the resource when the lease is over.
     pub(crate) turn: Option<Turn>,
     began: Moment,
+    /// Since when a guard has held it. `None` again when its end has been reported.
+    held_since: Option<Moment>,
     /// The latest hold message, as long as answers are awaited.
     pub(super) latest: Option<Weak<dyn Message>>,
 }
 
 impl State {
+    /// Takes the time for which a guard has held the lease, which is over now. `None` if none has, or if the end was reported.
+    pub(super) fn take_held(&mut self, now: Moment) -> Option<Duration> {
+        self.held_since.take().map(|since| now.since(since))
+    }
+
+    /// Returns whether a guard holds the lease.
+    pub(super) fn is_held(&self) -> bool {
+        self.held_since.is_some()
+    }
+
     /// Returns whether the task of the request has not run for so long that it may never run again. Then the lease is not
     /// extended.
     pub(super) fn is_left(&self, now: Moment) -> bool {
@@ -113,6 +126,7 @@ impl Lease {
                 scheduled: None,
                 turn: None,
                 began: core.now(),
+                held_since: None,
                 latest: None,
             }),
             reasons: Mutex::default(),
@@ -170,6 +184,45 @@ impl Lease {
             self.reschedule(&mut state);
         }
         state.awaited = false;
+        // Otherwise it is over, and its end is not reported any more.
+        if !state.is_held() && state.lease.next_due().is_some() {
+            state.held_since = Some(now);
+        }
+    }
+
+    /// Reports that the end of its validity is near.
+    pub(super) fn report_danger(&self, token: Token, left: Duration, nodes: &Reports) {
+        let (lock, owner) = (lock_name(&self.resource), &self.owner);
+        self.core.common.telemetry.emit(&Event::Endangered { lock, owner, token, left, nodes });
+    }
+
+    /// Reports that it was lost `held` after the grant.
+    pub(super) fn report_loss(&self, token: Token, cause: LossCause, held: Duration, nodes: &Reports) {
+        let (lock, owner) = (lock_name(&self.resource), &self.owner);
+        self.core.common.telemetry.emit(&Event::Lost { lock, owner, token, cause, held, nodes });
+    }
+
+    /// Reports how an extension ended, unless the lease has ended meanwhile. Does not wait for the state, which the sender may have
+    /// locked.
+    pub(super) fn report_extension(&self, extension: &Extension<'_>) {
+        if !self.state.try_lock().is_ok_and(|state| !state.is_held()) {
+            self.core.common.telemetry.extension(&self.resource, &self.owner, extension);
+        }
+    }
+
+    /// Reports that it was given back at `now`, or that it had been lost before without being noticed.
+    pub(super) fn report_end(&self, now: Moment) {
+        let mut state = self.state();
+        let Some(held) = state.take_held(now) else { return };
+        let token = state.lease.token;
+        if state.lease.is_spent(now) {
+            let nodes = self.reports(&state);
+            drop(state);
+            return self.report_loss(token, LossCause::Expired, held, &nodes);
+        }
+        drop(state);
+        let (lock, owner) = (lock_name(&self.resource), &self.owner);
+        self.core.common.telemetry.emit(&Event::Released { lock, owner, token, held });
     }
 
     /// Keeps the turn that led to this lease until it is over.
@@ -206,7 +259,7 @@ impl Lease {
     }
 
     /// Records that a majority honours the round with these facts.
-    pub(super) fn confirmed(self: &Arc<Self>, &Facts { started, ballot, length, .. }: &Facts) {
+    pub(super) fn confirmed(self: &Arc<Self>, &Facts { started, ballot, length, acquires }: &Facts) {
         let now = self.core.now();
         let mut state = self.state();
         let before = state.lease.phase(now);
@@ -216,9 +269,15 @@ impl Lease {
         state.fresh &= after == Phase::Pending;
         locked(&self.reasons).is_confirmed(ballot);
         self.reschedule(&mut state);
+        let is_extended = !acquires && state.is_held() && matches!(after, Phase::Held | Phase::Endangered);
+        let votes = state.lease.votes();
         drop(state);
         if before != after {
             self.changed.notify_waiters();
+        }
+        if is_extended {
+            let margin = votes.saturating_sub(self.core.settings.quorum);
+            self.report_extension(&Extension::Confirmed { margin });
         }
     }
 

@@ -13,6 +13,7 @@ use crate::waiting::Ticket;
 /// How a request goes on after a try that failed, and what it says when it does not.
 pub(crate) struct Retry {
     pub(super) policy: RetryPolicy,
+    limit: Option<Duration>,
     unanswered_since: Option<Moment>,
     /// What was in the way last, as far as nodes or this process could say.
     met: Option<AcquireError>,
@@ -21,12 +22,17 @@ pub(crate) struct Retry {
 impl Retry {
     /// Tries until the time to wait is over; `None` for ever.
     pub(crate) fn until(now: Moment, wait: Option<Duration>) -> Self {
-        Self { policy: RetryPolicy::until(now, wait), unanswered_since: None, met: None }
+        Self { policy: RetryPolicy::until(now, wait), limit: wait, unanswered_since: None, met: None }
     }
 
     /// Tries once, and again only with another ballot.
     pub(crate) fn once(now: Moment) -> Self {
-        Self { policy: RetryPolicy::once(now), unanswered_since: None, met: None }
+        Self { policy: RetryPolicy::once(now), limit: Some(Duration::ZERO), unanswered_since: None, met: None }
+    }
+
+    /// Returns how long the request waits at most; `None` for ever.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        self.limit
     }
 
     /// Notes what was in the way.

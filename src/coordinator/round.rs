@@ -16,6 +16,7 @@ use crate::node::{Exchange as _, Facts, Refusal, ReplyTo, Request, Vote, pack_op
 use crate::protocol::{Effect, Purpose, Reply, RoundState, Tally, VoteResult};
 use crate::resource::Resource;
 use crate::sync::locked;
+use crate::telemetry::Extension;
 use crate::waiting::Ticket;
 
 mod replies;
@@ -194,12 +195,33 @@ impl Round {
             Effect::Over(lease) => follows.over = Some(Arc::clone(&self.leases[lease])),
             Effect::Failed => {
                 for lease in &self.leases {
-                    lease.failed(self.facts.ballot, self.reports(None));
+                    let reports = self.reports(None);
+                    if !self.facts.acquires {
+                        lease.report_extension(&Extension::NoQuorum(&reports));
+                    }
+                    lease.failed(self.facts.ballot, reports);
                 }
             }
         }
         follows.waker = waker;
         Some(follows)
+    }
+
+    /// Reports how a node answered.
+    pub(super) fn report(&self, node: usize, vote: &Vote) {
+        let message = match self.purpose {
+            Purpose::Hold => "hold",
+            Purpose::Release => "release",
+            Purpose::Leave => "leave",
+        };
+        let answer = match vote {
+            Vote::Yes => "agreed",
+            Vote::Partly(_) => "partly",
+            Vote::No(_) => "refused",
+            Vote::Untouched => "not sent",
+            Vote::NoReply(_) => "no answer",
+        };
+        self.core.common.telemetry.answered(&self.core.nodes[node].name, message, answer);
     }
 
     pub(super) fn is_decided(&self) -> bool {

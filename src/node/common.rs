@@ -12,12 +12,15 @@ use crate::environment::Environment;
 use crate::error::NodeError;
 use crate::protocol::{Newcomer, Wall, difference};
 use crate::sync::locked;
+use crate::telemetry::Telemetry;
 use crate::waiting::Reachability;
 use crate::waiting::Tickets;
 
 #[derive(Debug)]
 pub(crate) struct Common {
     environment: Arc<dyn Environment>,
+    /// To which its parts report.
+    pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) life: Life,
     wall: Mutex<Wall>,
     /// How long a round waits for an answer.
@@ -51,16 +54,18 @@ pub(crate) struct Common {
 impl Common {
     pub(crate) fn new(
         environment: Arc<dyn Environment>,
-        nodes: usize,
+        telemetry: Arc<Telemetry>,
         list_key: Vec<u8>,
         timeout: Duration,
         window: Duration,
         usual_lease: Duration,
     ) -> Self {
+        let nodes = telemetry.nodes();
         let wall = Wall::new(environment.now(), wall_micros(environment.as_ref()));
         let client = random(environment.as_ref());
         Self {
             environment,
+            telemetry,
             life: Life::new(),
             wall: Mutex::new(wall),
             timeout,
@@ -246,7 +251,9 @@ mod tests {
 
     fn common() -> Common {
         let (environment, _) = Fake::new();
-        Common::new(Arc::new(environment), 2, Vec::new(), SECOND, 300 * SECOND, 10 * SECOND)
+        let environment: Arc<dyn Environment> = Arc::new(environment);
+        let telemetry = Telemetry::silent(&environment, 2);
+        Common::new(environment, telemetry, Vec::new(), SECOND, 300 * SECOND, 10 * SECOND)
     }
 
     #[tokio::test(start_paused = true)]

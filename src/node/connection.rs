@@ -472,6 +472,7 @@ mod tests {
     use super::super::fake::{Event, FakeExchange, Server};
     use super::*;
     use crate::environment::{Fake, Moment};
+    use crate::telemetry::Telemetry;
 
     const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -493,9 +494,11 @@ mod tests {
         let (environment, streams) = Fake::new();
         let environment = Arc::new(environment);
         let seconds = Duration::from_secs;
-        let common = Common::new(environment.clone(), 1, Vec::new(), TIMEOUT, seconds(300), seconds(10));
+        let machine: Arc<dyn Environment> = environment.clone();
+        let telemetry = Telemetry::silent(&machine, 1);
+        let condition = Arc::new(Condition::new(0, Arc::clone(&telemetry)));
+        let common = Common::new(machine, telemetry, Vec::new(), TIMEOUT, seconds(300), seconds(10));
         let (queue, requests) = unbounded_channel();
-        let condition = Arc::new(Condition::new());
         let connection = Connection::new(
             0,
             "node".into(),

@@ -315,6 +315,7 @@ mod tests {
     use super::super::pause;
     use super::*;
     use crate::environment::Fake;
+    use crate::telemetry::Telemetry;
 
     struct Test {
         inflight: Inflight,
@@ -328,8 +329,9 @@ mod tests {
         let environment = Arc::new(environment);
         let (client, server) = tokio::io::duplex(1 << 16);
         let timeout = Duration::from_millis(500);
-        let common =
-            Common::new(environment.clone(), 1, Vec::new(), timeout, Duration::from_secs(300), Duration::from_secs(10));
+        let machine: Arc<dyn Environment> = environment.clone();
+        let telemetry = Telemetry::silent(&machine, 1);
+        let common = Common::new(machine, telemetry, Vec::new(), timeout, 600 * timeout, 20 * timeout);
         let made = Made {
             stream: RespStream::new(Box::new(client)),
             known: Known::new(RECORD, 0).expect("a record"),

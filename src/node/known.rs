@@ -141,7 +141,8 @@ mod tests {
 
     use super::super::fake::RECORD;
     use super::*;
-    use crate::environment::Fake;
+    use crate::environment::{Environment, Fake};
+    use crate::telemetry::Telemetry;
 
     /// What the node's clock shows at the moment zero, in µs.
     const CLOCK: u64 = 1_790_000_000_000_000;
@@ -158,7 +159,9 @@ mod tests {
 
     fn common() -> Common {
         let (environment, _) = Fake::new();
-        Common::new(Arc::new(environment), 1, Vec::new(), SECOND, 300 * SECOND, 10 * SECOND)
+        let environment: Arc<dyn Environment> = Arc::new(environment);
+        let telemetry = Telemetry::silent(&environment, 1);
+        Common::new(environment, telemetry, Vec::new(), SECOND, 300 * SECOND, 10 * SECOND)
     }
 
     /// What a hold message says of the record at the moment zero; the ballot is so far ahead of the node's clock.

@@ -72,8 +72,8 @@ impl Node {
         common: Arc<Common>,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, requests) = mpsc::unbounded_channel();
-        let name: Arc<str> = address.name.as_str().into();
-        let condition = Arc::new(Condition::new());
+        let name = Arc::clone(common.telemetry.node(index));
+        let condition = Arc::new(Condition::new(index, Arc::clone(&common.telemetry)));
         let connection = connection::Connection::new(
             index,
             Arc::clone(&name),

@@ -84,7 +84,7 @@ impl LeaseState {
     /// Returns the phase at `now`. A lease whose validity is spent is lost, also before the watchdog has noticed.
     pub(crate) fn phase(&self, now: Moment) -> Phase {
         match self.phase {
-            Phase::Held | Phase::Endangered if now >= self.valid_until => Phase::Lost,
+            Phase::Held | Phase::Endangered if self.is_spent(now) => Phase::Lost,
             Phase::Held if now >= self.danger_at() => Phase::Endangered,
             phase => phase,
         }
@@ -95,6 +95,11 @@ impl LeaseState {
             Phase::Held | Phase::Endangered => self.valid_until.since(now),
             Phase::Pending | Phase::Lost | Phase::Released => Duration::ZERO,
         }
+    }
+
+    /// Returns whether its validity ended by time, also where it was given back after that.
+    pub(crate) fn is_spent(&self, now: Moment) -> bool {
+        now >= self.valid_until
     }
 
     /// Returns how long the phase lasts if nothing but time changes it; `None` for ever.
@@ -238,6 +243,7 @@ mod tests {
         assert_eq!(lease.phase(at(2068)), Phase::Endangered);
         assert_eq!(lease.phase(at(3067)), Phase::Endangered);
         assert_eq!(lease.phase(at(3068)), Phase::Lost);
+        assert_eq!([3067, 3068].map(|millis| lease.is_spent(at(millis))), [false, true]);
     }
 
     #[test]

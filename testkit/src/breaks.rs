@@ -177,9 +177,9 @@ pub(crate) fn broken(variant: &str) -> bool {
     // Leases.
     Change {
         file: "src/coordinator/follow.rs",
-        old: "            Due::Loss => return over(&self, state),\n",
+        old: "            Due::Loss => return over(&self, state, LossCause::Expired),\n",
         new: "            Due::Loss if crate::broken(\"no watch over the deadline\") => return,
-            Due::Loss => return over(&self, state),
+            Due::Loss => return over(&self, state, LossCause::Expired),
 ",
     },
     Change {
