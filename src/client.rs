@@ -13,6 +13,7 @@ use crate::inspect::Inspection;
 use crate::node::{self, Node, ReplyTo, Request, parse_inspect};
 use crate::owner::Owner;
 use crate::request::LockRequest;
+use crate::telemetry::Stats;
 
 /// How long a flush waits at least for nodes that are slower than a majority.
 const LAST_LOOK: Duration = Duration::from_millis(5);
@@ -192,6 +193,20 @@ impl Quorlock {
     #[must_use]
     pub fn known(&self) -> Reports {
         self.0.core.reports(|_| None)
+    }
+
+    /// Returns what this client and its clones have done so far, and what they know of each node. It asks nothing and never waits,
+    /// so it may be called as often as a page of metrics is read.
+    ///
+    /// ```
+    /// # fn doc(locks: &quorlock::Quorlock) {
+    /// let stats = locks.stats();
+    /// println!("{} held, {} waiting, {} lost", stats.held, stats.waiting, stats.losses.expired + stats.losses.refused);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.0.core.stats()
     }
 
     /// The nodes, without users and passwords, in the order given.

@@ -455,6 +455,7 @@ mod tests {
         .await;
         assert!(matches!(extended, Err(ExtendError::NoQuorum { remaining, .. }) if remaining < asked), "{extended:?}");
         let (extended, ()) = join(guard.ensure(asked), test.reply(HONOURED)).await;
+        assert_eq!(test.locks.stats().extensions.extended, 2);
         assert!(extended.is_ok() && guard.remaining() >= asked, "{extended:?}");
     }
 
@@ -517,6 +518,8 @@ mod tests {
         yield_now().await;
         let (extended, ()) = join(guard.extend(), test.reply(GONE)).await;
         assert!(matches!(extended, Err(ExtendError::Lost(_))), "{extended:?}");
+        let stats = test.locks.stats();
+        assert_eq!((stats.losses.refused, stats.extensions.refused, stats.held), (1, 1, 0));
         assert_ne!(test.script().await, test.hold, "the release of the lost lease");
         assert_eq!(test.script().await, test.hold, "the next acquisition");
         test.server.reply(&HONOURED.repeat(2)).await;

@@ -117,3 +117,4 @@ pub use protocol::{ParseTokenError, Token};
 pub use released::Released;
 pub use request::LockRequest;
 pub use revoke::Revoked;
+pub use telemetry::{AcquireStats, ExtensionStats, LossCause, LossStats, NodeStats, Stats};

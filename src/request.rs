@@ -129,7 +129,10 @@ impl LockRequest {
         let core = &self.handle.core;
         let attempt = match self.checked() {
             Ok(attempt) => attempt,
-            Err(error) => return Err(core.check().map_or_else(Into::into, |()| error.into())),
+            Err(error) => {
+                core.common.telemetry.unusable_request();
+                return Err(core.check().map_or_else(Into::into, |()| error.into()));
+            }
         };
         attempt.compete(&self.handle, retry).await.map(Guard::new)
     }

@@ -13,7 +13,7 @@ use crate::owner::Owner;
 use crate::protocol::{self, AcceptedBallots, Ballot};
 use crate::resource::{LIST, Resource};
 use crate::settings::Settings;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Stats, Telemetry};
 use crate::text::readable;
 use crate::waiting::{Ticket, Turns};
 
@@ -207,15 +207,26 @@ impl Core {
         Ballot::from_wire(proposed).unwrap_or(floor)
     }
 
+    /// Returns what keeps a node from being counted, as far as is known without asking it; `None` when it is up.
+    fn trouble(&self, node: &Node, now: Moment) -> Option<NodeError> {
+        match self.check() {
+            // No lock is taken in a fork.
+            Err(why @ ClientError::Forked { .. }) => Some(why.into()),
+            _ => node.trouble(now),
+        }
+    }
+
+    /// Returns what this client has done so far, and what is known of the nodes.
+    pub(crate) fn stats(&self) -> Stats {
+        let now = self.now();
+        self.common.telemetry.stats(self.nodes.iter().map(|node| self.trouble(node, now)))
+    }
+
     /// Returns what each node answered, by `said`; for a node without an answer, what is known of it.
     pub(crate) fn reports(&self, said: impl Fn(usize) -> Option<Answer>) -> Reports {
         let now = self.now();
         let report = |(index, node): (usize, &Node)| {
-            let known = || match self.check() {
-                // No lock is taken in a fork.
-                Err(why @ ClientError::Forked { .. }) => Answer::Failed(why.into()),
-                _ => node.trouble(now).map_or(Answer::Up, Answer::Failed),
-            };
+            let known = || self.trouble(node, now).map_or(Answer::Up, Answer::Failed);
             NodeReport { node: node.name.to_string(), answer: said(index).unwrap_or_else(known) }
         };
         Reports(self.nodes.iter().enumerate().map(report).collect())

@@ -187,6 +187,8 @@ impl Lease {
         // Otherwise it is over, and its end is not reported any more.
         if !state.is_held() && state.lease.next_due().is_some() {
             state.held_since = Some(now);
+            drop(state);
+            self.core.common.telemetry.lease_begins();
         }
     }
 

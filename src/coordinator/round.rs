@@ -221,7 +221,7 @@ impl Round {
             Vote::Untouched => "not sent",
             Vote::NoReply(_) => "no answer",
         };
-        self.core.common.telemetry.answered(&self.core.nodes[node].name, message, answer);
+        self.core.common.telemetry.answered(node, message, answer);
     }
 
     pub(super) fn is_decided(&self) -> bool {

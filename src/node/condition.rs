@@ -95,7 +95,12 @@ impl Condition {
 
     /// Notes since when an answer is overdue; `None` when the node answers again.
     pub(super) fn is_silent(&self, since: Option<Moment>) {
-        self.change(|state| state.silent_since = since);
+        self.change(|state| {
+            if state.silent_since.is_none() && since.is_some() {
+                self.telemetry.overdue(self.index);
+            }
+            state.silent_since = since;
+        });
     }
 
     /// Changes what is known, and reports it when the node stands otherwise than before.

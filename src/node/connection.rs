@@ -241,6 +241,7 @@ impl Connection {
     /// Sends and delivers until the connection ends.
     async fn serve(&mut self, made: Made) -> End {
         self.common.connected(self.index);
+        self.common.telemetry.connected(self.index);
         let mut inflight = Inflight::new(made, Arc::clone(&self.environment), self.common.conflicts());
         let mut waiting = Backlog::new(self.index);
         waiting.append(mem::take(&mut self.unacknowledged));

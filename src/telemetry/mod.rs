@@ -4,6 +4,7 @@
 
 mod event;
 mod extension;
+mod stats;
 mod trace;
 
 use std::sync::Arc;
@@ -12,13 +13,15 @@ use std::time::Duration;
 use tracing::Span;
 
 use crate::environment::{Environment, Moment};
-use crate::error::AcquireError;
+use crate::error::{AcquireError, NodeError};
 use crate::owner::Owner;
 use crate::protocol::Token;
 use crate::resource::Resource;
 
 pub use event::{Event, LockName, Locks, LossCause};
 pub(crate) use extension::Extension;
+use stats::Counters;
+pub use stats::{AcquireStats, ExtensionStats, LossStats, NodeStats, Stats};
 
 /// The one place to which all parts of a client report.
 #[derive(Debug)]
@@ -26,11 +29,13 @@ pub(crate) struct Telemetry {
     environment: Arc<dyn Environment>,
     /// The addresses of the nodes, without users and passwords.
     nodes: Vec<Arc<str>>,
+    counters: Counters,
 }
 
 impl Telemetry {
     pub(crate) fn new(environment: Arc<dyn Environment>, nodes: Vec<Arc<str>>) -> Self {
-        Self { environment, nodes }
+        let counters = Counters::new(nodes.len());
+        Self { environment, nodes, counters }
     }
 
     /// Without listeners, for so many nodes.
@@ -56,20 +61,49 @@ impl Telemetry {
 
     /// Reports an event.
     pub(crate) fn emit(&self, event: &Event<'_>) {
-        let _ = self;
+        self.counters.event(event);
         trace::event(event);
     }
 
     /// Reports how an extension of a held lease ended. The caller may have the state of the lease locked.
     pub(crate) fn extension(&self, lock: &Resource, owner: &Owner, extension: &Extension<'_>) {
-        let _ = self;
+        self.counters.extension(extension);
         trace::extension(LockName(lock.name()), owner, extension);
     }
 
     /// Reports how a node answered one message of a round.
-    pub(crate) fn answered(&self, node: &str, message: &'static str, answer: &'static str) {
-        let _ = self;
-        trace::answered(node, message, answer);
+    pub(crate) fn answered(&self, node: usize, message: &'static str, answer: &'static str) {
+        trace::answered(&self.nodes[node], message, answer);
+    }
+
+    /// Reports the round trip of a node's latest answer.
+    pub(crate) fn round_trip(&self, node: usize, took: Duration) {
+        self.counters.round_trip(node, took);
+    }
+
+    /// Reports that an answer of a node is overdue.
+    pub(crate) fn overdue(&self, node: usize) {
+        self.counters.overdue(node);
+    }
+
+    /// Reports that a connection to a node was made.
+    pub(crate) fn connected(&self, node: usize) {
+        self.counters.connected(node);
+    }
+
+    /// Reports that a guard holds a lease that none has held before.
+    pub(crate) fn lease_begins(&self) {
+        self.counters.lease_begins();
+    }
+
+    /// Reports a request that cannot work, and has asked no node.
+    pub(crate) fn unusable_request(&self) {
+        self.counters.unusable_request();
+    }
+
+    /// Reads all counters. `troubles` are what keeps each node from being counted.
+    pub(crate) fn stats(&self, troubles: impl Iterator<Item = Option<NodeError>>) -> Stats {
+        self.counters.read(self.nodes.iter().map(|node| node.to_string()).zip(troubles))
     }
 
     /// Begins to report on a request that waits for at most this long; `None` for ever.
@@ -80,6 +114,7 @@ impl Telemetry {
         wait: Option<Duration>,
         now: Moment,
     ) -> RequestReport<'a> {
+        self.counters.request_begins();
         let span = trace::acquire(Locks(locks), owner, wait);
         RequestReport { telemetry: self, locks: Locks(locks), owner, span, began: now, rounds: 0, has_ended: false }
     }

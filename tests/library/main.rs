@@ -7,6 +7,7 @@ mod endings;
 mod kills;
 mod messages;
 mod nodes;
+mod observability;
 mod owners;
 mod refusals;
 mod revoke;

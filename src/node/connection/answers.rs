@@ -60,7 +60,9 @@ impl Connection {
             }
         }
         if let Some(since) = since {
-            inflight.answered(since, self.environment.now());
+            let now = self.environment.now();
+            inflight.answered(since, now);
+            self.common.telemetry.round_trip(self.index, now.since(since));
             self.common.waits_for(self.index, inflight.last_wait());
             self.abandon();
         }
