@@ -12,6 +12,7 @@ use crate::node::NodeAddress;
 use crate::protocol::{Schedule, Validity, quorum};
 use crate::secrets::hidden;
 use crate::settings::Settings;
+use crate::telemetry::{Listeners, Observer};
 
 /// The default of [`Builder::lease`].
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
@@ -39,6 +40,7 @@ pub struct Builder {
     label: String,
     /// In place of this machine's.
     environment: Option<Arc<dyn Environment>>,
+    listeners: Listeners,
 }
 
 /// As given: it may hold a password, so it is not printed.
@@ -72,6 +74,7 @@ impl Builder {
             warn_before_expiry: None,
             label: String::new(),
             environment: None,
+            listeners: Listeners::default(),
         }
     }
 
@@ -167,6 +170,15 @@ impl Builder {
         self
     }
 
+    /// Calls this for each [`Event`](crate::Event): a request that ends, a lease that is in danger, lost or released, a node that
+    /// changes.
+    ///
+    /// Defaults to none.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.listeners.observer = Some(observer);
+        self
+    }
+
     /// Replaces clocks, timers, randomness and sockets: for simulation. See [`environment`](crate::environment).
     ///
     /// Defaults to those of the machine.
@@ -193,7 +205,7 @@ impl Builder {
     pub async fn connect(self) -> Result<Quorlock, ConfigError> {
         let (settings, nodes) = self.checked()?;
         runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
-        let core = Core::start(settings, nodes, self.machine(), &self.label);
+        let core = Core::start(settings, nodes, self.machine(), &self.label, self.listeners);
         Ok(Quorlock::new(Handle::new(core)))
     }
 

@@ -118,3 +118,6 @@ pub use released::Released;
 pub use request::LockRequest;
 pub use revoke::Revoked;
 pub use telemetry::{AcquireStats, ExtensionStats, LossCause, LossStats, NodeStats, Stats};
+pub use telemetry::{
+    AcquireStats, Event, ExtensionStats, LockName, Locks, LossCause, LossStats, NodeStats, Observer, Stats,
+};

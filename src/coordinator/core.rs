@@ -13,7 +13,7 @@ use crate::owner::Owner;
 use crate::protocol::{self, AcceptedBallots, Ballot};
 use crate::resource::{LIST, Resource};
 use crate::settings::Settings;
-use crate::telemetry::{Stats, Telemetry};
+use crate::telemetry::{Listeners, Stats, Telemetry};
 use crate::text::readable;
 use crate::waiting::{Ticket, Turns};
 
@@ -53,11 +53,12 @@ impl Core {
         addresses: Vec<NodeAddress>,
         environment: Arc<dyn Environment>,
         label: &str,
+        listeners: Listeners,
     ) -> Arc<Self> {
         let timeout = settings.node_timeout(settings.lease);
         let list_key = [LIST, &settings.prefix].concat();
         let names = addresses.iter().map(|address| address.name.as_str().into()).collect();
-        let telemetry = Arc::new(Telemetry::new(Arc::clone(&environment), names));
+        let telemetry = Arc::new(Telemetry::new(Arc::clone(&environment), names, listeners));
         let common = Arc::new(Common::new(
             Arc::clone(&environment),
             telemetry,

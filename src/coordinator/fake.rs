@@ -14,6 +14,7 @@ use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Schedule, Validity, quorum};
 use crate::resource::Resource;
 use crate::settings::Settings;
+use crate::telemetry::Listeners;
 
 pub(super) const LEASE: Duration = Duration::from_secs(10);
 
@@ -30,7 +31,7 @@ pub(super) fn core(nodes: usize) -> (Arc<Core>, UnboundedReceiver<DuplexStream>)
         schedule: Schedule { validity: Validity { drift_factor: 0.01 }, extends: true, danger: None },
     };
     let address = |node| NodeAddress::parse(&format!("redis://node{node}")).expect("an address");
-    (Core::start(settings, (0..nodes).map(address).collect(), Arc::new(environment), ""), streams)
+    (Core::start(settings, (0..nodes).map(address).collect(), Arc::new(environment), "", Listeners::default()), streams)
 }
 
 pub(super) fn resource(name: &str) -> Resource {

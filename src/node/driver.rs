@@ -88,6 +88,8 @@ impl Driver {
             return Poll::Pending;
         }
         self.is_due.store(true, Ordering::SeqCst);
+        // Dropped last: the observer may call the client, and not while the connections are locked.
+        let _postponed = self.common.telemetry.postpone();
         let mut ended = Poll::Pending;
         // If another thread polls already, or this one further up its stack, that one sees `is_due` and polls once more.
         while self.is_due.load(Ordering::SeqCst) {

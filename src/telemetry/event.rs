@@ -160,6 +160,14 @@ impl LossCause {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LockName<'a>(pub(super) &'a [u8]);
 
+impl<'a> LockName<'a> {
+    /// Returns the bytes of the name.
+    #[must_use]
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+}
+
 impl fmt::Display for LockName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&readable(self.0))

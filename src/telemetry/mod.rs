@@ -4,6 +4,8 @@
 
 mod event;
 mod extension;
+mod listeners;
+mod observer;
 mod stats;
 mod trace;
 
@@ -20,6 +22,9 @@ use crate::resource::Resource;
 
 pub use event::{Event, LockName, Locks, LossCause};
 pub(crate) use extension::Extension;
+pub(crate) use listeners::Listeners;
+pub use observer::Observer;
+use observer::Outbox;
 use stats::Counters;
 pub use stats::{AcquireStats, ExtensionStats, LossStats, NodeStats, Stats};
 
@@ -30,19 +35,20 @@ pub(crate) struct Telemetry {
     /// The addresses of the nodes, without users and passwords.
     nodes: Vec<Arc<str>>,
     counters: Counters,
+    observer: Option<Outbox>,
 }
 
 impl Telemetry {
-    pub(crate) fn new(environment: Arc<dyn Environment>, nodes: Vec<Arc<str>>) -> Self {
+    pub(crate) fn new(environment: Arc<dyn Environment>, nodes: Vec<Arc<str>>, listeners: Listeners) -> Self {
         let counters = Counters::new(nodes.len());
-        Self { environment, nodes, counters }
+        Self { environment, nodes, counters, observer: listeners.observer.map(Outbox::new) }
     }
 
     /// Without listeners, for so many nodes.
     #[cfg(test)]
     pub(crate) fn silent(environment: &Arc<dyn Environment>, nodes: usize) -> Arc<Self> {
         let nodes = (0..nodes).map(|node| format!("node{node}").into()).collect();
-        Arc::new(Self::new(Arc::clone(environment), nodes))
+        Arc::new(Self::new(Arc::clone(environment), nodes, Listeners::default()))
     }
 
     /// Returns how many nodes there are.
@@ -63,6 +69,15 @@ impl Telemetry {
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.counters.event(event);
         trace::event(event);
+        if let Some(observer) = &self.observer {
+            observer.post(event);
+        }
+    }
+
+    /// Keeps events from the observer until the guard is dropped, as the caller has locked what the observer may need.
+    pub(crate) fn postpone(&self) -> Postponed<'_> {
+        self.observer.iter().for_each(Outbox::postpone);
+        Postponed(self.observer.as_ref())
     }
 
     /// Reports how an extension of a held lease ended. The caller may have the state of the lease locked.
@@ -117,6 +132,18 @@ impl Telemetry {
         self.counters.request_begins();
         let span = trace::acquire(Locks(locks), owner, wait);
         RequestReport { telemetry: self, locks: Locks(locks), owner, span, began: now, rounds: 0, has_ended: false }
+    }
+}
+
+/// Dropping it delivers the events that came meanwhile.
+#[must_use]
+pub(crate) struct Postponed<'a>(Option<&'a Outbox>);
+
+impl Drop for Postponed<'_> {
+    fn drop(&mut self) {
+        if let Some(observer) = self.0 {
+            observer.resume();
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use tracing::field::Empty;
-use tracing::{Span, debug, debug_span, info, trace, warn};
+use tracing::{Span, debug, debug_span, error, info, trace, warn};
 
 use super::event::{Event, LockName, Locks};
 use super::extension::Extension;
@@ -165,6 +165,11 @@ pub(super) fn extension(lock: LockName<'_>, owner: &Owner, extension: &Extension
 /// Reports how a node answered one message of a round.
 pub(super) fn answered(node: &str, message: &'static str, answer: &'static str) {
     trace!(target: target!(), node, message_kind = message, answer, "node answered");
+}
+
+/// Reports the first panic of an observer.
+pub(super) fn observer_panicked() {
+    error!(target: target!(), "observer panicked");
 }
 
 fn millis(time: Duration) -> u64 {
