@@ -7,7 +7,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
 
 use crate::coordinator::{Core, Handle};
-use crate::error::{AcquireError, Answer, ConfigError, ExportError, NodeError, Reports};
+use crate::error::{AcquireError, Answer, ConfigError, ExportError, NodeError, ReadyError, Reports};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
 use crate::node::{self, Node, ReplyTo, Request, parse_inspect};
@@ -193,6 +193,21 @@ impl Quorlock {
     #[must_use]
     pub fn known(&self) -> Reports {
         self.0.core.reports(|_| None)
+    }
+
+    /// Checks that a majority of the nodes has a vote now, for a health check.
+    ///
+    /// It goes by what the client knows: it sends nothing and never waits. A connection that breaks, a quarantine, a refusal and an
+    /// overdue answer are known. A node that hangs is known when something that was sent to it is overdue; a held lease sends an
+    /// extension every few seconds. Directly after [`connect`](crate::Builder::connect) no node is connected yet, so the client is
+    /// not ready.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadyError::NoQuorum`] when too few nodes can be counted on, with what is known of each. [`ReadyError::Client`] when the
+    /// client can be used no more.
+    pub fn ready(&self) -> Result<(), ReadyError> {
+        self.0.core.ready()
     }
 
     /// Returns what this client and its clones have done so far, and what they know of each node. It asks nothing and never waits,

@@ -4,6 +4,7 @@ mod acquire;
 mod kind;
 mod node;
 mod nodes;
+mod ready;
 mod revoke;
 
 use std::time::Duration;
@@ -14,6 +15,7 @@ pub use acquire::AcquireError;
 pub use kind::ErrorKind;
 pub use node::NodeError;
 pub use nodes::{Answer, Holder, NodeReport, OwnHold, Reports};
+pub use ready::ReadyError;
 pub use revoke::RevokeError;
 
 use crate::text::{Printable, Rounded};

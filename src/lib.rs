@@ -108,7 +108,7 @@ pub use builder::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use client::Quorlock;
 pub use error::{
     AcquireError, Answer, ClientError, ConfigError, ErrorKind, ExportError, ExtendError, Holder, LostError, NodeError,
-    NodeReport, OwnHold, ReleaseError, Reports, RevokeError, RunError,
+    NodeReport, OwnHold, ReadyError, ReleaseError, Reports, RevokeError, RunError,
 };
 pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
@@ -117,7 +117,6 @@ pub use protocol::{ParseTokenError, Token};
 pub use released::Released;
 pub use request::LockRequest;
 pub use revoke::Revoked;
-pub use telemetry::{AcquireStats, ExtensionStats, LossCause, LossStats, NodeStats, Stats};
 pub use telemetry::{
     AcquireStats, Event, ExtensionStats, LockName, Locks, LossCause, LossStats, NodeStats, Observer, Stats,
 };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::watchdog::Watchdog;
 use crate::environment::{Environment, Moment, random_time, within};
-use crate::error::{Answer, ClientError, ConfigError, NodeError, NodeReport, Reports};
+use crate::error::{Answer, ClientError, ConfigError, NodeError, NodeReport, ReadyError, Reports};
 use crate::node::{Common, Driver, Node, NodeAddress};
 use crate::owner::Owner;
 use crate::protocol::{self, AcceptedBallots, Ballot};
@@ -215,6 +215,15 @@ impl Core {
             Err(why @ ClientError::Forked { .. }) => Some(why.into()),
             _ => node.trouble(now),
         }
+    }
+
+    /// Checks that a majority has a vote, by what is known without asking.
+    pub(crate) fn ready(&self) -> Result<(), ReadyError> {
+        self.check()?;
+        let nodes = self.reports(|node| self.common.conflict(node).map(Answer::Failed));
+        let needed = self.settings.quorum;
+        let up = nodes.0.iter().filter(|report| report.answer == Answer::Up).count();
+        if up >= needed { Ok(()) } else { Err(ReadyError::NoQuorum { needed, nodes }) }
     }
 
     /// Returns what this client has done so far, and what is known of the nodes.

@@ -210,7 +210,7 @@ impl Common {
     }
 
     /// Returns why this client acquires nothing at all: its list is not that of its nodes.
-    pub(super) fn conflict(&self, index: usize) -> Option<NodeError> {
+    pub(crate) fn conflict(&self, index: usize) -> Option<NodeError> {
         if !self.has_conflict.load(Ordering::SeqCst) {
             return None;
         }

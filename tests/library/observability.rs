@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::poll;
-use quorlock::{AcquireStats, Event, ExtensionStats, Guard, LossStats, Observer, Quorlock};
-use quorlock_testkit::{Cluster, eventually};
+use quorlock::{
+    AcquireStats, Answer, ErrorKind, Event, ExtensionStats, Guard, LossStats, Observer, Quorlock, ReadyError,
+};
+use quorlock_testkit::{Cluster, Setup, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -239,4 +241,42 @@ async fn a_client_whose_observer_panics_works() {
         locks.lock("x").acquire().await.expect("a free lock").release().await.expect("a release");
     }
     eventually(5 * SECOND, "all events", || panics.0.load(Ordering::Relaxed) == 3 + 2 + 6).await;
+}
+
+#[tokio::test]
+async fn a_client_is_ready_while_a_majority_is_known_to_vote() {
+    let mut cluster = Cluster::start(3);
+    let locks = cluster.builder().node_timeout(Duration::from_millis(100)).connect().await.expect("settings that work");
+    let early = locks.ready().expect_err("it is connecting");
+    assert!(early.is_retryable(), "{early}");
+    locks.flush().await;
+    assert_eq!(locks.ready(), Ok(()));
+    cluster.kill(0);
+    until_state(&locks, 0, "unreachable").await;
+    assert_eq!(locks.ready(), Ok(()), "two of three");
+    cluster.restart(0, false);
+    until_state(&locks, 0, "quarantined").await;
+    cluster.pause(1);
+    assert_eq!(locks.ready(), Ok(()), "it asks nothing");
+    locks.flush().await;
+    until_state(&locks, 1, "silent").await;
+    let error = locks.ready().expect_err("one is quarantined, one is silent");
+    let text = error.to_string();
+    assert!(text.starts_with("not ready: 2 of 3 nodes must be up (127.0.0.1:"), "{text}");
+    assert!(
+        matches!(&error, ReadyError::NoQuorum { needed: 2, nodes, .. } if nodes.0[2].answer == Answer::Up),
+        "{text}"
+    );
+    cluster.resume(1);
+    eventually(5 * SECOND, "a majority votes", || locks.ready().is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_client_with_another_list_is_not_ready() {
+    let cluster = Setup::new(3).listed(5).start();
+    let locks = cluster.builder().connect().await.expect("settings that work");
+    eventually(5 * SECOND, "the nodes refuse it", || {
+        locks.ready().is_err_and(|error| error.kind() == ErrorKind::Misconfigured && !error.is_retryable())
+    })
+    .await;
 }
