@@ -12,6 +12,8 @@ use crate::node::NodeAddress;
 use crate::protocol::{Schedule, Validity, quorum};
 use crate::secrets::hidden;
 use crate::settings::Settings;
+#[cfg(feature = "metrics")]
+use crate::telemetry::Class;
 use crate::telemetry::{Listeners, Observer};
 
 /// The default of [`Builder::lease`].
@@ -176,6 +178,27 @@ impl Builder {
     /// Defaults to none.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.listeners.observer = Some(observer);
+        self
+    }
+
+    /// Sets the label `class` of the metrics that are about one lock. Names of locks are no labels: there may be any number of them.
+    /// Return one of a few words, such as what stands before the first colon of the name.
+    ///
+    /// The function must not block and must not call the client. If it panics, the class is `unknown`.
+    ///
+    /// ```
+    /// let builder = quorlock::Quorlock::builder().metric_class(|name| {
+    ///     if name.starts_with(b"account:") { "account" } else { "other" }
+    /// });
+    /// ```
+    ///
+    /// Defaults to none: the metrics have no such label.
+    #[cfg(feature = "metrics")]
+    pub fn metric_class<C>(mut self, class: impl Fn(&[u8]) -> C + Send + Sync + 'static) -> Self
+    where
+        C: Into<std::borrow::Cow<'static, str>>,
+    {
+        self.listeners.class = Some(Class(Arc::new(move |name| class(name).into())));
         self
     }
 

@@ -62,6 +62,7 @@
 //!
 //! - `tls`: `rediss://` nodes, by rustls.
 //! - `log`: what `tracing` reports also goes to loggers of the crate `log`.
+//! - `metrics`: counters, gauges and histograms for a recorder of the crate `metrics`. Install the recorder first.
 //! - `cli`: the `quorlock` command.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]

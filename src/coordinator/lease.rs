@@ -188,7 +188,7 @@ impl Lease {
         if !state.is_held() && state.lease.next_due().is_some() {
             state.held_since = Some(now);
             drop(state);
-            self.core.common.telemetry.lease_begins();
+            self.core.common.telemetry.lease_begins(&self.resource);
         }
     }
 

@@ -5,6 +5,8 @@
 mod event;
 mod extension;
 mod listeners;
+#[cfg_attr(not(feature = "metrics"), path = "no_meters.rs")]
+mod meters;
 mod observer;
 mod stats;
 mod trace;
@@ -22,7 +24,10 @@ use crate::resource::Resource;
 
 pub use event::{Event, LockName, Locks, LossCause};
 pub(crate) use extension::Extension;
+#[cfg(feature = "metrics")]
+pub(crate) use listeners::Class;
 pub(crate) use listeners::Listeners;
+use meters::Meters;
 pub use observer::Observer;
 use observer::Outbox;
 use stats::Counters;
@@ -35,13 +40,15 @@ pub(crate) struct Telemetry {
     /// The addresses of the nodes, without users and passwords.
     nodes: Vec<Arc<str>>,
     counters: Counters,
+    meters: Meters,
     observer: Option<Outbox>,
 }
 
 impl Telemetry {
     pub(crate) fn new(environment: Arc<dyn Environment>, nodes: Vec<Arc<str>>, listeners: Listeners) -> Self {
         let counters = Counters::new(nodes.len());
-        Self { environment, nodes, counters, observer: listeners.observer.map(Outbox::new) }
+        let meters = Meters::new(&nodes, &listeners);
+        Self { environment, nodes, counters, meters, observer: listeners.observer.map(Outbox::new) }
     }
 
     /// Without listeners, for so many nodes.
@@ -68,6 +75,7 @@ impl Telemetry {
     /// Reports an event.
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.counters.event(event);
+        self.meters.event(event);
         trace::event(event);
         if let Some(observer) = &self.observer {
             observer.post(event);
@@ -82,8 +90,10 @@ impl Telemetry {
 
     /// Reports how an extension of a held lease ended. The caller may have the state of the lease locked.
     pub(crate) fn extension(&self, lock: &Resource, owner: &Owner, extension: &Extension<'_>) {
+        let lock = LockName(lock.name());
         self.counters.extension(extension);
-        trace::extension(LockName(lock.name()), owner, extension);
+        self.meters.extension(lock, extension);
+        trace::extension(lock, owner, extension);
     }
 
     /// Reports how a node answered one message of a round.
@@ -94,6 +104,7 @@ impl Telemetry {
     /// Reports the round trip of a node's latest answer.
     pub(crate) fn round_trip(&self, node: usize, took: Duration) {
         self.counters.round_trip(node, took);
+        self.meters.round_trip(&self.nodes[node], took);
     }
 
     /// Reports that an answer of a node is overdue.
@@ -107,18 +118,20 @@ impl Telemetry {
     }
 
     /// Reports that a guard holds a lease that none has held before.
-    pub(crate) fn lease_begins(&self) {
+    pub(crate) fn lease_begins(&self, lock: &Resource) {
         self.counters.lease_begins();
+        self.meters.lease_begins(LockName(lock.name()));
     }
 
     /// Reports a request that cannot work, and has asked no node.
     pub(crate) fn unusable_request(&self) {
         self.counters.unusable_request();
+        self.meters.unusable_request();
     }
 
     /// Reads all counters. `troubles` are what keeps each node from being counted.
     pub(crate) fn stats(&self, troubles: impl Iterator<Item = Option<NodeError>>) -> Stats {
-        self.counters.read(self.nodes.iter().map(|node| node.to_string()).zip(troubles))
+        self.counters.read(self.nodes.iter().map(ToString::to_string).zip(troubles))
     }
 
     /// Begins to report on a request that waits for at most this long; `None` for ever.
@@ -130,6 +143,7 @@ impl Telemetry {
         now: Moment,
     ) -> RequestReport<'a> {
         self.counters.request_begins();
+        self.meters.request_begins(Locks(locks));
         let span = trace::acquire(Locks(locks), owner, wait);
         RequestReport { telemetry: self, locks: Locks(locks), owner, span, began: now, rounds: 0, has_ended: false }
     }

@@ -244,7 +244,9 @@ mod tests {
         let seen = Arc::new(Seen::default());
         let outbox = Outbox::new(Arc::<Seen>::clone(&seen));
         outbox.postpone();
-        ["broken", "a", "broken", "b"].iter().for_each(|node| outbox.post(&up(node)));
+        for node in ["broken", "a", "broken", "b"] {
+            outbox.post(&up(node));
+        }
         outbox.resume();
         assert_eq!(*locked(&seen.0), ["broken", "a", "broken", "b"]);
     }

@@ -164,7 +164,7 @@ pub(super) fn extension(lock: LockName<'_>, owner: &Owner, extension: &Extension
 
 /// Reports how a node answered one message of a round.
 pub(super) fn answered(node: &str, message: &'static str, answer: &'static str) {
-    trace!(target: target!(), node, message_kind = message, answer, "node answered");
+    trace!(target: target!(), node, kind = message, answer, "node answered");
 }
 
 /// Reports the first panic of an observer.
