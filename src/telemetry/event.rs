@@ -14,7 +14,8 @@ const MOST_SHOWN: usize = 8;
 
 /// Something that has happened in a client, in the order in which operators need it: a request ends, a lease ends, a node changes.
 ///
-/// No event holds a password or the id of an owner. The owner's [fingerprint](Owner::fingerprint) identifies it in a log.
+/// The text of an event (`Debug`) has no password and no id of an owner. To write an owner down, use its
+/// [fingerprint](Owner::fingerprint) and its label, and not its [id](Owner::id).
 /// Extensions are no events of this kind: a held lease is extended every few seconds.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

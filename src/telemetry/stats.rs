@@ -51,7 +51,8 @@ pub struct AcquireStats {
     pub cancelled: u64,
 }
 
-/// How many extensions of held leases ended in each way. One whose lease ends first is not counted.
+/// How many extensions of held leases ended in each way. A re-entry and an inner release renew the lease too, and count. An
+/// extension whose lease ends first does not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExtensionStats {
