@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::core::Core;
 use super::reasons::Reasons;
 use crate::environment::Moment;
-use crate::error::Reports;
+use crate::error::{Answer, Holder, NodeReport, Reports};
 use crate::node::Facts;
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Phase, Schedule, Share, Token};
@@ -200,6 +200,10 @@ impl Lease {
 
     /// Reports that it was lost `held` after the grant.
     pub(super) fn report_loss(&self, token: Token, cause: LossCause, held: Duration, nodes: &Reports) {
+        let says_revoked =
+            |report: &NodeReport| matches!(report.answer, Answer::Held { by: Holder::Revoked { .. }, .. });
+        let is_revoked = cause == LossCause::Refused && nodes.0.iter().any(says_revoked);
+        let cause = if is_revoked { LossCause::Revoked } else { cause };
         let (lock, owner) = (lock_name(&self.resource), &self.owner);
         self.core.common.telemetry.emit(&Event::Lost { lock, owner, token, cause, held, nodes });
     }

@@ -144,15 +144,18 @@ pub enum LossCause {
     Expired,
     /// A majority of the nodes does not honour it any more.
     Refused,
+    /// The same, as it was [revoked](crate::Quorlock::revoke).
+    Revoked,
 }
 
 impl LossCause {
-    /// The word for logs and metrics: `expired` or `refused`.
+    /// The word for logs and metrics: `expired`, `refused` or `revoked`.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::Refused => "refused",
+            Self::Revoked => "revoked",
         }
     }
 }

@@ -72,6 +72,8 @@ pub struct LossStats {
     pub expired: u64,
     /// Those that a majority does not honour any more: [`LossCause::Refused`].
     pub refused: u64,
+    /// Those that were revoked: [`LossCause::Revoked`].
+    pub revoked: u64,
 }
 
 /// What a client knows of one node.
@@ -132,6 +134,7 @@ pub(super) struct Counters {
     extensions_without_quorum: Count,
     expired: Count,
     refused: Count,
+    revoked: Count,
     endangered: Count,
     released: Count,
     held: Count,
@@ -163,6 +166,7 @@ impl Counters {
                 match cause {
                     LossCause::Expired => self.expired.up(),
                     LossCause::Refused => self.refused.up(),
+                    LossCause::Revoked => self.revoked.up(),
                 }
             }
             Event::Released { .. } => {
@@ -251,7 +255,7 @@ impl Counters {
                 refused: self.extensions_refused.get(),
                 no_quorum: self.extensions_without_quorum.get(),
             },
-            losses: LossStats { expired: self.expired.get(), refused: self.refused.get() },
+            losses: LossStats { expired: self.expired.get(), refused: self.refused.get(), revoked: self.revoked.get() },
             endangered: self.endangered.get(),
             released: self.released.get(),
             held: self.held.get(),

@@ -38,6 +38,8 @@ async fn a_revoked_holder_is_refused_and_the_lock_stays_closed_until_its_end() {
         }
     });
     let error = guard.extend().await.expect_err("refused");
+    let losses = holder.stats().losses;
+    assert_eq!((losses.revoked, losses.refused, losses.expired), (1, 0, 0));
     assert!(error.is_lost() && error.to_string().contains("revoked from"), "{error}");
     assert!(guard.is_lost());
     let lost: LostError = guard.protect(std::future::pending::<()>()).await.expect_err("lost");
