@@ -9,6 +9,7 @@ mod doctor;
 mod escaping;
 mod inspect;
 mod list;
+mod manual;
 mod nesting;
 mod nodes;
 mod place;

@@ -1,10 +1,11 @@
 //! The wait for the lock, and what is said meanwhile.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::pin::pin;
 use std::time::Duration;
 
-use quorlock::{AcquireError, Answer, Guard, Owner, Quorlock, Reports};
+use quorlock::{AcquireError, Answer, Guard, Holder, Owner, Quorlock, Reports};
 use rustix::process::Signal;
 use tokio::select;
 use tokio::time::sleep;
@@ -13,12 +14,14 @@ use crate::child;
 use crate::enclosing;
 use crate::exit::{Exit, Failure};
 use crate::inspect::summary;
-use crate::messages::shown;
+use crate::messages::{Verbosity, shown};
 use crate::options::{Patience, RunOptions};
 use crate::signals::{self, Signals, Whom, is_fatal};
 
 /// A shorter wait is not worth a message.
 const LONG_WAIT: Duration = Duration::from_secs(1);
+/// So long a wait is said without being asked: a program that only waits looks like one that hangs.
+const SILENT_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks at what is known of the nodes.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
 
@@ -78,12 +81,14 @@ fn explained(options: &RunOptions, error: AcquireError) -> Failure {
 
 async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
     sleep(LONG_WAIT).await;
+    let mut is_said = false;
     for name in &options.names {
-        // The name was checked when it was asked for.
-        let Ok(seen) = locks.inspect(name.as_bytes()).await else { continue };
-        let told = format!("waiting: {} is {}", shown(name), summary(&seen));
-        match seen.holder.as_ref().and_then(enclosing::hint) {
-            Some(hint) => options.verbosity.notice(format_args!("{told}. {hint}")),
+        let Some((told, holder)) = holder_of(locks, name).await else { continue };
+        match holder.as_ref().and_then(enclosing::hint) {
+            Some(hint) => {
+                is_said = true;
+                options.verbosity.notice(format_args!("{told}. {hint}"));
+            }
             None => options.verbosity.detail(told),
         }
     }
@@ -92,8 +97,24 @@ async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
         sleep(SECOND_LOOK).await;
     }
     if let Some(nodes) = too_few(locks) {
+        is_said = true;
         options.verbosity.notice(format_args!("waiting: too few nodes can grant the lock now ({nodes})"));
     }
+    if is_said || options.verbosity != Verbosity::Normal {
+        return;
+    }
+    sleep(SILENT_WAIT.saturating_sub(LONG_WAIT)).await;
+    for name in &options.names {
+        if let Some((told, _)) = holder_of(locks, name).await {
+            options.verbosity.notice(told);
+        }
+    }
+}
+
+/// Returns who holds the lock, in words. The name was checked when it was asked for.
+async fn holder_of(locks: &Quorlock, name: &OsStr) -> Option<(String, Option<Holder>)> {
+    let seen = locks.inspect(name.as_bytes()).await.ok()?;
+    Some((format!("waiting: {} is {}", shown(name), summary(&seen)), seen.holder))
 }
 
 /// What is known of the nodes, when no majority of them is up.

@@ -4,14 +4,34 @@ use std::env;
 use std::ffi::OsStr;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
+use std::sync::OnceLock;
 use std::thread;
+use std::time::SystemTime;
 
+use clap::ValueEnum;
 use quorlock::secrets::redacted;
-use quorlock::text::{Printable, printable_lines};
+use quorlock::text::{Printable, printable_json, printable_lines};
+use serde_json::json;
+
+/// How diagnoses are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Log {
+    /// For people: `quorlock: MESSAGE`.
+    Text,
+    /// For programs: one JSON object in each line, with `time`, `level` and `message`.
+    Json,
+}
+
+static LOG: OnceLock<Log> = OnceLock::new();
+
+/// Sets how diagnoses are written from now on.
+pub fn log_as(log: Log) {
+    let _ = LOG.set(log); // The first setting counts: there is one command line.
+}
 
 /// Says what must be known at any verbosity.
 pub fn error(message: impl Display) {
-    say(format_args!("{message}"));
+    say("error", format_args!("{message}"));
 }
 
 /// The same from a thread of its own, for a time when this one must not wait for stderr to be read.
@@ -31,14 +51,14 @@ impl Verbosity {
     /// What a user should know, though it is no error.
     pub fn notice(self, message: impl Display) {
         if self >= Self::Normal {
-            say(format_args!("{message}"));
+            say("notice", format_args!("{message}"));
         }
     }
 
     /// What is happening.
     pub fn detail(self, message: impl Display) {
         if self >= Self::Verbose {
-            say(format_args!("{message}"));
+            say("detail", format_args!("{message}"));
         }
     }
 }
@@ -62,8 +82,15 @@ pub fn print_as_is(text: &str) -> io::Result<()> {
 
 /// One write for one line, without what may be a password. A message that cannot be written is no reason to end: the lock
 /// matters more.
-fn say(message: fmt::Arguments<'_>) {
+fn say(level: &'static str, message: fmt::Arguments<'_>) {
     let args = env::args_os().skip(1).map(|arg| shown(&arg));
-    let line = format!("quorlock: {}\n", redacted(&printable_lines(&message.to_string()), args));
+    let text = redacted(&printable_lines(&message.to_string()), args);
+    let line = match LOG.get() {
+        Some(Log::Json) => {
+            let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+            printable_json(&format!("{}\n", json!({"time": time, "level": level, "message": text})))
+        }
+        _ => format!("quorlock: {text}\n"),
+    };
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }

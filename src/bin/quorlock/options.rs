@@ -5,11 +5,12 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use quorlock::secrets::without_bare_credentials;
 
 use crate::exit::{self, Exit, Failure};
-use crate::messages::{Verbosity, shown};
+use crate::messages::{self, Log, Verbosity, shown};
 use crate::place::{Place, PlaceFlags};
 
 /// Run a command while holding a lock that a majority of independent Redis masters has granted.
@@ -29,6 +30,15 @@ enum CommandFlags {
     Status(crate::status::Flags),
     Doctor(crate::doctor::Flags),
     Nodes(crate::nodes::Flags),
+    Completions(CompletionsFlags),
+    /// Print the manual page, in the format of man(7)
+    Man,
+}
+
+/// Print what completes the command line in a shell
+#[derive(Args)]
+struct CompletionsFlags {
+    shell: Shell,
 }
 
 const ABOUT_RUN: &str = "\
@@ -110,6 +120,10 @@ struct RunFlags {
     /// A name for people, shown to others who find the lock held (a nested run keeps that of the outermost).
     #[arg(long, default_value = "", hide_default_value = true)]
     label: String,
+
+    /// How messages are written to stderr. `json` is one object in each line, with time, level and message.
+    #[arg(long, value_enum, default_value_t = Log::Text)]
+    log: Log,
 
     /// Only say errors.
     #[arg(long, short, conflicts_with = "verbose")]
@@ -207,8 +221,30 @@ pub fn parse() -> Result<Option<Task>, Failure> {
         CommandFlags::Status(flags) => flags.check().map(Task::Status),
         CommandFlags::Doctor(flags) => flags.check().map(Task::Doctor),
         CommandFlags::Nodes(flags) => flags.check().map(Task::Nodes),
+        CommandFlags::Completions(CompletionsFlags { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Flags::command(), "quorlock", &mut script);
+            messages::print(&String::from_utf8_lossy(&script));
+            return Ok(None);
+        }
+        CommandFlags::Man => return manual().map(|()| None),
     }
     .map(Some)
+}
+
+/// Prints the manual page: that of the command, and behind it one for each subcommand.
+fn manual() -> Result<(), Failure> {
+    let failed = |error| Failure::new(Exit::NotRunnable, format!("cannot write the manual page: {error}"));
+    let mut command = Flags::command();
+    command.build();
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut page).map_err(failed)?;
+    for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
+        let title = format!("quorlock-{}", subcommand.get_name());
+        clap_mangen::Man::new(subcommand.clone()).title(title).render(&mut page).map_err(failed)?;
+    }
+    messages::print(&String::from_utf8_lossy(&page));
+    Ok(())
 }
 
 /// An empty name is valid, and almost always a shell variable that is not set.
@@ -221,6 +257,7 @@ pub fn check_name(name: &OsString) -> Result<(), Failure> {
 
 impl RunFlags {
     fn check(self) -> Result<RunOptions, Failure> {
+        messages::log_as(self.log);
         self.names.iter().try_for_each(check_name)?;
         let place = self.place.check()?;
         let patience = match self.wait {
@@ -283,7 +320,6 @@ mod tests {
 
     #[test]
     fn the_flags_fit_together() {
-        use clap::CommandFactory;
         Flags::command().debug_assert();
     }
 }
