@@ -14,6 +14,7 @@ mod doctor;
 mod enclosing;
 mod end;
 mod exit;
+mod handover;
 mod inspect;
 mod list;
 mod listener;

@@ -63,7 +63,7 @@ an older one. Where NAMEs have different tokens, because some were entered again
   QUORLOCK_LEASE    the lease: `quorlock run` inside COMMAND enters it again instead of waiting for it
   QUORLOCK_LEASE_NODES, QUORLOCK_LEASE_PREFIX
                     where that lease is: a `quorlock run` on other nodes, or with another prefix, does not enter it
-  QUORLOCK_NODES    the nodes, for a nested run (QUORLOCK_NODES_FILE if they came from a file)
+  QUORLOCK_NODES    the nodes, for a nested run (QUORLOCK_NODES_FILE if they came from a file, or if a URL holds a password)
   QUORLOCK_PREFIX   the prefix, for a nested run";
 
 /// Run a command while holding a lock
@@ -112,7 +112,7 @@ struct RunFlags {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     grace: Option<Duration>,
 
-    /// Give COMMAND neither the lease nor the nodes, whose URLs may hold passwords. A `quorlock run` inside COMMAND cannot
+    /// Give COMMAND neither the lease nor the nodes. A `quorlock run` inside COMMAND cannot
     /// enter the lock again.
     #[arg(long)]
     no_export: bool,

@@ -12,6 +12,7 @@ use quorlock::{Builder, Quorlock};
 
 use crate::child::Variables;
 use crate::exit::{Exit, Failure};
+use crate::handover;
 use crate::messages::{Verbosity, shown};
 
 pub const NODES_VARIABLE: &str = "QUORLOCK_NODES";
@@ -169,7 +170,10 @@ impl Place {
     pub fn variables(&self, locks: &Quorlock) -> Variables {
         let (urls, file) = match &self.source {
             Source::File(file) => (None, Some(file.into())),
-            Source::Urls | Source::Local { .. } => (Some(self.nodes.join(",").into()), None),
+            Source::Urls | Source::Local { .. } => match handover::private_file(&self.nodes) {
+                Some(file) => (None, Some(file.into())),
+                None => (Some(self.nodes.join(",").into()), None),
+            },
         };
         vec![
             (NODES_VARIABLE, urls),
