@@ -276,4 +276,50 @@ mod tests {
         core.has_met(wall - window);
         assert_eq!(propose(), wall);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn ballots_and_tickets_increase_while_the_clock_stands() {
+        let (core, _streams) = core(3);
+        let (owner, wall) = (Owner::new(), core.wall());
+        let ballots = [&owner, &owner, &Owner::new()].map(|owner| core.propose_above(owner, Ballot::ZERO).get());
+        assert_eq!(ballots, [wall, wall + 1, wall + 2]);
+        let tickets = [(); 3].map(|()| core.ticket().text());
+        assert_eq!(tickets, [0, 1, 2].map(|later| format!("{}:{:016x}", wall + later, core.common.client)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ballot_that_is_far_ahead_counts_for_its_owner_only() {
+        let (core, _streams) = core(3);
+        let (owner, wall, lead) = (Owner::new(), core.wall(), 60_000_000);
+        let propose =
+            |owner: &Owner, floor: u64| core.propose_above(owner, Ballot::from_wire(floor).expect("a ballot")).get();
+        assert_eq!(propose(&owner, wall + lead + 1), wall + lead + 2);
+        assert_eq!(propose(&owner, 0), wall + lead + 3);
+        assert!(propose(&Owner::new(), 0) <= wall + 2);
+        assert_eq!(propose(&Owner::new(), wall + lead), wall + lead + 1);
+        assert_eq!(propose(&Owner::new(), 0), wall + lead + 2, "it may pull all owners along");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_polled_nothing_meanwhile_is_to_blame() {
+        let (core, _streams) = core(3);
+        let polls = core.driver.polls();
+        let busy = Duration::from_millis(99);
+        assert_eq!(core.no_answer(busy, polls), NodeError::NoAnswer(busy));
+        assert_eq!(core.no_answer(STALLED, polls), ClientError::RuntimeStalled(STALLED).into());
+        assert_eq!(core.no_answer(STALLED, polls + 1), NodeError::NoAnswer(STALLED));
+        assert_eq!(core.unanswered(0, STALLED, polls), ClientError::RuntimeStalled(STALLED).into());
+        assert_eq!(core.unanswered(0, STALLED, polls + 1), NodeError::Connecting);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connections_end_with_the_client() {
+        let (core, mut streams) = core(3);
+        core.sleep(Duration::from_millis(1)).await;
+        assert!(core.check().is_ok());
+        core.close();
+        core.sleep(Duration::from_millis(1)).await;
+        assert_eq!(core.check(), Err(ClientError::RuntimeEnded));
+        while streams.try_recv().is_ok() {}
+    }
 }

@@ -181,4 +181,44 @@ mod tests {
         advance(LEASE).await;
         assert!(wait(&mut retry, RetryAdvice::WhenAnswered).await.is_err(), "none has answered since");
     }
+
+    /// No majority: each node said this.
+    fn said<const N: usize>(answers: [Answer; N]) -> AcquireError {
+        let report = |answer| crate::error::NodeReport { node: "node".to_owned(), answer };
+        AcquireError::NoQuorum { needed: 2, nodes: crate::error::Reports(answers.map(report).into()) }
+    }
+
+    fn quarantined() -> Answer {
+        Answer::Failed(NodeError::Quarantined { left: LEASE })
+    }
+
+    fn silent() -> Answer {
+        Answer::Failed(NodeError::NoAnswer(LEASE))
+    }
+
+    /// How long a request without an end goes on after such answers; at most ten leases.
+    async fn goes_on(answers: [Answer; 3]) -> Duration {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), None);
+        let began = Instant::now();
+        let error = || said(answers.clone());
+        while began.elapsed() < 10 * LEASE
+            && retry.wait_after(&core, LEASE, error(), RetryAdvice::WhenAnswered, None).await.is_ok()
+        {}
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_an_end_waits_for_the_end_of_quarantines() {
+        for answers in [
+            [quarantined(), quarantined(), silent()],
+            [quarantined(), Answer::Up, silent()],
+            [quarantined(), Answer::Up, Answer::ClockBehind],
+        ] {
+            assert!(goes_on(answers).await >= 10 * LEASE);
+        }
+        for answers in [[quarantined(), silent(), silent()], [quarantined(), Answer::ClockBehind, silent()]] {
+            assert_eq!(goes_on(answers).await, LEASE / 2);
+        }
+    }
 }

@@ -116,6 +116,7 @@ mod tests {
         let mut backlog = Backlog::new(0);
         let [first, second, third] = [1, 2, 3].map(exchange);
         push(&mut backlog, first.hold());
+        assert!(!backlog.is_empty());
         push(&mut backlog, second.hold());
         push(&mut backlog, second.release());
         push(&mut backlog, third.hold());
@@ -156,6 +157,18 @@ mod tests {
         assert_eq!(wanted.events(), vec![], "its release stays behind the hold");
         assert_eq!(sent.events(), vec![], "the node may hold what it takes away");
         assert_eq!(backlog.len(), THIN_AT_REQUESTS + 3);
+    }
+
+    #[test]
+    fn a_backlog_that_stays_long_is_thinned_again_when_it_has_doubled() {
+        let mut backlog = Backlog::new(0);
+        fill(&mut backlog);
+        let decided = exchange(1);
+        decided.is_decided.store(true, Ordering::Relaxed);
+        (1..THIN_AT_REQUESTS).for_each(|_| push(&mut backlog, decided.hold()));
+        assert_eq!(decided.events(), []);
+        push(&mut backlog, decided.hold());
+        assert_eq!((decided.events().len(), backlog.len()), (THIN_AT_REQUESTS, THIN_AT_REQUESTS));
     }
 
     #[test]

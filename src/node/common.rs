@@ -280,6 +280,109 @@ mod tests {
         assert_eq!(common.ahead_of_monotonic(999_999_993), -7);
     }
 
+    /// A server that knows of a list of two.
+    fn server(run_id: &str) -> Health {
+        let process = crate::protocol::Process::new(run_id, 0, false, false);
+        Health { run_id: run_id.to_owned(), process, record: None, listed: Some(2), clock: 0 }
+    }
+
+    fn reached(common: &Common, index: usize, run_id: &str) -> Result<Listing, NodeError> {
+        common.reached(index, &format!("node {index}").into(), &server(run_id))
+    }
+
+    fn same_as(index: usize) -> Result<Listing, NodeError> {
+        Err(NodeError::SameServer(format!("node {index}")))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_keeps_its_place_for_the_longest_lease_after_its_connection() {
+        let common = common();
+        common.use_lease(20 * SECOND);
+        assert_eq!(reached(&common, 0, "a"), Ok(Listing::Known));
+        common.connected(0);
+        common.abandoned(0);
+        assert_eq!(reached(&common, 1, "a"), same_as(0));
+        common.disconnected(0);
+        common.unreachable(0);
+        tokio::time::advance(20 * SECOND).await;
+        assert_eq!(reached(&common, 1, "a"), same_as(0));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(reached(&common, 1, "a"), Ok(Listing::Known));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_is_over_keeps_no_place() {
+        let common = common();
+        assert_eq!(reached(&common, 0, "a"), Ok(Listing::Known));
+        common.connected(0);
+        assert_eq!(reached(&common, 0, "b"), Ok(Listing::Known));
+        assert_eq!(reached(&common, 1, "b"), same_as(0));
+        common.abandoned(0);
+        assert_eq!(reached(&common, 1, "b"), Ok(Listing::Known));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_cannot_be_reached_gives_up_its_place() {
+        let common = common();
+        assert_eq!(reached(&common, 0, "a"), Ok(Listing::Known));
+        assert_eq!(reached(&common, 1, "a"), same_as(0));
+        common.unreachable(0);
+        assert_eq!(reached(&common, 1, "a"), Ok(Listing::Known));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn conflicts_are_counted_until_they_are_mended() {
+        let common = common();
+        assert_eq!((common.conflicts(), common.conflict(0)), (0, None));
+        let of_list = |listed| Health { listed: Some(listed), ..server("b") };
+        for listed in [7, 6] {
+            assert!(common.reached(1, &"node 1".into(), &of_list(listed)).is_err());
+            common.unreachable(1);
+            assert_eq!(common.conflict(0), None);
+        }
+        assert!(common.reached(1, &"node 1".into(), &of_list(5)).is_err());
+        assert_eq!(common.conflicts(), 3);
+        assert_eq!(common.conflict(0), Some(NodeError::NotAsked { node: "node 1".to_owned() }));
+        assert_eq!(common.conflict(1), Some(NodeError::OtherList { ours: 2, theirs: 5 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_with_the_record_of_another_place_is_a_copy() {
+        let common = common();
+        let text = "0000000000000007 10000 0 0 300000 0000000000000001 1 a";
+        let with_record = |run_id| {
+            let record = crate::protocol::Record::parse(text).expect("a record");
+            Health { record: Some((text.to_owned(), record)), ..server(run_id) }
+        };
+        assert!(common.reached(0, &"node 0".into(), &with_record("a")).is_ok());
+        assert!(common.is_copy(1, &with_record("b")) && !common.is_copy(1, &server("b")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn words_are_random() {
+        let common = common();
+        assert_ne!(common.client, common.newcomer(0).word);
+        assert_ne!(common.newcomer(0).word, common.newcomer(0).word);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_an_answer_shows_is_kept() {
+        let common = common();
+        let shown = || common.clocks.median(common.environment.now());
+        common.sees_clock(0, None);
+        assert_eq!(shown(), None);
+        common.sees_clock(0, Some(7_000_000));
+        assert_eq!(shown(), Some(7_000_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_runtime_ends_the_client() {
+        let common = common();
+        assert!(!common.life.has_ended());
+        common.end_of_runtime();
+        assert!(common.life.has_ended());
+    }
+
     #[test]
     fn the_last_wait_is_kept_for_each_node() {
         let common = common();

@@ -166,6 +166,7 @@ mod tests {
         condition.is_silent(None);
         assert_eq!(trouble(9), None);
         condition.is_quarantined(now, 20 * SECOND);
+        assert_eq!(trouble(9), Some(NodeError::Quarantined { left: 11 * SECOND }));
         condition.is_quarantined(now, Duration::ZERO);
         assert_eq!(trouble(9), None);
         condition.is_down(NodeError::Replica);

@@ -76,3 +76,14 @@ pub(super) fn panicked(panic: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("panic in the client: {}", text.unwrap_or("without words"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_a_panic_are_kept() {
+        let words = [&"static" as &(dyn Any + Send), &"owned".to_owned(), &7].map(panicked);
+        assert_eq!(words, ["static", "owned", "without words"].map(|word| format!("panic in the client: {word}")));
+    }
+}

@@ -460,6 +460,8 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    mod conflicts;
+    mod ends;
     mod limits;
 
     use std::sync::atomic::Ordering;
@@ -481,35 +483,42 @@ mod tests {
         queue: UnboundedSender<Message>,
         streams: Receiver<DuplexStream>,
         condition: Arc<Condition>,
+        common: Arc<Common>,
         environment: Arc<Fake>,
         running: T,
     }
 
     /// The connection to a list of one node.
     fn test() -> Test {
-        run(|connection| tokio::spawn(connection.run()))
+        test_of(1)
+    }
+
+    /// The connection to the first node of a list of so many.
+    fn test_of(nodes: usize) -> Test {
+        run(nodes, |connection| tokio::spawn(connection.run()))
     }
 
     /// The same, run as the caller decides.
-    fn run<T>(start: impl FnOnce(Connection) -> T) -> Test<T> {
+    fn run<T>(nodes: usize, start: impl FnOnce(Connection) -> T) -> Test<T> {
         let (environment, streams) = Fake::new();
         let environment = Arc::new(environment);
         let seconds = Duration::from_secs;
         let machine: Arc<dyn Environment> = environment.clone();
-        let telemetry = Telemetry::silent(&machine, 1);
+        let telemetry = Telemetry::silent(&machine, nodes);
         let condition = Arc::new(Condition::new(0, Arc::clone(&telemetry)));
         let common = Common::new(machine, telemetry, Vec::new(), TIMEOUT, seconds(300), seconds(10));
+        let common = Arc::new(common);
         let (queue, requests) = unbounded_channel();
         let connection = Connection::new(
             0,
             "node".into(),
             NodeAddress::parse("redis://node").expect("an address"),
             environment.clone(),
-            Arc::new(common),
+            Arc::clone(&common),
             requests,
             Arc::clone(&condition),
         );
-        Test { queue, streams, condition, environment, running: start(connection) }
+        Test { queue, streams, condition, common, environment, running: start(connection) }
     }
 
     impl<T> Test<T> {
@@ -523,8 +532,13 @@ mod tests {
 
         /// The server's end of the next connection, greeted.
         async fn server(&mut self) -> Server {
+            self.server_of(1).await
+        }
+
+        /// The same, of a server that knows of a list of so many nodes.
+        async fn server_of(&mut self, nodes: usize) -> Server {
             let mut server = Server::new(self.streams.recv().await.expect("it connects"));
-            server.greet(1).await;
+            server.greet(nodes).await;
             server
         }
 
@@ -677,5 +691,23 @@ mod tests {
         let _server = test.server().await;
         settled().await;
         assert_eq!(test.trouble(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_has_lost_the_scripts_gets_them_before_the_request() {
+        let mut test = test();
+        let exchange = test.exchange(1);
+        let mut server = test.server().await;
+        test.send(exchange.hold());
+        name(&mut server).await;
+        server.reply("-NOSCRIPT No matching script.\r\n").await;
+        let mut names = Vec::new();
+        for _ in 0..4 {
+            names.push(timeout(TIMEOUT, name(&mut server)).await.expect("a command"));
+        }
+        assert_eq!(names, ["SCRIPT", "SCRIPT", "SCRIPT", "hold"]);
+        server.reply(&("$1\r\nx\r\n".repeat(3) + ":1\r\n")).await;
+        settled().await;
+        assert_eq!(exchange.events(), [Event::Sent, agreed()]);
     }
 }

@@ -148,3 +148,66 @@ impl Drop for Running {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::environment::Fake;
+
+    fn common() -> Arc<Common> {
+        let (second, environment) = (Duration::from_secs(1), Arc::new(Fake::new().0));
+        Arc::new(Common::new(environment, 1, Vec::new(), second, 300 * second, 10 * second))
+    }
+
+    /// A connection that counts its polls, and whether it is to be polled at once after each.
+    fn counting(polls: &Arc<AtomicUsize>, goes_on: bool) -> impl Future<Output = ()> + Send + 'static {
+        let polls = Arc::clone(polls);
+        poll_fn(move |cx| {
+            if polls.fetch_add(1, Ordering::SeqCst) < 7 && goes_on {
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+    }
+
+    #[tokio::test]
+    async fn the_task_polls_the_connections_when_they_wake_it() {
+        let polls = Arc::default();
+        let driver = Arc::new(Driver::new(vec![counting(&polls, true)], common()));
+        assert_eq!(driver.polls(), 0);
+        let task = tokio::spawn(driver.run());
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((driver.polls(), task.is_finished()), (8, false));
+        assert_eq!(polls.load(Ordering::SeqCst), 8);
+    }
+
+    #[tokio::test]
+    async fn another_thread_sends_at_once_and_in_the_end() {
+        let (polls, common) = (Arc::default(), common());
+        let driver = Driver::new(vec![counting(&polls, false)], Arc::clone(&common));
+        let polled = || polls.load(Ordering::SeqCst);
+        driver.send_last();
+        assert_eq!(polled(), 0, "the task does it");
+        driver.send_now();
+        assert_eq!(polled(), 1);
+        common.life.end();
+        driver.send_last();
+        assert_eq!(polled(), 2);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_task_is_the_end_of_the_runtime_and_sends_what_is_left() {
+        let (polls, common) = (Arc::default(), common());
+        let driver = Arc::new(Driver::new(vec![counting(&polls, false)], Arc::clone(&common)));
+        let task = driver.run();
+        assert!(!common.life.has_ended());
+        drop(task);
+        assert!(common.life.has_ended());
+        assert_eq!(polls.load(Ordering::SeqCst), 1);
+    }
+}

@@ -94,7 +94,16 @@ pub(super) struct FakeExchange {
 
 impl FakeExchange {
     pub(super) fn new(started: Moment, lease: u64) -> Arc<Self> {
-        let facts = Facts { started, ballot: Ballot::ZERO, length: Duration::from_secs(10), acquires: true };
+        Self::with(started, lease, true)
+    }
+
+    /// A round of a lease that goes on.
+    pub(super) fn extension(started: Moment, lease: u64) -> Arc<Self> {
+        Self::with(started, lease, false)
+    }
+
+    fn with(started: Moment, lease: u64, acquires: bool) -> Arc<Self> {
+        let facts = Facts { started, ballot: Ballot::ZERO, length: Duration::from_secs(10), acquires };
         Arc::new(Self {
             facts,
             lease,

@@ -231,4 +231,40 @@ mod tests {
         assert_eq!(willing(answers("-NOPERM this user has no permissions\r\n")).unwrap().len(), 1);
         assert_eq!(willing(answers(":1\r\n")).unwrap(), [Value::Int(1)]);
     }
+
+    fn address(url: &str) -> NodeAddress {
+        NodeAddress::parse(url).expect("an address")
+    }
+
+    #[test]
+    fn a_connection_that_is_not_made_in_time_says_how_far_it_got() {
+        let said = |url: &str, is_open| not_in_time(&address(url), Duration::from_secs(4), is_open);
+        assert_eq!(said("redis://node", true), NodeError::NoAnswer(Duration::from_secs(4)));
+        let words = |url: &str| said(url, false).to_string();
+        assert!(words("redis://node").contains("no connection within 4s"), "{}", words("redis://node"));
+        if cfg!(feature = "tls") {
+            assert!(words("rediss://node").contains("a port without TLS needs the scheme redis"));
+        }
+    }
+
+    #[test]
+    fn a_greeting_selects_the_database_and_names_the_user() {
+        let packed = |url: &str| {
+            let commands = greeting(address(url).info.redis_settings());
+            commands.iter().map(|command| String::from_utf8(command.get_packed_command()).unwrap()).collect::<String>()
+        };
+        assert_eq!(packed("redis://node"), "*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n");
+        let all = packed("redis://me:secret@node/2");
+        let words: Vec<&str> = all.lines().filter(|line| !line.starts_with(['*', '$'])).collect();
+        assert_eq!(words, ["HELLO", "3", "AUTH", "me", "secret", "SELECT", "2"]);
+    }
+
+    #[test]
+    fn a_server_without_hello_is_too_old() {
+        let refused = |line: &[u8]| refused(&said(redis::parse_redis_value(line).unwrap()).unwrap_err());
+        assert_eq!(refused(b"-ERR unknown command 'HELLO'\r\n"), NodeError::TooOld);
+        for line in [&b"-ERR no\r\n"[..], b"-NOAUTH unknown command 'HELLO'\r\n"] {
+            assert!(matches!(refused(line), NodeError::Redis { .. }));
+        }
+    }
 }

@@ -547,4 +547,23 @@ mod tests {
         assert_eq!(test.inflight.refused_scripts(now), Some(&NodeError::Forgot));
         assert_eq!(test.inflight.refused_scripts(now + SCRIPTS_PAUSE), None);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_doubted_by_how_fast_its_node_usually_answers() {
+        let mut test = test();
+        assert!(!test.inflight.is_doubtful(test.now()), "no reply is due");
+        let sent = test.now();
+        test.push(test.exchange().hold());
+        let usual = test.inflight.last_wait();
+        assert!(usual > Duration::ZERO && !test.inflight.is_doubtful(test.now()));
+        advance(Duration::from_millis(100)).await;
+        test.inflight.settle();
+        test.inflight.answered(sent, test.now());
+        assert!(test.inflight.last_wait() > usual, "it took longer than before");
+        test.push(test.exchange().hold());
+        advance(Duration::from_millis(399)).await;
+        assert!(!test.inflight.is_doubtful(test.now()));
+        advance(Duration::from_millis(1)).await;
+        assert!(test.inflight.is_doubtful(test.now()) && !test.inflight.is_doubtful(test.now()));
+    }
 }

@@ -55,3 +55,27 @@ impl Life {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_client_lives_until_its_runtime_ends() {
+        let life = Life::new();
+        let mut ended = Box::pin(life.ended());
+        assert!(!life.has_ended() && !life.is_copy() && life.check().is_ok());
+        assert_eq!((&mut ended).now_or_never(), None);
+        life.end();
+        assert_eq!((life.has_ended(), life.check()), (true, Err(ClientError::RuntimeEnded)));
+        assert_eq!((ended.now_or_never(), life.ended().now_or_never()), (Some(()), Some(())));
+    }
+
+    #[test]
+    fn a_copy_of_the_process_can_ask_no_node() {
+        let life = Life { process: 0, ..Life::new() };
+        assert_eq!((life.is_copy(), life.check()), (true, Err(ClientError::Forked { from: 0 })));
+    }
+}

@@ -346,4 +346,36 @@ mod tests {
         assert_eq!(attempt(&mut places, 0, 1, &server("b", None)), Ok(Listing::Write(3)));
         assert_eq!(attempt(&mut places, 0, 0, &server("a", None)), Ok(Listing::Write(3)));
     }
+
+    #[test]
+    fn a_list_that_is_being_changed_is_a_conflict() {
+        let mut places = three();
+        for listed in [CHANGING, CHANGING + 3, 3 * CHANGING + 3] {
+            assert_eq!(attempt(&mut places, 1, 0, &server("a", Some(listed))), Err(NodeError::ListChanging));
+        }
+        assert_eq!(attempt(&mut places, 1, 0, &server("a", Some(3))), Ok(Listing::Known));
+    }
+
+    #[test]
+    fn the_same_conflict_is_counted_once() {
+        let mut places = three();
+        for (listed, conflicts) in [(5, 1), (5, 1), (4, 2), (3, 2), (4, 3)] {
+            let _ = attempt(&mut places, 1, 0, &server("a", Some(listed)));
+            assert_eq!(places.conflicts, conflicts, "after a list of {listed}");
+        }
+    }
+
+    #[test]
+    fn the_cluster_of_the_list_is_that_of_a_majority_without_the_node_itself() {
+        let mut places = Places::new(5);
+        let mut see = |index: usize, cluster: u64| {
+            let server = in_cluster(&index.to_string(), index as u64, cluster);
+            let _ = attempt(&mut places, 0, index, &server);
+            places.connected(index);
+            [0, 4].map(|index| places.cluster_of_others(index))
+        };
+        assert_eq!([see(0, 1), see(1, 1)], [[None; 2]; 2]);
+        assert_eq!(see(2, 1), [None, Some(1)]);
+        assert_eq!(see(3, 1), [Some(1); 2]);
+    }
 }

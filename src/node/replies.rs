@@ -423,4 +423,33 @@ mod tests {
         assert_eq!(look("list", "", -1, "").held, Some((Holder::Foreign, 1)));
         assert_eq!(look("string", "ql1 x", 5, "").held, Some((Holder::Foreign, 1)));
     }
+
+    #[test]
+    fn only_a_refusal_for_one_resource_ends_its_lease() {
+        let int = Value::Int;
+        let ends = |fields: Vec<Value>| {
+            let vote = parse_hold(&array(fields));
+            let Vote::No(refusal) = &vote else { panic!("{vote:?}") };
+            refusal.ends()
+        };
+        assert_eq!(ends(vec![int(2), int(99), int(2), int(-1), text("")]), Some(1));
+        assert_eq!(ends(vec![int(5), int(99), int(3), int(3)]), Some(2));
+        assert_eq!(ends(vec![int(3), int(99), int(1), int(41)]), None);
+        assert_eq!(ends(vec![int(4), int(99), int(1)]), None);
+        let kept = vec![int(6), int(99), int(1), int(1500)];
+        assert!(matches!(parse_hold(&array(kept.clone())),
+            Vote::No(Refusal::Kept { left }) if left == Duration::from_millis(1500)));
+        assert_eq!(ends(kept), None);
+        let far = vec![int(8), int(99), int(1), int(3)];
+        assert!(matches!(parse_hold(&array(far.clone())), Vote::No(Refusal::Far)));
+        assert_eq!(ends(far), None);
+    }
+
+    #[test]
+    fn a_key_of_another_kind_is_held_by_something_else() {
+        for kind in [Value::SimpleString("list".to_owned()), text("list")] {
+            let reply = array(vec![Value::Int(1), kind, text(""), Value::Int(-1), text("")]);
+            assert!(matches!(inspect_reply(&reply).and_then(|reply| reply.held), Some((Holder::Foreign, 1))));
+        }
+    }
 }

@@ -154,7 +154,7 @@ pub(super) fn nonsense(bytes: &[u8]) -> NodeError {
 
 /// Of every kind, and some within others.
 #[cfg(test)]
-pub(super) const VALUES: [&[u8]; 14] = [
+pub(super) const VALUES: [&[u8]; 17] = [
     b"+OK\r\n",
     b"-ERR no such thing\r\n",
     b":-7\r\n",
@@ -168,6 +168,9 @@ pub(super) const VALUES: [&[u8]; 14] = [
     b"=7\r\ntxt:abc\r\n",
     b"*3\r\n:1\r\n*2\r\n+a\r\n$1\r\nb\r\n_\r\n",
     b"%2\r\n+a\r\n:1\r\n+b\r\n*1\r\n:2\r\n",
+    b"%1\r\n+a\r\n:1\r\n",
+    b"%3\r\n+a\r\n:1\r\n+b\r\n:2\r\n+c\r\n:3\r\n",
+    b"|1\r\n+a\r\n:1\r\n+b\r\n",
     b">3\r\n+message\r\n$1\r\nc\r\n$2\r\n42\r\n",
 ];
 
@@ -210,6 +213,7 @@ mod tests {
             &b"*2147483647\r\n"[..],
             b"$2147483647\r\n",
             b"%9223372036854775807\r\n",
+            b"|9223372036854775807\r\n",
             b"=1048577\r\n",
             &levels,
             &attributes,
@@ -225,5 +229,33 @@ mod tests {
         assert_eq!(Scan::new(Most::USUAL).length(within.as_bytes()).unwrap(), None);
         let line = vec![b'+'; Most::USUAL.bytes + 1];
         assert!(matches!(Scan::new(Most::USUAL).length(&line), Err(NodeError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn an_answer_may_have_just_as_many_bytes_and_values_as_are_allowed() {
+        let most = Most { bytes: 17, values: 4 };
+        let length = |bytes: &[u8]| Scan::new(most).length(bytes);
+        assert_eq!(length(b"$10\r\n1234567890\r\n"), Ok(Some(17)));
+        assert!(matches!(length(b"$11\r\n12345678901\r\n"), Err(NodeError::TooLarge { .. })));
+        assert_eq!(length(b"*3\r\n:1\r\n:2\r\n:3\r\n"), Ok(Some(16)));
+        assert!(matches!(length(b"*4\r\n"), Err(NodeError::TooLarge { .. })));
+        assert_eq!(length(b"+1234567890123456"), Ok(None));
+        assert!(matches!(length(b"+12345678901234567"), Err(NodeError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_line_ends_with_both_of_its_bytes() {
+        let mut scan = Scan::new(Most::USUAL);
+        assert_eq!(scan.length(b"+a\r"), Ok(None));
+        assert!(matches!(scan.length(b"+a\rb\r\n"), Err(NodeError::Nonsense(_))));
+    }
+
+    #[test]
+    fn each_byte_of_a_line_is_looked_at_once() {
+        let mut scan = Scan::new(Most::USUAL);
+        for answers in 1..3 {
+            assert_eq!(scan.length(b"+OK\r\n"), Ok(Some(5)));
+            assert_eq!(scan.looked, 5 * answers);
+        }
     }
 }

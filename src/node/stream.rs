@@ -228,4 +228,13 @@ mod tests {
         let ended = stream.ask(&pings).await;
         assert!(matches!(ended, Err(NodeError::Disconnected(_))), "{ended:?}");
     }
+
+    #[tokio::test]
+    async fn what_the_stream_has_not_taken_is_unsent() {
+        let (stream, _server) = tokio::io::duplex(3);
+        let mut stream = RespStream::new(Box::new(stream));
+        stream.push(b"1234567");
+        poll_fn(|cx| Poll::Ready(stream.poll_write(cx))).await.unwrap();
+        assert_eq!((stream.unsent(), stream.is_sent()), (4, false));
+    }
 }

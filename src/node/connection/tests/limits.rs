@@ -14,7 +14,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 impl<T> Test<T> {
     /// The server's end of a connection that has been of use, so the next one is made at once when it breaks.
-    async fn useful_server(&mut self) -> Server {
+    pub(super) async fn useful_server(&mut self) -> Server {
         let mut server = self.server().await;
         self.send(self.exchange(0).hold());
         name(&mut server).await;
@@ -24,7 +24,7 @@ impl<T> Test<T> {
     }
 
     /// A release whose node may hold what it takes away.
-    fn owed(&self, lease: u64) -> Arc<FakeExchange> {
+    pub(super) fn owed(&self, lease: u64) -> Arc<FakeExchange> {
         let exchange = self.exchange(lease);
         exchange.may_hold_state.store(true, Ordering::Relaxed);
         exchange
@@ -121,7 +121,7 @@ async fn the_oldest_of_too_many_releases_is_answered_and_not_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn one_poll_takes_a_bounded_number_of_requests() {
-    let mut test = run(|connection| Box::pin(unconstrained(connection.run())));
+    let mut test = run(1, |connection| Box::pin(unconstrained(connection.run())));
     assert!(poll!(&mut test.running).is_pending());
     let mut server = Server::new(test.streams.try_recv().expect("it connects"));
     let greeted = tokio::spawn(async move {
@@ -142,7 +142,7 @@ async fn one_poll_takes_a_bounded_number_of_requests() {
 #[tokio::test(start_paused = true)]
 async fn requests_beyond_the_bound_of_one_poll_need_no_further_event() {
     // Without tokio's own bound, which would wake the task as well.
-    let mut test = run(|connection| tokio::spawn(unconstrained(connection.run())));
+    let mut test = run(1, |connection| tokio::spawn(unconstrained(connection.run())));
     let _server = test.server().await;
     settled().await;
     let released = test.exchange(1);
@@ -231,4 +231,17 @@ async fn a_silent_node_that_answers_after_all_gets_requests_again() {
     settled().await;
     assert_eq!(next.events(), [Event::Sent]);
     assert_eq!(name(&mut server).await, "hold");
+}
+
+#[tokio::test(start_paused = true)]
+async fn releases_without_room_leave_when_the_client_ends() {
+    let mut test = test();
+    let mut server = test.useful_server().await;
+    let (first, waits) = (test.exchange(1), test.owed(2));
+    (0..MOST_IN_FLIGHT).for_each(|_| test.send(first.hold()));
+    test.send(waits.release());
+    names(&mut server, MOST_IN_FLIGHT).await;
+    assert!(is_idle(&mut server).await);
+    assert!(test.queue.send(Message::Close).is_ok());
+    assert_eq!(timeout(TIMEOUT / 2, name(&mut server)).await.expect("it leaves"), "release");
 }
