@@ -341,3 +341,67 @@ impl Attempt {
 fn lost(resource: &Resource, nodes: Reports) -> Failed {
     (AcquireError::Lost { resource: resource.to_string(), nodes }, RetryAdvice::Never)
 }
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+
+    use super::super::fake::{LEASE, core, resource};
+    use super::*;
+    use crate::node::{Refusal, Vote, parse_hold};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// The end of a lease that a node may have forgotten.
+    fn end(at: i64) -> LastEnd {
+        let fields = [7, 0, 1, 1000, at].map(Value::Int).into_iter().chain([Value::BulkString(b"af".to_vec())]);
+        match parse_hold(&Value::Array(fields.collect())) {
+            Vote::No(Refusal::Early { last, .. }) => last,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn at(seconds: u32) -> Moment {
+        Moment::new(seconds * SECOND)
+    }
+
+    #[test]
+    fn an_end_that_is_named_again_has_been_waited_for_since_the_first_time() {
+        let mut offer = Offer::default();
+        assert_eq!(offer.learn(at(0), vec![]), None);
+        assert_eq!(offer.learn(at(0), vec![(end(1), 5 * SECOND), (end(2), 3 * SECOND)]), Some(5 * SECOND));
+        assert_eq!(offer.learn(at(2), vec![(end(1), 5 * SECOND)]), Some(3 * SECOND));
+        assert_eq!(offer.learn(at(2), vec![(end(3), SECOND), (end(2), 9 * SECOND)]), Some(SECOND));
+        assert_eq!(offer.waited_for(at(3)), []);
+        assert_eq!(offer.waited_for(at(4)), [end(2), end(3)]);
+        assert_eq!(offer.waited_for(at(6)), [end(1), end(2), end(3)]);
+    }
+
+    #[test]
+    fn of_too_many_ends_the_latest_are_kept() {
+        let mut offer = Offer::default();
+        let ends = |range: std::ops::RangeInclusive<i64>| range.map(end).collect::<Vec<_>>();
+        let most = i64::try_from(MOST_ENDS).expect("a small number");
+        offer.learn(at(0), ends(1..=most).into_iter().map(|end| (end, SECOND)).collect());
+        assert_eq!(offer.waited_for(at(2)), ends(1..=most));
+        offer.learn(at(0), vec![(end(most + 1), SECOND)]);
+        assert_eq!(offer.waited_for(at(2)), ends(2..=most + 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_is_known_as_this_owner_or_as_one_of_this_process() {
+        let (core, _streams) = core(3);
+        let (owner, other) = (Owner::new(), Owner::new());
+        let attempt = Attempt::new(vec![resource("a")], resource("a"), owner.clone(), LEASE);
+        let token = core.propose_above(&owner, Ballot::ZERO).into();
+        let by = |owner: &Owner, label: &str| Holder::Owner {
+            id: owner.fingerprint().into(),
+            label: label.to_owned(),
+            token,
+        };
+        assert_eq!(attempt.own_hold(&by(&owner, "elsewhere:1")), Some(OwnHold::Owner));
+        assert_eq!(attempt.own_hold(&by(&other, other.label())), Some(OwnHold::Process));
+        assert_eq!(attempt.own_hold(&by(&other, "elsewhere:1")), None);
+        assert_eq!(attempt.own_hold(&Holder::Foreign), None);
+    }
+}

@@ -322,4 +322,15 @@ mod tests {
         assert_eq!(core.check(), Err(ClientError::RuntimeEnded));
         while streams.try_recv().is_ok() {}
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_and_owners_are_drawn_from_the_environment() {
+        let second = Duration::from_secs(1);
+        let drawn = || {
+            let (core, _streams) = core(3);
+            assert!(core.random_time(second..2 * second) >= second);
+            core.anonymous().number()
+        };
+        assert_eq!(drawn(), drawn());
+    }
 }

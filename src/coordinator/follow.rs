@@ -299,4 +299,34 @@ mod tests {
         lease.extend_soon();
         assert_eq!(due(), began + 200 * MS);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_sent_to_a_node_is_known_of_that_node() {
+        let (core, _streams) = core(3);
+        let [lease] = leases(&core);
+        let hold = round(&core, Purpose::Hold, &[&lease]);
+        hold.mark_sent(2);
+        assert_eq!(hold.reached.load(Ordering::Relaxed), 0b100);
+        assert_eq!([0, 1, 2].map(|node| hold.may_hold_state(node)), [false, false, true]);
+        hold.answered(1, AGREED);
+        assert_eq!(hold.reached.load(Ordering::Relaxed), 0b110);
+        hold.mark_resent(2);
+        assert_eq!([0, 1, 2].map(|node| hold.is_resent_to(node)), [false, false, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_that_was_sent_twice_is_not_refused_by_the_second_copy() {
+        let (core, _streams) = core(3);
+        let [lease] = leases(&core);
+        let gone = || Ok(Value::Array(vec![Value::Int(1), Value::Int(0)]));
+        for resent in [false, true] {
+            let release = round(&core, Purpose::Release, &[&lease]);
+            release.answered(0, AGREED);
+            if resent {
+                release.mark_resent(2);
+            }
+            release.answered(2, gone());
+            assert_eq!(release.tally().votes(), 1 + usize::from(resent));
+        }
+    }
 }

@@ -167,3 +167,88 @@ impl Drop for Holds {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{LEASE, confirm, core, lease, resource};
+    use super::*;
+    use crate::error::ClientError;
+    use crate::owner::Owner;
+
+    struct Test {
+        handle: Arc<Handle>,
+        owner: Owner,
+        leases: Vec<Arc<Lease>>,
+        _streams: tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>,
+    }
+
+    /// A client that holds `a` and `b`.
+    fn test() -> Test {
+        let (core, streams) = core(3);
+        let (handle, owner) = (Handle::new(core), Owner::new());
+        let resources = ["a", "b"].map(resource);
+        let leases: Vec<_> = resources.iter().map(|resource| lease(&handle.core, resource, &owner)).collect();
+        let Ok((reservation, _)) = handle.registry.reserve(&owner, &resources) else { panic!("it is free") };
+        reservation.fulfil(leases.iter());
+        leases.iter().for_each(confirm);
+        Test { handle, owner, leases, _streams: streams }
+    }
+
+    impl Test {
+        /// A guard of both, of which `b` was named first.
+        fn enter(&self) -> Holds {
+            let mut states = lock_states(&self.leases);
+            Holds::enter(Arc::clone(&self.handle), self.leases.clone(), &mut states, resource("b"))
+        }
+
+        /// The names that re-entry finds.
+        fn held(&self) -> Vec<String> {
+            let resources = ["a", "b"].map(resource);
+            let Ok((_, held)) = self.handle.registry.reserve(&self.owner, &resources) else { panic!("none acquires") };
+            held.into_iter().flatten().map(|lease| lease.resource.to_string()).collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guard_of_several_knows_each_by_its_name() {
+        let test = test();
+        let holds = test.enter();
+        let token = |lease: &Lease| lease.state().lease.token;
+        assert_eq!(holds.first().id, test.leases[1].id);
+        assert_eq!(holds.token_of(b"a"), Some(token(&test.leases[0])));
+        assert_eq!(holds.token_of(b"b"), Some(token(&test.leases[1])));
+        assert_ne!(holds.token_of(b"a"), holds.token_of(b"b"));
+        assert_eq!(holds.token_of(b"c"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_of_several_guards_releases() {
+        let test = test();
+        let (mut first, second) = (test.enter(), test.enter());
+        let pending = first.give_back();
+        assert_eq!((pending.release.is_some(), pending.lower.len(), pending.holds), (false, 2, 1));
+        assert_eq!(test.held(), ["a", "b"]);
+        drop(second);
+        assert!(test.leases.iter().all(|lease| lease.phase() == Phase::Released));
+        assert_eq!(test.held(), Vec::<String>::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_lease_is_named_when_its_guard_is_released() {
+        let test = test();
+        let mut holds = test.enter();
+        assert!(test.leases[1].state().lease.refused());
+        let pending = holds.give_back();
+        assert_eq!((pending.lost.as_deref(), pending.lease), (Some("b"), LEASE));
+        assert!(pending.release.is_some(), "the other one is in force");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_last_reference_closes_the_client() {
+        let (core, _streams) = core(3);
+        let handle = Handle::new(Arc::clone(&core));
+        drop(handle);
+        core.sleep(Duration::from_millis(1)).await;
+        assert_eq!(core.check(), Err(ClientError::RuntimeEnded));
+    }
+}

@@ -337,3 +337,93 @@ pub(crate) fn lock_states(leases: &[Arc<Lease>]) -> Vec<MutexGuard<'_, State>> {
     debug_assert!(leases.is_sorted_by(|a, b| a.id < b.id));
     leases.iter().map(|lease| lease.state()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::super::fake::{LEASE, confirm, core, lease, resource};
+    use super::*;
+    use crate::error::{Answer, NodeReport};
+
+    fn said(answer: Answer) -> Reports {
+        Reports(vec![NodeReport { node: "node".to_owned(), answer }])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_may_hold_what_it_was_sent_unless_it_refused_the_acquisition() {
+        let (core, _streams) = core(3);
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        let nodes = |lease: &Lease| [0, 1, 2].map(|node| lease.may_hold_state(node));
+        assert_eq!(nodes(&lease), [false; 3]);
+        lease.mark_sent(1);
+        lease.mark_sent(2);
+        assert_eq!(nodes(&lease), [false, true, true]);
+        lease.left_nothing_on(2);
+        assert_eq!(nodes(&lease), [false, true, false]);
+        confirm(&lease);
+        lease.left_nothing_on(1);
+        assert_eq!(nodes(&lease), [false, true, false], "another message may be under way to it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_lease_takes_back_its_ticket_once_it_was_granted() {
+        let (core, _streams) = core(3);
+        let (owner, ticket) = (Owner::new(), core.ticket());
+        let pending = lease(&core, &resource("a"), &owner).state().lease.clone();
+        let lease = Lease::new(&core, resource("a"), owner, pending, None, Some(Arc::clone(&ticket)));
+        assert!(lease.has(&ticket) && !lease.has(&core.ticket()));
+        ticket.leave_on(1);
+        assert!(!lease.may_hold_state(1), "its request tries again with it");
+        confirm(&lease);
+        assert_eq!([0, 1, 2].map(|node| lease.may_hold_state(node)), [false, true, false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_phase_is_woken_when_it_is_reached() {
+        let (core, _streams) = core(3);
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        let mut held = Box::pin(lease.reaches(|phase| phase == Phase::Held));
+        assert_eq!((&mut held).now_or_never(), None);
+        confirm(&lease);
+        assert_eq!(held.now_or_never(), Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_loss_is_explained_by_what_the_nodes_answered_last() {
+        let (core, _streams) = core(3);
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        let reports = || lease.reports(&lease.state());
+        assert_eq!(reports(), core.reports(|_| None));
+        lease.failed(lease.state().sent, said(Answer::Stale));
+        assert_eq!(reports(), said(Answer::Stale));
+        lease.lost(said(Answer::Gone));
+        assert_eq!(reports(), said(Answer::Gone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_votes_of_the_latest_ballot_are_known() {
+        let (core, _streams) = core(3);
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        confirm(&lease);
+        let ballot = lease.state().sent;
+        lease.voted(ballot, 3, 0);
+        assert_eq!(lease.state().lease.votes(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_of_one_moment_are_extended_at_different_times() {
+        let (core, _streams) = core(3);
+        let owner = Owner::new();
+        let spreads = [(); 3].map(|()| lease(&core, &resource("a"), &owner).spread(12 * Duration::from_millis(256)));
+        // The share is 256 times the fraction of a multiple of the golden ratio.
+        assert_eq!(spreads, [0, 158, 60].map(Duration::from_millis));
+        assert_eq!(LEASE / 12 * 158 / 256, lease_of(1, &core).spread(LEASE));
+    }
+
+    fn lease_of(id: u64, core: &Arc<Core>) -> Arc<Lease> {
+        let mut lease = lease(core, &resource("a"), &Owner::new());
+        Arc::get_mut(&mut lease).expect("the only one").id = id;
+        lease
+    }
+}

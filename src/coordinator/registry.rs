@@ -249,4 +249,18 @@ mod tests {
         confirm(&first);
         assert_eq!(in_force(), Some(first.id));
     }
+
+    #[tokio::test]
+    async fn each_owner_has_its_own_lease_of_a_resource() {
+        let test = test();
+        let a = std::slice::from_ref(&test.resources[0]);
+        let owners = [(); 3].map(|()| Owner::new());
+        let leases = owners.each_ref().map(|owner| test.acquire(owner, a).swap_remove(0));
+        test.registry.remove(&leases[1]);
+        let held = owners.each_ref().map(|owner| {
+            let Ok((_, held)) = test.reserve(owner, a) else { panic!("none acquires") };
+            held[0].as_ref().map(|lease| lease.id)
+        });
+        assert_eq!(held, [Some(leases[0].id), None, Some(leases[2].id)]);
+    }
 }

@@ -214,11 +214,101 @@ mod tests {
             [quarantined(), quarantined(), silent()],
             [quarantined(), Answer::Up, silent()],
             [quarantined(), Answer::Up, Answer::ClockBehind],
+            [quarantined(), quarantined(), quarantined()],
         ] {
             assert!(goes_on(answers).await >= 10 * LEASE);
         }
         for answers in [[quarantined(), silent(), silent()], [quarantined(), Answer::ClockBehind, silent()]] {
             assert_eq!(goes_on(answers).await, LEASE / 2);
         }
+    }
+
+    fn contended() -> AcquireError {
+        AcquireError::Contended { resource: "a".to_owned(), nodes: crate::error::Reports(Vec::new()) }
+    }
+
+    fn is_over_by_contention(error: &AcquireError) -> bool {
+        matches!(error, AcquireError::TimedOut { last, .. } if matches!(**last, AcquireError::Contended { .. }))
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_the_end_cut_short_fails_with_what_was_in_the_way_before() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), Some(LEASE));
+        retry.has_met(contended());
+        advance(LEASE).await;
+        let error =
+            retry.wait_after(&core, LEASE, said([silent()]), RetryAdvice::WhenAnswered, None).await.unwrap_err();
+        assert!(is_over_by_contention(&error), "{error:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_that_lasts_until_the_end_is_the_error() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), Some(10 * MS));
+        retry.has_met(contended());
+        let began = Instant::now();
+        let error =
+            retry.wait_after(&core, LEASE, said([silent()]), RetryAdvice::WhenAnswered, None).await.unwrap_err();
+        assert!(matches!(error, AcquireError::NoQuorum { .. }), "{error:?}");
+        assert!(began.elapsed() >= 10 * MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_with_time_left_is_asked_about_again() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), Some(LEASE));
+        let asked = retry.wait_after(&core, LEASE, said([silent()]), RetryAdvice::WhenAnswered, None).await;
+        assert!(matches!(asked, Ok(false)), "no majority has answered meanwhile: {asked:?}");
+    }
+
+    /// What `WhenCalled` waits for at least.
+    const KEPT: Duration = Duration::from_millis(100);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_that_ends_in_time_is_followed_by_a_try() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), Some(LEASE));
+        let began = Instant::now();
+        let next = retry.wait_after(&core, LEASE, contended(), RetryAdvice::WhenCalled(KEPT), None).await;
+        assert!(matches!(next, Ok(true)), "{next:?}");
+        assert!(began.elapsed() >= KEPT);
+        let error = retry.wait_after(&core, LEASE, said([silent()]), RetryAdvice::Never, None).await.unwrap_err();
+        assert!(matches!(error, AcquireError::NoQuorum { .. }), "it waits no more: {error:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_until_the_end_is_followed_by_no_try() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), Some(KEPT / 2));
+        let began = Instant::now();
+        let error = retry.wait_after(&core, LEASE, contended(), RetryAdvice::WhenCalled(KEPT), None).await.unwrap_err();
+        assert!(is_over_by_contention(&error), "{error:?}");
+        assert!(KEPT / 2 <= began.elapsed() && began.elapsed() < KEPT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_the_pause_and_the_more_calls_were_vain_the_later() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), None);
+        let ticket = core.ticket();
+        let number = ticket.text().split(':').next().expect("a number").to_owned();
+        let text = |text: &str| redis::Value::BulkString(text.as_bytes().to_vec());
+        let mut took = Vec::new();
+        for _ in 0..20 {
+            ticket.begin_try();
+            for node in 0..3 {
+                let data = [text("channel"), text(&number)];
+                assert!(core.common.tickets.on_push(node, &redis::PushKind::Message, &data));
+            }
+            let began = Instant::now();
+            let advice = RetryAdvice::WhenCalled(LEASE);
+            assert!(retry.wait_after(&core, LEASE, contended(), advice, Some(&ticket)).await.is_ok());
+            took.push(began.elapsed());
+        }
+        assert_eq!(took[0], Duration::ZERO);
+        assert!(took.is_sorted() && took[19] > Duration::ZERO, "{took:?}");
     }
 }

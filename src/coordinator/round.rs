@@ -287,3 +287,141 @@ fn reply(vote: &Vote) -> Reply<'_> {
         Vote::NoReply(_) => Reply::Missing,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+    use tokio::time::advance;
+
+    use super::super::fake::{LEASE, confirm, core, lease, resource};
+    use super::*;
+    use crate::owner::Owner;
+    use crate::protocol::Ballot;
+
+    fn leases<const N: usize>(core: &Arc<Core>) -> [Arc<Lease>; N] {
+        let owner = Owner::new();
+        std::array::from_fn(|number| lease(core, &resource(&number.to_string()), &owner))
+    }
+
+    fn round(core: &Arc<Core>, purpose: Purpose, leases: &[Arc<Lease>], ticket: Option<&Arc<Ticket>>) -> Arc<Round> {
+        let facts = Facts { started: core.now(), ballot: Ballot::ZERO, length: LEASE, acquires: true };
+        Round::new(core, purpose, facts, leases.to_vec(), ticket.cloned())
+    }
+
+    fn held(resource: usize) -> Vote {
+        Vote::No(Refusal::Held { resource, by: Holder::Foreign, free_in: None })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_refused_the_only_copy_of_an_acquisition_has_nothing_of_it() {
+        let (core, _streams) = core(3);
+        for (purpose, resent, leaves) in
+            [(Purpose::Hold, false, false), (Purpose::Hold, true, true), (Purpose::Release, false, true)]
+        {
+            let leases: [_; 1] = leases(&core);
+            let round = round(&core, purpose, &leases, None);
+            leases[0].mark_sent(1);
+            if resent {
+                round.mark_resent(1);
+            }
+            assert!(round.note(1, &held(0)).is_none());
+            assert_eq!(leases[0].may_hold_state(1), leaves);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_that_shows_a_clock_ends_the_time_by_the_nodes_clocks() {
+        let (core, _streams) = core(3);
+        let [lease] = leases(&core);
+        let hold = round(&core, Purpose::Hold, &[Arc::clone(&lease)], None);
+        let propose = || core.propose_above(&Owner::new(), Ballot::ZERO).get();
+        let wall = core.wall();
+        core.set_back(&lease.owner, wall - 600_000_000);
+        assert!(propose() < wall);
+        hold.note(0, &Vote::No(Refusal::Stale { floor: Ballot::ZERO, clock: wall }));
+        assert_eq!(propose(), wall);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_for_several_leaves_the_queues_of_the_others_once() {
+        let (core, _streams) = core(3);
+        let leases: [_; 3] = leases(&core);
+        let ticket = core.ticket();
+        let set = round(&core, Purpose::Hold, &leases, Some(&ticket));
+        let left = set.note(0, &held(1)).expect("they are left");
+        assert_eq!(left, [0, 2].map(|number| leases[number].resource.clone()));
+        assert!(set.note(1, &held(1)).is_none(), "another node says the same");
+        assert!(round(&core, Purpose::Hold, &leases, None).note(0, &held(1)).is_none(), "it waits nowhere");
+        let one = round(&core, Purpose::Hold, &leases[..1], Some(&core.ticket()));
+        assert!(one.note(0, &held(0)).is_none(), "there are no others");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ballots_go_by_the_nodes_clocks_when_a_majority_is_behind() {
+        let (core, _streams) = core(3);
+        let leases: [_; 1] = leases(&core);
+        let hold = round(&core, Purpose::Hold, &leases, None);
+        let (wall, window) = (core.wall(), 300_000_000);
+        let propose = || core.propose_above(&Owner::new(), Ballot::ZERO).get();
+        let ahead = |node: usize, clock: u64| {
+            let clock = Value::Int(clock.cast_signed());
+            hold.answered(node, Ok(Value::Array(vec![Value::Int(4), clock, Value::Int(1)])));
+        };
+        ahead(0, wall - 2 * window);
+        assert!(propose() >= wall, "one is no majority");
+        ahead(1, wall - 3 * window);
+        assert_eq!(propose(), wall - 2 * window + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_is_under_way_while_answers_to_it_may_come() {
+        let (core, _streams) = core(3);
+        let leases: [_; 1] = leases(&core);
+        let timeout = core.common.timeout;
+        let queued = round(&core, Purpose::Hold, &leases, None);
+        let [sent, decided] = [(); 2].map(|()| {
+            let round = round(&core, Purpose::Hold, &leases, None);
+            [0, 2].into_iter().for_each(|node| round.mark_sent(node));
+            round
+        });
+        let is_under_way = |round: &Arc<Round>| round.is_under_way(core.now());
+        assert!(is_under_way(&queued) && is_under_way(&sent) && is_under_way(&decided));
+        [0, 2].into_iter().for_each(|node| decided.answered(node, Ok(Value::Int(1))));
+        assert!(!is_under_way(&decided));
+        advance(timeout - Duration::from_millis(1)).await;
+        assert!(is_under_way(&sent));
+        advance(Duration::from_millis(1)).await;
+        assert!(!is_under_way(&sent) && is_under_way(&queued), "it waits in the queues of this client");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_lease_that_goes_on_is_repaired_where_its_key_is_gone() {
+        let (core, _streams) = core(3);
+        let leases: [_; 2] = leases(&core);
+        let gone = || Vote::No(Refusal::Gone { resource: 0 });
+        for (count, acquires, repairable) in [(1, false, 1), (1, true, 0), (2, false, 0), (2, true, 0)] {
+            let leases = &leases[..count];
+            leases.iter().for_each(confirm);
+            let ballot = leases[0].state().sent;
+            let facts = Facts { started: core.now(), ballot, length: LEASE, acquires };
+            let round = Round::new(&core, Purpose::Hold, facts, leases.to_vec(), None);
+            let mut follows = [(0, gone()), (1, Vote::Yes), (2, Vote::Yes)]
+                .map(|(node, vote)| round.count(node, vote).map_or(0, |follows| follows.repairable));
+            follows.sort_unstable();
+            assert_eq!(follows, [0, 0, repairable], "{count} leases, acquired: {acquires}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_answered_is_reported() {
+        let (core, _streams) = core(3);
+        let leases: [_; 1] = leases(&core);
+        let round = round(&core, Purpose::Hold, &leases, None);
+        round.answered(1, Ok(Value::Array([5, 99, 1, 3].map(Value::Int).to_vec())));
+        assert_eq!(round.refusals(), [Refusal::Gone { resource: 0 }]);
+        let names =
+            |indices: &[usize]| indices.iter().map(|index| core.nodes[*index].name.to_string()).collect::<Vec<_>>();
+        assert_eq!(round.pending(), names(&[0, 2]));
+        assert_eq!(round.first_over(), leases[0].resource.to_string());
+    }
+}

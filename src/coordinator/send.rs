@@ -125,3 +125,68 @@ fn entries<'a>(leases: &'a [Arc<Lease>], states: &'a [&mut State]) -> Vec<Entry<
     };
     pairs.map(entry).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::super::fake::{LEASE, confirm, core, lease, resource};
+    use super::*;
+
+    /// The ballot and the end of the next hold message for this length, and what it says.
+    fn hold(lease: &Arc<Lease>, length: Duration) -> (u64, u64, String) {
+        let mut state = lease.state();
+        let leases = std::slice::from_ref(lease);
+        let (round, command) = hold_round(&lease.core, leases, &mut [&mut state], length, &Bid::default());
+        let text = String::from_utf8_lossy(&command.get_packed_command()).into_owned();
+        (round.facts().ballot.get(), state.end, text)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_lease_that_goes_on_grows_with_every_message() {
+        let (core, _streams) = core(3);
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        let wall = 1_790_000_000_000;
+        let end = |length| hold(&lease, length).1;
+        assert_eq!([end(LEASE), end(LEASE)], [wall + 10_001; 2], "the same acquisition");
+        confirm(&lease);
+        let (_, end, text) = hold(&lease, LEASE / 2);
+        assert_eq!(end, wall + 10_002);
+        assert!(text.contains(" +5001\r\n"), "it says how much that is later than its own length: {text}");
+        let (_, end, text) = hold(&lease, LEASE);
+        assert_eq!(end, wall + 10_003);
+        assert!(text.contains(" +2\r\n"), "{text}");
+        advance(Duration::from_secs(1)).await;
+        let (_, end, text) = hold(&lease, LEASE);
+        assert_eq!((end, text.contains(" +")), (wall + 11_001, false), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_ballot_of_a_lease_that_goes_on_runs_with_the_monotonic_clock() {
+        let (core, _streams) = core(3);
+        let owner = Owner::new();
+        let lease = lease(&core, &resource("a"), &owner);
+        let first = lease.state().sent.get();
+        assert_eq!([hold(&lease, LEASE).0, hold(&lease, LEASE).0], [first + 1, first + 2]);
+        advance(Duration::from_millis(5)).await;
+        let (ballot, _, text) = hold(&lease, LEASE);
+        assert_eq!(ballot, first + 5002);
+        assert!(text.contains(&resource("a").to_string()) && text.contains(&ballot.to_string()), "{text}");
+        assert!(owner.last_ballot().load(Ordering::Relaxed) >= ballot, "no later acquisition has a smaller one");
+        let released = send_release(&core, std::slice::from_ref(&lease), &mut [&mut lease.state()]);
+        assert_eq!(released.facts().ballot.get(), ballot);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_is_not_granted_yet_is_asked_for_with_a_ticket() {
+        let (core, _streams) = core(3);
+        let (owner, ticket) = (Owner::new(), core.ticket());
+        let pending = lease(&core, &resource("a"), &owner).state().lease.clone();
+        let lease = Lease::new(&core, resource("a"), owner, pending, None, Some(Arc::clone(&ticket)));
+        assert!(hold(&lease, LEASE).2.contains(&ticket.text()));
+        let asks = |lease: &Arc<Lease>| ticket_of(std::slice::from_ref(lease), &[&mut lease.state()]);
+        assert!(asks(&lease).is_some_and(|asked| Arc::ptr_eq(&asked, &ticket)));
+        confirm(&lease);
+        assert!(asks(&lease).is_none());
+    }
+}

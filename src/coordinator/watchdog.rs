@@ -100,3 +100,47 @@ impl Watchdog {
         (entry.key().0 <= now).then(|| entry.remove())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+    use tokio::time::{Instant, sleep, timeout};
+
+    use super::*;
+    use crate::environment::Fake;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    struct Entry(UnboundedSender<Instant>);
+
+    impl Tick for Entry {
+        fn tick(self: Arc<Self>) {
+            self.0.send(Instant::now()).expect("the test waits for it");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_becomes_due_earlier_is_done_earlier() {
+        let (environment, _) = Fake::new();
+        let (environment, watchdog) = (Arc::new(environment), Arc::new(Watchdog::new()));
+        let (ticked, mut ticks) = unbounded_channel();
+        let (now, began) = (environment.now(), Instant::now());
+        let entry = Arc::new(Entry(ticked));
+        let running = Arc::clone(&watchdog);
+        let task = tokio::spawn(async move { running.run(environment.as_ref()).await });
+        watchdog.move_to(1, &entry, None, Some(now + 200 * MS));
+        sleep(MS).await;
+        watchdog.move_to(2, &entry, None, Some(now + 100 * MS));
+        sleep(MS).await;
+        watchdog.move_to(1, &entry, Some(now + 200 * MS), Some(now + 50 * MS));
+        let mut took = Vec::new();
+        for _ in 0..2 {
+            took.push(ticks.recv().await.expect("the watchdog runs").duration_since(began));
+        }
+        assert!(took[0] < 60 * MS && 100 * MS <= took[1] && took[1] < 110 * MS, "{took:?}");
+        sleep(200 * MS).await;
+        assert!(ticks.try_recv().is_err(), "the entry was moved and not added");
+        watchdog.close();
+        timeout(MS, task).await.expect("it ends").expect("no panic");
+    }
+}

@@ -460,6 +460,7 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    mod answers;
     mod conflicts;
     mod ends;
     mod limits;
