@@ -559,4 +559,58 @@ mod tests {
         test.script().await; // The release at the end.
         assert!(request.await.is_err(), "its lease is over");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guard_knows_its_owner_and_the_tokens_of_what_it_holds() {
+        let mut test = Test::new().await;
+        let owner = Owner::labelled("worker");
+        let guard = test.held(&owner).await;
+        assert_eq!(guard.owner().id(), owner.id());
+        assert_eq!((guard.token_of("a"), guard.token_of("b")), (Some(guard.token()), None));
+        assert_eq!(guard.margin(), 0, "one node is all there is");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_loss_of_one_of_several_is_the_error_of_that_one() {
+        let mut test = Test::new().await;
+        let (guard, ()) = join(test.locks.lock_all(["a", "b"]).acquire(), async {
+            test.server.command().await.expect("a command");
+            test.server.reply(HONOURED).await;
+        })
+        .await;
+        let guard = guard.expect("the node agrees");
+        let extensions = async {
+            for _ in 0..2 {
+                let command = test.server.command().await.expect("an extension");
+                let is_b = command[3].ends_with('b');
+                test.server.reply(if is_b { GONE } else { HONOURED }).await;
+            }
+        };
+        let (lost, ()) = join(guard.protect(std::future::pending::<()>()), extensions).await;
+        assert!(matches!(&lost, Err(lost) if lost.resource == "b"), "{lost:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_exported_lease_takes_along_what_its_owner_has_inherited() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let heir = Owner::import(&guard.export()).expect("an export");
+        assert_eq!(heir.id(), guard.owner().id());
+        let names = |exported: &str| {
+            let owner = Owner::import(exported).expect("an export");
+            let inherited = owner.inherited().into_iter().flat_map(Export::all);
+            let mut keys: Vec<_> =
+                inherited.map(|lease| String::from_utf8_lossy(&lease.lock_key).into_owned()).collect();
+            keys.sort_unstable();
+            keys
+        };
+        assert_eq!(names(&guard.export()), ["quorlock:lock:a"]);
+        let (other, ()) = join(test.locks.lock("b").owner(&heir).acquire(), async {
+            test.server.command().await.expect("a command");
+            test.server.reply(HONOURED).await;
+        })
+        .await;
+        let other = other.expect("the node agrees");
+        assert_eq!(names(&other.export()), ["quorlock:lock:a", "quorlock:lock:b"]);
+    }
 }

@@ -251,4 +251,20 @@ mod tests {
         core.sleep(Duration::from_millis(1)).await;
         assert_eq!(core.check(), Err(ClientError::RuntimeEnded));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_holds_that_are_left_are_those_of_the_resource_that_was_named_first() {
+        let test = test();
+        let mut both = test.enter();
+        let a = Holds::enter(
+            Arc::clone(&test.handle),
+            vec![Arc::clone(&test.leases[0])],
+            &mut lock_states(&test.leases[..1]),
+            resource("a"),
+        );
+        let pending = both.give_back();
+        assert_eq!((pending.holds, pending.lower.len(), pending.release.is_some()), (0, 1, true));
+        assert_eq!(test.held(), ["a"]);
+        drop(a);
+    }
 }
