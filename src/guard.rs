@@ -338,7 +338,9 @@ mod tests {
     use tokio::time::{Instant, advance, sleep, timeout};
 
     use super::*;
+    use crate::AcquireError;
     use crate::environment::Fake;
+    use crate::error::Holder;
     use crate::node::fake::Server;
     use crate::{Builder, Quorlock};
 
@@ -612,5 +614,32 @@ mod tests {
         .await;
         let other = other.expect("the node agrees");
         assert_eq!(names(&other.export()), ["quorlock:lock:a", "quorlock:lock:b"]);
+    }
+
+    /// Re-enters `a`, beside other names, on a node that gives this answer, or none.
+    async fn re_entry(names: &[&str], reply: Option<&str>) -> AcquireError {
+        let mut test = Test::new().await;
+        let owner = Owner::new();
+        let _guard = test.held(&owner).await;
+        let request = test.locks.lock_all(names).owner(&owner).try_acquire();
+        let (error, ()) = join(request, async {
+            test.server.command().await.expect("a command");
+            if let Some(reply) = reply {
+                test.server.reply(reply).await;
+            }
+        })
+        .await;
+        error.map(drop).expect_err("it was not granted")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_re_entry_fails_for_what_was_in_its_way() {
+        let lost = re_entry(&["a"], Some(GONE)).await;
+        assert!(matches!(&lost, AcquireError::Lost { resource, .. } if resource == "a"), "{lost:?}");
+        let unanswered = re_entry(&["a"], None).await;
+        assert!(matches!(unanswered, AcquireError::NoQuorum { .. }), "{unanswered:?}");
+        // The second resource is held by something else.
+        let held = re_entry(&["a", "b"], Some("*5\r\n:2\r\n:1790000000000000\r\n:2\r\n:1500\r\n$1\r\nx\r\n")).await;
+        assert!(matches!(held, AcquireError::Held { by: Holder::Foreign, .. }), "{held:?}");
     }
 }

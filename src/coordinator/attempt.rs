@@ -348,9 +348,75 @@ mod tests {
 
     use super::super::fake::{LEASE, core, resource};
     use super::*;
+    use crate::node::fake::Server;
     use crate::node::{Refusal, Vote, parse_hold};
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// Asks three nodes once, which give these answers to the first message. Returns the result, and how many further messages
+    /// acquire.
+    async fn ask(answers: [&str; 3]) -> (Result<Holds, AcquireError>, usize) {
+        let (core, mut streams) = core(3);
+        let owner = Owner::new();
+        let mut servers = Vec::new();
+        for number in 0..answers.len() {
+            let mut server = Server::new(streams.recv().await.expect("it connects"));
+            server.greet_as(number, 3).await;
+            servers.push(server);
+        }
+        core.sleep(Duration::from_millis(1)).await;
+        let handle = Handle::new(core);
+        let now = handle.core.now();
+        let attempt = Attempt::new(vec![resource("a")], resource("a"), owner, LEASE);
+        let competing = tokio::spawn({
+            let handle = Arc::clone(&handle);
+            async move { attempt.compete(&handle, Retry::once(now)).await }
+        });
+        let mut acquires = String::new();
+        for server in &mut servers {
+            acquires = server.command().await.expect("a command").swap_remove(1);
+        }
+        for (server, answer) in servers.iter_mut().zip(answers) {
+            server.reply(answer).await;
+        }
+        let mut again = 0;
+        while let Ok(Some(command)) = tokio::time::timeout(SECOND / 10, servers[1].command()).await {
+            again += usize::from(command[1] == acquires);
+            for server in &mut servers {
+                server.reply(":1\r\n").await;
+            }
+        }
+        (competing.await.expect("no panic"), again)
+    }
+
+    const GRANTED: &str = ":1\r\n";
+    /// Granted by a record whose longest lease is twice that of the other nodes.
+    const GRANTED_BY_LONGER: &str = "*2\r\n:1\r\n$41\r\n00000000000000af 20000 0 0 300000 - 1 abc\r\n";
+    const HELD: &str = "*5\r\n:2\r\n:1790000000000000\r\n:1\r\n:1500\r\n$1\r\nx\r\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_shows_longer_leases_than_were_known_is_acquired_anew() {
+        let (granted, again) = ask([GRANTED, GRANTED, GRANTED]).await;
+        assert_eq!((granted.is_ok(), again), (true, 0));
+        let (granted, again) = ask([GRANTED_BY_LONGER, GRANTED, GRANTED]).await;
+        assert_eq!((granted.is_ok(), again), (true, 1));
+        let (refused, again) = ask([GRANTED_BY_LONGER, HELD, HELD]).await;
+        assert!(matches!(refused, Err(AcquireError::Held { .. })) && again == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_for_another_one_of_its_owner_until_its_end() {
+        let (core, _streams) = core(3);
+        let (owner, handle) = (Owner::new(), Handle::new(core));
+        let Ok((_other, _)) = handle.registry.reserve(&owner, &[resource("a")]) else { panic!("it is free") };
+        let attempt = Attempt::new(vec![resource("a")], resource("a"), owner, LEASE);
+        let began = tokio::time::Instant::now();
+        let retry = Retry::until(handle.core.now(), Some(SECOND));
+        let waited = tokio::time::timeout(2 * SECOND, attempt.compete(&handle, retry)).await.expect("it ends");
+        let Err(error) = waited else { panic!("the other request goes on") };
+        assert!(matches!(error, AcquireError::TimedOut { .. }), "{error:?}");
+        assert_eq!(began.elapsed(), SECOND);
+    }
 
     /// The end of a lease that a node may have forgotten.
     fn end(at: i64) -> LastEnd {

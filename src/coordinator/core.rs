@@ -260,8 +260,10 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::core;
+    use super::super::fake::{LEASE, core, core_with, lease, resource};
+    use super::super::holds::hold_one;
     use super::*;
+    use crate::node::fake::Server;
 
     #[tokio::test(start_paused = true)]
     async fn ballots_go_by_the_nodes_clocks_until_this_machines_clock_agrees_again() {
@@ -332,5 +334,16 @@ mod tests {
             core.anonymous().number()
         };
         assert_eq!(drawn(), drawn());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_longest_lease_of_the_settings_is_named_to_the_nodes() {
+        let (core, mut streams) = core_with(1, 2 * LEASE);
+        let mut server = Server::new(streams.recv().await.expect("it connects"));
+        server.greet(1).await;
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        hold_one(&core, &lease, &mut lease.state(), LEASE);
+        let command = server.command().await.expect("a command");
+        assert_eq!(command.last().map(String::as_str), Some("00000000000000af 20000"));
     }
 }

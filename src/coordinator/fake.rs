@@ -20,11 +20,16 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 
 /// A client of so many nodes, and the servers' ends of the streams that it opens.
 pub(super) fn core(nodes: usize) -> (Arc<Core>, UnboundedReceiver<DuplexStream>) {
+    core_with(nodes, LEASE)
+}
+
+/// The same, of a client whose longest lease is this one.
+pub(super) fn core_with(nodes: usize, longest_lease: Duration) -> (Arc<Core>, UnboundedReceiver<DuplexStream>) {
     let (environment, streams) = Fake::new();
     let settings = Settings {
         quorum: quorum(nodes),
         lease: LEASE,
-        longest_lease: LEASE,
+        longest_lease,
         prefix: Vec::new(),
         fixed_node_timeout: None,
         ballot_ttl: Duration::from_secs(600),

@@ -295,6 +295,7 @@ mod tests {
 
     use super::super::fake::{LEASE, confirm, core, lease, resource};
     use super::*;
+    use crate::error::Answer;
     use crate::owner::Owner;
     use crate::protocol::Ballot;
 
@@ -423,5 +424,44 @@ mod tests {
             |indices: &[usize]| indices.iter().map(|index| core.nodes[*index].name.to_string()).collect::<Vec<_>>();
         assert_eq!(round.pending(), names(&[0, 2]));
         assert_eq!(round.first_over(), leases[0].resource.to_string());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_answers_say_which_ballots_the_nodes_take() {
+        let (core, _streams) = core(4);
+        let leases: [_; 1] = leases(&core);
+        let round = round(&core, Purpose::Hold, &leases, None);
+        let wall = core.wall();
+        let answers = [vec![4, 7, 1], vec![3, 8, 1, 5], vec![6, 9, 1, 1500]];
+        round.answered(0, Ok(Value::Int(1)));
+        for (node, fields) in answers.into_iter().enumerate() {
+            round.answered(node + 1, Ok(Value::Array(fields.into_iter().map(Value::Int).collect())));
+        }
+        let accepted: Vec<_> = round.accepted_ballots().iter().map(|it| (it.floor.get(), it.clock)).collect();
+        assert_eq!(accepted, [(0, wall), (0, 7), (5, 8)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_names_the_resource_that_a_majority_had_lost() {
+        let (core, _streams) = core(3);
+        let leases: [_; 2] = leases(&core);
+        let release = round(&core, Purpose::Release, &leases, None);
+        for node in 0..2 {
+            release.answered(node, Ok(Value::Array([1, 1, 0].map(Value::Int).to_vec())));
+        }
+        assert_eq!(release.first_over(), leases[1].resource.to_string());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_had_the_time_to_answer_is_reported_as_silent() {
+        let (core, _streams) = core(3);
+        let leases: [_; 1] = leases(&core);
+        let round = round(&core, Purpose::Hold, &leases, None);
+        core.sleep(Duration::from_millis(1)).await;
+        let said = |waited| round.reports(waited).0.swap_remove(0).answer;
+        let short = Duration::from_millis(1);
+        assert_eq!(said(Some(short)), said(None));
+        let late = said(Some(core.settings.node_timeout(LEASE)));
+        assert_ne!(late, Answer::Up);
     }
 }

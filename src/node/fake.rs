@@ -30,11 +30,22 @@ impl Server {
 
     /// Answers what a client asks when it connects.
     pub(crate) async fn greet(&mut self, nodes: usize) {
+        self.greet_with(INFO, RECORD, nodes).await;
+    }
+
+    /// The same, as a server of its own for each number.
+    pub(crate) async fn greet_as(&mut self, number: usize, nodes: usize) {
+        let run_id = format!("ab{number}");
+        let record = RECORD.replace("af ", &format!("b{number} ")).replace("abc", &run_id);
+        self.greet_with(&INFO.replace("abc", &run_id), &record, nodes).await;
+    }
+
+    async fn greet_with(&mut self, info: &str, record: &str, nodes: usize) {
         while let Some(command) = self.command().await {
             let bulk = |text: &str| format!("${}\r\n{text}\r\n", text.len());
             let reply = match command[0].as_str() {
-                "INFO" => bulk(INFO),
-                "MGET" => format!("*2\r\n{}{}", bulk(RECORD), bulk(&nodes.to_string())),
+                "INFO" => bulk(info),
+                "MGET" => format!("*2\r\n{}{}", bulk(record), bulk(&nodes.to_string())),
                 "TIME" => "*2\r\n:1790000000\r\n:0\r\n".to_owned(),
                 "HELLO" | "SUBSCRIBE" => "*0\r\n".to_owned(),
                 other => panic!("{other} is no part of a greeting"),

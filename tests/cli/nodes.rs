@@ -53,6 +53,8 @@ fn new_nodes_vote_at_once_when_declared() {
     assert_eq!((declared.code, declared.stderr.as_str()), (Some(0), ""), "{declared:?}");
     assert_eq!(declared.stdout.matches("now").count(), 3, "{}", declared.stdout);
     assert_eq!(declared.stdout.matches("no: appendonly is no, not yes").count(), 3, "{}", declared.stdout);
+    assert!(declared.stdout.contains("3 nodes are declared to be one new cluster"), "{}", declared.stdout);
+    assert!(declared.stdout.contains("has no vote after a restart"), "{}", declared.stdout);
     for node in 0..3 {
         let record = get(&sandbox, node, RECORD).expect("a record");
         assert!(record.contains(" 20000 0 0 120000 "), "{record}");
@@ -359,6 +361,91 @@ fn declare_new_asks_on_a_terminal() {
         terminal.end();
         assert_eq!(sandbox.cluster.count_keys(RECORD), declared, "{answer:?}");
     }
+}
+
+/// Returns the arguments of the commands that a node has executed since its slow log was set to take all.
+fn arguments(sandbox: &Sandbox, node: usize) -> Vec<String> {
+    let entries: Vec<Vec<redis::Value>> =
+        redis::cmd("SLOWLOG").arg(&["GET", "-1"]).query(&mut sandbox.cluster.redis(node)).expect("a log");
+    let words = |entry: Vec<redis::Value>| redis::from_redis_value::<Vec<String>>(entry[3].clone()).expect("words");
+    entries.into_iter().flat_map(words).collect()
+}
+
+#[test]
+fn a_list_that_is_being_changed_names_the_old_and_the_new_length() {
+    let sandbox = undeclared(3);
+    assert_eq!(with_nodes(&sandbox, &[0, 1], &DECLARE).code, Some(0));
+    sandbox.cluster.each::<()>(redis::cmd("CONFIG").arg(&["SET", "slowlog-log-slower-than", "0"]));
+    // The state after a call that was interrupted on node 1.
+    set(&sandbox, 1, LIST, "3002");
+    assert_eq!(sandbox.end(&SET).code, Some(0));
+    for (node, changing, other) in [(0, "3002", "3000"), (1, "3002", "3000"), (2, "3000", "3002")] {
+        let arguments = arguments(&sandbox, node);
+        let says = |number: &str| arguments.iter().any(|argument| argument == number);
+        assert!(says(changing) && !says(other), "node {node}: {arguments:?}");
+    }
+}
+
+/// Clients have written the records, and a change from no list was interrupted.
+#[test]
+fn a_first_list_is_finished_although_the_nodes_are_in_quarantine() {
+    let sandbox = undeclared(3);
+    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(69));
+    (0..3).for_each(|node| set(&sandbox, node, LIST, "3000"));
+    let finished = sandbox.end(&SET);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(finished.stdout.matches(" in ").count(), 3, "{}", finished.stdout);
+    assert_eq!(lists(&sandbox), vec![Some("3".to_owned()); 3]);
+}
+
+#[test]
+fn set_list_writes_the_record_of_a_new_node_as_a_client_does() {
+    let sandbox = undeclared(3);
+    assert_eq!(with_nodes(&sandbox, &[0, 1], &[&DECLARE[..], &["--ballot-ttl", "8m"]].concat()).code, Some(0));
+    assert_eq!(sandbox.end(&SET).code, Some(0));
+    assert_eq!([0, 1, 2].map(|node| field(&sandbox, node, 4)), ["240000"; 3]);
+}
+
+#[test]
+fn a_node_votes_when_its_quarantine_is_over() {
+    let sandbox = undeclared(1);
+    assert_eq!(sandbox.end(&DECLARE).code, Some(0));
+    let [word, cluster, run_id] = [0, 5, 7].map(|index| field(&sandbox, 0, index));
+    set(&sandbox, 0, RECORD, &format!("{word} 10000 1700000000000 1700000000000 300000 {cluster} 0 {run_id}"));
+    let changed = sandbox.end(&SET);
+    assert_eq!((changed.code, changed.stdout.matches("now").count()), (Some(0), 1), "{changed:?}");
+    assert!(changed.stdout.contains("1 node is the list"), "{}", changed.stdout);
+}
+
+#[test]
+fn declare_new_refuses_nodes_that_may_have_forgotten_leases() {
+    let mut sandbox = undeclared(2);
+    let declared = with_nodes(&sandbox, &[0], &DECLARE);
+    assert!(declared.stdout.contains("1 node is declared"), "{}", declared.stdout);
+    delete(&sandbox, 0, LIST);
+    redis::cmd("SAVE").query::<()>(&mut sandbox.cluster.redis(0)).expect("SAVE");
+    sandbox.cluster.restart(0, false);
+    let refused = with_nodes(&sandbox, &[0], &DECLARE);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("has a record already"), "{}", refused.stderr);
+}
+
+#[test]
+fn declare_new_says_which_nodes_were_written() {
+    let sandbox = undeclared(3);
+    let set_is = |right: &str| {
+        let mut allow = redis::cmd("ACL");
+        allow.arg(&["SETUSER", "default", right]).query::<()>(&mut sandbox.cluster.redis(1)).expect("ACL");
+    };
+    set_is("-set");
+    let failed = sandbox.end(&DECLARE);
+    assert_eq!(failed.code, Some(69), "{failed:?}");
+    let names: Vec<String> = sandbox.cluster.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let done = format!("Declared are: {}, {}. Repeat the call", names[0], names[2]);
+    assert!(failed.stderr.contains(&done) && failed.stderr.contains("NOPERM"), "{}", failed.stderr);
+    assert_eq!(lists(&sandbox), [None, None, None], "no list before every record");
+    set_is("+set");
+    assert_eq!(sandbox.end(&DECLARE).code, Some(0));
 }
 
 #[test]
