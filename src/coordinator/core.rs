@@ -260,8 +260,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{LEASE, core, core_with, lease, resource};
-    use super::super::holds::hold_one;
+    use super::super::fake::{LEASE, core, core_with};
     use super::*;
     use crate::node::fake::Server;
 
@@ -341,9 +340,9 @@ mod tests {
         let (core, mut streams) = core_with(1, 2 * LEASE);
         let mut server = Server::new(streams.recv().await.expect("it connects"));
         server.greet(1).await;
-        let lease = lease(&core, &resource("a"), &Owner::new());
-        hold_one(&core, &lease, &mut lease.state(), LEASE);
-        let command = server.command().await.expect("a command");
-        assert_eq!(command.last().map(String::as_str), Some("00000000000000af 20000"));
+        let mut next = async || core.within(LEASE, server.command()).await.flatten().expect("the record is written");
+        assert_eq!(next().await[0], "SCRIPT");
+        let written = next().await;
+        assert!(written.iter().any(|word| word.ends_with(" 20000")), "{written:?}");
     }
 }
