@@ -13,21 +13,17 @@ use super::Connection;
 use crate::error::NodeError;
 use crate::text::excerpt;
 
-/// How many answers are taken from a node before the others have their turn.
-const MOST_ANSWERS: usize = 256;
-
-/// The same for calls of waiters: nothing else bounds what a node sends unasked.
+/// How many calls of waiters are taken from a node before nothing is read from it for a moment: it sends them unasked. Answers are
+/// bounded by what is in flight.
 const MOST_CALLS: usize = 64;
 
 impl Connection {
     /// Delivers the answers that have come, oldest first. Returns how many, or why the connection is broken.
     pub(super) fn settle(&mut self, inflight: &mut Inflight, cx: &mut Context<'_>) -> Result<usize, NodeError> {
-        let (mut answers, mut called, mut settled, mut since) = (0, 0, 0, None);
-        while answers < MOST_ANSWERS
-            && called < MOST_CALLS
+        let (mut called, mut settled, mut since) = (0, 0, None);
+        while called < MOST_CALLS
             && let Some(value) = inflight.poll_read(cx)?
         {
-            answers += 1;
             if let Value::Push { kind, data } = &value {
                 self.called(kind, data)?;
                 called += 1;
@@ -68,8 +64,6 @@ impl Connection {
         }
         if called >= MOST_CALLS {
             inflight.rest(cx);
-        } else if answers == MOST_ANSWERS {
-            cx.waker().wake_by_ref();
         }
         Ok(settled)
     }

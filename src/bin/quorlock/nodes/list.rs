@@ -88,16 +88,19 @@ pub async fn set(options: &ListOptions) -> Result<(), Failure> {
     let finished = join_all(changes.iter_mut().map(|change| change.finish(count, cluster))).await;
     let failed = failures(&changes, finished);
     if !failed.is_empty() {
-        let is_missing = |name: &String| failed.iter().any(|(missing, _)| missing == name);
-        let done: Vec<String> =
-            changes.iter().map(|change| change.node.name.clone()).filter(|name| !is_missing(name)).collect();
-        let done = if done.is_empty() { "none".to_owned() } else { done.join(", ") };
-        let why = each(&failed);
-        let message = format!("{why}. Nodes that have the new list: {done}. Repeat the call: {REPEAT}");
-        return Err(Failure::new(Exit::NoQuorum, message));
+        let names: Vec<&str> = changes.iter().map(|change| change.node.name.as_str()).collect();
+        return Err(Failure::new(Exit::NoQuorum, half_done(&names, &failed)));
     }
     show(options, &changes);
     Ok(())
+}
+
+/// Says which of these nodes have the new list, when some could not be given it.
+fn half_done(names: &[&str], failed: &[(String, NodeError)]) -> String {
+    let has_failed = |name: &str| failed.iter().any(|(missing, _)| missing == name);
+    let done: Vec<&str> = names.iter().copied().filter(|name| !has_failed(name)).collect();
+    let done = if done.is_empty() { "none".to_owned() } else { done.join(", ") };
+    format!("{}. Nodes that have the new list: {done}. Repeat the call: {REPEAT}", each(failed))
 }
 
 /// The cluster word that stays, when this very list was valid on all nodes before; `None` for a new one, by which clients
@@ -303,5 +306,16 @@ mod tests {
     fn times_are_rounded_up_to_seconds() {
         let seconds = [0, 1, 1000, 1001].map(|millis| rounded(Duration::from_millis(millis)).as_secs());
         assert_eq!(seconds, [0, 1, 1, 2]);
+    }
+
+    #[test]
+    fn a_change_that_is_half_done_names_the_nodes_that_have_the_new_list() {
+        let failed = |names: &[&str]| -> Vec<(String, NodeError)> {
+            names.iter().map(|name| ((*name).to_owned(), NodeError::Forgot)).collect()
+        };
+        let some = half_done(&["a", "b", "c"], &failed(&["b"]));
+        assert!(some.starts_with("b: ") && some.contains("have the new list: a, c. Repeat the call"), "{some}");
+        let none = half_done(&["a", "b"], &failed(&["a", "b"]));
+        assert!(none.contains("have the new list: none. Repeat the call"), "{none}");
     }
 }
