@@ -642,4 +642,17 @@ mod tests {
         let held = re_entry(&["a", "b"], Some("*5\r\n:2\r\n:1790000000000000\r\n:2\r\n:1500\r\n$1\r\nx\r\n")).await;
         assert!(matches!(held, AcquireError::Held { by: Holder::Foreign, .. }), "{held:?}");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_re_entry_fails_when_the_lease_ends_before_an_answer() {
+        let mut test = Test::new().await;
+        let owner = Owner::new();
+        let _guard = test.held(&owner).await;
+        let (error, ()) = join(test.locks.lock("a").owner(&owner).try_acquire(), async {
+            test.server.command().await.expect("a command");
+            suspend().await;
+        })
+        .await;
+        assert!(matches!(error, Err(AcquireError::Lost { .. })), "{error:?}");
+    }
 }

@@ -348,6 +348,7 @@ mod tests {
 
     use super::super::fake::{LEASE, core, resource};
     use super::*;
+    use crate::error::Answer;
     use crate::node::fake::Server;
     use crate::node::{Refusal, Vote, parse_hold};
 
@@ -402,6 +403,14 @@ mod tests {
         assert_eq!((granted.is_ok(), again), (true, 1));
         let (refused, again) = ask([GRANTED_BY_LONGER, HELD, HELD]).await;
         assert!(matches!(refused, Err(AcquireError::Held { .. })) && again == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_whose_answer_was_not_waited_for_is_not_reported_as_silent() {
+        let (refused, _) = ask([HELD, HELD, ""]).await;
+        let Err(error) = refused else { panic!("it is held") };
+        let answers: Vec<_> = error.nodes().iter().map(|report| report.answer.clone()).collect();
+        assert!(matches!(answers[..], [Answer::Held { .. }, Answer::Held { .. }, Answer::Up]), "{answers:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -296,6 +296,7 @@ mod tests {
     use super::super::fake::{LEASE, confirm, core, lease, resource};
     use super::*;
     use crate::error::Answer;
+    use crate::node::fake::Server;
     use crate::owner::Owner;
     use crate::protocol::Ballot;
 
@@ -382,14 +383,18 @@ mod tests {
         let queued = round(&core, Purpose::Hold, &leases, None);
         let [sent, decided] = [(); 2].map(|()| {
             let round = round(&core, Purpose::Hold, &leases, None);
-            [0, 2].into_iter().for_each(|node| round.mark_sent(node));
+            for node in [0, 2] {
+                round.mark_sent(node);
+            }
             round
         });
         let is_under_way = |round: &Arc<Round>| round.is_under_way(core.now());
         assert!(is_under_way(&queued) && is_under_way(&sent) && is_under_way(&decided));
-        [0, 2].into_iter().for_each(|node| decided.answered(node, Ok(Value::Int(1))));
+        for node in [0, 2] {
+            decided.answered(node, Ok(Value::Int(1)));
+        }
         assert!(!is_under_way(&decided));
-        advance(timeout - Duration::from_millis(1)).await;
+        advance(timeout.saturating_sub(Duration::from_millis(1))).await;
         assert!(is_under_way(&sent));
         advance(Duration::from_millis(1)).await;
         assert!(!is_under_way(&sent) && is_under_way(&queued), "it waits in the queues of this client");
@@ -454,14 +459,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_node_that_had_the_time_to_answer_is_reported_as_silent() {
-        let (core, _streams) = core(3);
+        let (core, mut streams) = core(1);
+        let mut server = Server::new(streams.recv().await.expect("it connects"));
+        server.greet(1).await;
         let leases: [_; 1] = leases(&core);
         let round = round(&core, Purpose::Hold, &leases, None);
         core.sleep(Duration::from_millis(1)).await;
         let said = |waited| round.reports(waited).0.swap_remove(0).answer;
-        let short = Duration::from_millis(1);
-        assert_eq!(said(Some(short)), said(None));
-        let late = said(Some(core.settings.node_timeout(LEASE)));
-        assert_ne!(late, Answer::Up);
+        assert_eq!([None, Some(Duration::from_millis(1))].map(said), [Answer::Up, Answer::Up]);
+        assert!(matches!(said(Some(core.settings.node_timeout(LEASE))), Answer::Failed(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ends_of_leases_that_were_not_released_are_learnt() {
+        let (core, _streams) = core(3);
+        let leases: [_; 1] = leases(&core);
+        let round = round(&core, Purpose::Hold, &leases, None);
+        round.answered(0, Ok(Value::Int(1)));
+        let early = [7, 99, 1, 1500, 88].map(Value::Int).into_iter().chain([Value::BulkString(b"af".to_vec())]);
+        round.answered(2, Ok(Value::Array(early.collect())));
+        let ends: Vec<_> = round.last_ends().into_iter().map(|(last, left)| (last.end, left)).collect();
+        assert_eq!(ends, [(88, Duration::from_millis(1500))]);
     }
 }
