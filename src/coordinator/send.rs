@@ -189,4 +189,35 @@ mod tests {
         confirm(&lease);
         assert!(asks(&lease).is_none());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_of_what_is_asked_for_again_is_none_of_the_usual_ones() {
+        let (core, _streams) = core(3);
+        let owner = Owner::new();
+        let pending = lease(&core, &resource("a"), &owner).state().lease.clone();
+        let release = |ticket| {
+            let lease = Lease::new(&core, resource("a"), owner.clone(), pending.clone(), None, ticket);
+            let mut state = lease.state();
+            let args = RoundArgs { owner: &owner, ballot: state.sent, end: 77, raised: 0 };
+            let command = node::release(&entries(std::slice::from_ref(&lease), &[&mut state]), &args);
+            String::from_utf8_lossy(&command.get_packed_command()).into_owned()
+        };
+        assert!(release(None).contains(" 0000000000077 ql1 "));
+        assert!(release(Some(core.ticket())).contains(" 0000000000000 ql1 "), "its ticket keeps its place");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_join_names_the_share_that_was_exported_to_it_until_it_is_confirmed() {
+        let (core, _streams) = core(3);
+        let owner = Owner::new();
+        let token = lease(&core, &resource("a"), &owner).state().lease.token;
+        let pending =
+            crate::protocol::LeaseState::pending(token, Ballot::ZERO, LEASE, core.settings.schedule, core.now());
+        let exporter = crate::protocol::Share { client: 0xabc, lease: 7 };
+        let lease = Lease::new(&core, resource("a"), owner, pending, Some(exporter), None);
+        let named = format!(" {exporter} ");
+        assert!(hold(&lease, LEASE).2.contains(&named));
+        confirm(&lease);
+        assert!(!hold(&lease, LEASE).2.contains(&named));
+    }
 }

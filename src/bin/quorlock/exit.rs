@@ -161,19 +161,19 @@ impl From<AcquireError> for Failure {
         if let AcquireError::Config(config) = error {
             return config.into();
         }
-        Self::new(error.kind().into(), format!("{error}. {}", hint(&error)))
+        let is_too_late = matches!(error, AcquireError::TooLate { .. });
+        let hint = hint(error.kind(), error.is_retryable(), is_too_late);
+        Self::new(error.kind().into(), format!("{error}. {hint}"))
     }
 }
 
-/// What to do.
-fn hint(error: &AcquireError) -> &'static str {
-    match error.kind() {
+/// What to do about an error of this kind.
+fn hint(kind: ErrorKind, is_retryable: bool, is_too_late: bool) -> &'static str {
+    match kind {
         ErrorKind::Held => "Try again later, or wait longer with --wait",
         ErrorKind::Misconfigured => MEND,
-        ErrorKind::NoQuorum if !error.is_retryable() => MEND,
-        ErrorKind::NoQuorum if matches!(error, AcquireError::TooLate { .. }) => {
-            "Check the nodes and the network, or choose a longer --lease"
-        }
+        ErrorKind::NoQuorum if !is_retryable => MEND,
+        ErrorKind::NoQuorum if is_too_late => "Check the nodes and the network, or choose a longer --lease",
         ErrorKind::NoQuorum => "Check that these nodes are up and that --nodes (or QUORLOCK_NODES) is right",
         ErrorKind::Lost => {
             "The enclosing `quorlock run` no longer holds it: end this work, and start it anew from there"
@@ -220,6 +220,22 @@ mod tests {
             let code = exit.code();
             assert!(text.lines().any(|line| line.starts_with(&format!("| {code} |"))), "operations: {code}");
             assert!(all_codes().contains(&format!("\n  {code}  ")), "help: {code}");
+        }
+    }
+
+    #[test]
+    fn every_error_says_what_to_do() {
+        for (kind, is_retryable, is_too_late, hinted) in [
+            (ErrorKind::Held, true, false, "wait longer with --wait"),
+            (ErrorKind::NoQuorum, true, false, "Check that these nodes are up"),
+            (ErrorKind::NoQuorum, true, true, "choose a longer --lease"),
+            (ErrorKind::NoQuorum, false, false, MEND),
+            (ErrorKind::Misconfigured, false, false, MEND),
+            (ErrorKind::Lost, false, false, "end this work"),
+            (ErrorKind::Usage, false, false, "Check the options"),
+        ] {
+            let hint = hint(kind, is_retryable, is_too_late);
+            assert!(hint.contains(hinted), "{kind:?}: {hint}");
         }
     }
 }
