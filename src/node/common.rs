@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_cannot_be_reached_gives_up_its_place() {
+    async fn a_server_that_cannot_be_reached_keeps_no_place() {
         let common = common();
         assert_eq!(reached(&common, 0, "a"), Ok(Listing::Known));
         assert_eq!(reached(&common, 1, "a"), same_as(0));

@@ -110,7 +110,7 @@ async fn an_answer_ends_the_attempt_beside_the_connection() {
     settled().await;
     let mut beside = Server::new(beside);
     let closed = async { while beside.command().await.is_some() {} };
-    timeout(TIMEOUT, closed).await.expect("the attempt is given up");
+    timeout(TIMEOUT, closed).await.expect("the attempt is dropped");
     test.send(test.exchange(2).hold());
     assert_eq!(name(&mut server).await, "hold", "the connection is still in use");
 }
@@ -129,7 +129,7 @@ async fn a_question_is_asked_again_on_the_next_connection_while_its_caller_waits
     assert_eq!(name(&mut server).await, "look");
     server.reply(":7\r\n").await;
     assert_eq!(answer.await, Ok(Ok(Value::Int(7))));
-    assert!(timeout(Duration::from_millis(1), server.command()).await.is_err(), "nobody waits for the other answer");
+    assert!(timeout(Duration::from_millis(1), server.command()).await.is_err(), "no caller waits for the other answer");
 }
 
 #[tokio::test(start_paused = true)]
