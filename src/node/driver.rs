@@ -155,11 +155,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::environment::Fake;
+    use crate::environment::{Environment, Fake};
+    use crate::telemetry::Telemetry;
 
     fn common() -> Arc<Common> {
-        let (second, environment) = (Duration::from_secs(1), Arc::new(Fake::new().0));
-        Arc::new(Common::new(environment, 1, Vec::new(), second, 300 * second, 10 * second))
+        let second = Duration::from_secs(1);
+        let environment: Arc<dyn Environment> = Arc::new(Fake::new().0);
+        let telemetry = Telemetry::silent(&environment, 1);
+        Arc::new(Common::new(environment, telemetry, Vec::new(), second, 300 * second, 10 * second))
     }
 
     /// A connection that counts its polls, and whether it is to be polled at once after each.
