@@ -15,6 +15,7 @@ mod nodes;
 mod place;
 mod pty;
 mod release;
+mod rest;
 mod revoke;
 mod sandbox;
 mod secrets;

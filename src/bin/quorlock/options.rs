@@ -112,6 +112,11 @@ struct RunFlags {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     grace: Option<Duration>,
 
+    /// Keep the lock for at least this long after it was acquired, also when COMMAND ends sooner: a job that is started on several
+    /// machines at about the same time then runs once. Ctrl-C or SIGTERM ends that wait.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    at_least: Option<Duration>,
+
     /// Give COMMAND neither the lease nor the nodes. A `quorlock run` inside COMMAND cannot
     /// enter the lock again.
     #[arg(long)]
@@ -178,6 +183,7 @@ pub struct RunOptions {
     pub patience: Patience,
     pub conflict_exit_code: u8,
     pub grace: Option<Duration>,
+    pub at_least: Duration,
     pub label: String,
     pub verbosity: Verbosity,
     /// The command gets the lease and the nodes.
@@ -281,6 +287,7 @@ impl RunFlags {
             patience,
             conflict_exit_code: self.conflict_exit_code,
             grace: self.grace,
+            at_least: self.at_least.unwrap_or_default(),
             label: self.label,
             verbosity,
             exports: !self.no_export,

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 use quorlock::{ConfigError, Guard, Quorlock, ReleaseError, Released};
+use tokio::select;
+use tokio::time::{Instant, sleep_until};
 
 use crate::acquire::{NotAcquired, acquire};
 use crate::child::{self, Child};
@@ -13,7 +15,7 @@ use crate::end::{End, Status};
 use crate::exit::{Exit, Failure};
 use crate::messages::{self, shown};
 use crate::options::RunOptions;
-use crate::signals::{Inherited, Signals};
+use crate::signals::{Inherited, Signals, is_fatal};
 use crate::variables::{check_room, enclosing_owner, variables};
 use crate::watch::{Ended, Stop, watch};
 
@@ -60,6 +62,7 @@ async fn hold(
     signals: &mut Signals,
     inherited: Inherited,
 ) -> Result<End, Failure> {
+    let acquired = Instant::now();
     let shown = shown(&options.names.join(" ".as_ref()));
     let tokens = tokens(options, &guard);
     options.verbosity.detail(format_args!("acquired {shown} with token {tokens}"));
@@ -78,6 +81,12 @@ async fn hold(
         }
     };
     let ended = watch(options, &guard, &mut child, signals).await;
+    if ended.stop.is_none() && !rest(options, &guard, acquired, signals).await {
+        messages::error(format_args!(
+            "the lock on {shown} was lost before --at-least was over, when the command had ended"
+        ));
+        return Ok(ended.status.map_or_else(|| Exit::Lost.code().into(), |status| child.end(status)));
+    }
     // Not a word before this: with the command in the foreground, a terminal may hold up other processes that write to it.
     let (released, ()) = tokio::join!(guard.release(), child.hear_the_last());
     match (&ended.stop, ended.status) {
@@ -88,6 +97,24 @@ async fn hold(
         }
         _ => Ok(Exit::Lost.code().into()),
     }
+}
+
+/// Keeps the lock for as long as was asked for, or until a signal comes. Returns whether it was held until then.
+async fn rest(options: &RunOptions, guard: &Guard, acquired: Instant, signals: &mut Signals) -> bool {
+    let end = acquired + options.at_least;
+    while Instant::now() < end {
+        select! {
+            biased;
+            () = guard.lost() => return false,
+            signal = signals.next_or_child() => match signal {
+                None => child::reap(),
+                Some(signal) if is_fatal(signal) => break,
+                Some(_) => {}
+            },
+            () = sleep_until(end) => {}
+        }
+    }
+    true
 }
 
 fn say_how_it_was_stopped(shown: &str, ended: &Ended, stop: &Stop) {
