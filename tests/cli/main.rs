@@ -10,6 +10,7 @@ mod escaping;
 mod inspect;
 mod list;
 mod manual;
+mod names;
 mod nesting;
 mod nodes;
 mod place;
