@@ -18,6 +18,7 @@ mod pty;
 mod release;
 mod rest;
 mod revoke;
+mod rights;
 mod sandbox;
 mod secrets;
 mod signals;

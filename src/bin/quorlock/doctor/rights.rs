@@ -7,11 +7,11 @@ use redis::Cmd;
 use crate::nodes::keys::read;
 
 /// For each command that the scripts and the client use, a call that changes nothing: on a key that is not there, as its name has
-/// a random part, or with a value that the server refuses after it has checked the rights.
+/// a random part, or with a value that the server refuses after it has checked the rights. The keys are of the kinds that a client
+/// uses, so that a user of one prefix may ask for them.
 fn probes(prefix: &[u8], random: u64) -> Vec<(&'static str, Cmd)> {
     let lock = [prefix, format!("doctor {random:016x}").as_bytes()].concat();
-    let nowhere = format!("quorlock:doctor:{random:016x}");
-    let nowhere = nowhere.as_bytes();
+    let (ballot, queue) = ([b"quorlock:ballot:", &*lock].concat(), [b"quorlock:queue:", &*lock].concat());
     let call = |name: &'static str, args: &[&[u8]]| {
         let mut command = Cmd::new();
         for word in name.split('|').map(str::as_bytes).chain(args.iter().copied()) {
@@ -23,18 +23,18 @@ fn probes(prefix: &[u8], random: u64) -> Vec<(&'static str, Cmd)> {
         call("ping", &[]),
         call("info", &[b"server"]),
         call("time", &[]),
-        call("mget", &[&lock, nowhere]),
+        call("mget", &[&lock, &ballot]),
         call("exists", &[&lock]),
-        call("type", &[nowhere]),
+        call("type", &[&lock]),
         call("pttl", &[&lock]),
         call("set", &[&lock, b"", b"XX", b"PX", b"0"]),
-        call("psetex", &[nowhere, b"0", b""]),
+        call("psetex", &[&ballot, b"0", b""]),
         call("pexpire", &[&lock, b"1"]),
         call("del", &[&lock]),
-        call("zadd", &[nowhere, b"XX", b"0", b"0"]),
-        call("zcard", &[nowhere]),
-        call("zpopmin", &[nowhere]),
-        call("zrem", &[nowhere, b"0"]),
+        call("zadd", &[&queue, b"XX", b"0", b"0"]),
+        call("zcard", &[&queue]),
+        call("zpopmin", &[&queue]),
+        call("zrem", &[&queue, b"0"]),
         call("publish", &[b"quorlock:call:doctor", b""]),
         call("script|load", &[b"return 1"]),
         call("evalsha", &[b"0000000000000000000000000000000000000000", b"0"]),
