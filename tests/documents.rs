@@ -123,12 +123,17 @@ fn each_variable_in_the_files_to_deploy_exists() {
 
 /// The rights in the Secret of the nodes are those of docs/operations.md.
 #[test]
-fn the_user_in_the_manifests_has_the_rights_of_the_operations() {
+fn the_users_in_the_manifests_have_the_rights_of_the_operations() {
     let operations = text("docs/operations.md");
     let rule =
         operations.lines().find_map(|line| line.strip_prefix("ACL SETUSER quorlock on >secret ")).expect("a rule");
     let manifest = text("docs/deploy/kubernetes/nodes.yaml");
     assert!(manifest.lines().any(|line| line.trim() == format!("user quorlock on >CLIENT-PASSWORD {rule}")), "{rule}");
+    let row = operations.lines().find(|line| line.starts_with("| `list` | `+")).expect("a row");
+    let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+    let keys = cells[2].replace('`', "").replace("PREFIX", "quorlock:lock:");
+    let rule = format!("user monitor on >MONITOR-PASSWORD {keys} resetchannels -@all {}", cells[1].replace('`', ""));
+    assert!(manifest.lines().any(|line| line.trim() == rule), "{rule}");
 }
 
 /// Returns the arguments of each call of quorlock in the text, up to `--`, a pipe or the end of the line. The words of a YAML list
