@@ -62,7 +62,7 @@ fn missing_rights_are_listed_as_an_acl_line_grants_them() {
     let sandbox = Sandbox::new(1);
     let rights = "+evalsha +script|load +ping +info +mget +set +psetex +del +exists +pttl +pexpire +time +type +zcard +zpopmin \
                   +publish +subscribe +acl|whoami";
-    run(&sandbox, 0, &format!("ACL SETUSER few on >secret ~quorlock:* &quorlock:call:* -@all {rights}"));
+    run(&sandbox, 0, &format!("ACL SETUSER few on >secret ~quorlock:* resetchannels &quorlock:call:* -@all {rights}"));
     let url = sandbox.cluster.urls()[0].replace("://", "://few:secret@");
     let ended = finish(sandbox.quorlock(&["doctor"]).env("QUORLOCK_NODES", url).spawn().expect("quorlock"));
     assert_eq!(ended.code, Some(78), "{ended:?}");

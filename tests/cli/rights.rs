@@ -4,7 +4,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use quorlock::Quorlock;
-use quorlock_testkit::{Cluster, eventually};
+use quorlock_testkit::Cluster;
 use redis::{Connection, Value};
 use rustix::process::Signal;
 
@@ -97,22 +97,22 @@ fn end(sandbox: &Sandbox, user: &str, prefix: &str, args: &[&str]) -> Ended {
     finish(start(sandbox, user, prefix, args))
 }
 
-/// Acquires, waits, gives up, is called, inspects and releases, as far as it gets within so long for each step. Returns how many
-/// requests were granted or extended.
-async fn use_locks(cluster: &Cluster, user: &str, patience: Duration) -> usize {
+/// Acquires this lock, waits, gives up, is called, inspects and releases, as far as it gets within so long for each
+/// step. Returns how many requests were granted or extended.
+async fn use_lock(cluster: &Cluster, user: &str, name: &str, patience: Duration) -> usize {
     cluster.each::<()>(redis::cmd("SCRIPT").arg("FLUSH"));
     let client = async || {
         let builder = Quorlock::builder().nodes(urls(cluster, user)).prefix(TEAM);
         builder.node_timeout(patience.min(2 * SECOND)).connect().await.expect("a client")
     };
     let (first, second) = (client().await, client().await);
-    let acquired = first.lock("x").wait(patience).acquire().await;
-    drop(first.inspect("x").await);
-    drop(second.lock("x").wait(SECOND / 20).acquire().await); // It leaves the queue.
+    let acquired = first.lock(name).wait(patience).acquire().await;
+    drop(first.inspect(name).await);
+    drop(second.lock(name).wait(SECOND / 20).acquire().await); // It leaves the queue.
     let mut granted = usize::from(acquired.is_ok());
     if let Ok(guard) = acquired {
-        let waiting = tokio::spawn(second.lock("x").wait(2 * patience).acquire());
-        let queue = redis::cmd("EXISTS").arg(format!("quorlock:queue:{TEAM}x")).to_owned();
+        let waiting = tokio::spawn(second.lock(name).wait(2 * patience).acquire());
+        let queue = redis::cmd("EXISTS").arg(format!("quorlock:queue:{TEAM}{name}")).to_owned();
         let began = std::time::Instant::now();
         while cluster.each::<u64>(&queue) == [0] && began.elapsed() < patience {
             tokio::time::sleep(SECOND / 100).await;
@@ -135,7 +135,7 @@ async fn a_client_of_one_prefix_needs_each_right_of_its_row() {
     let row = Row::of("client");
     assert!(row.commands.len() > 15 && row.keys.len() == 5, "{row:?}");
     make_user(&cluster, "team", &row, TEAM);
-    assert_eq!(use_locks(&cluster, "team", 10 * SECOND).await, 3);
+    assert_eq!(use_lock(&cluster, "team", "x", 10 * SECOND).await, 3);
     assert_eq!(refused(&cluster, "team"), [""; 0]);
 
     let mut cases = row.each_less_one(&[]);
@@ -145,11 +145,14 @@ async fn a_client_of_one_prefix_needs_each_right_of_its_row() {
     for (number, (gone, less)) in cases.iter().enumerate() {
         let user = format!("less{number}");
         make_user(&cluster, &user, less, TEAM);
-        redis::cmd("DEL").arg("quorlock:list:billing:").exec(&mut cluster.redis(0)).expect("no list");
-        use_locks(&cluster, &user, SECOND / 2).await;
-        eventually(5 * SECOND, &format!("{gone} is missed"), || !refused(&cluster, &user).is_empty()).await;
-        // Nothing of this user is in the way of the next.
-        let _: Vec<u64> = cluster.each(redis::cmd("DEL").arg(&["billing:x", "quorlock:ballot:billing:x"]));
+        let mut attempts = 0;
+        while refused(&cluster, &user).is_empty() {
+            // On a busy machine it may not get far enough.
+            assert!(attempts < 10, "{gone} is not missed");
+            redis::cmd("DEL").arg("quorlock:list:billing:").exec(&mut cluster.redis(0)).expect("no list");
+            use_lock(&cluster, &user, &format!("{user}:{attempts}"), SECOND / 2).await;
+            attempts += 1;
+        }
     }
 }
 
