@@ -15,5 +15,5 @@ pub use crate::node::admin::{ANSWER_LIMIT, CHANGING, Declared, Node, RECORD, hol
 pub async fn connect(builder: &Builder) -> Result<Vec<(String, Result<Node, NodeError>)>, ConfigError> {
     let (settings, addresses) = builder.checked()?;
     let list_key = [LIST, &settings.prefix].concat();
-    Ok(node::admin::connect(addresses, &list_key, &builder.machine()).await)
+    Ok(node::admin::connect(addresses, &list_key, &builder.machine().await?).await)
 }

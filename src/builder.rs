@@ -7,6 +7,8 @@ use tokio::runtime;
 use crate::client::Quorlock;
 use crate::coordinator::{Core, Handle};
 use crate::environment::{Environment, System};
+#[cfg(feature = "tls")]
+use crate::environment::{Tls, TlsClient};
 use crate::error::ConfigError;
 use crate::node::NodeAddress;
 use crate::protocol::{Schedule, Validity, quorum};
@@ -40,6 +42,8 @@ pub struct Builder {
     extends: bool,
     warn_before_expiry: Option<Duration>,
     label: String,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
     /// In place of this machine's.
     environment: Option<Arc<dyn Environment>>,
     listeners: Listeners,
@@ -75,6 +79,8 @@ impl Builder {
             extends: true,
             warn_before_expiry: None,
             label: String::new(),
+            #[cfg(feature = "tls")]
+            tls: None,
             environment: None,
             listeners: Listeners::default(),
         }
@@ -84,7 +90,7 @@ impl Builder {
     /// with user, password and database number as the crate `redis` takes them. Independent servers, an odd number.
     ///
     /// The certificates that `rediss://` trusts are those of the operating system (`SSL_CERT_FILE` and `SSL_CERT_DIR` name
-    /// others). They are read once for the process.
+    /// others), unless `Builder::tls` names others. They are read once for the process.
     ///
     /// Defaults to none, which is refused.
     pub fn nodes<I>(mut self, urls: I) -> Self
@@ -93,6 +99,16 @@ impl Builder {
         I::Item: Into<String>,
     {
         self.nodes = urls.into_iter().map(|url| NodeUrl(url.into())).collect();
+        self
+    }
+
+    /// How `rediss://` nodes are verified, and which client certificate they are shown. It has no effect with an
+    /// [`environment`](Self::environment) of one's own, which opens the streams.
+    ///
+    /// Defaults to the certificates of the operating system, and no client certificate.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -215,7 +231,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] for settings that cannot work, and outside of a tokio runtime; nothing has been sent then.
+    /// [`ConfigError`] for settings that cannot work, for certificates and keys that cannot be used, and outside of a tokio runtime;
+    /// nothing has been sent then.
     ///
     /// # Panics
     ///
@@ -223,12 +240,13 @@ impl Builder {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: it never waits.
-    #[expect(clippy::unused_async, reason = "must run inside a runtime, and may come to ask nodes before it returns")]
+    /// Cancel safe: nothing has been sent before it returns. It waits only for certificates and keys that `Builder::tls` names, a
+    /// second at most, while a thread reads them. If that takes longer, the attempts to connect wait for them.
     pub async fn connect(self) -> Result<Quorlock, ConfigError> {
         let (settings, nodes) = self.checked()?;
         runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
-        let core = Core::start(settings, nodes, self.machine(), &self.label, self.listeners);
+        let machine = self.machine().await?;
+        let core = Core::start(settings, nodes, machine, &self.label, self.listeners);
         Ok(Quorlock::new(Handle::new(core)))
     }
 
@@ -237,9 +255,20 @@ impl Builder {
         Ok((self.settings()?, self.addresses()?))
     }
 
-    /// What is outside of the client, with the timers of this runtime.
-    pub(crate) fn machine(&self) -> Arc<dyn Environment> {
-        self.environment.clone().unwrap_or_else(|| Arc::new(System::here()))
+    /// What is outside of the client, with the timers of this runtime and the settings for TLS, checked.
+    #[cfg_attr(not(feature = "tls"), expect(clippy::unused_async, reason = "waits with `tls`"))]
+    pub(crate) async fn machine(&self) -> Result<Arc<dyn Environment>, ConfigError> {
+        if let Some(environment) = &self.environment {
+            return Ok(Arc::clone(environment));
+        }
+        let system = System::here();
+        #[cfg(feature = "tls")]
+        if let Some(settings) = &self.tls {
+            let tls = TlsClient::new(settings.clone());
+            tls.check().await.map_err(|flaw| ConfigError::Tls { what: flaw.what, reason: flaw.reason })?;
+            return Ok(Arc::new(system.with_tls(tls)));
+        }
+        Ok(Arc::new(system))
     }
 
     fn settings(&self) -> Result<Settings, ConfigError> {

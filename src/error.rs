@@ -45,6 +45,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What was set for TLS cannot be used. The text shows no part of a key.
+    #[error("{} cannot be used: {}", Printable(what), Printable(reason))]
+    Tls {
+        /// The certificate, the key or the name, and its file.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The same server was named twice, so that one failure would take two votes.
     #[error(
         "node {second} is the same server as node {first} ({}); every vote needs a server of its own, \

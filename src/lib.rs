@@ -107,6 +107,8 @@ mod cookbook {}
 
 pub use builder::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use client::Quorlock;
+#[cfg(feature = "tls")]
+pub use environment::Tls;
 pub use error::{
     AcquireError, Answer, ClientError, ConfigError, ErrorKind, ExportError, ExtendError, Holder, LostError, NodeError,
     NodeReport, OwnHold, ReadyError, ReleaseError, Reports, RevokeError, RunError,

@@ -42,6 +42,8 @@
 //! ```
 
 mod beside;
+#[cfg(feature = "tls")]
+mod certificates;
 mod dial;
 #[cfg(test)]
 mod fake;
@@ -50,6 +52,8 @@ mod system;
 mod timing;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "tls")]
+mod tls_settings;
 
 #[cfg(test)]
 pub(crate) use fake::Fake;
@@ -57,3 +61,7 @@ pub use interface::{Connecting, Environment, Moment, Sleeping, Stream};
 pub use redis::ConnectionAddr;
 pub(crate) use system::System;
 pub(crate) use timing::{random_time, within};
+#[cfg(feature = "tls")]
+pub(crate) use tls::TlsClient;
+#[cfg(feature = "tls")]
+pub use tls_settings::Tls;

@@ -20,11 +20,15 @@ use tokio::runtime::{Handle, Id, is_rt_shutdown_err};
 use super::dial::tcp;
 use super::interface::{Connecting, Environment, Moment, Sleeping, Stream};
 #[cfg(feature = "tls")]
-use super::tls::Tls;
+use super::tls::TlsClient;
 
 /// The operating system's clocks, random source and sockets.
 #[derive(Debug, Default)]
-pub(crate) struct System(Home);
+pub(crate) struct System {
+    home: Home,
+    #[cfg(feature = "tls")]
+    tls: TlsClient,
+}
 
 /// The runtime in which the client was made, whose timers are used.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +40,18 @@ struct Home {
 impl System {
     /// Makes an environment that uses the timers of the caller's runtime.
     pub(crate) fn here() -> Self {
-        Self(Home { runtime: Handle::try_current().ok().map(|runtime| runtime.id()), ..Home::default() })
+        let runtime = Handle::try_current().ok().map(|runtime| runtime.id());
+        Self {
+            home: Home { runtime, ..Home::default() },
+            #[cfg(feature = "tls")]
+            tls: TlsClient::default(),
+        }
+    }
+
+    /// Uses these settings for TLS.
+    #[cfg(feature = "tls")]
+    pub(crate) fn with_tls(self, tls: TlsClient) -> Self {
+        Self { tls, ..self }
     }
 }
 
@@ -79,8 +94,8 @@ impl Environment for System {
                 ConnectionAddr::Unix(path) => Ok(Box::new(Socket(tokio::net::UnixStream::connect(path).await?)) as _),
                 #[cfg(feature = "tls")]
                 ConnectionAddr::TcpTls { host, port, insecure, .. } => {
-                    let tls = Tls::new(*insecure).await?;
-                    Ok(Box::new(tls.handshake(Socket(tcp(host, *port).await?), host).await?) as _)
+                    let verification = self.tls.ready(*insecure).await?;
+                    Ok(Box::new(verification.handshake(Socket(tcp(host, *port).await?), host).await?) as _)
                 }
                 _ => Err(io::Error::new(io::ErrorKind::Unsupported, "this kind of address is not supported")),
             }
@@ -91,7 +106,7 @@ impl Environment for System {
     /// have no timers, and a thread outside of runtimes has none. So it does where a paused clock of tokio runs ahead of this
     /// machine's.
     fn sleep(&self, time: Duration) -> Sleeping {
-        let (home, end) = (self.0.clone(), boot_time().saturating_add(time));
+        let (home, end) = (self.home.clone(), boot_time().saturating_add(time));
         Box::pin(async move {
             let mut runs_ahead = false;
             loop {
@@ -109,7 +124,7 @@ impl Environment for System {
     }
 
     fn runtime_has_ended(&self) {
-        self.0.has_ended.store(true, Ordering::SeqCst);
+        self.home.has_ended.store(true, Ordering::SeqCst);
     }
 }
 

@@ -15,6 +15,8 @@ mod runtimes;
 mod sections;
 mod sets;
 mod threads;
+#[cfg(feature = "tls")]
+mod tls;
 mod turns;
 mod wire;
 
