@@ -41,6 +41,7 @@ pub mod proxy;
 pub mod rng;
 pub mod server;
 mod stopwatch;
+pub mod tls;
 pub mod worker;
 
 pub use cluster::{CUT_OFF, Cluster, Setup, eventually, monotonic_micros, within};

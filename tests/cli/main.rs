@@ -24,4 +24,5 @@ mod secrets;
 mod signals;
 mod status;
 mod terminal;
+mod tls;
 mod waiting;

@@ -48,7 +48,7 @@ impl Sandbox {
 
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(program);
-        for variable in ["NAME", "TOKEN", "LEASE", "NODES", "PREFIX"] {
+        for variable in ["NAME", "TOKEN", "LEASE", "NODES", "PREFIX", "CACERT", "CERT", "KEY", "SNI"] {
             command.env_remove(format!("QUORLOCK_{variable}"));
         }
         command

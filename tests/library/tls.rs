@@ -1,105 +1,31 @@
 //! Settings for TLS: a CA of one's own, client certificates, the server's name, and files that change.
 
 use std::fs;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quorlock::{ConfigError, Quorlock, Tls};
-use quorlock_testkit::{Cluster, eventually, within};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use tempfile::TempDir;
+use quorlock_testkit::tls::{Authority, TlsServer};
+use quorlock_testkit::{eventually, within};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A CA. All have the same name.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate"))
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// Returns a certificate for this name, and its key.
-    fn issue(&self, name: &str) -> (String, String) {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        params.distinguished_name.push(DnType::CommonName, name);
-        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
-        (certificate.pem(), key.serialize_pem())
-    }
+async fn client(server: &TlsServer, tls: Tls) -> Quorlock {
+    let builder = Quorlock::builder().nodes([&server.url]).tls(tls).node_timeout(Duration::from_secs(2));
+    builder.connect().await.expect("settings that work")
 }
 
-/// A folder with certificates, and one server with TLS.
-struct Secured {
-    folder: TempDir,
-    cluster: Cluster,
-    url: String,
+/// Acquires and releases a lock at this server.
+async fn is_accepted(server: &TlsServer, tls: Tls) {
+    works(&client(server, tls).await).await.expect("a free lock");
 }
 
-impl Secured {
-    /// Starts a server with a certificate for `name`. With `asks` every client needs a certificate of the same CA.
-    fn start(authority: &Authority, name: &str, asks: bool) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        install(&folder, authority, name);
-        let file = |name| path(&folder, name);
-        let probe = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let port = probe.local_addr().expect("its address").port().to_string();
-        drop(probe);
-        let options = [
-            ["--tls-port", &port],
-            ["--tls-cert-file", &file("server.pem")],
-            ["--tls-key-file", &file("server.key")],
-            ["--tls-ca-cert-file", &file("server-ca.pem")],
-            ["--tls-auth-clients", if asks { "yes" } else { "no" }],
-            ["--appendonly", "yes"],
-            ["--appendfsync", "always"],
-        ];
-        let cluster = Cluster::with_options(1, &options.concat());
-        Self { folder, cluster, url: format!("rediss://localhost:{port}") }
-    }
-
-    fn file(&self, name: &str) -> String {
-        path(&self.folder, name)
-    }
-
-    async fn client(&self, tls: Tls) -> Quorlock {
-        let builder = Quorlock::builder().nodes([&self.url]).tls(tls).node_timeout(Duration::from_secs(2));
-        builder.connect().await.expect("settings that work")
-    }
-
-    /// Acquires and releases a lock.
-    async fn works(&self, tls: Tls) {
-        let locks = self.client(tls).await;
-        works(&locks).await.expect("a free lock");
-    }
-
-    /// Waits until the state of the node has these words.
-    async fn is_refused(&self, tls: Tls, words: &str) {
-        let locks = self.client(tls).await;
-        says(&locks, words).await;
-    }
-}
-
-fn path(folder: &TempDir, name: &str) -> String {
-    folder.path().join(name).to_str().expect("a plain path").to_owned()
-}
-
-/// Writes the certificates of the server.
-fn install(folder: &TempDir, authority: &Authority, name: &str) {
-    let (certificate, key) = authority.issue(name);
-    for (name, text) in [("server.pem", certificate), ("server.key", key), ("server-ca.pem", authority.pem())] {
-        fs::write(path(folder, name), text).expect("a file");
-    }
+/// Waits until the state of the node has these words.
+async fn is_refused(server: &TlsServer, tls: Tls, words: &str) {
+    says(&client(server, tls).await, words).await;
 }
 
 async fn works(locks: &Quorlock) -> Result<(), String> {
@@ -114,53 +40,49 @@ async fn says(locks: &Quorlock, words: &str) {
 #[tokio::test]
 async fn a_private_authority_is_trusted_instead_of_the_installed_ones() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let server = Secured::start(&authority, "localhost", false);
-    let file = server.file("server-ca.pem");
-    server.works(Tls::new().ca_file(&file)).await;
-    server.works(Tls::new().ca_pem(authority.pem())).await;
-    server.works(Tls::new().ca_pem(other.pem()).ca_pem(authority.pem())).await;
-    server.works(Tls::new().ca_file(&file).with_system_roots()).await;
-    fs::write(server.file("other.pem"), other.pem()).expect("a file");
-    let words = format!(
-        "its certificate is signed by none that is trusted here (trusted are the CA certificate file {})",
-        server.file("other.pem")
-    );
-    server.is_refused(Tls::new().ca_file(server.file("other.pem")), &words).await;
-    server.is_refused(Tls::new(), "Tls::ca_file, --cacert or SSL_CERT_FILE names a file of others").await;
+    let server = TlsServer::start(&authority, "localhost", false);
+    let file = server.file("ca.pem");
+    is_accepted(&server, Tls::new().ca_file(&file)).await;
+    is_accepted(&server, Tls::new().ca_pem(authority.pem())).await;
+    is_accepted(&server, Tls::new().ca_pem(other.pem()).ca_pem(authority.pem())).await;
+    is_accepted(&server, Tls::new().ca_file(&file).with_system_roots()).await;
+    let file = server.write("other.pem", &other.pem());
+    let words = format!("signed by none that is trusted here (trusted are the CA certificate file {file})");
+    is_refused(&server, Tls::new().ca_file(file), &words).await;
+    is_refused(&server, Tls::new(), "Tls::ca_file, --cacert or SSL_CERT_FILE names a file of others").await;
 }
 
 #[tokio::test]
 async fn a_configuration_of_the_program_is_used_as_it_is() {
     let authority = Authority::new();
-    let server = Secured::start(&authority, "localhost", false);
+    let server = TlsServer::start(&authority, "localhost", false);
     let config = |authority: &Authority| {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("PEM")).expect("a certificate");
         Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
     };
-    server.works(Tls::from_rustls(config(&authority))).await;
-    server.is_refused(Tls::from_rustls(config(&Authority::new())), "the program's configuration of rustls").await;
+    is_accepted(&server, Tls::from_rustls(config(&authority))).await;
+    is_refused(&server, Tls::from_rustls(config(&Authority::new())), "the program's configuration of rustls").await;
 }
 
 #[tokio::test]
 async fn a_client_certificate_is_shown_to_a_node_that_asks() {
     let authority = Authority::new();
-    let server = Secured::start(&authority, "localhost", true);
-    let trusting = || Tls::new().ca_file(server.file("server-ca.pem"));
+    let server = TlsServer::start(&authority, "localhost", true);
+    let trusting = || Tls::new().ca_file(server.file("ca.pem"));
     let (certificate, key) = authority.issue("client");
-    server.works(trusting().identity_pem(certificate.clone(), key.clone())).await;
-    fs::write(server.file("client.pem"), certificate).expect("a file");
-    fs::write(server.file("client.key"), key).expect("a file");
-    server.works(trusting().identity_files(server.file("client.pem"), server.file("client.key"))).await;
-    server.is_refused(trusting(), "it asks for a client certificate (Tls::identity_files; --cert and --key)").await;
+    is_accepted(&server, trusting().identity_pem(certificate.clone(), key.clone())).await;
+    let files = (server.write("client.pem", &certificate), server.write("client.key", &key));
+    is_accepted(&server, trusting().identity_files(files.0, files.1)).await;
+    is_refused(&server, trusting(), "it asks for a client certificate (Tls::identity_files; --cert and --key)").await;
     let (certificate, key) = Authority::new().issue("client");
-    server.is_refused(trusting().identity_pem(certificate, key), "it refuses the client certificate").await;
+    is_refused(&server, trusting().identity_pem(certificate, key), "it refuses the client certificate").await;
 }
 
 #[tokio::test]
 async fn a_client_certificate_is_shown_to_a_node_that_is_not_verified() {
     let authority = Authority::new();
-    let server = Secured::start(&authority, "localhost", true);
+    let server = TlsServer::start(&authority, "localhost", true);
     let (certificate, key) = authority.issue("client");
     let tls = Tls::new().identity_pem(certificate, key);
     let builder = Quorlock::builder().nodes([format!("{}/#insecure", server.url)]).tls(tls);
@@ -170,26 +92,24 @@ async fn a_client_certificate_is_shown_to_a_node_that_is_not_verified() {
 #[tokio::test]
 async fn the_server_name_is_asked_for_and_verified() {
     let authority = Authority::new();
-    let server = Secured::start(&authority, "redis.internal", false);
+    let server = TlsServer::start(&authority, "redis.internal", false);
     let trusting = || Tls::new().ca_pem(authority.pem());
-    server.works(trusting().server_name("redis.internal")).await;
-    server.is_refused(trusting(), "its certificate is not for the name localhost").await;
+    is_accepted(&server, trusting().server_name("redis.internal")).await;
+    is_refused(&server, trusting(), "its certificate is not for the name localhost").await;
     let named = trusting().server_name("redis.example");
-    server.is_refused(named, "its certificate is not for the name redis.example").await;
+    is_refused(&server, named, "its certificate is not for the name redis.example").await;
 }
 
 #[tokio::test]
 async fn a_changed_file_is_used_by_the_next_connection() {
     let old = Authority::new();
-    let mut server = Secured::start(&old, "localhost", false);
-    let trusted = server.file("trusted.pem");
-    fs::write(&trusted, old.pem()).expect("a file");
-    let locks = server.client(Tls::new().ca_file(&trusted)).await;
+    let mut server = TlsServer::start(&old, "localhost", false);
+    let trusted = server.write("trusted.pem", &old.pem());
+    let locks = client(&server, Tls::new().ca_file(&trusted)).await;
     works(&locks).await.expect("a free lock");
 
     let new = Authority::new();
-    install(&server.folder, &new, "localhost");
-    server.cluster.restart(0, false);
+    server.restart(&new, "localhost");
     says(&locks, "its certificate is signed by none that is trusted here").await;
     // As an operator replaces it who makes a mistake first.
     fs::write(&trusted, "no certificate").expect("a file");
@@ -209,7 +129,7 @@ async fn certificates_and_keys_that_cannot_be_used_are_refused_at_connect() {
     let broken = key.replacen("-----END", "hunter2!\n-----END", 1);
     let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
     let folder = tempfile::tempdir().expect("a folder");
-    let missing = path(&folder, "missing.pem");
+    let missing = folder.path().join("missing.pem").display().to_string();
     let identity = |key: &str| Tls::new().identity_pem(certificate.clone(), key);
     for (tls, words) in [
         (Tls::new().ca_file(&missing), &*format!("the CA certificate file {missing} cannot be used: No such file")),

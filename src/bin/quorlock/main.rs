@@ -27,6 +27,7 @@ mod run;
 mod signals;
 mod status;
 mod terminal;
+mod tls;
 mod variables;
 mod watch;
 

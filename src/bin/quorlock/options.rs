@@ -64,7 +64,9 @@ an older one. Where NAMEs have different tokens, because some were entered again
   QUORLOCK_LEASE_NODES, QUORLOCK_LEASE_PREFIX
                     where that lease is: a `quorlock run` on other nodes, or with another prefix, does not enter it
   QUORLOCK_NODES    the nodes, for a nested run (QUORLOCK_NODES_FILE if they came from a file, or if a URL holds a password)
-  QUORLOCK_PREFIX   the prefix, for a nested run";
+  QUORLOCK_PREFIX   the prefix, for a nested run
+  QUORLOCK_CACERT, QUORLOCK_CERT, QUORLOCK_KEY, QUORLOCK_SNI
+                    the settings for TLS, for a nested run";
 
 /// Run a command while holding a lock
 #[derive(Args)]

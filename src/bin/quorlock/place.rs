@@ -14,6 +14,7 @@ use crate::child::Variables;
 use crate::exit::{Exit, Failure};
 use crate::handover;
 use crate::messages::{Verbosity, shown};
+use crate::tls::{TlsFiles, TlsFlags};
 
 pub const NODES_VARIABLE: &str = "QUORLOCK_NODES";
 const FILE_VARIABLE: &str = "QUORLOCK_NODES_FILE";
@@ -41,6 +42,9 @@ pub struct PlaceFlags {
     /// What stands before a NAME in its key; may be empty. The same wherever the lock is used.
     #[arg(long, env = PREFIX_VARIABLE, default_value = quorlock::DEFAULT_PREFIX)]
     prefix: OsString,
+
+    #[command(flatten)]
+    tls: TlsFlags,
 }
 
 const SHORT_HELP_NODES: &str = "The Redis masters, as URLs with commas between [env: QUORLOCK_NODES]";
@@ -67,6 +71,7 @@ pub struct Place {
     nodes: Vec<String>,
     pub prefix: OsString,
     source: Source,
+    tls: TlsFiles,
 }
 
 enum Source {
@@ -101,7 +106,7 @@ impl PlaceFlags {
             );
             return Err(Failure::new(Exit::Usage, message));
         };
-        Ok(Place { nodes, prefix: self.prefix, source })
+        Ok(Place { nodes, prefix: self.prefix, source, tls: self.tls.check()? })
     }
 }
 
@@ -133,7 +138,7 @@ fn lines(text: &str) -> Vec<String> {
 
 impl Place {
     pub fn builder(&self) -> Builder {
-        Quorlock::builder().nodes(&self.nodes).prefix(self.prefix.as_bytes())
+        self.tls.apply(Quorlock::builder().nodes(&self.nodes).prefix(self.prefix.as_bytes()))
     }
 
     pub fn prefix_bytes(&self) -> &[u8] {
@@ -175,18 +180,21 @@ impl Place {
                 None => (Some(self.nodes.join(",").into()), None),
             },
         };
-        vec![
+        let mut variables = vec![
             (NODES_VARIABLE, urls),
             (FILE_VARIABLE, file),
             (PREFIX_VARIABLE, Some(self.prefix.clone())),
             (LEASE_NODES_VARIABLE, Some(names(locks).into())),
             (LEASE_PREFIX_VARIABLE, Some(self.prefix.clone())),
-        ]
+        ];
+        variables.extend(self.tls.variables());
+        variables
     }
 
     /// Takes all that away from the command.
     pub fn no_variables() -> Variables {
-        [NODES_VARIABLE, FILE_VARIABLE, LEASE_NODES_VARIABLE, LEASE_PREFIX_VARIABLE].map(|name| (name, None)).into()
+        let names = [NODES_VARIABLE, FILE_VARIABLE, LEASE_NODES_VARIABLE, LEASE_PREFIX_VARIABLE];
+        names.map(|name| (name, None)).into_iter().chain(TlsFiles::no_variables()).collect()
     }
 }
 
