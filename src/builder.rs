@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +9,8 @@ use crate::environment::{Environment, System};
 #[cfg(feature = "tls")]
 use crate::environment::{Tls, TlsClient};
 use crate::error::ConfigError;
-use crate::node::NodeAddress;
+use crate::node::{NodeAddress, NodeConfig};
 use crate::protocol::{Schedule, Validity, quorum};
-use crate::secrets::hidden;
 use crate::settings::Settings;
 #[cfg(feature = "metrics")]
 use crate::telemetry::Class;
@@ -32,7 +30,7 @@ const DEFAULT_DRIFT_FACTOR: f64 = 0.01;
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until connect()"]
 pub struct Builder {
-    nodes: Vec<NodeUrl>,
+    nodes: Vec<NodeConfig>,
     lease: Duration,
     longest_lease: Option<Duration>,
     prefix: Vec<u8>,
@@ -47,16 +45,6 @@ pub struct Builder {
     /// In place of this machine's.
     environment: Option<Arc<dyn Environment>>,
     listeners: Listeners,
-}
-
-/// As given: it may hold a password, so it is not printed.
-#[derive(Clone)]
-struct NodeUrl(String);
-
-impl fmt::Debug for NodeUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&NodeAddress::parse(&self.0).map_or_else(|_| hidden(&self.0), |node| node.name))
-    }
 }
 
 impl Quorlock {
@@ -88,6 +76,7 @@ impl Builder {
 
     /// The Redis (or Valkey) masters, as URLs: `redis://`, `redis+unix://`, and with feature `tls` also `rediss://`,
     /// with user, password and database number as the crate `redis` takes them. Independent servers, an odd number.
+    /// [`node_configs`](Self::node_configs) takes typed settings instead.
     ///
     /// The certificates that `rediss://` trusts are those of the operating system (`SSL_CERT_FILE` and `SSL_CERT_DIR` name
     /// others), unless `Builder::tls` names others. They are read once for the process.
@@ -98,7 +87,16 @@ impl Builder {
         I: IntoIterator,
         I::Item: Into<String>,
     {
-        self.nodes = urls.into_iter().map(|url| NodeUrl(url.into())).collect();
+        self.nodes = urls.into_iter().map(NodeConfig::url).collect();
+        self
+    }
+
+    /// The Redis (or Valkey) masters, as typed settings: for passwords that are asked for at each connection, and without escapes.
+    /// It replaces [`nodes`](Self::nodes).
+    ///
+    /// Defaults to none, which is refused.
+    pub fn node_configs(mut self, nodes: impl IntoIterator<Item = NodeConfig>) -> Self {
+        self.nodes = nodes.into_iter().collect();
         self
     }
 
@@ -307,12 +305,9 @@ impl Builder {
             return Err(ConfigError::TooManyNodes(self.nodes.len()));
         }
         let mut nodes: Vec<NodeAddress> = Vec::with_capacity(self.nodes.len());
-        for (i, NodeUrl(url)) in self.nodes.iter().enumerate() {
-            let node = NodeAddress::parse(url).map_err(|reason| ConfigError::NodeUrl {
-                position: i + 1,
-                address: hidden(url),
-                reason,
-            })?;
+        for (i, config) in self.nodes.iter().enumerate() {
+            let refused = |reason| ConfigError::NodeUrl { position: i + 1, address: config.hidden(), reason };
+            let node = config.address().map_err(refused)?;
             if let Some(first) = nodes.iter().position(|other| other.server == node.server) {
                 return Err(ConfigError::DuplicateNode { first: first + 1, second: i + 1, address: node.server });
             }

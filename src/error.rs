@@ -35,12 +35,12 @@ pub enum ConfigError {
     /// More nodes than a round can count.
     #[error("{0} nodes were given; at most 63 are supported, and more than 7 are seldom of use")]
     TooManyNodes(usize),
-    /// A node's URL cannot be used. The text shows no password.
+    /// A node's URL, or its [`NodeConfig`](crate::NodeConfig), cannot be used. The text shows no password.
     #[error("node {position} ({}) cannot be used: {}", Printable(address), Printable(reason))]
     NodeUrl {
         /// Its place in the list, from 1.
         position: usize,
-        /// Its scheme. What stands behind that may be a password, so no more is shown of a URL that cannot be taken apart.
+        /// Its address. Of a URL only the scheme is shown: what stands behind that may be a password.
         address: String,
         /// What is wrong with it.
         reason: String,

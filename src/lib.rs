@@ -115,6 +115,7 @@ pub use error::{
 };
 pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
+pub use node::NodeConfig;
 pub use owner::Owner;
 pub use protocol::{ParseTokenError, Token};
 pub use released::Released;

@@ -55,6 +55,7 @@ mod tls;
 #[cfg(feature = "tls")]
 mod tls_settings;
 
+pub(crate) use beside::Beside;
 #[cfg(test)]
 pub(crate) use fake::Fake;
 pub use interface::{Connecting, Environment, Moment, Sleeping, Stream};

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use redis::{ConnectionAddr, ConnectionInfo};
 
+use super::password::PasswordSource;
 use crate::text::Printable;
 
 /// Where a node is, and the user, password and database of the handshake.
@@ -15,6 +16,8 @@ pub(crate) struct NodeAddress {
     /// The server without the database: two of these are one failure.
     pub(crate) server: String,
     pub(crate) info: ConnectionInfo,
+    /// Where the password is from, if it is asked for at each connection. It replaces that of `info`.
+    pub(super) password: Option<PasswordSource>,
 }
 
 impl fmt::Debug for NodeAddress {
@@ -24,32 +27,18 @@ impl fmt::Debug for NodeAddress {
 }
 
 impl NodeAddress {
+    #[cfg(test)]
     pub(crate) fn parse(url: &str) -> Result<Self, String> {
-        let Some((scheme, rest)) = url.split_once("://") else {
-            return Err(
-                "it has no scheme: write it as a URL, redis://host:port (and %2C for a comma in a password)".to_owned()
-            );
-        };
-        let tail = rest.find(['/', '?', '#']).map_or("", |end| &rest[end..]);
-        if tail.contains('@') && !scheme.ends_with("unix") {
-            return Err(format!("an @ stands behind what is taken for the host: {ESCAPES}"));
-        }
-        if cfg!(not(feature = "tls")) && (url.starts_with("rediss:") || url.starts_with("valkeys:")) {
-            return Err("TLS needs quorlock built with its feature `tls`".to_owned());
-        }
-        let info = ConnectionInfo::from_str(url).map_err(|error| {
-            // The crate's words never quote the URL. Where it has none of its own, it could not take the URL apart.
-            match error.to_string().split(" - ").next() {
-                None | Some("Redis URL did not parse") => {
-                    format!(
-                        "write it as redis://[user:password@]host[:port][/database], the port a number up to 65535; {ESCAPES}"
-                    )
-                }
-                Some(reason) => reason.to_lowercase(),
-            }
-        })?;
+        Self::new(info_of(url)?, None)
+    }
+
+    /// `password` is where the password is from, if not from `info`.
+    pub(super) fn new(info: ConnectionInfo, password: Option<PasswordSource>) -> Result<Self, String> {
         let settings = info.redis_settings();
-        if settings.username().is_some_and(|user| !user.is_empty()) && settings.password().is_none() {
+        if password.is_none()
+            && settings.username().is_some_and(|user| !user.is_empty())
+            && settings.password().is_none()
+        {
             return Err(
                 "it has a user and no password: write redis://user:password@host, or redis://:password@host for \
                         a password without a user"
@@ -71,9 +60,38 @@ impl NodeAddress {
             0 => server.clone(),
             db => format!("{server}/{db}"),
         };
-        Ok(Self { name, server, info })
+        Ok(Self { name, server, info, password })
     }
 }
+
+/// Takes a URL apart.
+pub(super) fn info_of(url: &str) -> Result<ConnectionInfo, String> {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Err(
+            "it has no scheme: write it as a URL, redis://host:port (and %2C for a comma in a password)".to_owned()
+        );
+    };
+    let tail = rest.find(['/', '?', '#']).map_or("", |end| &rest[end..]);
+    if tail.contains('@') && !scheme.ends_with("unix") {
+        return Err(format!("an @ stands behind what is taken for the host: {ESCAPES}"));
+    }
+    if cfg!(not(feature = "tls")) && (url.starts_with("rediss:") || url.starts_with("valkeys:")) {
+        return Err(NEEDS_TLS.to_owned());
+    }
+    ConnectionInfo::from_str(url).map_err(|error| {
+            // The crate's words never quote the URL. Where it has none of its own, it could not take the URL apart.
+            match error.to_string().split(" - ").next() {
+                None | Some("Redis URL did not parse") => {
+                    format!(
+                        "write it as redis://[user:password@]host[:port][/database], the port a number up to 65535; {ESCAPES}"
+                    )
+                }
+                Some(reason) => reason.to_lowercase(),
+            }
+    })
+}
+
+pub(super) const NEEDS_TLS: &str = "TLS needs quorlock built with its feature `tls`";
 
 /// How a password is written in a URL.
 const ESCAPES: &str = "in a password write %23 for #, %3F for ?, %2F for /, %40 for @, %2C for a comma and %25 for %";

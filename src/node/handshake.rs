@@ -115,10 +115,14 @@ pub(super) async fn greet<const N: usize>(
     let stream = environment.connect(address.info.addr()).await.map_err(connect)?;
     is_open.store(true, Ordering::Relaxed);
     let mut stream = RespStream::new(stream);
-    let greeting = greeting(address.info.redis_settings());
+    let mut settings = address.info.redis_settings().clone();
+    if let Some(source) = &address.password {
+        settings = settings.set_password(source.ask(environment).await.map_err(connect)?);
+    }
+    let greeting = greeting(&settings);
     let greetings = greeting.len();
     let commands: Vec<Cmd> = greeting.into_iter().chain(questions).collect();
-    let password = address.info.redis_settings().password();
+    let password = settings.password();
     let mut answers = stream.ask(&commands).await.map_err(|error| match error {
         NodeError::Disconnected(why) if matches!(address.info.addr(), ConnectionAddr::Tcp(..)) => {
             NodeError::Disconnected(format!("{why} (a port for TLS does that: it needs the scheme rediss)"))

@@ -8,6 +8,7 @@ mod clocks;
 mod commands;
 mod common;
 mod condition;
+mod config;
 mod connect_attempt;
 mod connection;
 mod driver;
@@ -19,6 +20,7 @@ mod inflight;
 mod known;
 mod life;
 mod pace;
+mod password;
 mod pause;
 mod places;
 #[cfg(test)]
@@ -42,6 +44,7 @@ pub(crate) use address::NodeAddress;
 pub(crate) use commands::{Entry, LastEnd, RoundArgs, hold, inspect, leave, millis, release, revoke};
 pub(crate) use common::Common;
 use condition::Condition;
+pub use config::NodeConfig;
 pub(crate) use driver::Driver;
 pub(crate) use replies::{
     InspectReply, Refusal, RevokeReply, Vote, parse_hold, parse_inspect, parse_release, parse_revoke,

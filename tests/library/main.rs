@@ -2,6 +2,7 @@
 //! every kind of node URL, runtimes that end.
 
 mod clocks;
+mod configs;
 mod distance;
 mod endings;
 mod kills;
