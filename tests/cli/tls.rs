@@ -4,7 +4,9 @@ use quorlock_testkit::Cluster;
 #[cfg(feature = "tls")]
 use quorlock_testkit::tls::{Authority, TlsServer};
 
-use crate::sandbox::{Sandbox, finish};
+use crate::sandbox::Sandbox;
+#[cfg(feature = "tls")]
+use crate::sandbox::finish;
 
 /// The command in the lock looks at the nodes with the settings of the outer one, also from another folder.
 #[cfg(feature = "tls")]
