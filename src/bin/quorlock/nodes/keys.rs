@@ -79,23 +79,16 @@ pub async fn queue_keys(node: &mut Node, prefix: &[u8]) -> Result<(usize, Vec<Ve
     Ok((beginning.len(), found.into_iter().map(|(key, _)| key).collect()))
 }
 
-/// A key may be found twice.
+/// Returns the keys that begin like this, with their values; `None` for a key of another type.
 async fn all_keys(node: &mut Node, beginning: &[u8]) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, NodeError> {
-    let pattern = [&escaped(beginning)[..], b"*"].concat();
-    let (mut cursor, mut found) = ("0".to_owned(), std::collections::BTreeMap::new());
-    loop {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
-        let (next, keys): (String, Vec<Vec<u8>>) = read("SCAN", node.ask(&scan).await?)?;
-        if !keys.is_empty() {
-            let values: Vec<Option<Vec<u8>>> = read("MGET", node.ask(redis::cmd("MGET").arg(&keys)).await?)?;
-            found.extend(keys.into_iter().zip(values));
-        }
-        if next == "0" {
-            return Ok(found.into_iter().collect());
-        }
-        cursor = next;
-    }
+    // The server may show a key twice.
+    let found = std::cell::RefCell::new(std::collections::BTreeMap::new());
+    let collect = |key: &[u8], value: Option<&[u8]>| {
+        found.borrow_mut().insert(key.to_vec(), value.map(<[u8]>::to_vec));
+        None::<()>
+    };
+    search_all(node, beginning, collect).await?;
+    Ok(found.into_inner().into_iter().collect())
 }
 
 /// A lock key under this prefix that has no end, as people can read it.
@@ -136,6 +129,15 @@ async fn search<T>(
     beginning: &[u8],
     wanted: impl Fn(&[u8], &[u8]) -> Option<T>,
 ) -> Result<Option<T>, NodeError> {
+    search_all(node, beginning, |key, value| wanted(key, value?)).await
+}
+
+/// The same with keys of other types, which have no value here.
+async fn search_all<T>(
+    node: &mut Node,
+    beginning: &[u8],
+    wanted: impl Fn(&[u8], Option<&[u8]>) -> Option<T>,
+) -> Result<Option<T>, NodeError> {
     let pattern = [&escaped(beginning)[..], b"*"].concat();
     let mut cursor = "0".to_owned();
     loop {
@@ -145,7 +147,7 @@ async fn search<T>(
         if !keys.is_empty() {
             let values: Vec<Option<Vec<u8>>> = read("MGET", node.ask(redis::cmd("MGET").arg(&keys)).await?)?;
             let mut stored = keys.iter().zip(values);
-            if let Some(found) = stored.find_map(|(key, value)| wanted(key, &value?)) {
+            if let Some(found) = stored.find_map(|(key, value)| wanted(key, value.as_deref())) {
                 return Ok(Some(found));
             }
         }
