@@ -26,7 +26,7 @@ fn contention(nodes: &Reports) -> String {
 #[non_exhaustive]
 pub enum AcquireError {
     /// Another owner has it.
-    #[error("{} is held by {by}{}{}", Printable(resource), for_another(*free_in), hint(*own))]
+    #[error("{} is held by {by}{}{}", Printable(resource), for_another(by, *free_in), hint(*own))]
     Held {
         /// What is held, as readable text.
         resource: String,

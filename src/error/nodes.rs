@@ -54,7 +54,7 @@ pub enum Answer {
     #[error("agreed")]
     Agreed,
     /// Another owner has the resource there.
-    #[error("held by {by}{}", for_another(*free_in))]
+    #[error("held by {by}{}", for_another(by, *free_in))]
     Held {
         /// Who.
         by: Holder,
@@ -96,8 +96,10 @@ pub enum Answer {
     Failed(#[from] NodeError),
 }
 
-pub(super) fn for_another(free_in: Option<Duration>) -> String {
+/// Returns for how long the holder has it. A lease that was revoked is not renewed.
+pub(super) fn for_another(by: &Holder, free_in: Option<Duration>) -> String {
     match free_in {
+        Some(left) if matches!(by, Holder::Revoked { .. }) => format!(", for {} more", Rounded(left)),
         Some(left) => format!(", for {} more unless renewed", Rounded(left)),
         None => ", without an end".to_owned(),
     }

@@ -36,7 +36,11 @@ fn a_holder_at_work_is_ended_and_the_next_one_gets_the_lock() {
 
     let ended = finish(run);
     assert_eq!(ended.code, Some(79), "{ended:?}");
-    assert!(ended.stderr.contains("revoked from"), "the reason is said: {}", ended.stderr);
+    assert!(
+        ended.stderr.contains("the lock on job was revoked (") && ended.stderr.contains("revoked from"),
+        "{}",
+        ended.stderr
+    );
 
     let next = sandbox.end(&["run", "job", "--", "true"]);
     assert_eq!(next.code, Some(0), "{next:?}");

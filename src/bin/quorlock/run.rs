@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
-use quorlock::{ConfigError, Guard, Quorlock, ReleaseError, Released};
+use quorlock::{Answer, ConfigError, Guard, Holder, NodeReport, Quorlock, ReleaseError, Released};
 use tokio::select;
 use tokio::time::{Instant, sleep_until};
 
@@ -118,7 +118,13 @@ async fn rest(options: &RunOptions, guard: &Guard, acquired: Instant, signals: &
 }
 
 fn say_how_it_was_stopped(shown: &str, ended: &Ended, stop: &Stop) {
-    let lost = format!("the lock on {shown} was lost or about to be, as the nodes did not renew it ({})", stop.reports);
+    let is_revoked = |report: &NodeReport| matches!(report.answer, Answer::Held { by: Holder::Revoked { .. }, .. });
+    let why = if stop.reports.0.iter().any(is_revoked) {
+        "was revoked"
+    } else {
+        "was lost or about to be, as the nodes did not renew it"
+    };
+    let lost = format!("the lock on {shown} {why} ({})", stop.reports);
     if !ended.left.refusing.is_empty() {
         return messages::error(format_args!(
             "{lost}. The command goes on without it: it was not possible to kill {}. End it, and check its work, before \
