@@ -10,7 +10,7 @@ use crate::coordinator::{Core, Handle};
 use crate::error::{AcquireError, Answer, ConfigError, ExportError, NodeError, ReadyError, Reports};
 use crate::guard::Guard;
 use crate::inspect::Inspection;
-use crate::node::{self, Node, ReplyTo, Request, parse_inspect};
+use crate::node::{self, Node, Packed, ReplyTo, Request, parse_inspect};
 use crate::owner::Owner;
 use crate::request::LockRequest;
 use crate::telemetry::Stats;
@@ -88,7 +88,7 @@ impl Quorlock {
     /// Cancel safe.
     pub async fn inspect(&self, name: impl AsRef<[u8]>) -> Result<Inspection, ConfigError> {
         let resource = self.0.core.resource(name.as_ref())?;
-        let replies = self.ask_all(node::inspect(&resource), parse_inspect).await;
+        let replies = self.ask_all(&node::inspect(&resource), parse_inspect).await;
         let mut seen = Inspection::new(resource.name(), replies);
         for (view, known) in seen.nodes.iter_mut().zip(self.known().0) {
             if let (Ok(state), Answer::Failed(NodeError::Quarantined { left })) = (&mut view.state, known.answer) {
@@ -108,7 +108,7 @@ impl Quorlock {
     pub async fn flush(&self) {
         for _ in 0..MOST_PINGS {
             let resent = self.0.core.common.resent();
-            self.ask_all(redis::cmd("PING"), |_| Ok(())).await;
+            self.ask_all(&redis::cmd("PING"), |_| Ok(())).await;
             if resent == self.0.core.common.resent() {
                 return;
             }
@@ -165,7 +165,17 @@ impl Quorlock {
     /// Asks every node the same, and waits for all of them for at most the node timeout.
     pub(crate) async fn ask_all<T>(
         &self,
-        command: redis::Cmd,
+        command: &redis::Cmd,
+        parse: impl Fn(&redis::Value) -> Result<T, NodeError>,
+    ) -> Vec<(String, Result<T, NodeError>)> {
+        self.send_all(&node::pack(command), ReplyTo::Look, parse).await
+    }
+
+    /// Sends every node the same, and waits for all of them for at most the node timeout.
+    pub(crate) async fn send_all<T>(
+        &self,
+        command: &Packed,
+        reply_to: fn(oneshot::Sender<Result<redis::Value, NodeError>>) -> ReplyTo,
         parse: impl Fn(&redis::Value) -> Result<T, NodeError>,
     ) -> Vec<(String, Result<T, NodeError>)> {
         let core = &self.0.core;
@@ -173,11 +183,10 @@ impl Quorlock {
             return core.nodes.iter().map(|node| (node.name.to_string(), Err(why.into()))).collect();
         }
         let limit = core.settings.node_timeout(core.settings.lease);
-        let command = node::pack(&command);
         let (parse, polls) = (&parse, core.driver.polls());
         let asked = core.nodes.iter().enumerate().map(|(index, node)| {
-            let (reply_to, answer) = oneshot::channel();
-            node.send(Request { command: Arc::clone(&command), reply_to: ReplyTo::Look(reply_to) });
+            let (sender, answer) = oneshot::channel();
+            node.send(Request { command: Arc::clone(command), reply_to: reply_to(sender) });
             async move {
                 let answer = match core.within(limit, answer).await {
                     Some(Ok(answer)) => answer.and_then(|value| parse(&value)),

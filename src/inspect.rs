@@ -107,8 +107,14 @@ mod tests {
     fn verdict(nodes: &[&str]) -> Verdict {
         let reply = |what: &str| match what {
             "down" => Err(NodeError::NoAnswer(Duration::ZERO)),
-            "free" => Ok(InspectReply { held: None, raw: Vec::new(), ttl: None, ballot: None }),
-            who => Ok(InspectReply { held: Some((Holder::Foreign, 1)), raw: who.into(), ttl: None, ballot: None }),
+            "free" => Ok(InspectReply { held: None, raw: Vec::new(), ttl: None, ballot: None, last: None }),
+            who => Ok(InspectReply {
+                held: Some((Holder::Foreign, 1)),
+                raw: who.into(),
+                ttl: None,
+                ballot: None,
+                last: None,
+            }),
         };
         let replies = nodes.iter().map(|what| ((*what).to_owned(), reply(what)));
         Inspection::new(b"name", replies.collect()).verdict

@@ -1,4 +1,5 @@
 use super::{ConfigError, ErrorKind, Holder, NodeReport, Reports};
+use crate::protocol::Token;
 use crate::text::{Printable, counted_nodes};
 
 /// Why a lease was not revoked.
@@ -23,6 +24,17 @@ pub enum RevokeError {
         /// Every node's answer.
         nodes: Reports,
     },
+    /// The nodes have several leases, and it was not said which one to revoke: some are left of requests that failed, or one lease
+    /// has just followed another. Nothing was touched.
+    #[error("the nodes have several leases on {}: say which one is meant by its token ({nodes})", Printable(resource))]
+    Several {
+        /// What was asked for, as readable text.
+        resource: String,
+        /// Their tokens, the smallest first.
+        tokens: Vec<Token>,
+        /// Every node's answer.
+        nodes: Reports,
+    },
     /// Too few nodes have answered. Some of them may refuse the holder now; repeating the call is safe.
     #[error("no quorum: {needed} of {} must revoke the lease ({nodes})", counted_nodes(nodes.0.len()))]
     NoQuorum {
@@ -42,7 +54,7 @@ impl RevokeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotHeld { .. } => ErrorKind::Lost,
-            Self::Held { .. } => ErrorKind::Held,
+            Self::Held { .. } | Self::Several { .. } => ErrorKind::Held,
             Self::NoQuorum { needed, nodes } => nodes.kind(*needed),
             Self::Config(error) => error.kind(),
         }
@@ -53,7 +65,7 @@ impl RevokeError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NoQuorum { needed, nodes } => nodes.may_recover(*needed),
-            Self::NotHeld { .. } | Self::Held { .. } | Self::Config(_) => false,
+            Self::NotHeld { .. } | Self::Held { .. } | Self::Several { .. } | Self::Config(_) => false,
         }
     }
 
@@ -61,7 +73,10 @@ impl RevokeError {
     #[must_use]
     pub fn nodes(&self) -> &[NodeReport] {
         match self {
-            Self::NotHeld { nodes, .. } | Self::Held { nodes, .. } | Self::NoQuorum { nodes, .. } => &nodes.0,
+            Self::NotHeld { nodes, .. }
+            | Self::Held { nodes, .. }
+            | Self::Several { nodes, .. }
+            | Self::NoQuorum { nodes, .. } => &nodes.0,
             Self::Config(_) => &[],
         }
     }

@@ -73,7 +73,7 @@ impl Backlog {
                     round.nothing_sent(self.index);
                     continue;
                 }
-                ReplyTo::Release(_) | ReplyTo::Look(_) | ReplyTo::Loading => {}
+                ReplyTo::Release(_) | ReplyTo::Look(_) | ReplyTo::Revoke(_) | ReplyTo::Loading => {}
             }
             self.requests.push_back(request);
         }

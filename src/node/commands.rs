@@ -187,11 +187,11 @@ pub(crate) fn inspect(resource: &Resource) -> Cmd {
 }
 
 /// Makes the command that takes the lease with this token from its holder (`revoke.lua`). It is sent with its code: it is rare, and no
-/// connection loads it. `wall` is this machine's wall clock, in µs.
+/// connection loads it. `wall` is this machine's wall clock, in µs. The record of the node is left to each connection.
 pub(crate) fn revoke(resource: &Resource, token: Token, ballot: Ballot, wall: u64) -> Cmd {
     let mut command = redis::cmd("EVAL");
     command.arg(REVOKE_CODE).arg(2).arg(resource.lock_key()).arg(resource.ballot_key());
-    command.arg(format!("{:016} {:016} {:013}", token.get(), ballot.get(), wall / 1000));
+    command.arg(format!("{:016} {:016} {:013}", token.get(), ballot.get(), wall / 1000)).arg(TAIL);
     command
 }
 

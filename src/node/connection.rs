@@ -284,7 +284,7 @@ impl Connection {
         let is_wanted = match &request.reply_to {
             ReplyTo::Release(_) => true,
             ReplyTo::Hold(round) => self.down.is_none() && !round.is_moot() && now.since(round.facts().started) < limit,
-            ReplyTo::Look(reply_to) => self.down.is_none() && !reply_to.is_closed(),
+            ReplyTo::Look(reply_to) | ReplyTo::Revoke(reply_to) => self.down.is_none() && !reply_to.is_closed(),
             ReplyTo::Loading => false,
         };
         if is_wanted {
@@ -430,10 +430,10 @@ impl Connection {
         let index = self.index;
         let now = self.environment.now();
         match &request.reply_to {
-            ReplyTo::Hold(_) | ReplyTo::Look(_) if self.common.life.has_ended() => {
+            ReplyTo::Hold(_) | ReplyTo::Look(_) | ReplyTo::Revoke(_) if self.common.life.has_ended() => {
                 request.reply_to.answer(index, Err(ClientError::RuntimeEnded.into()));
             }
-            ReplyTo::Hold(_) | ReplyTo::Look(_)
+            ReplyTo::Hold(_) | ReplyTo::Look(_) | ReplyTo::Revoke(_)
                 if inflight.silent || request.reply_to.is_late(now, self.common.timeout) =>
             {
                 request.reply_to.answer(index, Err(inflight.overdue(now)));
@@ -453,6 +453,13 @@ impl Connection {
                 round.mark_sent(index);
                 inflight.push(request, now, &self.common, &self.wait);
             }
+            ReplyTo::Revoke(_) => match self.common.conflict(index) {
+                Some(conflict) => {
+                    inflight.is_stale |= inflight.conflicts < self.common.conflicts();
+                    request.reply_to.answer(index, Err(conflict));
+                }
+                None => inflight.push(request, now, &self.common, &self.wait),
+            },
             ReplyTo::Look(_) | ReplyTo::Loading => inflight.push(request, now, &self.common, &self.wait),
         }
     }

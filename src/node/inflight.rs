@@ -194,6 +194,7 @@ impl Inflight {
                 self.stream.push(&self.known.said_in_hold(length, ballot, common, wait, now));
             }
             ReplyTo::Release(_) => self.stream.push(self.known.said_in_release()),
+            ReplyTo::Revoke(_) => self.stream.push(&self.known.said_in_revoke(common, wait, now)),
             ReplyTo::Loading => self.loading += 1,
             ReplyTo::Look(_) => {}
         }

@@ -67,6 +67,18 @@ impl Known {
         if self.is_over && is_close && longest <= self.record.longest && lease <= LONGEST_USUAL {
             return self.usual.clone();
         }
+        self.word_and_wait(used, longest, wait, now)
+    }
+
+    /// Returns the last argument of a revocation.
+    pub(super) fn said_in_revoke(&self, common: &Common, wait: &Wait, now: Moment) -> Vec<u8> {
+        let used = common.longest_lease();
+        if self.is_over { self.usual.clone() } else { self.word_and_wait(used, used, wait, now) }
+    }
+
+    /// Returns the record as far as a node needs it whose quarantine is not known to be over: the word, the longest lease that this
+    /// client knows, and whether it has waited for longer than `longest`.
+    fn word_and_wait(&self, used: Duration, longest: Duration, wait: &Wait, now: Moment) -> Vec<u8> {
         let waited = if wait.is_over(self.record.word, longest.max(self.record.longest), now) { " waited" } else { "" };
         argument(format!("{:016x} {}{waited}", self.record.word, millis(used)).as_bytes())
     }

@@ -50,7 +50,7 @@ pub(crate) use replies::{
     InspectReply, Refusal, RevokeReply, Vote, parse_hold, parse_inspect, parse_release, parse_revoke,
 };
 use request::Message;
-pub(crate) use request::{Exchange, Facts, ReplyTo, Request, pack, pack_open};
+pub(crate) use request::{Exchange, Facts, Packed, ReplyTo, Request, pack, pack_open};
 
 /// The sending end of a node's queue. Messages reach the node in the order of the calls, or not at all.
 pub(crate) struct Node {

@@ -166,7 +166,7 @@ fn revoke_reply(value: &Value) -> Option<Result<RevokeReply, NodeError>> {
             let by = LockValue::parse(value).map_or(Holder::Foreign, LockValue::into_holder);
             Ok(RevokeReply::Held { by, free_in: count(*pttl).map(Duration::from_millis) })
         }
-        [Value::Int(4), Value::Int(_), Value::Int(_)] => Ok(RevokeReply::Ahead),
+        [Value::Int(4), Value::Int(now), Value::Int(_)] => Ok(RevokeReply::Ahead { clock: count(*now)? }),
         [Value::Int(9), Value::Int(_), Value::Int(left)] => {
             Err(NodeError::Quarantined { left: Duration::from_millis(count(*left)?) })
         }
@@ -196,7 +196,10 @@ pub(crate) enum RevokeReply {
     /// Another lease, or another kind of key, is in its place.
     Held { by: Holder, free_in: Option<Duration> },
     /// The ballot is further ahead of the node's clock than ballots may be.
-    Ahead,
+    Ahead {
+        /// The node's, in µs.
+        clock: u64,
+    },
 }
 
 /// What `inspect.lua` saw.
@@ -207,6 +210,8 @@ pub(crate) struct InspectReply {
     pub(crate) raw: Vec<u8>,
     pub(crate) ttl: Option<Duration>,
     pub(crate) ballot: Option<u64>,
+    /// The last lease honoured there, if it was not released: its end, in ms of its holder's wall clock, and its token.
+    pub(crate) last: Option<(u64, Token)>,
 }
 
 pub(crate) fn parse_inspect(value: &Value) -> Result<InspectReply, NodeError> {
@@ -229,7 +234,13 @@ fn inspect_reply(value: &Value) -> Option<InspectReply> {
         "string" => Some(holder(raw).unwrap_or((Holder::Foreign, 1))),
         _ => Some((Holder::Foreign, 1)),
     };
+    let last = std::str::from_utf8(ballot).ok().and_then(|text| {
+        let (_, rest) = text.split(" | ").next()?.split_once(' ')?;
+        let (end, value) = rest.split_once(' ')?;
+        Some((end.parse().ok()?, LockValue::parse(value.as_bytes())?.token.into()))
+    });
     Some(InspectReply {
+        last,
         held,
         raw: [kind.as_bytes(), b" ", raw].concat(),
         ttl: u64::try_from(*pttl).ok().map(Duration::from_millis),
@@ -395,7 +406,7 @@ mod tests {
                     free_in: Some(Duration::from_millis(5)),
                 }),
             ),
-            (vec![int(4), int(99), int(1)], Ok(RevokeReply::Ahead)),
+            (vec![int(4), int(99), int(1)], Ok(RevokeReply::Ahead { clock: 99 })),
             (vec![int(9), int(99), int(70)], Err(NodeError::Quarantined { left: Duration::from_millis(70) })),
             (vec![int(10), int(99)], Err(NodeError::Forgot)),
         ];
@@ -415,7 +426,9 @@ mod tests {
             parse_inspect(&array(vec![Value::Int(1), text(kind), text(value), Value::Int(pttl), text(ballot)])).unwrap()
         };
         let free = look("none", "", -2, "12 0=- 7:51");
-        assert_eq!((free.held, free.ttl, free.ballot), (None, None, Some(12)));
+        assert_eq!((free.held, free.ttl, free.ballot, free.last), (None, None, Some(12), None));
+        let last = look("none", "", -2, "12 88 ql1 7 ab host:1 s/1:2 | 0=-").last;
+        assert_eq!(last.map(|(end, token)| (end, token.get())), Some((88, 7)));
         let held = look("string", "ql1 7 ab host:1 s:2 t:1", 900, "");
         assert_eq!(held.held.map(|(_, holds)| holds), Some(3));
         assert_eq!((held.ttl, held.ballot), (Some(Duration::from_millis(900)), None));

@@ -88,6 +88,8 @@ pub(crate) enum ReplyTo {
     Release(Arc<dyn Exchange>),
     /// A caller that only looks at the node.
     Look(oneshot::Sender<Result<Value, NodeError>>),
+    /// A caller that revokes a lease, by the node's record as this connection knows it.
+    Revoke(oneshot::Sender<Result<Value, NodeError>>),
     /// Nowhere: a script is being loaded.
     Loading,
 }
@@ -101,7 +103,7 @@ impl ReplyTo {
     pub(super) fn answer(self, index: usize, result: Result<Value, NodeError>) {
         match self {
             Self::Hold(round) | Self::Release(round) => round.answered(index, result),
-            Self::Look(reply_to) => drop(reply_to.send(result)),
+            Self::Look(reply_to) | Self::Revoke(reply_to) => drop(reply_to.send(result)),
             Self::Loading => {}
         }
     }

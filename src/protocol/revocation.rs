@@ -13,6 +13,8 @@ pub(crate) enum RevocationReply {
     },
     /// Another lease is in its place.
     Held,
+    /// The ballot is further ahead of the node's clock than ballots may be.
+    Ahead,
     /// No answer, or one that does not count.
     Missing,
 }
@@ -25,8 +27,11 @@ pub(crate) enum Revocation {
     /// The same, and none of that majority had anything of the lease: it was over, or never granted.
     Absent,
     /// A majority did as asked, but some have honoured newer ballots than the sent one. A message that names one of those as known
-    /// could still be honoured, so the revocation is to be repeated above this one.
+    /// could still be honoured, so the revocation is to be repeated above this one: it exceeds the ballots of a majority. Those of
+    /// a minority may be anything.
     Overtaken(Ballot),
+    /// The ballot is too far ahead for so many nodes that no majority can do as asked.
+    Ahead,
     /// Another lease is in the way at so many nodes that this one can have no majority.
     Held,
     /// Too few nodes have answered.
@@ -39,16 +44,19 @@ impl Revocation {
         let done = || {
             replies.iter().filter_map(|reply| match reply {
                 RevocationReply::Done { highest, had_lease } => Some((*highest, *had_lease)),
-                RevocationReply::Held | RevocationReply::Missing => None,
+                RevocationReply::Held | RevocationReply::Ahead | RevocationReply::Missing => None,
             })
         };
-        let above = done().map(|(highest, _)| highest).max().unwrap_or(Ballot::ZERO);
-        let held = replies.iter().filter(|reply| **reply == RevocationReply::Held).count();
+        let mut ballots: Vec<Ballot> = done().map(|(highest, _)| highest).collect();
+        ballots.sort_unstable();
+        let count = |kind| replies.iter().filter(|reply| **reply == kind).count();
         if done().filter(|(highest, _)| *highest < ballot).count() >= quorum {
             if done().any(|(_, had_lease)| had_lease) { Self::Revoked } else { Self::Absent }
-        } else if done().count() >= quorum {
-            Self::Overtaken(above)
-        } else if held > replies.len() - quorum {
+        } else if let Some(above) = ballots.get(quorum - 1) {
+            Self::Overtaken(*above)
+        } else if count(RevocationReply::Ahead) > replies.len() - quorum {
+            Self::Ahead
+        } else if count(RevocationReply::Held) > replies.len() - quorum {
             Self::Held
         } else {
             Self::NoQuorum
@@ -58,7 +66,7 @@ impl Revocation {
 
 #[cfg(test)]
 mod tests {
-    use super::RevocationReply::{Held, Missing};
+    use super::RevocationReply::{Ahead, Held, Missing};
     use super::*;
 
     fn ballot(number: u64) -> Ballot {
@@ -75,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_majority_with_lower_ballots_revokes() {
-        let table: [(&[RevocationReply], Revocation); 14] = [
+        let table: [(&[RevocationReply], Revocation); 17] = [
             (&[had(9)], Revocation::Revoked),
             (&[had(10)], Revocation::Overtaken(ballot(10))),
             (&[had(9), had(9), had(9)], Revocation::Revoked),
@@ -84,7 +92,10 @@ mod tests {
             // The lease may be at one node of a set that did not count: it still was there.
             (&[absent(9), absent(0), had(11)], Revocation::Revoked),
             (&[had(9), absent(10), Missing], Revocation::Overtaken(ballot(10))),
-            (&[had(12), had(14), had(9)], Revocation::Overtaken(ballot(14))),
+            (&[had(12), had(14), had(9)], Revocation::Overtaken(ballot(12))),
+            (&[had(12), had(14), had(1 << 52)], Revocation::Overtaken(ballot(14))),
+            (&[Ahead, Ahead, had(9)], Revocation::Ahead),
+            (&[Ahead, Missing, had(9)], Revocation::NoQuorum),
             (&[had(9), Missing, Missing], Revocation::NoQuorum),
             (&[had(9), Held, Missing], Revocation::NoQuorum),
             (&[had(9), Held, Held], Revocation::Held),

@@ -291,6 +291,12 @@ pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
                 Reply::Int(9) => mask(&mut items, 2),
                 _ => left = None,
             }
+            // The floor of a node that remembers no ballot goes by its clock.
+            if let (Reply::Int(11 | 12), Reply::Int(highest)) = (&items[0], &items[2])
+                && highest.abs_diff(now.cast_signed() - WINDOW_US.cast_signed()) < 5_000_000
+            {
+                items[2] = Reply::Int(0);
+            }
         }
         Script::Inspect => {
             mask(&mut items, 0);

@@ -148,6 +148,7 @@ impl Source {
         let standing = Self::standing(store, name, now).map(|(token, ..)| token);
         let token = standing.filter(|_| self.rng.chance(0.7)).unwrap_or_else(|| self.token());
         args.push(format!("{token:016} {:016} {:013}", self.next(now), self.wall(now)));
+        args.push(self.said_of_record(now, store));
     }
 
     fn hold(&mut self, names: &[&str], now: u64, store: &mut Store, args: &mut Vec<String>) {

@@ -84,8 +84,10 @@ pub fn release(
     for (i, (state, one)) in states.into_iter().zip(&asked.resources).enumerate() {
         let Some(mut state) = state else { continue };
         if one.token != b"0" && !rules.releases_without_ballot {
-            let most = state.highest.max(now as f64) + number(asked.memory) * 500.0;
-            state.raise_ballot(number(asked.sent).min(most));
+            let window = number(asked.memory) * 500.0;
+            let floor = if state.highest == 0.0 { now as f64 - window } else { 0.0 };
+            let most = state.highest.max(now as f64) + window;
+            state.raise_ballot(number(asked.sent).max(floor).min(most));
         }
         if one.keeps_place {
             state.enqueue(store, one.ticket, now);

@@ -16,12 +16,14 @@ pub struct Revoke<'a> {
     pub token: &'a [u8],
     pub ballot: &'a [u8],
     wall: &'a [u8],
+    pub record: &'a [u8],
 }
 
 impl<'a> Revoke<'a> {
     pub fn parse(argv: &[&'a [u8]]) -> Option<Self> {
         let mut words = argv.first()?.split(|byte| *byte == b' ');
-        Some(Self { token: words.next()?, ballot: words.next()?, wall: words.next()? })
+        let (token, ballot, wall) = (words.next()?, words.next()?, words.next()?);
+        Some(Self { token, ballot, wall, record: argv.get(1)? })
     }
 
     /// Returns the words of a lease with this token as those of owner 0.
@@ -51,7 +53,11 @@ pub fn revoke(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
         return Reply::Error("ERR too few arguments".to_owned());
     };
     let stored = store.text(RECORD, now).map(<[u8]>::to_vec);
-    let Some(record) = stored.as_deref().and_then(Record::parse) else { return answer(FORGOT, now, vec![]) };
+    let said: Vec<u8> = asked.record.iter().copied().take_while(u8::is_ascii_hexdigit).collect();
+    let same = |record: &Record<'_>| record.word == said || rules.ignores_record;
+    let Some(record) = stored.as_deref().and_then(Record::parse).filter(same) else {
+        return answer(FORGOT, now, vec![]);
+    };
     let (ballot, wall) = (number(asked.ballot), number(asked.wall));
     let value = store.text(lock, now).map(<[u8]>::to_vec);
     let text = store.text(ballot_key, now).map(<[u8]>::to_vec);
@@ -83,13 +89,14 @@ pub fn revoke(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
             store.set(lock, new.clone(), pttl.max(1).cast_unsigned(), now);
         }
     }
-    let highest = state.highest;
+    let floor = if state.highest == 0.0 { now as f64 - window } else { 0.0 };
+    let highest = state.highest.max(floor);
     if let Some((end, last)) = &last {
         state.set_last(Some((*end, last.clone())).filter(|_| !rules.revokes_by_deletion));
-        pttl = pttl.max((*end - wall).min(longest as f64) as i64);
+        pttl = pttl.max((*end - wall.min((now / 1000) as f64)).min(longest as f64) as i64);
     }
     if !rules.revokes_without_ballot {
-        state.raise_ballot(ballot);
+        state.raise_ballot(ballot.max(floor));
     }
     state.write(store, (2.0 * record.window) as u64, Some(longest.cast_unsigned()), now);
     let young =

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use quorlock::secrets::name_without_credentials;
 use quorlock::text::{Printable, printable_json};
-use quorlock::{Answer, DEFAULT_LEASE, Quorlock, RevokeError, Revoked, Token};
+use quorlock::{Answer, DEFAULT_LEASE, Holder, Quorlock, RevokeError, Revoked, Token};
 use serde_json::json;
 
 use crate::exit::{Exit, Failure, RELEASE_CODES};
@@ -90,10 +90,12 @@ pub async fn release(options: &Options) -> Result<u8, Failure> {
         builder = builder.lease(DEFAULT_LEASE.max(timeout.saturating_mul(2))).node_timeout(timeout);
     }
     let locks = builder.connect().await?;
+    let mut token = options.token;
     if !options.yes {
-        confirm(&locks, options).await?;
+        // What was shown is what is revoked, also when another owner has it by the time of the answer.
+        token = Some(confirm(&locks, options).await?);
     }
-    match locks.revoke(options.name.as_bytes(), options.token).await {
+    match locks.revoke(options.name.as_bytes(), token).await {
         Ok(revoked) => {
             print(&if options.json { as_json_text(options, Some(&revoked)) } else { as_text(options, &revoked) });
             Ok(Exit::Success.code())
@@ -128,8 +130,21 @@ fn shown_name(options: &Options) -> String {
     Printable(&name_without_credentials(&options.name.to_string_lossy())).to_string()
 }
 
-async fn confirm(locks: &Quorlock, options: &Options) -> Result<(), Failure> {
+/// Returns the token of the lease that the user agreed to revoke.
+async fn confirm(locks: &Quorlock, options: &Options) -> Result<Token, Failure> {
     let seen = locks.inspect(options.name.as_bytes()).await?;
+    let held = match &seen.holder {
+        Some(Holder::Owner { token, .. } | Holder::Revoked { token, .. }) => Some(*token),
+        _ => None,
+    };
+    let Some(token) = options.token.or(held) else {
+        let message = format!(
+            "{} is {}. If a lease is meant all the same, name its token (--token; `quorlock inspect` shows it)",
+            shown_name(options),
+            inspect::summary(&seen)
+        );
+        return Err(Failure::new(Exit::Conflict, message));
+    };
     let mut answer = String::new();
     let _ = write!(
         io::stderr().lock(),
@@ -140,7 +155,7 @@ async fn confirm(locks: &Quorlock, options: &Options) -> Result<(), Failure> {
     );
     let read = io::stdin().read_line(&mut answer);
     if read.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
-        return Ok(());
+        return Ok(token);
     }
     Err(Failure::new(Exit::Usage, "not confirmed: nothing was changed"))
 }
@@ -149,7 +164,7 @@ fn as_text(options: &Options, revoked: &Revoked) -> String {
     let agreed = revoked.nodes.0.iter().filter(|report| report.answer == Answer::Agreed).count();
     let all = revoked.nodes.0.len();
     let mut text = format!(
-        "{}: revoked from {}, token {}, at {agreed} of {all} nodes; free in {:.1}s at the latest\n",
+        "{}: revoked from {}, token {}, at {agreed} of {all} nodes; free in {:.1}s\n",
         shown_name(options),
         Printable(&revoked.label),
         revoked.token,

@@ -124,6 +124,17 @@ impl Connection {
         if let (ReplyTo::Loading, Err(error)) = (&sent.request.reply_to, &result) {
             inflight.refuses_scripts(error.clone(), self.environment.now());
         }
+        if let (ReplyTo::Revoke(_), Ok(value)) = (&sent.request.reply_to, &result) {
+            let standing = standing(value);
+            if let Standing::Young(left) = standing {
+                inflight.known.begin_wait(&mut self.wait, self.environment.now());
+                self.condition.is_quarantined(self.environment.now(), left);
+            }
+            let has_forgotten = matches!(standing, Standing::Forgot);
+            sent.request.reply_to.answer(self.index, result);
+            // The next connection reads the record.
+            return if has_forgotten { Err(NodeError::Forgot) } else { Ok(()) };
+        }
         let (ReplyTo::Hold(_), Ok(value)) = (&sent.request.reply_to, &result) else {
             if result.is_ok() && matches!(sent.request.reply_to, ReplyTo::Release(_)) {
                 inflight.has_done();

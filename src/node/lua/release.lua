@@ -80,8 +80,12 @@ for i = 1, #KEYS / 2 do
   local state, token, ticket, place = states[i], string.match(asked[i], '^(%d+) %d+ %S+ (%S+) (%d)$')
   local waited = token == '0' -- No lease, so nothing that could be late.
   if state then
-    -- A ballot further ahead than this node takes would be in the way of all others.
-    if not waited then state.raise_ballot(math.min(sent, math.max(now, state.highest) + memory * 500)) end
+    if not waited then
+      -- Where no ballot is remembered, one that was forgotten may be as large as now - W. A ballot further ahead than this node
+      -- takes would be in the way of all others.
+      local floor = state.highest == 0 and now - memory * 500 or 0
+      state.raise_ballot(math.min(math.max(sent, floor), math.max(now, state.highest) + memory * 500))
+    end
     if place == '1' then state.enqueue(ticket) else state.dequeue(ticket) end
     if is_free[i] and state.reserved_from('-') == 0 then state.call_next() end
     state.write(waited and redis.pcall or call, memory)

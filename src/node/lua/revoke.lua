@@ -4,27 +4,30 @@
 -- KEYS  lock, ballot
 -- ARGV  'TOKEN BALLOT WALL'   the token of the lease; a fresh ballot; the ms of the sender's wall clock. Numbers of 16, 16 and
 --                             13 digits
+--       record                as in a hold message
 --
 -- The lease passes to owner 0, which no client is: its key keeps its life, and its end by the holder's clock stays. BALLOT
 -- must exceed every ballot that the holder may name as known, or a node that has no key could repair it. So this node's vote
--- counts for the sender only if `highest` is below BALLOT.
+-- counts for the sender only if `highest` is below BALLOT. Where no ballot is remembered, one that was forgotten is at most now − W,
+-- and nothing below that may be written: the next acquisition goes by what is remembered.
 --
--- Answer  with now in us of this node's clock and highest the highest ballot honoured before this message
+-- Answer  with now in us of this node's clock and highest the highest ballot that may have been honoured before this message
 --         {REVOKED, now, highest, ms, value}  the lease was here; the lock is free here after so many ms
 --         {ABSENT, now, highest}              nothing of the lease is here
 --         {HELD, now, 1, pttl ms, value}      another lease has the key, or '' another kind of key: nothing was changed
 --         {AHEAD, now, 1}                     BALLOT is further ahead of this node's clock than ballots may be
 --         {YOUNG, now, ms}                    this node may have forgotten votes. It did as asked, but that is no vote
---         {FORGOT, now}                       this node has no record
+--         {FORGOT, now}                       this node's record is another one than the sender's, or none
 local HELD, AHEAD, YOUNG, FORGOT, REVOKED, ABSENT = 2, 4, 9, 10, 11, 12
 local NO_OWNER = string.rep('0', 32)
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local stored = redis.call('MGET', 'quorlock:node', KEYS[1], KEYS[2])
-local longest, till, till_wall, window =
-  string.match(stored[1] or '', '^%x+ (%d+) (%d+) (%d+) (%d+) %S+ %d %S+$')
-if not longest then return {FORGOT, now} end
+local record, asked = stored[1], ARGV[2]
+local word, longest, till, till_wall, window =
+  string.match(record or '', '^(%x+) (%d+) (%d+) (%d+) (%d+) %S+ %d %S+$')
+if not word or word ~= string.match(asked, '^%x+') then return {FORGOT, now} end
 longest, till, till_wall, window = tonumber(longest), tonumber(till), tonumber(till_wall), tonumber(window)
 local token, ballot, wall = string.match(ARGV[1], '^(%d+) (%d+) (%d+)$')
 ballot, wall = tonumber(ballot), tonumber(wall)
@@ -54,14 +57,18 @@ if new then
   if pttl == -1 or pttl > longest then pttl = longest end
   redis.call('SET', KEYS[1], new, 'PX', math.max(pttl, 1))
 end
-local highest = state.highest
+local floor = state.highest == 0 and now - window * 1000 or 0
+local highest = math.max(state.highest, floor)
 if last then
   state.set_last(last, state.last_end)
-  pttl = math.max(pttl, math.min(state.last_end - wall, longest))
+  pttl = math.max(pttl, math.min(state.last_end - math.min(wall, math.floor(now / 1000)), longest))
 end
-state.raise_ballot(ballot)
+state.raise_ballot(math.max(ballot, floor))
 state.write(redis.call, 2 * window, longest)
-local young = till > 0 and math.max(till - math.floor(now / 1000), till_wall - wall) or 0
-if young > 0 then return {YOUNG, now, young} end
+if till > 0 and asked ~= record then
+  local by_wall = string.sub(asked, -7) == ' waited' and 0 or math.min(till_wall - wall, longest)
+  local young = math.max(till - math.floor(now / 1000), by_wall)
+  if young > 0 then return {YOUNG, now, young} end
+end
 if new or last then return {REVOKED, now, highest, math.max(pttl, 0), new or last} end
 return {ABSENT, now, highest}
