@@ -292,7 +292,7 @@ pub fn masked(script: Script, reply: &Reply, now: u64) -> (Reply, Option<i64>) {
                 _ => left = None,
             }
             // The floor of a node that remembers no ballot goes by its clock.
-            if let (Reply::Int(11 | 12), Reply::Int(highest)) = (&items[0], &items[2])
+            if let (Reply::Int(11 | 12), Some(Reply::Int(highest))) = (&items[0], items.get(2))
                 && highest.abs_diff(now.cast_signed() - WINDOW_US.cast_signed()) < 5_000_000
             {
                 items[2] = Reply::Int(0);

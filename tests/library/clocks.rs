@@ -33,6 +33,11 @@ impl Ahead {
     pub fn that_connects_after(connects_after: Duration) -> Self {
         Self { connects_after, ..Self::default() }
     }
+
+    /// A machine whose clock is so many seconds ahead.
+    pub fn with_wall(ahead: i64) -> Self {
+        Self { wall: AtomicI64::new(ahead), ..Self::default() }
+    }
 }
 
 /// A stream that counts its writes.

@@ -12,6 +12,7 @@ mod observability;
 mod owners;
 mod refusals;
 mod revoke;
+mod revoke_hostile;
 mod runtimes;
 mod sections;
 mod sets;

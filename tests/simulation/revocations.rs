@@ -99,8 +99,13 @@ pub fn revoke(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
         state.raise_ballot(ballot.max(floor));
     }
     state.write(store, (2.0 * record.window) as u64, Some(longest.cast_unsigned()), now);
-    let young =
-        if record.till > 0.0 { (record.till - (now / 1000) as f64).max(record.till_wall - wall).max(0.0) } else { 0.0 };
+    let young = if record.till > 0.0 && Some(asked.record) != stored.as_deref() {
+        let by_wall =
+            if asked.record.ends_with(b" waited") { 0.0 } else { (record.till_wall - wall).min(longest as f64) };
+        (record.till - (now / 1000) as f64).max(by_wall).max(0.0)
+    } else {
+        0.0
+    };
     if young > 0.0 {
         return answer(YOUNG, now, vec![int(young)]);
     }
