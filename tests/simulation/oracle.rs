@@ -268,6 +268,10 @@ impl Judge<'_> {
             self.judge(Invariant::NoOrphan, i, !late, "a message from before its release brought its share back");
             let revoked = self.oracle.revoked.get(&(self.place.node, key, token)).copied().unwrap_or(0);
             let newer = revoked == 0 || integer(one.known) >= revoked;
+            if newer {
+                // A majority has honoured the lease since, so the revocation had none.
+                self.oracle.revoked.remove(&(self.place.node, key, token));
+            }
             self.judge(Invariant::RevocationHolds, i, newer, "honoured a lease that was revoked here");
             let sent = self.oracle.sent.entry((key, owner, token, one.share.to_vec())).or_default();
             sent.holds = sent.holds.max(next);

@@ -87,7 +87,9 @@ pub fn release(
             let window = number(asked.memory) * 500.0;
             let floor = if state.highest == 0.0 { now as f64 - window } else { 0.0 };
             let most = state.highest.max(now as f64) + window;
-            state.raise_ballot(number(asked.sent).max(floor).min(most));
+            if number(asked.sent) > floor {
+                state.raise_ballot(number(asked.sent).min(most));
+            }
         }
         if one.keeps_place {
             state.enqueue(store, one.ticket, now);

@@ -63,7 +63,7 @@ if last then
   state.set_last(last, state.last_end)
   pttl = math.max(pttl, math.min(state.last_end - math.min(wall, math.floor(now / 1000)), longest))
 end
-state.raise_ballot(math.max(ballot, floor))
+if ballot > floor then state.raise_ballot(ballot) end
 state.write(redis.call, 2 * window, longest)
 if till > 0 and asked ~= record then
   local by_wall = string.sub(asked, -7) == ' waited' and 0 or math.min(till_wall - wall, longest)
