@@ -21,7 +21,7 @@ async fn a_revoked_holder_is_refused_and_the_lock_stays_closed_until_its_end() {
     assert_eq!((revoked.token, &revoked.label), (guard.token(), &label));
     assert!(revoked.free_in <= 3 * SECOND && Instant::now() + revoked.free_in > relied_on, "{revoked:?}");
 
-    // The holder may still rely on it: nobody else gets it, and it is shown as what it is.
+    // The holder may still rely on it: no other owner gets it, and it is shown as what it is.
     let error = operator.lock("job").try_acquire().await.expect_err("closed until the end");
     assert!(error.to_string().contains(&format!("revoked from {label}")), "{error}");
     let seen = operator.inspect("job").await.expect("a look");
@@ -131,7 +131,7 @@ async fn keys_of_other_kinds_are_not_touched() {
     let cluster = Cluster::start(3);
     let operator = cluster.client(SECOND).await;
     let key = Cluster::lock_key("job");
-    let set: Vec<()> = cluster.each(redis::cmd("SET").arg(&key).arg("somebody's").arg("PX").arg(60_000));
+    let set: Vec<()> = cluster.each(redis::cmd("SET").arg(&key).arg("foreign").arg("PX").arg(60_000));
     assert_eq!(set.len(), 3);
     let error = operator.revoke("job", None).await.expect_err("not quorlock's");
     assert!(matches!(error, RevokeError::Held { by: Holder::Foreign, .. }), "{error}");
@@ -139,7 +139,7 @@ async fn keys_of_other_kinds_are_not_touched() {
     let error = operator.revoke("job", Some(other.token())).await.expect_err("not quorlock's");
     assert!(matches!(error, RevokeError::Held { by: Holder::Foreign, .. }), "{error}");
     let values: Vec<String> = cluster.each(redis::cmd("GET").arg(&key));
-    assert_eq!(values, ["somebody's"; 3]);
+    assert_eq!(values, ["foreign"; 3]);
     let error = operator.revoke("absent", Some(other.token())).await.expect_err("no such lease");
     assert!(matches!(error, RevokeError::NotHeld { .. }), "{error}");
 }
