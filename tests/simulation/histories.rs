@@ -99,7 +99,7 @@ fn grant(ledger: &mut Ledger, at: u64, client: usize, owner: &str, puppet: &Pupp
 type History = fn(&mut Ledger);
 
 /// Each with the invariant that it breaks.
-const ILLEGAL: [(Invariant, &str, History); 29] = [
+const ILLEGAL: [(Invariant, &str, History); 32] = [
     (MutualExclusion, "two owners at once", |ledger| {
         grant(ledger, 1, 0, "a", &Puppet::new(7));
         grant(ledger, 2, 1, "b", &Puppet::new(8));
@@ -221,6 +221,24 @@ const ILLEGAL: [(Invariant, &str, History); 29] = [
     }),
     (MinorityFaultLive, "a minority that is waited for", |ledger| {
         ledger.waited(1, MinorityFaultLive, Some(SECOND + 1), SECOND, String::new);
+    }),
+    (RevocationHolds, "renewed after its revocation", |ledger| {
+        let puppet = Puppet::new(7);
+        grant(ledger, 1, 0, "a", &puppet);
+        ledger.revoked(2, 0, 7);
+        puppet.remaining.store(2 * SECOND, Relaxed);
+        ledger.observe(3);
+    }),
+    (RevocationHolds, "extended by a message from after its revocation", |ledger| {
+        let id = grant(ledger, 1, 0, "a", &Puppet::new(7));
+        ledger.revoked(2, 0, 7);
+        let began = ledger.moment();
+        ledger.extended(3, id, began);
+    }),
+    (RevocationHolds, "entered again after its revocation", |ledger| {
+        grant(ledger, 1, 0, "a", &Puppet::new(7));
+        ledger.revoked(2, 0, 7);
+        grant(ledger, 3, 0, "a", &Puppet::new(7));
     }),
     (NoStorm, "requests that ask 21 times a second", |ledger| {
         ledger.waited_out(1, 21 * 6 * 10, 6, 10 * SECOND);

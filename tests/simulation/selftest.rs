@@ -70,6 +70,7 @@ fn fixed_range() -> Result<(), String> {
         ("joins", total.figures.joins),
         ("extensions", total.figures.extensions),
         ("losses", total.figures.losses),
+        ("revocations", total.figures.revocations),
         ("stale writes", total.figures.stale_writes_rejected),
     ];
     absent.extend(done.iter().filter(|(_, count)| *count == 0).map(|(name, _)| *name));
