@@ -40,6 +40,8 @@ impl Quorlock {
     /// `token` says which lease. A lease with another token is never touched. Without a token, it is the one lease that the nodes
     /// have now.
     ///
+    /// It waits for every node, for at most the node timeout, and for a quarantine of at most 15 s if a majority needs that node.
+    ///
     /// # Errors
     ///
     /// [`RevokeError::NotHeld`] when there is no such lease, [`RevokeError::Held`] when another lease, or a key that is not

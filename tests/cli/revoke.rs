@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::pty::Pty;
 use crate::sandbox::{Ended, Sandbox, finish, within};
 
 fn json(ended: &Ended) -> Value {
@@ -72,4 +73,23 @@ fn it_needs_to_be_meant() {
     let ended = sandbox.end(&["release", "job", "--force", "--yes"]);
     assert_eq!(ended.code, Some(69), "{ended:?}");
     assert!(ended.stderr.contains("repeat this"), "{ended:?}");
+}
+
+#[test]
+fn the_lease_that_the_question_shows_is_the_one_that_is_revoked() {
+    let sandbox = Sandbox::new(3);
+    let work = "echo > $DIR/$0.ready; until [ -e $DIR/$0.end ]; do sleep 0.01; done";
+    let first = sandbox.start(&["run", "--label", "first", "job", "--", "sh", "-c", work, "first"]);
+    sandbox.wait_for("first.ready");
+    let mut terminal = Pty::start(&sandbox, "sh", &["-c", "\"$QUORLOCK\" release job --force; echo code=$?"]);
+    terminal.wait_for("[y/N]");
+    sandbox.touch("first.end");
+    assert_eq!(finish(first).code, Some(0));
+    let second = sandbox.start(&["run", "--label", "second", "job", "--", "sh", "-c", work, "second"]);
+    sandbox.wait_for("second.ready");
+    terminal.press("y\r");
+    terminal.wait_for("code=75");
+    terminal.end();
+    sandbox.touch("second.end");
+    assert_eq!(finish(second).code, Some(0));
 }

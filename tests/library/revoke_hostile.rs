@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quorlock::{Quorlock, RevokeError};
+use quorlock::{Guard, Quorlock, RevokeError};
 use quorlock_testkit::{Cluster, Setup, eventually};
 
 use crate::clocks::Ahead;
@@ -17,6 +17,16 @@ async fn client(cluster: &Cluster, ahead: i64) -> Quorlock {
 
 fn ballot_key() -> String {
     format!("quorlock:ballot:{}", Cluster::lock_key("job"))
+}
+
+/// Leaves what a revocation leaves that reached no other node.
+fn revoked_at_first_node(cluster: &Cluster, guard: &Guard) {
+    let mut redis = cluster.redis(0);
+    for key in [Cluster::lock_key("job"), ballot_key()] {
+        let value: String = redis::cmd("GET").arg(&key).query(&mut redis).expect("a value");
+        let value = value.replace(&guard.owner().id(), &"0".repeat(32));
+        let _: () = redis::cmd("SET").arg(&key).arg(value).arg("KEEPTTL").query(&mut redis).expect("ok");
+    }
 }
 
 fn now_micros() -> u64 {
@@ -93,13 +103,7 @@ async fn a_split_of_revoked_and_held_is_not_reported_as_not_held() {
     let operator = cluster.client(SECOND).await;
     let guard = holder.lock("job").acquire().await.expect("the lock");
     holder.flush().await;
-    // Node 0 was revoked by a call that reached no other node.
-    for key in [Cluster::lock_key("job"), ballot_key()] {
-        let mut redis = cluster.redis(0);
-        let value: String = redis::cmd("GET").arg(&key).query(&mut redis).expect("a value");
-        let value = value.replace(&guard.owner().id(), &"0".repeat(32));
-        let _: () = redis::cmd("SET").arg(&key).arg(value).arg("KEEPTTL").query(&mut redis).expect("ok");
-    }
+    revoked_at_first_node(&cluster, &guard);
     // Node 2 lost its key, and remembers the lease.
     let _: u64 = redis::cmd("DEL").arg(Cluster::lock_key("job")).query(&mut cluster.redis(2)).expect("a number");
     let said = operator.revoke("job", None).await;
@@ -272,12 +276,7 @@ async fn a_lease_that_expired_is_not_counted_as_revoked() {
     let holder = cluster.client(2 * SECOND).await;
     let guard = holder.lock("job").acquire().await.expect("the lock");
     holder.flush().await;
-    for key in [Cluster::lock_key("job"), ballot_key()] {
-        let mut redis = cluster.redis(0);
-        let value: String = redis::cmd("GET").arg(&key).query(&mut redis).expect("a value");
-        let value = value.replace(&guard.owner().id(), &"0".repeat(32));
-        let _: () = redis::cmd("SET").arg(&key).arg(value).arg("KEEPTTL").query(&mut redis).expect("ok");
-    }
+    revoked_at_first_node(&cluster, &guard);
     cluster.pause(1);
     cluster.pause(2);
     guard.lost().await;
