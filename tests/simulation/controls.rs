@@ -80,9 +80,10 @@ const RULES: Rules = Rules {
     revokes_by_deletion: false,
     revokes_without_ballot: false,
     revokes_any_token: false,
+    remembers_small_ballots: false,
 };
 
-pub const ALL: [Control; 46] = [
+pub const ALL: [Control; 47] = [
     // Votes and numbers.
     client("quorum too small", &[MutualExclusion, Linearizable]),
     node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
@@ -180,6 +181,7 @@ pub const ALL: [Control; 46] = [
     node("a revocation deletes the lease", Rules { revokes_by_deletion: true, ..RULES }, &[MutualExclusion]),
     rare(node("a revocation leaves the ballot", Rules { revokes_without_ballot: true, ..RULES }, &[RevocationHolds])),
     node("a revocation by name alone", Rules { revokes_any_token: true, ..RULES }, &[RevocationHolds]),
+    node("a release lowers the floor", Rules { remembers_small_ballots: true, ..RULES }, &[TokenMonotonic]),
 ];
 
 const fn in_world(broken: Broken, control: Control) -> Control {

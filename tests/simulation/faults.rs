@@ -6,7 +6,7 @@ use quorlock_testkit::rng::Rng;
 use tokio::time::sleep;
 
 use crate::figures::Fault;
-use crate::plan::{Clocks, FURTHEST_SKEW};
+use crate::plan::Clocks;
 use crate::run::Stage;
 use crate::servers::{Forgets, Memory};
 use crate::time::micros;
@@ -14,8 +14,6 @@ use crate::world::lock;
 
 const MILLI: u64 = 1_000;
 const SECOND: u64 = 1_000_000;
-/// A node's clock is never stepped further away than this from where it began, so that ballots can be agreed on.
-const FURTHEST_STEP: i64 = 100 * 1_000_000;
 const HOUR: u64 = 3600 * SECOND;
 
 /// Causes faults until the time is up.
@@ -92,7 +90,8 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
                 world.figures.fault(Fault::AllClocksStep);
             }
             for node in nodes {
-                let stays = (world.stepped(node) + by).abs() <= FURTHEST_STEP;
+                // A node's clock is never further away from where it began, so that ballots can be agreed on.
+                let stays = (world.stepped(node) + by).unsigned_abs() <= plan.furthest_skew();
                 let harmless = by <= 0 || world.locks(node).is_empty();
                 if stays && (harmless || plan.clocks == Clocks::Stepping) {
                     world.step_clock(node, by);
@@ -123,7 +122,7 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
             }
         }
         90..94 if plan.has_skewed_clients() => {
-            stage.clients[client].client.clock.set_skew(rng.signed(FURTHEST_SKEW));
+            stage.clients[client].client.clock.set_skew(rng.signed(plan.furthest_skew()));
             world.figures.fault(Fault::ClientClockStep);
         }
         _ => {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::holds::{Claim, Grant, Readings, ReleaseResult};
 use crate::invariant::Invariant::{self, *};
@@ -15,6 +16,8 @@ use crate::rules::Rules;
 use crate::run::Outcome;
 
 const SECOND: u64 = 1_000_000;
+/// How far a ballot may be from a node's clock.
+const WINDOW_MS: u64 = 300_000;
 
 /// A guard with settable readings.
 #[derive(Clone)]
@@ -427,6 +430,11 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
             Rules { increments_counts: true, ..Rules::default() },
             vec![hold(&n(1), "0", &n(1), "5000", "aa"), hold(&n(2), &n(1), &n(1), "5000", "aa")],
         ),
+        (
+            TokenMonotonic,
+            Rules { remembers_small_ballots: true, ..Rules::default() },
+            vec![release(&(base - 1000 * WINDOW_MS - 1).to_string(), &n(1), "aa")],
+        ),
         (RecordHolds, Rules { ignores_record: true, ..Rules::default() }, vec![of_another_record]),
     ];
     let mut missed = Vec::new();
@@ -434,7 +442,7 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
         for (rules, expected) in [(rules, true), (Rules::default(), false)] {
             let (mut oracle, mut node) =
                 (Oracle::new(Arc::new(Watch::default())), Node::new(rules, "0123456789abcdef".to_owned()));
-            node.declare_new(0xaf, 0xc1, 1, NOW);
+            node.declare_new(0xaf, 0xc1, 1, Duration::from_millis(WINDOW_MS), NOW);
             for code in crate::node::SCRIPTS {
                 node.execute(&[b"SCRIPT", b"LOAD", code.as_bytes()], 0, NOW);
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use super::resp::Reply;
 use super::rules::{self, Rules};
@@ -189,10 +190,10 @@ impl Node {
     }
 
     /// Declares a new cluster of this number of nodes, as the bundled scripts do.
-    pub fn declare_new(&mut self, word: u64, cluster: u64, nodes: usize, now: u64) {
+    pub fn declare_new(&mut self, word: u64, cluster: u64, nodes: usize, window: Duration, now: u64) {
         let run_id = &self.run_id[..16];
-        let keeps = u8::from(self.durable);
-        let record = format!("{word:016x} 1000 0 0 300000 {cluster:016x} {keeps} {run_id}");
+        let (window, keeps) = (window.as_millis(), u8::from(self.durable));
+        let record = format!("{word:016x} 1000 0 0 {window} {cluster:016x} {keeps} {run_id}");
         self.store.put(script_args::RECORD, Data::Text(record.into_bytes()), None, now);
         let list = [b"quorlock:list:", quorlock_prefix()].concat();
         self.store.put(&list, Data::Text(nodes.to_string().into_bytes()), None, now);

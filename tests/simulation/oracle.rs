@@ -87,8 +87,20 @@ pub struct Oracle {
     newest: HashMap<(usize, usize), u64>,
     /// The longest lease that each node honoured, in µs.
     longest: HashMap<usize, u64>,
+    /// The ballots that each node takes for a resource.
+    floors: HashMap<(usize, usize), Floor>,
+    /// What each node's clock showed last, in µs.
+    clocks: HashMap<usize, u64>,
     before: Vec<State>,
     after: Vec<State>,
+}
+
+/// The lowest ballot that a node has taken lately.
+#[derive(Clone, Copy, Debug, Default)]
+struct Floor {
+    lowest: f64,
+    /// It is further ahead of the node's clock than ballots may be.
+    is_far: bool,
 }
 
 /// The largest ballots of the hold messages of a share, and of its releases.
@@ -121,6 +133,8 @@ impl Oracle {
             sent: HashMap::new(),
             newest: HashMap::new(),
             longest: HashMap::new(),
+            floors: HashMap::new(),
+            clocks: HashMap::new(),
             before: Vec::new(),
             after: Vec::new(),
         }
@@ -152,6 +166,7 @@ impl Oracle {
         self.released.retain(|(at, ..), _| *at != node);
         self.revoked.retain(|(at, ..), _| *at != node);
         self.newest.retain(|(at, _), _| *at != node);
+        self.floors.retain(|(at, _), _| *at != node);
         self.longest.get(&node).copied().unwrap_or(0)
     }
 
@@ -167,6 +182,9 @@ impl Oracle {
             states.iter_mut().zip(keys.chunks_exact(2)).for_each(|(state, pair)| state.look(node, pair, place.clock));
         };
         look(node, &mut before);
+        if self.clocks.insert(place.node, place.clock).is_some_and(|clock| place.clock < clock) {
+            self.floors.retain(|(at, _), _| *at != place.node); // Its clock was set back.
+        }
         let record = node.store.text(RECORD, place.clock).unwrap_or_default().to_vec();
         let reply = node.execute(args, place.conn, place.clock);
         look(node, &mut after);
@@ -185,6 +203,7 @@ impl Oracle {
             }
             _ => {}
         }
+        (0..judge.before.len()).for_each(|i| judge.floor_stays(i));
         (self.before, self.after) = (before, after);
         reply
     }
@@ -203,6 +222,23 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    /// While a node keeps its memory and its clock is not set back, it takes no smaller ballot than before: it remembers
+    /// ballots for longer than any of them is above the floor of a node that remembers none. A ballot that is further ahead
+    /// than others is an exception, because it may be forgotten before it is reached.
+    fn floor_stays(&mut self, i: usize) {
+        let Some(record) = Record::parse(self.record) else { return };
+        let (clock, window) = (self.place.clock as f64, 1000.0 * record.window);
+        let floor = |state: &State| if state.ballot > 0.0 { state.ballot } else { clock - window };
+        let (before, after) = (floor(&self.before[i]), floor(&self.after[i]));
+        let place = (self.place.node, self.oracle.key(self.keys[2 * i]));
+        let known = self.oracle.floors.get(&place).copied().unwrap_or_default();
+        let lowest = known.lowest.max(before);
+        let holds = known.is_far || (before >= known.lowest && after >= lowest);
+        self.judge(Invariant::TokenMonotonic, i, holds, "takes smaller ballots than before");
+        let is_far = after > clock + window || known.is_far && after == known.lowest;
+        self.oracle.floors.insert(place, Floor { lowest: after, is_far });
+    }
+
     fn judge(&mut self, invariant: Invariant, i: usize, holds: bool, what: &str) {
         let Self { place, keys, argv, before, after, .. } = *self;
         self.oracle.findings.judge(invariant, place.at, holds, || {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use quorlock_testkit::rng::Rng;
 
 use crate::rules::Rules;
+use crate::time::micros;
 
 /// The deliberate defect of a run: none, or one that the judges must detect.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,6 +98,8 @@ pub struct Plan {
     /// Some nodes lose their memory, or fall back to an older one. Wall clocks agree in these runs, because a forgotten ballot is
     /// replaced by nothing but the wall clock.
     pub forgetful: bool,
+    /// How long nodes remember ballots. Half of it is how far a ballot may be from a node's clock.
+    pub ballot_ttl: Duration,
     /// The servers have just been started; declared new or not.
     pub young: bool,
     pub declared_new: bool,
@@ -110,8 +113,11 @@ pub struct Plan {
 }
 
 const MINUTE_US: u64 = 60_000_000;
-/// Clients and nodes are never further apart than ballots may be, which is five minutes, unless a plan says so.
-pub const FURTHEST_SKEW: u64 = 3 * MINUTE_US / 2;
+
+/// Clients and nodes are never further apart than ballots may be, unless a plan says so.
+fn furthest_skew(ballot_ttl: Duration) -> u64 {
+    micros(ballot_ttl) * 3 / 20
+}
 
 impl Plan {
     pub fn new(seed: u64, broken: Broken) -> Self {
@@ -125,7 +131,11 @@ impl Plan {
             1 | 2 => Rates::Edge,
             _ => Rates::Random,
         };
-        let skew = |rng: &mut Rng| if skewed { rng.signed(FURTHEST_SKEW) } else { 0 };
+        // Short enough that ballots are forgotten and asked for again within a run.
+        let mut of_memory = Rng::new(seed, 4);
+        let ballot_ttl = Duration::from_secs(if of_memory.chance(0.4) { 60 } else { 600 });
+        let furthest = furthest_skew(ballot_ttl);
+        let skew = |rng: &mut Rng| if skewed { rng.signed(furthest) } else { 0 };
         let mut nodes: Vec<NodeClock> = (0..count)
             .map(|_| NodeClock {
                 offset_us: skew(&mut rng),
@@ -156,11 +166,20 @@ impl Plan {
                 extends: rng.chance(if rates == Rates::Edge { 0.5 } else { 0.75 }),
                 actors: rng.pick(&[1, 2, 3, 6]),
                 ppm: rates.of_a_client(rng),
-                skew_us: if skewed && !stepping { rng.signed(FURTHEST_SKEW) } else { 0 },
+                skew_us: if skewed && !stepping { rng.signed(furthest) } else { 0 },
                 bounded: stepping,
             }
         };
-        let clients = (0..rng.between(2..6)).map(|_| client(&mut rng)).collect();
+        let mut clients: Vec<ClientPlan> = (0..rng.between(2..6)).map(|_| client(&mut rng)).collect();
+        if skewed && !stepping {
+            for client in &mut clients {
+                if !of_memory.chance(0.2) {
+                    continue;
+                }
+                // Further behind than ballots may be.
+                client.skew_us = -of_memory.between(2 * furthest..20 * furthest).cast_signed();
+            }
+        }
         Self {
             seed,
             broken,
@@ -169,6 +188,7 @@ impl Plan {
             resources: rng.pick(&[1, 2, 3, 4, 6]),
             clocks: if stepping { Clocks::Stepping } else { Clocks::Sound },
             forgetful,
+            ballot_ttl,
             young: rng.chance(0.3),
             declared_new: rng.chance(0.5),
             safety: Duration::from_secs(rng.between(20..60)),
@@ -185,7 +205,7 @@ impl Plan {
         let skewed = self.has_skewed_clients();
         format!(
             "seed {}: {} nodes ({} with a useless clock, {} durable), {} clients, {} resources, clocks {:?}, skewed {skewed}, \
-             forgetful {}, latency {:?} us, late {}, lost {}, leases {:?}",
+             forgetful {}, ballots kept for {:?}, latency {:?} us, late {}, lost {}, leases {:?}",
             self.seed,
             self.nodes.len(),
             self.nodes.iter().filter(|node| node.useless).count(),
@@ -194,6 +214,7 @@ impl Plan {
             self.resources,
             self.clocks,
             self.forgetful,
+            self.ballot_ttl,
             self.latency_us,
             self.late,
             self.lost,
@@ -213,6 +234,11 @@ impl Plan {
     /// Returns how long the clock of a crashed holder may delay a client beyond the lease.
     pub fn behind(&self, longest: Duration) -> Duration {
         if self.has_skewed_clients() { longest } else { Duration::ZERO }
+    }
+
+    /// Returns how far the clock of a client or node is off, in µs, unless the plan says that it is further.
+    pub fn furthest_skew(&self) -> u64 {
+        furthest_skew(self.ballot_ttl)
     }
 
     /// Returns how many nodes may fail beside the useless ones.

@@ -85,7 +85,8 @@ pub fn release(
         let Some(mut state) = state else { continue };
         if one.token != b"0" && !rules.releases_without_ballot {
             let window = number(asked.memory) * 500.0;
-            let floor = if state.highest == 0.0 { now as f64 - window } else { 0.0 };
+            let is_open = state.highest == 0.0 && !rules.remembers_small_ballots;
+            let floor = if is_open { now as f64 - window } else { 0.0 };
             let most = state.highest.max(now as f64) + window;
             if number(asked.sent) > floor {
                 state.raise_ballot(number(asked.sent).min(most));

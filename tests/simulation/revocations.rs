@@ -95,7 +95,7 @@ pub fn revoke(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
         state.set_last(Some((*end, last.clone())).filter(|_| !rules.revokes_by_deletion));
         pttl = pttl.max((*end - wall.min((now / 1000) as f64)).min(longest as f64) as i64);
     }
-    if !rules.revokes_without_ballot && ballot > floor {
+    if !rules.revokes_without_ballot && (ballot > floor || rules.remembers_small_ballots) {
         state.raise_ballot(ballot);
     }
     state.write(store, (2.0 * record.window) as u64, Some(longest.cast_unsigned()), now);

@@ -54,6 +54,8 @@ pub struct Rules {
     pub revokes_without_ballot: bool,
     /// A revocation takes any lease for the one with its token.
     pub revokes_any_token: bool,
+    /// The ballot of a release or revocation is remembered although the node would not take it.
+    pub remembers_small_ballots: bool,
 }
 
 const GRANTED: i64 = 1;

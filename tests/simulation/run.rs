@@ -147,6 +147,7 @@ impl Stage {
             .nodes((0..scene.plan.nodes.len()).map(|node| format!("redis://node{node}")))
             .lease(plan.lease)
             .auto_extend(plan.extends)
+            .ballot_ttl(scene.plan.ballot_ttl)
             .environment(Arc::new(machine));
         if scene.plan.nodes.len() < 3 {
             // When the only node loses its memory, no other node has the longest lease.

@@ -58,7 +58,7 @@ impl Server {
         let mut node = Node::new(plan.broken.rules, run_id(rng, index));
         node.durable = clock.durable;
         if !plan.young || plan.declared_new {
-            node.declare_new(rng.number(), CLUSTER, plan.nodes.len(), now);
+            node.declare_new(rng.number(), CLUSTER, plan.nodes.len(), plan.ballot_ttl / 2, now);
         }
         Self {
             node,
@@ -239,8 +239,8 @@ impl World {
         let server = &mut self.servers[node];
         (server.up, server.node.run_id) = (true, run_id);
         if self.plan.broken.forgets_at_once {
-            let nodes = self.plan.nodes.len();
-            server.node.declare_new(word, CLUSTER, nodes, clock);
+            let (nodes, window) = (self.plan.nodes.len(), self.plan.ballot_ttl / 2);
+            server.node.declare_new(word, CLUSTER, nodes, window, clock);
         }
         self.note(format_args!("n{node} is up"));
     }
