@@ -185,10 +185,12 @@ impl Core {
         }
     }
 
-    /// Returns the ballots that a node would take that has seen none, and whose clock agrees with this machine's.
+    /// Returns the ballots that a node would take that has seen none, and whose clock agrees with those of the nodes that have
+    /// shown theirs. This machine's own clock may be far from them.
     pub(crate) fn accepted_by_fresh_node(&self) -> AcceptedBallots {
         let window = u64::try_from(self.common.window.as_micros()).unwrap_or(u64::MAX);
-        AcceptedBallots { floor: Ballot::ZERO, clock: self.wall(), window }
+        let clock = self.common.clocks.median(self.now()).unwrap_or_else(|| self.wall());
+        AcceptedBallots { floor: Ballot::ZERO, clock, window }
     }
 
     /// Returns a new ballot, larger than `floor` and than every other one that this process has proposed for the owner.
@@ -276,6 +278,17 @@ mod tests {
         assert_eq!(propose(), behind + 2);
         core.has_met(wall - window);
         assert_eq!(propose(), wall);
+    }
+
+    /// The first refusal of three nodes decides a round when two of five are down. The client must not take the others for
+    /// nodes that refuse the next ballot because its own clock is behind.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_has_not_answered_is_taken_to_have_the_clock_of_the_others() {
+        let (core, _streams) = core(3);
+        let wall = core.wall();
+        assert_eq!(core.accepted_by_fresh_node().clock, wall, "no node has shown its clock");
+        (0..3).for_each(|node| core.common.sees_clock(node, Some(wall + 600_000_000)));
+        assert_eq!(core.accepted_by_fresh_node().clock, wall + 600_000_000);
     }
 
     #[tokio::test(start_paused = true)]

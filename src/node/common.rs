@@ -99,7 +99,7 @@ impl Common {
     }
 
     /// Notes what a node's clock shows, in µs, if an answer shows it.
-    pub(super) fn sees_clock(&self, node: usize, shown: Option<u64>) {
+    pub(crate) fn sees_clock(&self, node: usize, shown: Option<u64>) {
         if let Some(micros) = shown {
             self.clocks.saw(node, self.ahead_of_monotonic(micros));
         }

@@ -20,8 +20,8 @@ impl Round {
         over.and_then(|lease| self.leases.get(lease)).unwrap_or(&self.leases[0]).resource.to_string()
     }
 
-    /// Returns which ballots the nodes that answered would take. A node that granted has shown no clock, so this machine's is
-    /// taken for it.
+    /// Returns which ballots the nodes that answered would take. A node that granted has shown no clock, so that of the others
+    /// is taken for it.
     pub(crate) fn accepted_ballots(&self) -> Vec<AcceptedBallots> {
         let fresh = self.core.accepted_by_fresh_node();
         let accepted = |vote: &Vote| match vote {
