@@ -70,6 +70,9 @@ impl Core {
         if settings.longest_lease > settings.lease {
             common.use_lease(settings.longest_lease);
         }
+        for (index, _) in addresses.iter().enumerate().filter(|(_, address)| address.shows_password()) {
+            common.telemetry.password_in_the_clear(index);
+        }
         let start = |(index, address)| Node::new(index, address, Arc::clone(&environment), Arc::clone(&common));
         let (nodes, connections): (Vec<Node>, Vec<_>) = addresses.into_iter().enumerate().map(start).unzip();
         let driver = Arc::new(Driver::new(connections, Arc::clone(&common)));

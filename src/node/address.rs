@@ -1,6 +1,7 @@
 //! The address of a node, taken from its URL.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use redis::{ConnectionAddr, ConnectionInfo};
@@ -62,6 +63,14 @@ impl NodeAddress {
         };
         Ok(Self { name, server, info, password })
     }
+
+    /// Returns whether the password crosses a network without encryption.
+    pub(crate) fn shows_password(&self) -> bool {
+        let ConnectionAddr::Tcp(host, _) = self.info.addr() else { return false };
+        let ip: Option<IpAddr> = host.parse().ok();
+        let is_here = ip.map_or(host.eq_ignore_ascii_case("localhost"), |ip| ip.to_canonical().is_loopback());
+        !is_here && (self.password.is_some() || self.info.redis_settings().password().is_some())
+    }
 }
 
 /// Takes a URL apart.
@@ -99,6 +108,24 @@ const ESCAPES: &str = "in a password write %23 for #, %3F for ?, %2F for /, %40 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_crosses_a_network_unless_it_is_encrypted_or_stays_on_the_machine() {
+        for (url, expected) in [
+            ("redis://:secret@10.0.0.1", true),
+            ("valkey://me:secret@db", true),
+            ("redis://db", false),
+            ("redis://:secret@127.1.2.3:7001", false),
+            ("redis://:secret@[::1]:7001", false),
+            ("redis://:secret@LocalHost", false),
+            ("redis://:secret@127.example", true),
+            ("redis+unix:///run/redis.sock?pass=secret", false),
+            #[cfg(feature = "tls")]
+            ("rediss://:secret@db", false),
+        ] {
+            assert_eq!(NodeAddress::parse(url).map(|node| node.shows_password()), Ok(expected), "{url}");
+        }
+    }
 
     #[test]
     fn names_show_server_and_database() {

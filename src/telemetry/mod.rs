@@ -96,6 +96,11 @@ impl Telemetry {
         trace::extension(lock, owner, extension);
     }
 
+    /// Reports that a node gets a password over a network and without encryption.
+    pub(crate) fn password_in_the_clear(&self, node: usize) {
+        trace::password_in_the_clear(&self.nodes[node]);
+    }
+
     /// Reports how a node answered one message of a round.
     pub(crate) fn answered(&self, node: usize, message: &'static str, answer: &'static str) {
         trace::answered(&self.nodes[node], message, answer);

@@ -167,6 +167,11 @@ pub(super) fn answered(node: &str, message: &'static str, answer: &'static str) 
     trace!(target: target!(), node, kind = message, answer, "node answered");
 }
 
+/// Reports that others on the way to a node can read its password.
+pub(super) fn password_in_the_clear(node: &str) {
+    warn!(target: target!(), node, "password in the clear");
+}
+
 /// Reports the first panic of an observer.
 pub(super) fn observer_panicked() {
     error!(target: target!(), "observer panicked");

@@ -60,9 +60,8 @@ pub fn quorum(status: &Status) -> Finding {
 /// Passwords that cross a network in the clear.
 pub fn plain_passwords<'a>(urls: impl Iterator<Item = &'a str>) -> Option<Finding> {
     let is_plain = |url: &&str| {
-        let Some((credentials, host)) = url.strip_prefix("redis://").and_then(|rest| rest.rsplit_once('@')) else {
-            return false;
-        };
+        let rest = url.strip_prefix("redis://").or_else(|| url.strip_prefix("valkey://"));
+        let Some((credentials, host)) = rest.and_then(|rest| rest.rsplit_once('@')) else { return false };
         let is_here = ["127.", "localhost", "[::1]"].iter().any(|here| host.starts_with(here));
         credentials.contains(':') && !is_here
     };
@@ -287,6 +286,7 @@ mod tests {
             ("redis://:secret@10.0.0.1", Some(one)),
             ("redis://me:secret@db", Some(one)),
             ("redis://me:se@cret@db", Some(one)),
+            ("valkey://me:secret@db", Some(one)),
             ("redis://me@db", None),
             ("redis://db", None),
             ("rediss://:secret@db", None),
