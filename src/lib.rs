@@ -64,6 +64,7 @@
 //! - `log`: what `tracing` reports also goes to loggers of the crate `log`.
 //! - `metrics`: counters, gauges and histograms for a recorder of the crate `metrics`. Install the recorder first.
 //! - `cli`: the `quorlock` command.
+//! - `tui`: its subcommand `quorlock top`. Implies `cli`.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic)]

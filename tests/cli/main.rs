@@ -25,4 +25,6 @@ mod signals;
 mod status;
 mod terminal;
 mod tls;
+#[cfg(feature = "tui")]
+mod top;
 mod waiting;

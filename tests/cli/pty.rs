@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::sandbox::{PATIENCE, Sandbox, within};
 
@@ -39,6 +40,8 @@ pub fn shells() -> Vec<&'static str> {
 /// Opens a terminal: the end for the keys and the screen, and the end for programs.
 fn terminal() -> (File, File) {
     let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
+    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&keys, size).expect("the size of a terminal");
     grantpt(&keys).and_then(|()| unlockpt(&keys)).expect("a terminal of our own");
     let path = OsString::from_vec(ptsname(&keys, Vec::new()).expect("its name").into_bytes());
     let end = File::options().read(true).write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed()).open(path);

@@ -112,6 +112,14 @@ Exit codes of `status`:
   78     no quorum, as the deployment is configured wrongly: this list of nodes is
          not the one that the nodes have, or nodes can have no vote";
 
+/// What `quorlock top --help` says about them.
+#[cfg(feature = "tui")]
+pub const TOP_CODES: &str = "\
+Exit codes of `top`:
+  0      ended by a key
+  64     wrong usage, a value that cannot work, or no terminal
+  With --batch those of `status`, for the last figures";
+
 /// What `quorlock doctor --help` says about them.
 pub const DOCTOR_CODES: &str = "\
 Exit codes of `doctor`:

@@ -1,6 +1,6 @@
 //! `quorlock list`: the locks that are held, and how many requests wait for them. Reads only.
 
-mod output;
+pub mod output;
 pub mod reading;
 
 use std::io::{self, Write as _};

@@ -28,6 +28,8 @@ mod signals;
 mod status;
 mod terminal;
 mod tls;
+#[cfg(feature = "tui")]
+mod top;
 mod variables;
 mod watch;
 
@@ -62,6 +64,8 @@ fn perform() -> Result<End, Failure> {
             Task::Release(options) => release::release(options).await.map(End::from),
             Task::Status(options) => status::status(options).await.map(End::from),
             Task::Doctor(options) => doctor::doctor(options).await.map(End::from),
+            #[cfg(feature = "tui")]
+            Task::Top(options) => top::top(options).await,
             Task::Nodes(options) => nodes::nodes(options).await.map(End::from),
         }
     });

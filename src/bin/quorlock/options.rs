@@ -29,6 +29,8 @@ enum CommandFlags {
     Release(crate::release::Flags),
     Status(crate::status::Flags),
     Doctor(crate::doctor::Flags),
+    #[cfg(feature = "tui")]
+    Top(crate::top::Flags),
     Nodes(crate::nodes::Flags),
     Completions(CompletionsFlags),
     /// Print the manual page, in the format of man(7)
@@ -172,6 +174,8 @@ pub enum Task {
     Release(crate::release::Options),
     Status(crate::status::Options),
     Doctor(crate::doctor::Options),
+    #[cfg(feature = "tui")]
+    Top(crate::top::Options),
     Nodes(crate::nodes::Options),
 }
 
@@ -228,6 +232,8 @@ pub fn parse() -> Result<Option<Task>, Failure> {
         CommandFlags::Release(flags) => flags.check().map(Task::Release),
         CommandFlags::Status(flags) => flags.check().map(Task::Status),
         CommandFlags::Doctor(flags) => flags.check().map(Task::Doctor),
+        #[cfg(feature = "tui")]
+        CommandFlags::Top(flags) => flags.check().map(Task::Top),
         CommandFlags::Nodes(flags) => flags.check().map(Task::Nodes),
         CommandFlags::Completions(CompletionsFlags { shell }) => {
             let mut script = Vec::new();

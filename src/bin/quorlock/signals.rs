@@ -135,6 +135,12 @@ pub fn stop(whom: Whom) {
     }
 }
 
+/// Lets the terminal stop this process again while it is in the background, which a process that holds no lock may be.
+#[cfg(feature = "tui")]
+pub fn unblock_terminal_output() {
+    let _ = SigSet::from(NixSignal::SIGTTOU).thread_unblock(); // It cannot fail: the signal exists.
+}
+
 /// From when this exists, these signals no longer do to the process what they do by default. A child that is executed
 /// has the defaults again.
 pub struct Signals {

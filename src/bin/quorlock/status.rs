@@ -1,6 +1,6 @@
 //! `quorlock status`: which nodes have a vote, and whether they are a quorum. Reads only.
 
-mod output;
+pub mod output;
 pub mod reading;
 
 use std::io::{self, IsTerminal, Write as _};
@@ -101,11 +101,12 @@ pub async fn status(options: &Options) -> Result<u8, Failure> {
 }
 
 /// Returns whether the user wants colours: `NO_COLOR` is not set.
-fn colours() -> bool {
+pub fn colours() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-fn verdict(status: &Status) -> Result<u8, Failure> {
+/// Returns the exit code, or why there is no quorum.
+pub fn verdict(status: &Status) -> Result<u8, Failure> {
     if status.has_quorum() {
         return Ok(Exit::Success.code());
     }

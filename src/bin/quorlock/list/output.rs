@@ -10,7 +10,7 @@ use serde_json::{Value, json as object};
 
 use super::reading::{Lock, Locks};
 
-const HEAD: [&str; 9] = ["NAME", "HOLDER", "TOKEN", "HELD FOR", "TTL", "HOLDS", "WAITERS", "OLDEST", "VOTES"];
+pub const HEAD: [&str; 9] = ["NAME", "HOLDER", "TOKEN", "HELD FOR", "TTL", "HOLDS", "WAITERS", "OLDEST", "VOTES"];
 
 /// A row for each lock. What is not known is a dash.
 pub fn table(found: &Locks, heads: bool) -> String {
@@ -44,7 +44,8 @@ fn holder(lock: &Lock) -> String {
     }
 }
 
-fn row(found: &Locks, lock: &Lock) -> [String; 9] {
+/// The cells of a lock's row.
+pub fn row(found: &Locks, lock: &Lock) -> [String; 9] {
     let dash = || "-".to_owned();
     [
         name(lock),

@@ -9,7 +9,7 @@ use serde_json::{Value, json as object};
 
 use super::reading::{NodeStatus, State, Status};
 
-const HEAD: [&str; 9] = ["NODE", "STATE", "SERVER", "VERSION", "RTT", "CLOCK", "UPTIME", "AOF", "LOCKS"];
+pub const HEAD: [&str; 9] = ["NODE", "STATE", "SERVER", "VERSION", "RTT", "CLOCK", "UPTIME", "AOF", "LOCKS"];
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 const RED: &str = "\x1b[31m";
@@ -50,7 +50,8 @@ fn colour(node: &NodeStatus) -> &'static str {
     }
 }
 
-fn row(node: &NodeStatus) -> [String; 9] {
+/// The cells of a node's row. What is not known is a dash.
+pub fn row(node: &NodeStatus) -> [String; 9] {
     let dash = || "-".to_owned();
     let state = match &node.state {
         State::Quarantined(left) => format!("quarantined {}", seconds(*left)),
