@@ -18,8 +18,8 @@ use crate::status::reading::{NodeStatus, State};
 
 /// NODE, STATE and LOCKS stay to the end, and NODE longest.
 const NODES: Layout = Layout { dropped: &[6, 2, 7, 3, 5, 4, 8, 1], cut: &[(0, 2)] };
-/// The columns NAME, WAITERS and HOLDER are the last.
-const LOCKS: Layout = Layout { dropped: &[5, 2, 7, 4, 8, 3, 1, 6], cut: &[(0, 2), (1, 3)] };
+/// NAME, WAITERS and HOLDER stay to the end, and NAME longest.
+const LOCKS: Layout = Layout { dropped: &[5, 2, 7, 4, 8, 3, 1, 6], cut: &[(0, 2), (1, 4)] };
 /// The reason why a node has no vote gets at least so many columns: it takes the place of other figures where it must.
 const LEAST_REASON: usize = 30;
 /// Figures that are older than the interval by so much are marked: a node takes its time.

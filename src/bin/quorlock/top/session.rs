@@ -61,7 +61,10 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        self.leave();
+        // A panic has restored it already. Doing it again would move the cursor into the message.
+        if !thread::panicking() {
+            self.leave();
+        }
     }
 }
 
