@@ -63,6 +63,7 @@
 //! - `tls`: `rediss://` nodes, by rustls.
 //! - `log`: what `tracing` reports also goes to loggers of the crate `log`.
 //! - `metrics`: counters, gauges and histograms for a recorder of the crate `metrics`. Install the recorder first.
+//! - `serde`: a [`Token`] is serialized as a number, and checked when it is deserialized.
 //! - `cli`: the `quorlock` command.
 //! - `tui`: its subcommand `quorlock top`. Implies `cli`.
 #![deny(missing_docs)]

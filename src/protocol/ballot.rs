@@ -89,6 +89,13 @@ impl Token {
     pub const fn get(self) -> u64 {
         self.0
     }
+
+    /// The number for a signed 64-bit column (`BIGINT`, or `INTEGER` of `SQLite`). It is the same number, as it is below 2^53. Read it
+    /// back by `Token::try_from`, which checks it.
+    #[must_use]
+    pub const fn as_i64(self) -> i64 {
+        self.0.cast_signed()
+    }
 }
 
 impl From<Ballot> for Token {
@@ -103,6 +110,42 @@ impl From<Token> for u64 {
     }
 }
 
+impl From<Token> for i64 {
+    fn from(token: Token) -> Self {
+        token.as_i64()
+    }
+}
+
+impl TryFrom<u64> for Token {
+    type Error = ParseTokenError;
+
+    fn try_from(number: u64) -> Result<Self, Self::Error> {
+        if (1..LIMIT).contains(&number) { Ok(Self(number)) } else { Err(ParseTokenError) }
+    }
+}
+
+impl TryFrom<i64> for Token {
+    type Error = ParseTokenError;
+
+    fn try_from(number: i64) -> Result<Self, Self::Error> {
+        u64::try_from(number).map_err(|_| ParseTokenError)?.try_into()
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Token {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Token {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer)?.try_into().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -113,12 +156,11 @@ impl FromStr for Token {
     type Err = ParseTokenError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let number = text.parse().ok().filter(|number| (1..LIMIT).contains(number));
-        number.map(Self).ok_or(ParseTokenError)
+        text.parse::<u64>().map_err(|_| ParseTokenError)?.try_into()
     }
 }
 
-/// A string is not a fencing token.
+/// A string or a number is not a fencing token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is not a fencing token, which is a number from 1 to 9007199254740991")]
 #[non_exhaustive]
@@ -229,5 +271,31 @@ mod tests {
             assert_eq!(number.to_string().parse().map(Token::get), Ok(number));
         }
         assert!(ParseTokenError.to_string().contains(&(LIMIT - 1).to_string()));
+    }
+
+    #[test]
+    fn a_token_goes_through_a_signed_column_and_is_checked_on_the_way_back() {
+        let largest = Token(LIMIT - 1);
+        assert_eq!((largest.as_i64(), i64::from(largest)), (9_007_199_254_740_991, 9_007_199_254_740_991));
+        assert_eq!((Token::try_from(largest.as_i64()), Token::try_from(largest.get())), (Ok(largest), Ok(largest)));
+        for number in [i64::MIN, -1, 0, LIMIT.cast_signed(), i64::MAX] {
+            assert_eq!(Token::try_from(number), Err(ParseTokenError), "{number}");
+        }
+        for number in [0, LIMIT, u64::MAX] {
+            assert_eq!(Token::try_from(number), Err(ParseTokenError), "{number}");
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_token_is_a_number_in_json_and_no_other_number_is_a_token() {
+        let token = Token(1_790_000_000_000_000);
+        assert_eq!(serde_json::to_string(&token).ok().as_deref(), Some("1790000000000000"));
+        assert_eq!(serde_json::from_str::<Token>("1790000000000000").ok(), Some(token));
+        for text in ["0", "-1", "1.5", "9007199254740992", "\"7\"", "null"] {
+            assert!(serde_json::from_str::<Token>(text).is_err(), "{text}");
+        }
+        let error = serde_json::from_str::<Token>("0").expect_err("not a token").to_string();
+        assert!(error.contains("fencing token"), "{error}");
     }
 }
