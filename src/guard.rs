@@ -59,6 +59,32 @@ impl Guard {
         self.holds.token_of(name.as_ref())
     }
 
+    /// Returns the names of the resources that it holds, in alphabetical order of their bytes.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        let mut names: Vec<&[u8]> = self.leases().iter().map(|lease| lease.resource.name()).collect();
+        names.sort_unstable();
+        names.into_iter()
+    }
+
+    /// Moves the hold on one of several resources into a guard of its own, to release it before the others. Returns `None` if this
+    /// guard does not hold the resource, or holds no other. It sends nothing.
+    ///
+    /// ```
+    /// # async fn doc(locks: quorlock::Quorlock) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut guard = locks.lock_all(["draft", "archive"]).acquire().await?;
+    /// if let Some(draft) = guard.split("draft") {
+    ///     draft.release().await?; // "archive" is still held
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// If the resource that was named first is split off, [`token`](Self::token) and [`hold_count`](Self::hold_count) are about one of
+    /// the others from then on.
+    #[must_use = "dropping the guard that was split off releases its resource"]
+    pub fn split(&mut self, name: impl AsRef<[u8]>) -> Option<Self> {
+        self.holds.split(name.as_ref()).map(Self::new)
+    }
+
     /// Returns the owner that holds it. Pass it to [`owner`](crate::LockRequest::owner) to enter again.
     #[must_use]
     pub fn owner(&self) -> &Owner {
@@ -100,6 +126,16 @@ impl Guard {
     #[must_use]
     pub fn is_endangered(&self) -> bool {
         self.leases().iter().any(|lease| is_endangered(lease.phase()))
+    }
+
+    /// Fails once the lease is over. For code without an `.await`, where [`protect`](Self::protect) has no effect: call it between two
+    /// steps.
+    ///
+    /// # Errors
+    ///
+    /// [`LostError`], which says what each node answered.
+    pub fn check(&self) -> Result<(), LostError> {
+        if self.is_lost() { Err(self.lost_error()) } else { Ok(()) }
     }
 
     /// Resolves when the lease is lost: on time by this client's own clock, also if every node hangs or the runtime of the
@@ -158,7 +194,7 @@ impl Guard {
         .await
     }
 
-    fn lost_error(&self) -> LostError {
+    pub(crate) fn lost_error(&self) -> LostError {
         let lost = self.leases().iter().find(|lease| lease.phase() == Phase::Lost);
         let resource = lost.map_or(self.holds.first_named(), |lease| &lease.resource).to_string();
         LostError { resource, nodes: self.reports() }

@@ -73,6 +73,21 @@ impl Holds {
         (self.first().state().lease.token, votes.unwrap_or_default())
     }
 
+    /// Moves the hold on this resource out. `None` when there is none, or no other beside it. Sends nothing: each lease is extended
+    /// and released for itself.
+    pub(crate) fn split(&mut self, name: &[u8]) -> Option<Self> {
+        let index = self.leases.iter().position(|lease| lease.resource.name() == name)?;
+        if self.leases.len() == 1 {
+            return None;
+        }
+        let lease = self.leases.remove(index);
+        let first = lease.resource.clone();
+        if self.first == first {
+            self.first = self.leases[0].resource.clone();
+        }
+        Some(Self { handle: Arc::clone(&self.handle), leases: vec![lease], first })
+    }
+
     /// Takes the holds back and sends what that changes. Never waits.
     pub(crate) fn give_back(&mut self) -> PendingRelease {
         let leases = mem::take(&mut self.leases);
@@ -219,6 +234,21 @@ mod tests {
         assert_eq!(holds.token_of(b"b"), Some(token(&test.leases[1])));
         assert_ne!(holds.token_of(b"a"), holds.token_of(b"b"));
         assert_eq!(holds.token_of(b"c"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hold_that_is_split_off_is_given_back_by_itself() {
+        let test = test();
+        let mut both = test.enter();
+        assert!(both.split(b"c").is_none());
+        let b = both.split(b"b").expect("one of two");
+        assert_eq!((both.first().id, b.first().id), (test.leases[0].id, test.leases[1].id));
+        assert!(both.split(b"a").is_none(), "it is the last one");
+        drop(b);
+        assert_eq!((test.held(), test.leases[1].phase()), (vec!["a".to_owned()], Phase::Released));
+        assert_eq!(test.leases[0].phase(), Phase::Held);
+        drop(both);
+        assert_eq!(test.held(), Vec::<String>::new());
     }
 
     #[tokio::test(start_paused = true)]

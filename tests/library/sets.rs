@@ -158,3 +158,24 @@ async fn a_release_of_a_set_names_the_lost_resource() {
     let error = guard.release().await.expect_err("b is another's on two of three");
     assert!(error.is_lost() && error.to_string().contains("the lease on b "), "{error}");
 }
+
+#[tokio::test]
+async fn one_of_several_names_is_released_before_the_others() {
+    let cluster = Cluster::start(3);
+    let locks = cluster.client(60 * SECOND).await;
+    let other = cluster.client(60 * SECOND).await;
+    let mut guard = locks.lock_all(["b", "a"]).acquire().await.expect("both are free");
+    let token = guard.token();
+    assert!(guard.names().eq([b"a", b"b"]));
+    assert!(guard.split("c").is_none());
+    let b = guard.split("b").expect("one of two");
+    assert!(guard.names().eq([b"a"]) && b.names().eq([b"b"]));
+    assert_eq!((guard.token(), b.token()), (token, token));
+    assert!(guard.split("a").is_none(), "it is the only one");
+    b.release().await.expect("a release");
+    let freed = other.lock("b").try_acquire().await.expect("it is free");
+    assert!(other.lock("a").try_acquire().await.is_err_and(|error| error.is_held()));
+    guard.extend().await.expect("it is still held");
+    guard.release().await.expect("a release");
+    freed.release().await.expect("a release");
+}
