@@ -10,7 +10,7 @@ use crate::environment::{Environment, System};
 use crate::environment::{Tls, TlsClient};
 use crate::error::ConfigError;
 use crate::node::{NodeAddress, NodeConfig};
-use crate::protocol::{Schedule, Validity, quorum};
+use crate::protocol::{Outage, Schedule, Validity, quorum};
 use crate::settings::Settings;
 #[cfg(feature = "metrics")]
 use crate::telemetry::Class;
@@ -33,6 +33,8 @@ pub struct Builder {
     nodes: Vec<NodeConfig>,
     lease: Duration,
     longest_lease: Option<Duration>,
+    wait: Option<Duration>,
+    outage: Outage,
     prefix: Vec<u8>,
     node_timeout: Option<Duration>,
     drift_factor: f64,
@@ -60,6 +62,8 @@ impl Builder {
             nodes: Vec::new(),
             lease: DEFAULT_LEASE,
             longest_lease: None,
+            wait: None,
+            outage: Outage::default(),
             prefix: DEFAULT_PREFIX.into(),
             node_timeout: None,
             drift_factor: DEFAULT_DRIFT_FACTOR,
@@ -125,6 +129,23 @@ impl Builder {
     /// Defaults to the client's own lease, and grows with longer ones that it asks for.
     pub fn longest_lease(mut self, lease: Duration) -> Self {
         self.longest_lease = Some(lease);
+        self
+    }
+
+    /// How long each request waits that sets no [limit](crate::LockRequest::wait) of its own. A request without a limit beside this
+    /// one sets `Duration::MAX`.
+    ///
+    /// Defaults to no limit.
+    pub fn wait(mut self, limit: Duration) -> Self {
+        self.wait = Some(limit);
+        self
+    }
+
+    /// What each request does while no majority of the nodes answers, unless it [says](crate::LockRequest::outage) otherwise.
+    ///
+    /// Defaults to [`Outage::Bounded`].
+    pub fn outage(mut self, outage: Outage) -> Self {
+        self.outage = outage;
         self
     }
 
@@ -277,6 +298,8 @@ impl Builder {
             quorum: quorum(self.nodes.len()),
             lease: self.lease,
             longest_lease: self.longest_lease.unwrap_or_default().max(self.lease),
+            wait: self.wait,
+            outage: self.outage,
             prefix: self.prefix.clone(),
             fixed_node_timeout: self.node_timeout,
             ballot_ttl: self

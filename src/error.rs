@@ -7,6 +7,7 @@ mod nodes;
 mod ready;
 mod revoke;
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use humantime::format_duration;
@@ -231,25 +232,36 @@ impl LostError {
     }
 }
 
-/// Why work did not run under a lock from its beginning to its end.
+/// Why [`run`](crate::LockRequest::run) failed. `E` is the error of the work; `RunError` without it is for work that cannot fail.
+///
+/// It is an error itself for each `E` that can be printed, also for `Box<dyn Error>`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum RunError {
+pub enum RunError<E = Infallible> {
     /// The lock was not acquired, and the work has not begun.
     #[error(transparent)]
     Acquire(#[from] AcquireError),
+    /// The work returned this error. The lock has been released, or had been lost meanwhile.
+    #[error("{0}")]
+    Work(E),
     /// The lock was lost before the end of the work, which was dropped unless it had ended.
     #[error(transparent)]
     Lost(#[from] LostError),
+    /// The work has ended without an error, under the lock, but its release is not confirmed. Do not repeat the work: the client goes on
+    /// sending the release, and what nodes keep ends with the lease. What the work returned is dropped.
+    #[error("the work is done, but {0}")]
+    Release(#[source] ReleaseError),
 }
 
-impl RunError {
-    /// What kind of error it is: all of one kind are handled in one way.
+impl<E> RunError<E> {
+    /// What kind of error it is: all of one kind are handled in one way. `None` for the error of the work.
     #[must_use]
-    pub fn kind(&self) -> ErrorKind {
+    pub fn kind(&self) -> Option<ErrorKind> {
         match self {
-            Self::Acquire(error) => error.kind(),
-            Self::Lost(error) => error.kind(),
+            Self::Acquire(error) => Some(error.kind()),
+            Self::Work(_) => None,
+            Self::Lost(error) => Some(error.kind()),
+            Self::Release(error) => Some(error.kind()),
         }
     }
 
@@ -257,10 +269,7 @@ impl RunError {
     /// repeated unseen.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Acquire(error) => error.is_retryable(),
-            Self::Lost(error) => error.is_retryable(),
-        }
+        matches!(self, Self::Acquire(error) if error.is_retryable())
     }
 
     /// The lock was lost before the end of the work.

@@ -119,7 +119,7 @@ pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
 pub use node::NodeConfig;
 pub use owner::Owner;
-pub use protocol::{ParseTokenError, Token};
+pub use protocol::{Outage, ParseTokenError, Token};
 pub use released::Released;
 pub use request::LockRequest;
 pub use revoke::Revoked;

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::future::Future;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -17,6 +18,9 @@ tokio::task_local! {
 ///
 /// Every acquisition that is not given an owner makes one, so nothing re-enters by accident: not another task, not the
 /// next user of a thread, not a process with the same number in another container. Clones are the same owner.
+///
+/// An owner can be the key of a map: equality and hash go by the random bits, which never change. The lint `clippy::mutable_key_type` does
+/// not see that.
 #[derive(Clone)]
 pub struct Owner(Arc<Identity>);
 
@@ -79,7 +83,10 @@ impl Owner {
         SCOPED.scope(self.clone(), future).await
     }
 
-    pub(crate) fn scoped() -> Option<Self> {
+    /// Returns the owner in whose [`scope`](Self::scope) this task runs; `None` outside of every scope. Pass it to a task that is
+    /// spawned, so that the task can enter what this one holds.
+    #[must_use]
+    pub fn current() -> Option<Self> {
         SCOPED.try_with(Self::clone).ok()
     }
 
@@ -130,6 +137,12 @@ impl PartialEq for Owner {
 
 impl Eq for Owner {}
 
+impl Hash for Owner {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
 impl fmt::Debug for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Owner({} {})", self.label(), self.fingerprint())
@@ -166,10 +179,13 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::mutable_key_type, reason = "the hash goes by what never changes")]
     fn owners_differ_and_clones_do_not() {
         let owner = Owner::new();
         assert_eq!(owner, owner.clone());
         assert_ne!(owner, Owner::new());
+        let owners = std::collections::HashSet::from([owner.clone(), owner.clone(), Owner::new()]);
+        assert!(owners.len() == 2 && owners.contains(&owner));
         assert_eq!(owner.id().len(), 32);
         assert_eq!(owner.fingerprint().len(), 32);
     }
@@ -192,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn a_scope_ends_with_its_future() {
         let owner = Owner::new();
-        owner.scope(async { assert_eq!(Owner::scoped(), Some(owner.clone())) }).await;
-        assert_eq!(Owner::scoped(), None);
+        owner.scope(async { assert_eq!(Owner::current(), Some(owner.clone())) }).await;
+        assert_eq!(Owner::current(), None);
     }
 }

@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
+use futures::future::{Either, select};
 
 use crate::coordinator::{Attempt, Handle, Retry};
+use crate::environment::Moment;
 use crate::error::{AcquireError, ConfigError, LostError, ReleaseError, RunError};
 use crate::guard::Guard;
 use crate::owner::Owner;
+use crate::protocol::Outage;
 use crate::resource::Resource;
 use crate::text::readable;
 
@@ -25,11 +29,13 @@ pub struct LockRequest {
     owner: Option<Owner>,
     lease: Option<Duration>,
     wait: Option<Duration>,
+    deadline: Option<Moment>,
+    outage: Option<Outage>,
 }
 
 impl LockRequest {
     pub(crate) fn new(handle: Arc<Handle>, names: Vec<Vec<u8>>) -> Self {
-        Self { handle, names, owner: None, lease: None, wait: None }
+        Self { handle, names, owner: None, lease: None, wait: None, deadline: None, outage: None }
     }
 
     /// Acquires for this owner: what it holds already is entered again.
@@ -48,12 +54,34 @@ impl LockRequest {
         self
     }
 
-    /// How long [`acquire`](Self::acquire) waits.
+    /// How long [`acquire`](Self::acquire) and [`run`](Self::run) wait for the lock. `Duration::MAX` is no limit.
     ///
-    /// Defaults to no limit while another owner holds the lock. Without a limit, it is an error when no majority has answered
-    /// for half a lease.
+    /// Defaults to the client's [setting](crate::Builder::wait), or else to no limit while another owner holds the lock.
+    /// [`outage`](Self::outage) decides what happens while no majority of the nodes answers.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
+        self
+    }
+
+    /// Until when [`acquire`](Self::acquire) and [`run`](Self::run) wait for the lock. If there is a limit to [`wait`](Self::wait),
+    /// too, the earlier end counts.
+    ///
+    /// It takes the `Instant` of the standard library and that of tokio. The time that is left is measured at this call; from then on
+    /// the client's own clock counts, which goes on while the machine sleeps.
+    ///
+    /// Defaults to none.
+    pub fn deadline(mut self, deadline: impl Into<Instant>) -> Self {
+        let left = deadline.into().saturating_duration_since(Instant::now());
+        self.deadline = Some(self.handle.core.now() + left);
+        self
+    }
+
+    /// What [`acquire`](Self::acquire) and [`run`](Self::run) do while no majority of the nodes answers: fail at once, wait for a
+    /// bounded time, or wait until the outage is over.
+    ///
+    /// Defaults to the client's [setting](crate::Builder::outage), or else to [`Outage::Bounded`].
+    pub fn outage(mut self, outage: Outage) -> Self {
+        self.outage = Some(outage);
         self
     }
 
@@ -71,7 +99,12 @@ impl LockRequest {
     /// Cancel safe: what may have been granted is released in the background, also what a node grants later. A future that is
     /// neither polled nor dropped keeps its turn in this process; a lease that it is granted meanwhile is not renewed.
     pub async fn acquire(self) -> Result<Guard, AcquireError> {
-        let retry = Retry::until(self.handle.core.now(), self.wait);
+        let core = &self.handle.core;
+        let now = core.now();
+        let wait = self.wait.or(core.settings.wait).filter(|wait| *wait < Duration::MAX);
+        let left = self.deadline.map(|deadline| deadline.since(now));
+        let limit = wait.into_iter().chain(left).min();
+        let retry = Retry::until(now, limit, self.outage.unwrap_or(core.settings.outage));
         self.compete(retry).await
     }
 
@@ -91,20 +124,23 @@ impl LockRequest {
         self.compete(retry).await
     }
 
-    /// Acquires, runs `work`, and awaits the release, also when the work fails or panics. The work is dropped at its next `.await`
-    /// once the lease is lost, as by [`protect`](Guard::protect).
+    /// Acquires, runs `work` in the owner's [scope](Owner::scope), and awaits the release, also when the work fails or panics. The
+    /// work is dropped at its next `.await` once the lease is lost, as by [`protect`](Guard::protect).
     ///
     /// ```
     /// # async fn doc(locks: quorlock::Quorlock) -> Result<(), Box<dyn std::error::Error>> {
-    /// let written = locks.lock("report").run(async |guard| format!("with token {}", guard.token())).await?;
+    /// let rows = locks.lock("report").run(async |guard| {
+    ///     let _again = locks.lock("report").acquire().await?; // the same owner: enters at once
+    ///     println!("written with token {}", guard.token());
+    ///     Ok::<_, quorlock::AcquireError>(7)
+    /// }).await?;
     /// # Ok(()) }
     /// ```
     ///
-    /// A release that no majority has confirmed in time is no error here: the lock was held while the work ran.
-    ///
     /// # Errors
     ///
-    /// [`RunError::Acquire`] when the work has not begun, [`RunError::Lost`] when the lock was lost before its end.
+    /// [`RunError`] says what failed: the acquisition, the work, the lock before the end of the work, or the release. The work's own
+    /// error is returned unchanged.
     ///
     /// # Panics
     ///
@@ -113,15 +149,22 @@ impl LockRequest {
     /// # Cancel safety
     ///
     /// Dropping it drops the work, and releases in the background.
-    pub async fn run<T>(self, work: impl AsyncFnOnce(&Guard) -> T) -> Result<T, RunError> {
+    pub async fn run<T, E>(self, work: impl AsyncFnOnce(&Guard) -> Result<T, E>) -> Result<T, RunError<E>> {
         let guard = self.acquire().await?;
-        let protected = async { guard.protect(work(&guard)).await };
+        let protected = async {
+            match select(pin!(guard.lost()), pin!(guard.owner().scope(work(&guard)))).await {
+                Either::Left(_) => Err(guard.lost_error().into()),
+                Either::Right((Err(error), _)) => Err(RunError::Work(error)),
+                Either::Right((Ok(output), _)) => guard.check().map(|()| output).map_err(Into::into),
+            }
+        };
         let outcome = AssertUnwindSafe(protected).catch_unwind().await;
         let released = guard.release().await;
         let output = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
         match released {
+            Ok(_) => Ok(output),
             Err(ReleaseError::NotHeld { resource, nodes }) => Err(LostError { resource, nodes }.into()),
-            _ => Ok(output),
+            Err(error) => Err(RunError::Release(error)),
         }
     }
 
@@ -150,7 +193,7 @@ impl LockRequest {
         let first = resources.first().cloned().ok_or(ConfigError::NoNames)?;
         resources.sort_unstable();
         resources.dedup();
-        let owner = self.owner.clone().or_else(Owner::scoped).unwrap_or_else(|| core.anonymous());
+        let owner = self.owner.clone().or_else(Owner::current).unwrap_or_else(|| core.anonymous());
         Ok(Attempt::new(resources, first, owner, lease))
     }
 }
@@ -163,6 +206,8 @@ impl fmt::Debug for LockRequest {
             .field("owner", &self.owner)
             .field("lease", &self.lease)
             .field("wait", &self.wait)
+            .field("deadline", &self.deadline)
+            .field("outage", &self.outage)
             .finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::ConfigError;
-use crate::protocol::Schedule;
+use crate::protocol::{Outage, Schedule};
 
 pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
 const LONGEST_NODE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -15,6 +15,9 @@ pub(crate) struct Settings {
     pub(crate) quorum: usize,
     pub(crate) lease: Duration,
     pub(crate) longest_lease: Duration,
+    /// How long requests wait that say nothing else; `None` for ever.
+    pub(crate) wait: Option<Duration>,
+    pub(crate) outage: Outage,
     pub(crate) prefix: Vec<u8>,
     pub(crate) fixed_node_timeout: Option<Duration>,
     pub(crate) ballot_ttl: Duration,

@@ -351,6 +351,7 @@ mod tests {
     use crate::error::Answer;
     use crate::node::fake::Server;
     use crate::node::{Refusal, Vote, parse_hold};
+    use crate::protocol::Outage;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -420,7 +421,7 @@ mod tests {
         let Ok((_other, _)) = handle.registry.reserve(&owner, &[resource("a")]) else { panic!("it is free") };
         let attempt = Attempt::new(vec![resource("a")], resource("a"), owner, LEASE);
         let began = tokio::time::Instant::now();
-        let retry = Retry::until(handle.core.now(), Some(SECOND));
+        let retry = Retry::until(handle.core.now(), Some(SECOND), Outage::default());
         let waited = tokio::time::timeout(2 * SECOND, attempt.compete(&handle, retry)).await.expect("it ends");
         let Err(error) = waited else { panic!("the other request goes on") };
         assert!(matches!(error, AcquireError::TimedOut { .. }), "{error:?}");

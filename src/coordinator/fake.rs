@@ -11,7 +11,7 @@ use super::lease::Lease;
 use crate::environment::Fake;
 use crate::node::{Facts, NodeAddress};
 use crate::owner::Owner;
-use crate::protocol::{self, Ballot, Schedule, Validity, quorum};
+use crate::protocol::{self, Ballot, Outage, Schedule, Validity, quorum};
 use crate::resource::Resource;
 use crate::settings::Settings;
 use crate::telemetry::Listeners;
@@ -30,6 +30,8 @@ pub(super) fn core_with(nodes: usize, longest_lease: Duration) -> (Arc<Core>, Un
         quorum: quorum(nodes),
         lease: LEASE,
         longest_lease,
+        wait: None,
+        outage: Outage::default(),
         prefix: Vec::new(),
         fixed_node_timeout: None,
         ballot_ttl: Duration::from_secs(600),

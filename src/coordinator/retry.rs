@@ -7,13 +7,14 @@ use std::time::Duration;
 use super::core::Core;
 use crate::environment::Moment;
 use crate::error::{AcquireError, Answer, NodeError};
-use crate::protocol::{RetryAdvice, RetryPolicy};
+use crate::protocol::{Outage, RetryAdvice, RetryPolicy};
 use crate::waiting::Ticket;
 
 /// How a request goes on after a try that failed, and what it says when it does not.
 pub(crate) struct Retry {
     pub(super) policy: RetryPolicy,
     limit: Option<Duration>,
+    outage: Outage,
     unanswered_since: Option<Moment>,
     /// What was in the way last, as far as nodes or this process could say.
     met: Option<AcquireError>,
@@ -21,13 +22,14 @@ pub(crate) struct Retry {
 
 impl Retry {
     /// Tries until the time to wait is over; `None` for ever.
-    pub(crate) fn until(now: Moment, wait: Option<Duration>) -> Self {
-        Self { policy: RetryPolicy::until(now, wait), limit: wait, unanswered_since: None, met: None }
+    pub(crate) fn until(now: Moment, wait: Option<Duration>, outage: Outage) -> Self {
+        Self { policy: RetryPolicy::until(now, wait), limit: wait, outage, unanswered_since: None, met: None }
     }
 
     /// Tries once, and again only with another ballot.
     pub(crate) fn once(now: Moment) -> Self {
-        Self { policy: RetryPolicy::once(now), limit: Some(Duration::ZERO), unanswered_since: None, met: None }
+        let (policy, limit, outage) = (RetryPolicy::once(now), Some(Duration::ZERO), Outage::Fail);
+        Self { policy, limit, outage, unanswered_since: None, met: None }
     }
 
     /// Returns how long the request waits at most; `None` for ever.
@@ -89,21 +91,18 @@ impl Retry {
     ) -> Result<bool, AcquireError> {
         let now = core.now();
         let since = *self.unanswered_since.get_or_insert(now);
-        if self.policy.is_once() {
+        let end = self.policy.end();
+        if self.outage == Outage::Fail && end.is_none_or(|end| end > now) {
             return Err(error);
         }
-        let until = match self.policy.end() {
-            None if only_quarantined(&error) => None,
-            None => Some(since + lease / 2),
-            until => until,
-        };
+        let until = self.outage.until(since, end, lease, only_quarantined(&error));
         let next_try = core.next_try();
         let answered = match until.map(|until| until.since(now)) {
             None => Some(next_try.await),
             Some(Duration::ZERO) => None,
             Some(left) => core.within(left, next_try).await,
         };
-        match (answered, self.policy.end()) {
+        match (answered, end) {
             (Some(answered), None) => Ok(answered),
             (Some(answered), Some(until)) if until > core.now() => Ok(answered),
             (None, None) => Err(error),
@@ -160,7 +159,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_without_an_end_fails_when_no_majority_answers_for_half_its_lease() {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), None);
+        let mut retry = Retry::until(core.now(), None, Outage::default());
         let began = Instant::now();
         while retry.wait_after(&core, LEASE, unanswered(&core), RetryAdvice::WhenAnswered, None).await.is_ok() {
             assert!(began.elapsed() < LEASE);
@@ -169,9 +168,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_request_that_waits_through_an_outage_goes_on_until_its_limit() {
+        for (limit, least) in [(None, 10 * LEASE), (Some(3 * LEASE), 3 * LEASE)] {
+            let (core, _streams) = core(3);
+            let mut retry = Retry::until(core.now(), limit, Outage::Wait);
+            let began = Instant::now();
+            let mut wait =
+                async || retry.wait_after(&core, LEASE, unanswered(&core), RetryAdvice::WhenAnswered, None).await;
+            while began.elapsed() < 10 * LEASE && wait().await.is_ok() {}
+            assert!(began.elapsed() >= least && began.elapsed() < least + LEASE, "{limit:?}: {:?}", began.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_fails_in_an_outage_fails_at_once() {
+        for limit in [None, Some(LEASE)] {
+            let (core, _streams) = core(3);
+            let mut retry = Retry::until(core.now(), limit, Outage::Fail);
+            let began = Instant::now();
+            for error in [unanswered(&core), said([quarantined(), quarantined(), silent()])] {
+                let failed = retry.wait_after(&core, LEASE, error.clone(), RetryAdvice::WhenAnswered, None).await;
+                assert_eq!((failed, began.elapsed()), (Err(error), Duration::ZERO));
+            }
+            let goes_on = retry.wait_after(&core, LEASE, contended(), RetryAdvice::WhenCalled(KEPT), None).await;
+            assert!(matches!(goes_on, Ok(true)), "a holder is waited for: {goes_on:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_second_outage_has_its_own_half_lease() {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), None);
+        let mut retry = Retry::until(core.now(), None, Outage::default());
         let wait =
             async |retry: &mut Retry, advice| retry.wait_after(&core, LEASE, unanswered(&core), advice, None).await;
         assert!(wait(&mut retry, RetryAdvice::WhenAnswered).await.is_ok());
@@ -199,7 +226,7 @@ mod tests {
     /// How long a request without an end goes on after such answers; at most ten leases.
     async fn goes_on(answers: [Answer; 3]) -> Duration {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), None);
+        let mut retry = Retry::until(core.now(), None, Outage::default());
         let began = Instant::now();
         let error = || said(answers.clone());
         while began.elapsed() < 10 * LEASE
@@ -236,7 +263,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_try_that_the_end_cut_short_fails_with_what_was_in_the_way_before() {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), Some(LEASE));
+        let mut retry = Retry::until(core.now(), Some(LEASE), Outage::default());
         retry.has_met(contended());
         advance(LEASE).await;
         let error =
@@ -247,7 +274,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_that_lasts_until_the_end_is_the_error() {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), Some(10 * MS));
+        let mut retry = Retry::until(core.now(), Some(10 * MS), Outage::default());
         retry.has_met(contended());
         let began = Instant::now();
         let error =
@@ -259,7 +286,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_with_time_left_is_asked_about_again() {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), Some(LEASE));
+        let mut retry = Retry::until(core.now(), Some(LEASE), Outage::default());
         let asked = retry.wait_after(&core, LEASE, said([silent()]), RetryAdvice::WhenAnswered, None).await;
         assert!(matches!(asked, Ok(false)), "no majority has answered meanwhile: {asked:?}");
     }
@@ -270,7 +297,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pause_that_ends_in_time_is_followed_by_a_try() {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), Some(LEASE));
+        let mut retry = Retry::until(core.now(), Some(LEASE), Outage::default());
         let began = Instant::now();
         let next = retry.wait_after(&core, LEASE, contended(), RetryAdvice::WhenCalled(KEPT), None).await;
         assert!(matches!(next, Ok(true)), "{next:?}");
@@ -282,7 +309,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pause_until_the_end_is_followed_by_no_try() {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), Some(KEPT / 2));
+        let mut retry = Retry::until(core.now(), Some(KEPT / 2), Outage::default());
         let began = Instant::now();
         let error = retry.wait_after(&core, LEASE, contended(), RetryAdvice::WhenCalled(KEPT), None).await.unwrap_err();
         assert!(is_over_by_contention(&error), "{error:?}");
@@ -292,7 +319,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_ends_the_pause_and_the_more_calls_were_vain_the_later() {
         let (core, _streams) = core(3);
-        let mut retry = Retry::until(core.now(), None);
+        let mut retry = Retry::until(core.now(), None, Outage::default());
         let ticket = core.ticket();
         let number = ticket.text().split(':').next().expect("a number").to_owned();
         let text = |text: &str| redis::Value::BulkString(text.as_bytes().to_vec());

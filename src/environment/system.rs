@@ -22,6 +22,9 @@ use super::interface::{Connecting, Environment, Moment, Sleeping, Stream};
 #[cfg(feature = "tls")]
 use super::tls::TlsClient;
 
+/// A longer time is waited for in parts: the timers of a thread take no time past the end of the clock.
+const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
+
 /// The operating system's clocks, random source and sockets.
 #[derive(Debug, Default)]
 pub(crate) struct System {
@@ -115,7 +118,7 @@ impl Environment for System {
                     return;
                 }
                 if runs_ahead || !home.is_here() {
-                    Delay::new(left).await;
+                    Delay::new(left.min(LONGEST_DELAY)).await;
                 } else {
                     runs_ahead = home.sleep(left).await;
                 }

@@ -26,6 +26,7 @@ pub(crate) use diagnosis::{Diagnosis, FailedRound, MostNamed};
 pub(crate) use lease::{Due, LeaseState, Phase};
 pub use moment::Moment;
 pub(crate) use record::{Change, Newcomer, Process, Record};
+pub use retry::Outage;
 pub(crate) use retry::{ROUND_TRIP, RetryAdvice, RetryPolicy};
 pub(crate) use revocation::{Revocation, RevocationReply};
 pub(crate) use round::{Effect, Purpose, Reply, RoundState};

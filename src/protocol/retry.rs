@@ -23,6 +23,40 @@ const RACE_ROUND_TRIPS: u32 = 4;
 /// A new ballot is tried at once this often before it counts as a lost race.
 const MOST_BALLOTS: u32 = 8;
 
+/// What a request that waits does while no majority of the nodes answers.
+///
+/// A majority that is missing only because of quarantines is no outage for [`Bounded`](Self::Bounded): a quarantine ends by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outage {
+    /// Fails with [`NoQuorum`](crate::AcquireError::NoQuorum) as soon as one try finds no majority: after the node timeout at the
+    /// latest.
+    Fail,
+    /// Waits for a bounded time: until the limit of the request, or for half a lease where it has none.
+    #[default]
+    Bounded,
+    /// Waits until a majority answers again, or until the limit of the request.
+    Wait,
+}
+
+impl Outage {
+    /// Returns until when a request whose limit is `end` goes on, in an outage that began at `since`; `None` for ever.
+    /// `ends_by_itself` is for quarantines.
+    pub(crate) fn until(
+        self,
+        since: Moment,
+        end: Option<Moment>,
+        lease: Duration,
+        ends_by_itself: bool,
+    ) -> Option<Moment> {
+        match self {
+            Self::Fail => Some(since),
+            Self::Bounded if !ends_by_itself => end.or(Some(since + lease / 2)),
+            Self::Bounded | Self::Wait => end,
+        }
+    }
+}
+
 /// What may help a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetryAdvice {
@@ -182,6 +216,23 @@ mod tests {
 
     fn policy() -> RetryPolicy {
         RetryPolicy::until(at(100), Some(1000 * MS))
+    }
+
+    #[test]
+    fn an_outage_is_waited_for_as_the_request_says() {
+        let (since, lease, end) = (at(100), 1000 * MS, Some(at(5000)));
+        let table = [
+            (Outage::Fail, None, false, Some(since)),
+            (Outage::Fail, end, true, Some(since)),
+            (Outage::Bounded, None, false, Some(at(600))),
+            (Outage::Bounded, None, true, None),
+            (Outage::Bounded, end, false, end),
+            (Outage::Wait, None, false, None),
+            (Outage::Wait, end, false, end),
+        ];
+        for (outage, end, ends_by_itself, until) in table {
+            assert_eq!(outage.until(since, end, lease, ends_by_itself), until, "{outage:?} {end:?} {ends_by_itself}");
+        }
     }
 
     #[test]
