@@ -158,6 +158,13 @@ impl Quorlock {
         }
     }
 
+    /// Resolves when the client has ended: its last reference is gone, and what was being sent then has been seen through.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let core = Arc::clone(&self.0.core);
+        async move { core.common.life.ended().await }
+    }
+
     pub(crate) fn core(&self) -> &Core {
         &self.0.core
     }

@@ -30,6 +30,9 @@ pub enum ConfigError {
         "a client connects inside a tokio runtime, which then has its connections: use #[tokio::main] or Runtime::block_on"
     )]
     NoRuntime,
+    /// The thread that keeps the leases of a `blocking` client could not be started.
+    #[error("the thread of the client could not be started: {0}")]
+    NoThread(String),
     /// No node was given.
     #[error("no nodes were given: name at least one Redis master, better three or five, as redis://host:port")]
     NoNodes,

@@ -160,15 +160,23 @@ impl Guard {
     }
 
     async fn any(&self, wanted: impl Fn(Phase) -> bool) {
-        let mut told = select_all(self.leases().iter().map(|lease| Box::pin(lease.reaches(&wanted))));
-        poll_fn(|cx| {
-            // A process that was stopped past the end of the lease may be here before any timer has fired.
-            if self.leases().iter().any(|lease| wanted(lease.phase())) {
-                return Poll::Ready(());
-            }
-            told.poll_unpin(cx).map(drop)
-        })
-        .await;
+        any(self.leases(), wanted).await;
+    }
+
+    /// Resolves with the error when the lease is lost. It holds nothing.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn loss(&self) -> impl Future<Output = LostError> + Send + use<> {
+        let leases = self.leases().to_vec();
+        async move {
+            any(&leases, |phase| phase == Phase::Lost).await;
+            lost_error(&leases)
+        }
+    }
+
+    /// Returns the runtime in which the client connected.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        self.core().driver.runtime()
     }
 
     /// Runs `future` and gives its result, or drops it at its next `.await` once the lease is lost.
@@ -195,20 +203,14 @@ impl Guard {
     }
 
     pub(crate) fn lost_error(&self) -> LostError {
-        let lost = self.leases().iter().find(|lease| lease.phase() == Phase::Lost);
-        let resource = lost.map_or(self.holds.first_named(), |lease| &lease.resource).to_string();
-        LostError { resource, nodes: self.reports() }
+        lost_error(self.leases())
     }
 
     /// What each node said to the latest message about the lease, or what is known of it: why the lease is
     /// [endangered](Self::endangered) or [lost](Self::lost).
     #[must_use]
     pub fn reports(&self) -> Reports {
-        let core = self.core();
-        let now = core.now();
-        let weakest = self.leases().iter().min_by_key(|lease| lease.state().lease.remaining(now));
-        let weakest = weakest.unwrap_or(&self.leases()[0]);
-        weakest.reports(&weakest.state())
+        reports(self.leases())
     }
 
     /// Makes sure of at least this much validity: extends when less is left.
@@ -352,6 +354,31 @@ impl Guard {
         pending.dedup();
         Ok(Released { pending, holds: pending_release.holds })
     }
+}
+
+/// Resolves when one of these leases, of which there is at least one, reaches a phase that is wanted.
+async fn any(leases: &[Arc<Lease>], wanted: impl Fn(Phase) -> bool) {
+    let mut told = select_all(leases.iter().map(|lease| Box::pin(lease.reaches(&wanted))));
+    poll_fn(|cx| {
+        // A process that was stopped past the end of the lease may be here before any timer has fired.
+        if leases.iter().any(|lease| wanted(lease.phase())) {
+            return Poll::Ready(());
+        }
+        told.poll_unpin(cx).map(drop)
+    })
+    .await;
+}
+
+fn lost_error(leases: &[Arc<Lease>]) -> LostError {
+    let lost = leases.iter().find(|lease| lease.phase() == Phase::Lost).unwrap_or(&leases[0]);
+    LostError { resource: lost.resource.to_string(), nodes: reports(leases) }
+}
+
+/// Returns what the nodes said about the lease that ends first.
+fn reports(leases: &[Arc<Lease>]) -> Reports {
+    let now = leases[0].core.now();
+    let weakest = leases.iter().min_by_key(|lease| lease.state().lease.remaining(now)).unwrap_or(&leases[0]);
+    weakest.reports(&weakest.state())
 }
 
 fn is_endangered(phase: Phase) -> bool {

@@ -64,6 +64,7 @@
 //! - `log`: what `tracing` reports also goes to loggers of the crate `log`.
 //! - `metrics`: counters, gauges and histograms for a recorder of the crate `metrics`. Install the recorder first.
 //! - `serde`: a [`Token`] is serialized as a number, and checked when it is deserialized.
+//! - `blocking`: the same lock for programs without tokio, in the module `blocking`.
 //! - `cli`: the `quorlock` command.
 //! - `tui`: its subcommand `quorlock top`. Implies `cli`.
 #![deny(missing_docs)]
@@ -73,6 +74,8 @@
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod admin;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 mod builder;
 mod client;
 mod coordinator;
@@ -103,7 +106,7 @@ mod readme {}
 #[cfg(doctest)]
 #[doc = include_str!("../DESIGN.md")]
 mod design {}
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "blocking"))] // One of its recipes needs it.
 #[doc = include_str!("../docs/cookbook.md")]
 mod cookbook {}
 

@@ -83,6 +83,13 @@ impl Owner {
         SCOPED.scope(self.clone(), future).await
     }
 
+    /// Runs `work` with this owner as the one that acquisitions on this thread take meanwhile when none is passed.
+    ///
+    /// It reaches as far as the thread does; hand the owner to another thread, and open a scope there.
+    pub fn sync_scope<T>(&self, work: impl FnOnce() -> T) -> T {
+        SCOPED.sync_scope(self.clone(), work)
+    }
+
     /// Returns the owner in whose [`scope`](Self::scope) this task runs; `None` outside of every scope. Pass it to a task that is
     /// spawned, so that the task can enter what this one holds.
     #[must_use]
@@ -209,6 +216,8 @@ mod tests {
     async fn a_scope_ends_with_its_future() {
         let owner = Owner::new();
         owner.scope(async { assert_eq!(Owner::current(), Some(owner.clone())) }).await;
+        assert_eq!(Owner::current(), None);
+        owner.sync_scope(|| assert_eq!(Owner::current(), Some(owner.clone())));
         assert_eq!(Owner::current(), None);
     }
 }

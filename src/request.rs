@@ -4,6 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
@@ -15,6 +16,7 @@ use crate::error::{AcquireError, ConfigError, LostError, ReleaseError, RunError}
 use crate::guard::Guard;
 use crate::owner::Owner;
 use crate::protocol::Outage;
+use crate::released::Released;
 use crate::resource::Resource;
 use crate::text::readable;
 
@@ -160,12 +162,7 @@ impl LockRequest {
         };
         let outcome = AssertUnwindSafe(protected).catch_unwind().await;
         let released = guard.release().await;
-        let output = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
-        match released {
-            Ok(_) => Ok(output),
-            Err(ReleaseError::NotHeld { resource, nodes }) => Err(LostError { resource, nodes }.into()),
-            Err(error) => Err(RunError::Release(error)),
-        }
+        result_of_run(outcome, released)
     }
 
     async fn compete(self, retry: Retry) -> Result<Guard, AcquireError> {
@@ -195,6 +192,19 @@ impl LockRequest {
         resources.dedup();
         let owner = self.owner.clone().or_else(Owner::current).unwrap_or_else(|| core.anonymous());
         Ok(Attempt::new(resources, first, owner, lease))
+    }
+}
+
+/// Joins how the work and its release ended. Continues the panic of the work.
+pub(crate) fn result_of_run<T, E>(
+    outcome: thread::Result<Result<T, RunError<E>>>,
+    released: Result<Released, ReleaseError>,
+) -> Result<T, RunError<E>> {
+    let output = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
+    match released {
+        Ok(_) => Ok(output),
+        Err(ReleaseError::NotHeld { resource, nodes }) => Err(LostError { resource, nodes }.into()),
+        Err(error) => Err(RunError::Release(error)),
     }
 }
 

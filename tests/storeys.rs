@@ -16,7 +16,10 @@ const STOREYS: [(&str, &[&str]); 9] = [
     ("waiting: queues and calls", &["waiting"]),
     ("node: one Redis master", &["node"]),
     ("coordinator: leases, rounds and requests", &["coordinator"]),
-    ("public nouns", &["admin", "builder", "client", "guard", "inspect", "lib", "released", "request", "revoke"]),
+    (
+        "public nouns",
+        &["admin", "blocking", "builder", "client", "guard", "inspect", "lib", "released", "request", "revoke"],
+    ),
 ];
 
 /// Within these, the files must not import each other in a circle either.

@@ -44,11 +44,6 @@ impl Holds {
         &self.leases
     }
 
-    /// Returns the resource that was named first.
-    pub(crate) fn first_named(&self) -> &Resource {
-        &self.first
-    }
-
     /// Returns the lease of the resource that was named first.
     pub(crate) fn first(&self) -> &Lease {
         // `first` is one of the resources of the leases, of which there is at least one until the guard is consumed.

@@ -58,6 +58,12 @@ impl Driver {
         })
     }
 
+    /// Returns the runtime in which the client connected.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Returns how often the task has polled. If that stays the same although something was sent, no thread runs the task.
     pub(crate) fn polls(&self) -> u64 {
         self.polls.load(Ordering::Relaxed)

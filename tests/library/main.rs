@@ -1,6 +1,8 @@
 //! The public interface of the library, against real redis-server processes: sets of resources, scopes, other processes,
 //! every kind of node URL, runtimes that end.
 
+#[cfg(feature = "blocking")]
+mod blocking;
 mod clocks;
 mod configs;
 mod distance;
