@@ -335,7 +335,8 @@ impl Judge<'_> {
     fn revoked(&mut self, done: bool) {
         let Some(Revoke { token, ballot, .. }) = Revoke::parse(self.argv) else { return };
         let key = self.oracle.key(self.keys[0]);
-        if done && !self.place.leaps {
+        // One with a smaller ballot than the node's does not count; its client asks again with a larger one.
+        if done && !self.place.leaps && integer(ballot) as f64 > self.before[0].ballot {
             let revoked = self.oracle.revoked.entry((self.place.node, key, integer(token))).or_default();
             *revoked = (*revoked).max(integer(ballot));
         }

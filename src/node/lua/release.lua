@@ -82,9 +82,9 @@ for i = 1, #KEYS / 2 do
   if state then
     if not waited then
       -- Where no ballot is remembered, this node takes none up to now - W. To remember one of these would lower that. A ballot
-      -- further ahead than this node takes would be in the way of all others.
+      -- beyond now + W, which this node takes from no one else, would be in the way of all others.
       local floor = state.highest == 0 and now - memory * 500 or 0
-      if sent > floor then state.raise_ballot(math.min(sent, math.max(now, state.highest) + memory * 500)) end
+      if sent > floor then state.raise_ballot(math.min(sent, now + memory * 500)) end
     end
     if place == '1' then state.enqueue(ticket) else state.dequeue(ticket) end
     if is_free[i] and state.reserved_from('-') == 0 then state.call_next() end
