@@ -48,7 +48,7 @@ pub enum NodeError {
         Printable(command)
     )]
     NotAllowed {
-        /// The command.
+        /// The command, and its keys where the user may run it on others.
         command: String,
     },
     /// The server is part of a Redis Cluster.

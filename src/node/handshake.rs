@@ -79,7 +79,9 @@ pub(super) fn not_in_time(address: &NodeAddress, limit: Duration, is_open: bool)
         _ if is_open => NodeError::NoAnswer(limit),
         ConnectionAddr::TcpTls { .. } => {
             let waited = Rounded(limit);
-            NodeError::Connect(format!("no TLS handshake within {waited} (a port without TLS needs the scheme redis)"))
+            NodeError::Connect(format!(
+                "no TLS handshake within {waited} (the server hangs; or a port without TLS needs the scheme redis)"
+            ))
         }
         _ => NodeError::Connect(format!("no connection within {}", Rounded(limit))),
     }
@@ -247,7 +249,9 @@ mod tests {
         let words = |url: &str| said(url, false).to_string();
         assert!(words("redis://node").contains("no connection within 4s"), "{}", words("redis://node"));
         if cfg!(feature = "tls") {
-            assert!(words("rediss://node").contains("a port without TLS needs the scheme redis"));
+            assert!(
+                words("rediss://node").contains("(the server hangs; or a port without TLS needs the scheme redis)")
+            );
         }
     }
 

@@ -54,10 +54,18 @@ pub(super) fn judge(answers: [Value; 3], database: i64) -> Result<Health, NodeEr
 
 fn answer<T: redis::FromRedisValue>(value: Value, command: &str) -> Result<T, NodeError> {
     let value = said(value).map_err(|error| match error.code() {
-        Some("NOPERM") => NodeError::NotAllowed { command: command.to_owned() },
+        Some("NOPERM") => NodeError::NotAllowed { command: forbidden(command, error.detail().unwrap_or_default()) },
         _ => node_error(&error),
     })?;
     T::from_redis_value(value).map_err(|_| NodeError::Nonsense(format!("an answer to {command} that cannot be read")))
+}
+
+/// What the user may not do: run the command, or run it on these keys.
+fn forbidden(command: &str, detail: &str) -> String {
+    if command != "MGET" || detail.contains(" run the ") || !detail.contains(" key") {
+        return command.to_owned();
+    }
+    "MGET of the keys quorlock:node and quorlock:list:PREFIX with this client's prefix".to_owned()
 }
 
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
@@ -114,6 +122,15 @@ mod tests {
         for part in ["run_id:abc\r\n", "role:master\r\n", "maxmemory_policy:allkeys-lru\r\n"] {
             assert_eq!(weigh(&INFO.replace(part, ""), 0), unknown, "without {part}");
         }
+    }
+
+    #[test]
+    fn a_refusal_of_keys_is_told_apart_from_one_of_the_command() {
+        let keys = "this user has no permissions to access one of the keys used as arguments";
+        assert!(forbidden("MGET", keys).starts_with("MGET of the keys quorlock:node and quorlock:list:PREFIX"));
+        assert!(forbidden("MGET", "No permissions to access a key").starts_with("MGET of the keys"));
+        assert_eq!(forbidden("MGET", "User key has no permissions to run the 'mget' command"), "MGET");
+        assert_eq!(forbidden("INFO", "this user has no permissions to run the 'info' command"), "INFO");
     }
 
     #[test]
