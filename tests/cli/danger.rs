@@ -30,7 +30,7 @@ fn a_command_that_obeys_sigterm_is_not_killed() {
     let ended = finish(run);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(79), "terminated\n"), "{ended:?}");
     assert!(ended.stderr.contains("the lock on job was lost or about to be"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("told to end (SIGTERM)"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("asked to end (SIGTERM)"), "{}", ended.stderr);
     sandbox.is_clean();
 }
 

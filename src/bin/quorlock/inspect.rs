@@ -39,8 +39,8 @@ pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
     }
     Err(Failure::new(
         Exit::NoQuorum,
-        "too few nodes have answered to tell whether the lock is held. Check that they are up and that --nodes (or \
-         QUORLOCK_NODES) is right",
+        "too few nodes have answered to tell whether the lock is held. The row of each node has the reason; check also \
+         that --nodes (or QUORLOCK_NODES) is right",
     ))
 }
 

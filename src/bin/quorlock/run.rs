@@ -119,10 +119,10 @@ async fn rest(options: &RunOptions, guard: &Guard, acquired: Instant, signals: &
 
 fn say_how_it_was_stopped(shown: &str, ended: &Ended, stop: &Stop) {
     let is_revoked = |report: &NodeReport| matches!(report.answer, Answer::Held { by: Holder::Revoked { .. }, .. });
-    let why = if stop.reports.0.iter().any(is_revoked) {
-        "was revoked"
+    let (why, check) = if stop.reports.0.iter().any(is_revoked) {
+        ("was revoked", "find out who ran `quorlock release --force`, and why,")
     } else {
-        "was lost or about to be, as the nodes did not renew it"
+        ("was lost or about to be, as the nodes did not renew it", "check the nodes (`quorlock inspect`)")
     };
     let lost = format!("the lock on {shown} {why} ({})", stop.reports);
     if !ended.left.refusing.is_empty() {
@@ -132,10 +132,9 @@ fn say_how_it_was_stopped(shown: &str, ended: &Ended, stop: &Stop) {
             descendants::shown(&ended.left.refusing)
         ));
     }
-    let how = if stop.killed { "killed (SIGKILL)" } else { "told to end (SIGTERM), and it did" };
+    let how = if stop.killed { "killed (SIGKILL)" } else { "asked to end (SIGTERM), and it did" };
     messages::error(format_args!(
-        "{lost}: the command was {how}. Its work may be half done; check the nodes (`quorlock inspect`) before you run it \
-         again"
+        "{lost}: the command was {how}. Its work may be half done; {check} before you run it again"
     ));
     if ended.left.killable {
         messages::error("some process of the command is still there although it was killed");
