@@ -12,7 +12,7 @@ use quorlock::NodeError;
 use quorlock::admin::{self, Node};
 use tokio::time::sleep;
 
-use self::checks::Answers;
+use self::checks::{Answers, Target};
 use self::finding::{Finding, Grade};
 use crate::exit::{DOCTOR_CODES, Exit, Failure};
 use crate::messages::{self, Verbosity};
@@ -72,7 +72,7 @@ pub async fn doctor(options: &Options) -> Result<u8, Failure> {
         Err(failure) => return Err(failure),
     };
     if is_nagios {
-        let (line, code) = finding::nagios(&status.summary(), &findings);
+        let (line, code) = finding::nagios(checks::figures(&status.summary()), &findings);
         messages::print(&line);
         return Ok(code);
     }
@@ -95,13 +95,17 @@ async fn examine(place: &Place) -> Result<(Status, Vec<Finding>), Failure> {
     findings.extend(checks::plain_passwords(place.urls()));
     let nodes = admin::connect(&place.builder()).await?;
     let prefix = place.prefix_bytes();
-    let examined = nodes.into_iter().zip(&status.nodes).map(async |((name, node), known)| match node {
-        Err(error) => vec![checks::no_vote(&name, &error)],
+    let targets = nodes.into_iter().zip(place.urls()).map(|((name, node), url)| {
+        let client = place.redis_cli(url, &name);
+        (Target { name, client }, node)
+    });
+    let examined = targets.zip(&status.nodes).map(async |((target, node), known)| match node {
+        Err(error) => vec![checks::no_vote(&target, &error)],
         Ok(mut node) => {
-            let mut found = vec![checks::vote(&name, &known.state)];
+            let mut found = vec![checks::vote(&target, &known.state)];
             match ask(&mut node, prefix).await {
-                Ok(answers) => found.extend(checks::all(&name, &answers)),
-                Err(error) => found.push(checks::no_vote(&name, &error)),
+                Ok(answers) => found.extend(checks::all(&target, &answers)),
+                Err(error) => found.push(checks::no_vote(&target, &error)),
             }
             found
         }
@@ -118,14 +122,14 @@ async fn ask(node: &mut Node, prefix: &[u8]) -> Result<Answers, NodeError> {
     let (_, first) = reading::round_trip(node).await?;
     let user = rights::user(node).await;
     let missing_rights = rights::missing(node, prefix).await?;
-    let endless = endless_lock(node, prefix).await.or_else(unless_refused)?;
+    let endless = endless_lock(node, prefix).await.map_or_else(refusal, |found| Ok(Ok(found)))?;
     sleep(CLOCK_WATCH.saturating_sub(began.elapsed())).await;
     let (_, offset_ms) = reading::round_trip(node).await?;
     let (watched, drift_ms) = (began.elapsed(), offset_ms - first);
     Ok(Answers { info, keeps, offset_ms, drift_ms, watched, user, missing_rights, endless })
 }
 
-/// A search that the user may not make has no result.
-fn unless_refused(error: NodeError) -> Result<Option<String>, NodeError> {
-    if matches!(error, NodeError::Redis { .. }) { Ok(None) } else { Err(error) }
+/// What the server refuses is a result. Any other error ends the examination.
+fn refusal<T>(error: NodeError) -> Result<Result<T, NodeError>, NodeError> {
+    if matches!(error, NodeError::Redis { .. }) { Ok(Err(error)) } else { Err(error) }
 }

@@ -68,6 +68,16 @@ pub fn shown(text: &OsStr) -> String {
     Printable(&text.to_string_lossy()).to_string()
 }
 
+/// A word of a command line that people may copy into a shell.
+pub fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "+-_./:,=@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
 /// Prints a result. A closed pipe (`| head`) is no failure.
 pub fn print(text: &str) {
     let _ = io::stdout().lock().write_all(printable_lines(text).as_bytes());

@@ -13,7 +13,7 @@ use quorlock::{Builder, Quorlock};
 use crate::child::Variables;
 use crate::exit::{Exit, Failure};
 use crate::handover;
-use crate::messages::{Verbosity, shown};
+use crate::messages::{Verbosity, quoted, shown};
 use crate::tls::{TlsFiles, TlsFlags};
 
 pub const NODES_VARIABLE: &str = "QUORLOCK_NODES";
@@ -60,8 +60,8 @@ Without any nodes, quorlock uses 127.0.0.1:6379 when it runs on a terminal, and 
 unless --local is given. Two machines would otherwise lock on two servers, and both get the lock.";
 
 const HELP_FILE: &str = "\
-A file with the URLs of the Redis masters, one a line; empty lines and lines that begin with # are skipped [env: \
-QUORLOCK_NODES_FILE]
+A file with the URLs of the Redis masters, one a line; empty lines are skipped, and so is what follows a # at the start of a \
+line or behind a space [env: QUORLOCK_NODES_FILE]
 
 QUORLOCK_NODES takes precedence over QUORLOCK_NODES_FILE. With `run`, COMMAND finds the name of the file in its \
 environment, and no URL.";
@@ -132,8 +132,15 @@ fn listed(file: &Path) -> Result<(Vec<String>, Source), Failure> {
     Ok((nodes, Source::File(file)))
 }
 
+/// A comment begins at the start of a line or behind a space: `#insecure` is part of a URL.
 fn lines(text: &str) -> Vec<String> {
-    text.lines().map(str::trim).filter(|url| !url.is_empty() && !url.starts_with('#')).map(str::to_owned).collect()
+    let url = |line: &str| {
+        let line = line.trim();
+        let comment =
+            line.match_indices('#').map(|(at, _)| at).find(|at| !line[..*at].ends_with(|c: char| !c.is_whitespace()));
+        line[..comment.unwrap_or(line.len())].trim_end().to_owned()
+    };
+    text.lines().map(url).filter(|url| !url.is_empty()).collect()
 }
 
 impl Place {
@@ -148,6 +155,21 @@ impl Place {
     /// The URLs of the nodes, which may hold passwords.
     pub fn urls(&self) -> impl Iterator<Item = &str> {
         self.nodes.iter().map(String::as_str)
+    }
+
+    /// Returns how `redis-cli` reaches the node with this URL and name, without user and password.
+    pub fn redis_cli(&self, url: &str, name: &str) -> String {
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        match scheme {
+            "rediss" | "valkeys" => {
+                let insecure = if rest.ends_with("#insecure") { " --insecure" } else { "" };
+                format!("redis-cli{}{insecure} -u rediss://{name}", self.tls.for_redis_cli())
+            }
+            "redis+unix" | "valkey+unix" | "unix" => {
+                format!("redis-cli -s {}", quoted(rest.split('?').next().unwrap_or(rest)))
+            }
+            _ => format!("redis-cli -u redis://{name}"),
+        }
     }
 
     /// The local node was neither named nor asked for.
@@ -217,7 +239,35 @@ mod tests {
 
     #[test]
     fn files_may_have_comments_and_empty_lines() {
-        let text = "# the three\n\n redis://a:p,w@h \r\n#redis://old\nredis://b#c\n";
-        assert_eq!(lines(text), ["redis://a:p,w@h", "redis://b#c"]);
+        let text =
+            "# the three\n\n redis://a:p,w@h \r\n#redis://old\nredis://b#c\nredis://d#e # rack 4\nredis://f\t#g #h\n";
+        assert_eq!(lines(text), ["redis://a:p,w@h", "redis://b#c", "redis://d#e", "redis://f"]);
+    }
+
+    #[test]
+    fn redis_cli_reaches_the_node_as_the_client_does() {
+        let tls = TlsFiles {
+            authority: Some("/a b/ca.pem".into()),
+            certificate: Some("/c".into()),
+            key: Some("/k".into()),
+            name: None,
+        };
+        let place = Place { nodes: Vec::new(), prefix: OsString::new(), source: Source::Urls, tls };
+        for (url, name, expected) in [
+            ("redis://me:secret@h:1", "h:1", "redis-cli -u redis://h:1"),
+            (
+                "rediss://me:secret@h:1/2",
+                "h:1/2",
+                "redis-cli --cacert '/a b/ca.pem' --cert /c --key /k -u rediss://h:1/2",
+            ),
+            (
+                "rediss://h:1#insecure",
+                "h:1",
+                "redis-cli --cacert '/a b/ca.pem' --cert /c --key /k --insecure -u rediss://h:1",
+            ),
+            ("redis+unix:///run/r.sock?db=1", "/run/r.sock/1", "redis-cli -s /run/r.sock"),
+        ] {
+            assert_eq!(place.redis_cli(url, name), expected);
+        }
     }
 }

@@ -8,6 +8,7 @@ use quorlock::Builder;
 
 use crate::child::Variables;
 use crate::exit::{Exit, Failure};
+use crate::messages::quoted;
 
 const CA_VARIABLE: &str = "QUORLOCK_CACERT";
 const CERTIFICATE_VARIABLE: &str = "QUORLOCK_CERT";
@@ -36,10 +37,10 @@ pub struct TlsFlags {
 
 /// The settings, checked. The paths are absolute.
 pub struct TlsFiles {
-    authority: Option<OsString>,
-    certificate: Option<OsString>,
-    key: Option<OsString>,
-    name: Option<String>,
+    pub authority: Option<OsString>,
+    pub certificate: Option<OsString>,
+    pub key: Option<OsString>,
+    pub name: Option<String>,
 }
 
 impl TlsFlags {
@@ -99,6 +100,16 @@ impl TlsFiles {
     #[expect(clippy::unused_self, reason = "as with `tls`")]
     pub fn apply(&self, builder: Builder) -> Builder {
         builder
+    }
+
+    /// The same settings as flags of `redis-cli`, a space before each.
+    pub fn for_redis_cli(&self) -> String {
+        let name = self.name.as_ref().map(OsString::from);
+        let flags = [("cacert", &self.authority), ("cert", &self.certificate), ("key", &self.key), ("sni", &name)];
+        let flag = |(flag, value): (&str, &Option<OsString>)| {
+            Some(format!(" --{flag} {}", quoted(&value.as_ref()?.to_string_lossy())))
+        };
+        flags.into_iter().filter_map(flag).collect()
     }
 
     /// What a `quorlock run` inside the command needs.

@@ -6,6 +6,7 @@ use quorlock::text::Printable;
 use quorlock::{ErrorKind, NodeError};
 
 use super::finding::{Finding, Grade};
+use crate::messages::quoted;
 use crate::nodes::keeps::Keeps;
 use crate::status::reading::{State, Status};
 
@@ -22,8 +23,15 @@ pub struct Answers {
     /// The connection's user, where it may ask.
     pub user: Option<String>,
     pub missing_rights: Vec<String>,
-    /// A lock key without an end.
-    pub endless: Option<String>,
+    /// A lock key without an end; the error of a search that the user may not make.
+    pub endless: Result<Option<String>, NodeError>,
+}
+
+/// A node under examination.
+pub struct Target {
+    pub name: String,
+    /// How `redis-cli` reaches it.
+    pub client: String,
 }
 
 /// From this offset on the clock is worth a look, in ms.
@@ -36,12 +44,12 @@ const DRIFT_NOISE_MS: i64 = 20;
 /// So much of a limit may be used.
 const FULL: f64 = 0.8;
 
-fn found(grade: Grade, node: &str, what: impl Into<String>, mend: Option<String>) -> Finding {
-    Finding { grade, node: Some(node.to_owned()), what: what.into(), mend }
+fn found(grade: Grade, node: &Target, what: impl Into<String>, mend: Option<String>) -> Finding {
+    Finding { grade, node: Some(node.name.clone()), what: what.into(), mend }
 }
 
-fn on(node: &str, command: &str) -> String {
-    format!("redis-cli -u redis://{node} {command}")
+fn on(node: &Target, command: &str) -> String {
+    format!("{} {command}", node.client)
 }
 
 pub fn quorum(status: &Status) -> Finding {
@@ -54,7 +62,12 @@ pub fn quorum(status: &Status) -> Finding {
     // One node alone never has one to spare.
     let grade = if status.nodes.len() == 1 && spare.is_some() { Grade::Ok } else { grade };
     let mend = mend.filter(|_| grade > Grade::Ok);
-    Finding { grade, node: None, what: status.summary(), mend }
+    Finding { grade, node: None, what: figures(&status.summary()).to_owned(), mend }
+}
+
+/// Returns a summary without its OK, as a grade stands before it.
+pub fn figures(summary: &str) -> &str {
+    summary.strip_prefix("OK: ").unwrap_or(summary)
 }
 
 /// Passwords that cross a network in the clear.
@@ -76,19 +89,26 @@ pub fn plain_passwords<'a>(urls: impl Iterator<Item = &'a str>) -> Option<Findin
 }
 
 /// Why the node has no vote, from its connection.
-pub fn no_vote(node: &str, error: &NodeError) -> Finding {
+pub fn no_vote(node: &Target, error: &NodeError) -> Finding {
     let mend = match error {
         NodeError::MayEvict { .. } => Some(on(node, "CONFIG SET maxmemory-policy noeviction")),
         NodeError::Replica => Some("list its master, or make it one and start it with an empty data folder".to_owned()),
         _ if error.kind() == ErrorKind::Misconfigured => None, // The message says it.
         NodeError::Redis { .. } => Some("check the user and the password in its URL".to_owned()),
-        _ => Some(format!("start the server, or check the way to it: redis-cli -u redis://{node} PING")),
+        NodeError::NoAnswer(_) | NodeError::Silent(_) => {
+            Some(format!("look whether the server hangs or is overloaded: {}", on(node, "PING")))
+        }
+        _ => {
+            let certificates =
+                if node.client.contains("rediss://") { ", or the certificates of both sides" } else { "" };
+            Some(format!("start the server, or check the way to it{certificates}: {}", on(node, "PING")))
+        }
     };
     found(Grade::Fail, node, error.to_string(), mend)
 }
 
 /// Whether the node has a vote, by its record.
-pub fn vote(node: &str, state: &State) -> Finding {
+pub fn vote(node: &Target, state: &State) -> Finding {
     let declare = || Some("quorlock nodes declare-new, before the first client connects".to_owned());
     match state {
         State::Voting => found(Grade::Ok, node, "it has a vote", None),
@@ -102,7 +122,7 @@ pub fn vote(node: &str, state: &State) -> Finding {
 }
 
 /// All other checks of a node.
-pub fn all(node: &str, answers: &Answers) -> Vec<Finding> {
+pub fn all(node: &Target, answers: &Answers) -> Vec<Finding> {
     let checks = [persistence, replicas, clock, memory, connections, rights, endless];
     checks.into_iter().map(|check| check(node, answers)).collect()
 }
@@ -116,19 +136,20 @@ fn count(answers: &Answers, name: &str) -> u64 {
     field(answers, name).parse().unwrap_or(0)
 }
 
-fn persistence(node: &str, answers: &Answers) -> Finding {
+fn persistence(node: &Target, answers: &Answers) -> Finding {
     if answers.keeps.is_kept() {
         return found(Grade::Ok, node, "it keeps every write", None);
     }
-    let mend = answers.keeps.setting().map(|setting| {
-        let now = on(node, &format!("CONFIG SET {setting}"));
-        format!("{now}, and in its configuration file; then quorlock nodes set-list")
-    });
-    let what = format!("it is in quarantine after each restart ({})", answers.keeps.why());
-    found(Grade::Warn, node, what, mend)
+    let why = answers.keeps.why();
+    let Some(setting) = answers.keeps.setting() else {
+        return found(Grade::Warn, node, format!("it is not known whether it keeps every write: {why}"), None);
+    };
+    let now = on(node, &format!("CONFIG SET {setting}"));
+    let mend = format!("{now}, and in its configuration file; then quorlock nodes set-list");
+    found(Grade::Warn, node, format!("it is in quarantine after each restart ({why})"), Some(mend))
 }
 
-fn replicas(node: &str, answers: &Answers) -> Finding {
+fn replicas(node: &Target, answers: &Answers) -> Finding {
     match count(answers, "connected_slaves") {
         0 => found(Grade::Ok, node, "a master without replicas", None),
         some => {
@@ -140,7 +161,7 @@ fn replicas(node: &str, answers: &Answers) -> Finding {
     }
 }
 
-fn clock(node: &str, answers: &Answers) -> Finding {
+fn clock(node: &Target, answers: &Answers) -> Finding {
     let ntp = || Some("run NTP on it and on this machine".to_owned());
     let ms = answers.offset_ms;
     let allowed = answers.watched.as_secs_f64() * 1000.0 * DRIFT_WARN;
@@ -157,7 +178,7 @@ fn clock(node: &str, answers: &Answers) -> Finding {
     }
 }
 
-fn memory(node: &str, answers: &Answers) -> Finding {
+fn memory(node: &Target, answers: &Answers) -> Finding {
     let (used, limit) = (count(answers, "used_memory"), count(answers, "maxmemory"));
     if limit == 0 || as_f64(used) < FULL * as_f64(limit) {
         return found(Grade::Ok, node, "it has memory left", None);
@@ -166,10 +187,11 @@ fn memory(node: &str, answers: &Answers) -> Finding {
     found(Grade::Warn, node, what, Some(on(node, &format!("CONFIG SET maxmemory {}", 2 * limit))))
 }
 
-fn connections(node: &str, answers: &Answers) -> Finding {
+fn connections(node: &Target, answers: &Answers) -> Finding {
     let (used, limit) = (count(answers, "connected_clients"), count(answers, "maxclients"));
     if limit == 0 || as_f64(used) < FULL * as_f64(limit) {
-        return found(Grade::Ok, node, format!("{used} connections"), None);
+        let connections = if used == 1 { "connection" } else { "connections" };
+        return found(Grade::Ok, node, format!("{used} {connections}"), None);
     }
     let what = format!("{used} of {limit} connections are in use");
     let mend = format!("CONFIG SET maxclients {}", 2 * limit);
@@ -177,22 +199,28 @@ fn connections(node: &str, answers: &Answers) -> Finding {
     found(Grade::Warn, node, what, Some(mend))
 }
 
-fn rights(node: &str, answers: &Answers) -> Finding {
+fn rights(node: &Target, answers: &Answers) -> Finding {
     if answers.missing_rights.is_empty() {
         return found(Grade::Ok, node, "the user has the rights it needs", None);
     }
     let rights = answers.missing_rights.join(" ");
     let user = answers.user.as_deref().unwrap_or("USER");
-    let mend = on(node, &format!("ACL SETUSER {} {rights}", Printable(user)));
-    found(Grade::Fail, node, format!("the user lacks the rights {rights}"), Some(mend))
+    let words: Vec<String> = answers.missing_rights.iter().map(|right| quoted(right)).collect();
+    let mend = on(node, &format!("ACL SETUSER {} {}", quoted(user), words.join(" ")));
+    let mend = format!("{mend} (as an administrator, and in its ACL file)");
+    found(Grade::Fail, node, format!("the user lacks the rights {}", Printable(&rights)), Some(mend))
 }
 
-fn endless(node: &str, answers: &Answers) -> Finding {
+fn endless(node: &Target, answers: &Answers) -> Finding {
     match &answers.endless {
-        None => found(Grade::Ok, node, "every lock has an end", None),
-        Some(key) => {
+        Ok(None) => found(Grade::Ok, node, "every lock has an end", None),
+        Ok(Some(key)) => {
             let what = format!("the key {key} has no end, so nothing is granted there");
             found(Grade::Warn, node, what, Some(format!("{}, if no one uses it", on(node, &format!("DEL '{key}'")))))
+        }
+        Err(_) => {
+            let mend = "allow +scan to this user, or run doctor as an administrator".to_owned();
+            found(Grade::Warn, node, "it is not known whether every lock has an end: the search is refused", Some(mend))
         }
     }
 }
@@ -219,13 +247,17 @@ mod tests {
             watched: Duration::from_secs(1),
             user: Some("quorlock".to_owned()),
             missing_rights: Vec::new(),
-            endless: None,
+            endless: Ok(None),
         }
+    }
+
+    fn target() -> Target {
+        Target { name: "a:1".to_owned(), client: "redis-cli -u redis://a:1".to_owned() }
     }
 
     #[test]
     fn a_node_in_order_passes_every_check() {
-        let found = all("a:1", &answers());
+        let found = all(&target(), &answers());
         assert!(found.iter().all(|finding| finding.grade == Grade::Ok && finding.mend.is_none()), "{found:?}");
     }
 
@@ -233,7 +265,7 @@ mod tests {
     #[test]
     fn each_fault_has_its_finding() {
         type Change = fn(&mut Answers);
-        let faults: [(Change, Grade, &str, &str); 10] = [
+        let faults: [(Change, Grade, &str, &str); 12] = [
             (
                 |answers| answers.keeps = Keeps::of(&[("appendonly".to_owned(), "no".to_owned())].into()),
                 Grade::Warn,
@@ -250,15 +282,40 @@ mod tests {
                 |answers| answers.missing_rights = vec!["+zadd".to_owned(), "+script|load".to_owned()],
                 Grade::Fail,
                 "lacks the rights +zadd +script|load",
-                "ACL SETUSER quorlock +zadd +script|load",
+                "ACL SETUSER quorlock +zadd '+script|load' (as",
             ),
-            (|answers| answers.endless = Some("lock:x".to_owned()), Grade::Warn, "lock:x has no end", "DEL 'lock:x'"),
-            (|answers| answers.keeps = Keeps::of(&[].into()), Grade::Warn, "it does not tell appendonly", ""),
+            (
+                |answers| {
+                    answers.missing_rights = vec!["~quorlock:queue:b:*".to_owned(), "&quorlock:call:*".to_owned()];
+                },
+                Grade::Fail,
+                "lacks the rights ~quorlock:queue:b:* &quorlock:call:*",
+                "ACL SETUSER quorlock '~quorlock:queue:b:*' '&quorlock:call:*' (as",
+            ),
+            (
+                |answers| answers.endless = Err(NodeError::Redis { code: "NOPERM".to_owned(), detail: String::new() }),
+                Grade::Warn,
+                "it is not known whether every lock has an end",
+                "+scan",
+            ),
+            (
+                |answers| answers.endless = Ok(Some("lock:x".to_owned())),
+                Grade::Warn,
+                "lock:x has no end",
+                "DEL 'lock:x'",
+            ),
+            (
+                |answers| answers.keeps = Keeps::of(&[].into()),
+                Grade::Warn,
+                "not known whether it keeps every write",
+                "",
+            ),
         ];
         for (change, grade, what, mend) in faults {
             let mut answers = answers();
             change(&mut answers);
-            let bad: Vec<Finding> = all("a:1", &answers).into_iter().filter(|found| found.grade > Grade::Ok).collect();
+            let bad: Vec<Finding> =
+                all(&target(), &answers).into_iter().filter(|found| found.grade > Grade::Ok).collect();
             let [finding] = bad.as_slice() else { panic!("{what}: {bad:?}") };
             assert_eq!(finding.grade, grade, "{finding}");
             assert!(finding.what.contains(what), "{finding}");
@@ -273,9 +330,19 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_hangs_is_told_apart_from_one_that_is_away() {
+        let tls = Target { name: "a:1".to_owned(), client: "redis-cli -u rediss://a:1".to_owned() };
+        let mend = |node: &Target, error: NodeError| no_vote(node, &error).mend.unwrap_or_default();
+        let away = || NodeError::Connect("refused".to_owned());
+        assert_eq!(mend(&target(), away()), "start the server, or check the way to it: redis-cli -u redis://a:1 PING");
+        assert!(mend(&tls, away()).contains(", or the certificates of both sides: redis-cli -u rediss://a:1 PING"));
+        assert!(mend(&tls, NodeError::NoAnswer(Duration::from_secs(5))).starts_with("look whether the server hangs"));
+    }
+
+    #[test]
     fn a_slow_watch_allows_more_drift() {
         let answers = Answers { drift_ms: 25, watched: Duration::from_secs(3), ..answers() };
-        assert_eq!(clock("a:1", &answers).grade, Grade::Ok);
+        assert_eq!(clock(&target(), &answers).grade, Grade::Ok);
     }
 
     #[test]
