@@ -150,6 +150,14 @@ pub fn prometheus(status: &Status) -> String {
         "The number of lock keys under the prefix.",
         each(|node| Some(as_f64(node.facts.as_ref()?.locks?))),
     );
+    let _ = writeln!(
+        text,
+        "# HELP quorlock_node_state 1 for the state of the node, in words.\n# TYPE quorlock_node_state gauge"
+    );
+    for node in &status.nodes {
+        let (name, state) = (escaped(&node.name), node.state.word());
+        let _ = writeln!(text, "quorlock_node_state{{node=\"{name}\",state=\"{state}\"}} 1");
+    }
     text
 }
 
@@ -244,6 +252,8 @@ mod tests {
             "quorlock_nodes_voting 1",
             "quorlock_node_up{node=\"10.0.0.1:6379\"} 1",
             "quorlock_node_up{node=\"10.0.0.3:6379\"} 0",
+            "quorlock_node_state{node=\"10.0.0.1:6379\",state=\"voting\"} 1",
+            "quorlock_node_state{node=\"10.0.0.3:6379\",state=\"replica\"} 1",
             "quorlock_node_quarantined{node=\"10.0.0.2:6379\"} 1",
             "quorlock_node_rtt_seconds{node=\"10.0.0.1:6379\"} 0.00042",
             "quorlock_node_clock_offset_seconds{node=\"10.0.0.1:6379\"} -0.012",
