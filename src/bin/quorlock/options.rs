@@ -315,13 +315,21 @@ impl InspectFlags {
 /// clap's message in our words.
 fn usage(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let message = "run a command under a lock with `quorlock run NAME -- COMMAND`, look at a lock with `quorlock \
-                       inspect NAME`, take it from its holder with `quorlock release NAME --force`, look at the nodes with `quorlock status` and `quorlock doctor`, or declare which nodes belong together with `quorlock nodes declare-new` or \
-                       `quorlock nodes set-list`; `quorlock --help` has more";
+        let declare =
+            "declare which nodes belong together with `quorlock nodes declare-new` or `quorlock nodes set-list`";
+        let message = if error.render().to_string().contains("Usage: quorlock nodes ") {
+            format!("{declare}; `quorlock nodes --help` has more")
+        } else {
+            format!(
+                "run a command under a lock with `quorlock run NAME -- COMMAND`, look at the locks with `quorlock list` and \
+                 `quorlock inspect NAME`, take one from its holder with `quorlock release NAME --force`, look at the nodes \
+                 with `quorlock status` and `quorlock doctor`, or {declare}; `quorlock --help` has more"
+            )
+        };
         return Failure::new(Exit::Usage, message);
     }
     let text = error.render().to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    let text = &with_whole_usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
     let mut message = without_bare_credentials(text);
     if error.kind() == ErrorKind::MissingRequiredArgument && text.contains("\n  <COMMAND>...") {
         message.push_str("\n\nThe command stands behind two dashes, as in: quorlock run NAME -- COMMAND");
@@ -329,9 +337,33 @@ fn usage(error: &clap::Error) -> Failure {
     Failure::new(Exit::Usage, message)
 }
 
+/// Replaces the usage of a subcommand in clap's message, which names flags as needed whose variables are set.
+fn with_whole_usage(text: &str) -> String {
+    let mut command = Flags::command();
+    command.build();
+    let mut whole = |line: &str| {
+        let name = line.strip_prefix("Usage: quorlock ")?.split(' ').next()?;
+        let subcommand = command.find_subcommand_mut(name).filter(|subcommand| !subcommand.has_subcommands())?;
+        Some(subcommand.render_usage().to_string())
+    };
+    let lines: Vec<String> = text.lines().map(|line| whole(line).unwrap_or_else(|| line.to_owned())).collect();
+    lines.join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_usage_names_no_flag_as_needed() {
+        let text = "wrong\n\nUsage: quorlock inspect --prefix <PREFIX> --cacert <FILE> <NAME>\n\nmore";
+        assert_eq!(with_whole_usage(text), "wrong\n\nUsage: quorlock inspect [OPTIONS] <NAME>\n\nmore");
+        for other in
+            ["Usage: quorlock <COMMAND>", "Usage: quorlock nodes <COMMAND>", "Usage: quorlock nodes declare-new x"]
+        {
+            assert_eq!(with_whole_usage(other), other);
+        }
+    }
 
     #[test]
     fn the_flags_fit_together() {
