@@ -112,7 +112,13 @@ pub fn verdict(status: &Status) -> Result<u8, Failure> {
     }
     let _ = io::stdout().flush();
     if status.can_be_waited_for() {
-        return Err(Failure::new(Exit::NoQuorum, format!("{}. Look at the nodes without a vote", status.summary())));
+        let is_undeclared = |node: &reading::NodeStatus| matches!(node.state, reading::State::Undeclared);
+        let next = if status.nodes.iter().any(is_undeclared) {
+            "Declare new nodes before the first client connects (`quorlock nodes declare-new`)"
+        } else {
+            "Look at the nodes without a vote"
+        };
+        return Err(Failure::new(Exit::NoQuorum, format!("{}. {next}", status.summary())));
     }
     Err(Failure::new(Exit::Configuration, format!("{}. {MEND}", status.summary())))
 }
