@@ -44,7 +44,7 @@
 //! # Where to begin
 //!
 //! [`Quorlock::builder`] makes a client, [`Quorlock::lock`] and [`Quorlock::lock_all`] ask for locks, a [`Guard`] is a
-//! hold, an [`Owner`] is who may enter again. Errors: [`ConfigError`], [`AcquireError`], [`ExtendError`],
+//! hold, an [`Owner`] is who may enter again. [`Quorlock::elect`] and [`Quorlock::observe`] are for leaders. Errors: [`ConfigError`], [`AcquireError`], [`ExtendError`],
 //! [`ReleaseError`]; each names the nodes and what every one of them said.
 //!
 //! # Testing code that locks
@@ -79,12 +79,14 @@ pub mod blocking;
 mod builder;
 mod client;
 mod coordinator;
+mod election;
 pub mod environment;
 mod error;
 mod export;
 mod guard;
 mod inspect;
 mod node;
+mod observation;
 mod owner;
 mod protocol;
 mod released;
@@ -112,6 +114,7 @@ mod cookbook {}
 
 pub use builder::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX};
 pub use client::Quorlock;
+pub use election::Election;
 #[cfg(feature = "tls")]
 pub use environment::Tls;
 pub use error::{
@@ -121,6 +124,7 @@ pub use error::{
 pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
 pub use node::NodeConfig;
+pub use observation::{Leader, Leadership, Observation};
 pub use owner::Owner;
 pub use protocol::{Outage, ParseTokenError, Token};
 pub use released::Released;

@@ -24,6 +24,7 @@ const MOST_NAMES: usize = 500;
 
 /// A lock that is being asked for; nothing happens before [`acquire`](Self::acquire) or
 /// [`try_acquire`](Self::try_acquire).
+#[derive(Clone)]
 #[must_use = "a request does nothing until acquire() or try_acquire()"]
 pub struct LockRequest {
     handle: Arc<Handle>,
@@ -152,9 +153,18 @@ impl LockRequest {
     ///
     /// Dropping it drops the work, and releases in the background.
     pub async fn run<T, E>(self, work: impl AsyncFnOnce(&Guard) -> Result<T, E>) -> Result<T, RunError<E>> {
+        self.run_until(Guard::lost, work).await
+    }
+
+    /// Does what [`run`](Self::run) does, and drops the work when `over` resolves. That must be no later than the loss of the lease.
+    pub(crate) async fn run_until<T, E>(
+        self,
+        over: impl AsyncFnOnce(&Guard),
+        work: impl AsyncFnOnce(&Guard) -> Result<T, E>,
+    ) -> Result<T, RunError<E>> {
         let guard = self.acquire().await?;
         let protected = async {
-            match select(pin!(guard.lost()), pin!(guard.owner().scope(work(&guard)))).await {
+            match select(pin!(over(&guard)), pin!(guard.owner().scope(work(&guard)))).await {
                 Either::Left(_) => Err(guard.lost_error().into()),
                 Either::Right((Err(error), _)) => Err(RunError::Work(error)),
                 Either::Right((Ok(output), _)) => guard.check().map(|()| output).map_err(Into::into),

@@ -18,7 +18,10 @@ const STOREYS: [(&str, &[&str]); 9] = [
     ("coordinator: leases, rounds and requests", &["coordinator"]),
     (
         "public nouns",
-        &["admin", "blocking", "builder", "client", "guard", "inspect", "lib", "released", "request", "revoke"],
+        &[
+            "admin", "blocking", "builder", "client", "election", "guard", "inspect", "lib", "observation", "released",
+            "request", "revoke",
+        ],
     ),
 ];
 

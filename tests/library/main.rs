@@ -6,6 +6,7 @@ mod blocking;
 mod clocks;
 mod configs;
 mod distance;
+mod elections;
 mod endings;
 mod kills;
 mod messages;

@@ -25,6 +25,9 @@ const SILENT_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks at what is known of the nodes.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
 
+/// Before the next campaign. What an outage costs is bounded by the client itself.
+const CAMPAIGN_PAUSE: Duration = Duration::from_millis(300);
+
 pub enum NotAcquired {
     Failed(Failure),
     Interrupted(Signal),
@@ -46,6 +49,12 @@ pub async fn acquire(
             Patience::None => request.try_acquire().await,
             Patience::For(limit) => request.wait(limit).acquire().await,
             Patience::Endless => request.acquire().await,
+            Patience::Campaign => loop {
+                match request.clone().acquire().await {
+                    Err(error) if error.is_retryable() => sleep(CAMPAIGN_PAUSE).await,
+                    done => break done,
+                }
+            },
         }
     });
     let mut telling = pin!(tell_who_is_waited_for(options, locks));
@@ -56,14 +65,23 @@ pub async fn acquire(
             acquired = &mut acquiring => {
                 return acquired.map_err(|error| NotAcquired::Failed(explained(options, error)));
             }
-            signal = signals.next_or_child() => match signal {
-                None => child::reap(),
-                // What was granted meanwhile is released when `acquiring` is dropped.
-                Some(signal) if is_fatal(signal) => return Err(NotAcquired::Interrupted(signal)),
-                Some(Signal::TSTP) => signals::stop(Whom::Self_),
-                Some(_) => {}
-            },
+            // What was granted meanwhile is released when `acquiring` is dropped.
+            signal = interrupted(signals) => return Err(NotAcquired::Interrupted(signal)),
             () = &mut telling, if !told => told = true,
+        }
+    }
+}
+
+/// Waits for a signal that ends quorlock while there is no command, and does what others ask for.
+///
+/// Cancel safe.
+pub async fn interrupted(signals: &mut Signals) -> Signal {
+    loop {
+        match signals.next_or_child().await {
+            None => child::reap(),
+            Some(signal) if is_fatal(signal) => return signal,
+            Some(Signal::TSTP) => signals::stop(Whom::Self_),
+            Some(_) => {}
         }
     }
 }

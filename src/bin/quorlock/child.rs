@@ -253,6 +253,12 @@ impl Child {
         self.resume_at = Some(Instant::now() + STOPPED_FOR);
     }
 
+    /// Was quorlock, or the command by the terminal, told to end?
+    pub fn was_told_to_end(&self) -> bool {
+        let ends = [Signal::TERM, Signal::INT, Signal::QUIT];
+        ends.iter().any(|signal| self.delivery.was_received(*signal)) || self.delivery.key().is_some()
+    }
+
     /// Hears what the listener still has to say when the command has ended. Bounded in time.
     pub async fn hear_the_last(&mut self) {
         if let Some(listener) = &mut self.listener {

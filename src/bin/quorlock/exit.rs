@@ -75,6 +75,22 @@ Exit codes of `run`:
   126    the command cannot be run
   127    there is no such command";
 
+/// What `quorlock lead --help` says about them.
+pub const LEAD_CODES: &str = "\
+Exit codes of `lead`:
+  N      the command's own exit code: it ended after SIGTERM, SIGINT or SIGQUIT
+         to quorlock, or by itself with --once
+  128+N  signal N ended the command, in the same cases. A signal that quorlock
+         got ends quorlock as well, also while it waits for the lock
+  64     wrong usage, or a value that cannot work
+  69     the nodes refuse the user or the password. An outage is waited for
+  78     the deployment is configured wrongly: this list of nodes is not the one
+         that the nodes have, or nodes can have no vote
+  79     the lock was lost, and quorlock was told to end then, or the command
+         cannot be killed and goes on; or the lock of an enclosing `run` is lost
+  126    the command cannot be run
+  127    there is no such command";
+
 /// What `quorlock inspect --help` says about them.
 pub const INSPECT_CODES: &str = "\
 Exit codes of `inspect`:
@@ -132,7 +148,7 @@ Exit codes of `doctor`:
 /// Returns what `quorlock --help` says about them.
 pub fn all_codes() -> String {
     format!(
-        "{RUN_CODES}\n\n{INSPECT_CODES}\n\n{LIST_CODES}\n\n{RELEASE_CODES}\n\n{STATUS_CODES}\n\n{DOCTOR_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`"
+        "{RUN_CODES}\n\n{LEAD_CODES}\n\n{INSPECT_CODES}\n\n{LIST_CODES}\n\n{RELEASE_CODES}\n\n{STATUS_CODES}\n\n{DOCTOR_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`"
     )
 }
 

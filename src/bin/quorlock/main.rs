@@ -1,4 +1,4 @@
-//! The `quorlock` command: run another command while holding a lock, or look at a lock and its nodes.
+//! The `quorlock` command: run another command while holding a lock or as a leader, or look at a lock and its nodes.
 
 #![deny(unsafe_code)]
 #![warn(clippy::pedantic)]
@@ -16,6 +16,7 @@ mod end;
 mod exit;
 mod handover;
 mod inspect;
+mod lead;
 mod list;
 mod listener;
 mod messages;
@@ -59,6 +60,7 @@ fn perform() -> Result<End, Failure> {
     let done = runtime.block_on(async {
         match &task {
             Task::Run(options) => run::run(options, inherited).await,
+            Task::Lead(options) => lead::lead(options, inherited).await,
             Task::Inspect(options) => inspect::inspect(options).await.map(End::from),
             Task::List(options) => list::list(options).await.map(End::from),
             Task::Release(options) => release::release(options).await.map(End::from),

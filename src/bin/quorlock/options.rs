@@ -24,6 +24,7 @@ struct Flags {
 #[derive(Subcommand)]
 enum CommandFlags {
     Run(RunFlags),
+    Lead(LeadFlags),
     Inspect(InspectFlags),
     List(crate::list::Flags),
     Release(crate::release::Flags),
@@ -73,7 +74,6 @@ an older one. Where NAMEs have different tokens, because some were entered again
 /// Run a command while holding a lock
 #[derive(Args)]
 #[command(long_about = ABOUT_RUN, after_help = exit::RUN_CODES)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct RunFlags {
     /// What to lock; several names are acquired together, all or none.
     #[arg(required = true, value_name = "NAME")]
@@ -83,6 +83,65 @@ struct RunFlags {
     #[arg(required = true, last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 
+    #[command(flatten)]
+    hold: HoldFlags,
+
+    /// How long to wait while another owner holds the lock [default: for ever].
+    #[arg(long, short, value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "try")]
+    wait: Option<Duration>,
+
+    /// Do not wait at all.
+    #[arg(long)]
+    r#try: bool,
+
+    /// The exit code when another owner holds the lock.
+    #[arg(long, short = 'E', value_name = "N", default_value_t = Exit::Conflict.code())]
+    conflict_exit_code: u8,
+
+    /// Keep the lock for at least this long after it was acquired, also when COMMAND ends sooner: a job that is started on several
+    /// machines at about the same time then runs once. Ctrl-C or SIGTERM ends that wait.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    at_least: Option<Duration>,
+}
+
+const ABOUT_LEAD: &str = "\
+Run COMMAND on one of several machines: wherever this candidate holds the lock on NAME, and is the leader.
+
+Start it on each machine, by a supervisor that starts it again when it ends. A candidate waits until it gets the lock, also \
+while too few nodes answer, and starts COMMAND as `quorlock run` does, with the same variables; QUORLOCK_TOKEN is the number \
+of its term. When the lock is about to be lost, COMMAND gets SIGTERM and then SIGKILL while the lock is still valid, so it has \
+ended before another leader can begin. Then this candidate waits for the lock again.
+
+When COMMAND ends by itself, what it has left in its process group is ended as well: COMMAND has to stay in the foreground. \
+Then the lock is released, and the next candidate leads. This one waits for a second before it asks \
+for the lock again; the pause doubles each time, up to 30 s, and is a second again when COMMAND has run for longer than that. With \
+--once quorlock ends instead, with the exit code of COMMAND.
+
+SIGTERM, SIGINT or SIGQUIT to quorlock is passed on to COMMAND. When COMMAND has ended, the lock is released and quorlock ends, as \
+COMMAND did. Other signals are passed on as `quorlock run` does.";
+
+/// Run a command as the leader: on one of several machines, and on the next one when that fails
+#[derive(Args)]
+#[command(long_about = ABOUT_LEAD, after_help = exit::LEAD_CODES)]
+struct LeadFlags {
+    /// The election. Its leader holds the lock of this name.
+    name: OsString,
+
+    /// The command to run, and its arguments.
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+
+    #[command(flatten)]
+    hold: HoldFlags,
+
+    /// End when COMMAND has ended by itself, with its exit code. After a loss of the lock quorlock goes on.
+    #[arg(long)]
+    once: bool,
+}
+
+/// How a lock is held, and a command run under it.
+#[derive(Args)]
+struct HoldFlags {
     #[command(flatten)]
     place: PlaceFlags,
 
@@ -100,26 +159,9 @@ struct RunFlags {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     node_timeout: Option<Duration>,
 
-    /// How long to wait while another owner holds the lock [default: for ever].
-    #[arg(long, short, value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "try")]
-    wait: Option<Duration>,
-
-    /// Do not wait at all.
-    #[arg(long)]
-    r#try: bool,
-
-    /// The exit code when another owner holds the lock.
-    #[arg(long, short = 'E', value_name = "N", default_value_t = Exit::Conflict.code())]
-    conflict_exit_code: u8,
-
     /// How long COMMAND may take to end after SIGTERM when the lock is in danger [default: while the lock is valid].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     grace: Option<Duration>,
-
-    /// Keep the lock for at least this long after it was acquired, also when COMMAND ends sooner: a job that is started on several
-    /// machines at about the same time then runs once. Ctrl-C or SIGTERM ends that wait.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    at_least: Option<Duration>,
 
     /// Give COMMAND neither the lease nor the nodes. A `quorlock run` inside COMMAND cannot
     /// enter the lock again.
@@ -169,6 +211,7 @@ struct InspectFlags {
 /// What is to be done.
 pub enum Task {
     Run(RunOptions),
+    Lead(LeadOptions),
     Inspect(InspectOptions),
     List(crate::list::Options),
     Release(crate::release::Options),
@@ -196,11 +239,20 @@ pub struct RunOptions {
     pub exports: bool,
 }
 
+pub struct LeadOptions {
+    pub run: RunOptions,
+    /// Ends when the command has ended by itself.
+    pub once: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
     None,
     For(Duration),
+    /// Not through an outage.
     Endless,
+    /// Also through outages, until an error that no retry mends.
+    Campaign,
 }
 
 pub struct InspectOptions {
@@ -227,6 +279,7 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     };
     match flags.command {
         CommandFlags::Run(flags) => flags.check().map(Task::Run),
+        CommandFlags::Lead(flags) => flags.check().map(Task::Lead),
         CommandFlags::Inspect(flags) => flags.check().map(Task::Inspect),
         CommandFlags::List(flags) => flags.check().map(Task::List),
         CommandFlags::Release(flags) => flags.check().map(Task::Release),
@@ -271,31 +324,47 @@ pub fn check_name(name: &OsString) -> Result<(), Failure> {
 
 impl RunFlags {
     fn check(self) -> Result<RunOptions, Failure> {
-        messages::log_as(self.log);
-        self.names.iter().try_for_each(check_name)?;
-        let place = self.place.check()?;
         let patience = match self.wait {
             _ if self.r#try => Patience::None,
             Some(Duration::ZERO) => Patience::None,
             Some(limit) => Patience::For(limit),
             None => Patience::Endless,
         };
+        let mut options = self.hold.check(self.names, self.command, patience)?;
+        options.conflict_exit_code = self.conflict_exit_code;
+        options.at_least = self.at_least.unwrap_or_default();
+        Ok(options)
+    }
+}
+
+impl LeadFlags {
+    fn check(self) -> Result<LeadOptions, Failure> {
+        let run = self.hold.check(vec![self.name], self.command, Patience::Campaign)?;
+        Ok(LeadOptions { run, once: self.once })
+    }
+}
+
+impl HoldFlags {
+    fn check(self, names: Vec<OsString>, command: Vec<OsString>, patience: Patience) -> Result<RunOptions, Failure> {
+        messages::log_as(self.log);
+        names.iter().try_for_each(check_name)?;
+        let place = self.place.check()?;
         let verbosity = match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
             (_, true) => Verbosity::Verbose,
             _ => Verbosity::Normal,
         };
         Ok(RunOptions {
-            names: self.names,
-            command: self.command,
+            names,
+            command,
             place,
             lease: self.lease,
             longest_lease: self.longest_lease,
             node_timeout: self.node_timeout,
             patience,
-            conflict_exit_code: self.conflict_exit_code,
+            conflict_exit_code: Exit::Conflict.code(),
             grace: self.grace,
-            at_least: self.at_least.unwrap_or_default(),
+            at_least: Duration::ZERO,
             label: self.label,
             verbosity,
             exports: !self.no_export,
@@ -321,8 +390,8 @@ fn usage(error: &clap::Error) -> Failure {
             format!("{declare}; `quorlock nodes --help` has more")
         } else {
             format!(
-                "run a command under a lock with `quorlock run NAME -- COMMAND`, look at the locks with `quorlock list` and \
-                 `quorlock inspect NAME`, take one from its holder with `quorlock release NAME --force`, look at the nodes \
+                "run a command under a lock with `quorlock run NAME -- COMMAND`, or as the leader of several machines with \
+                 `quorlock lead NAME -- COMMAND`, look at the locks with `quorlock list` and `quorlock inspect NAME`, take one from its holder with `quorlock release NAME --force`, look at the nodes \
                  with `quorlock status` and `quorlock doctor`, or {declare}; `quorlock --help` has more"
             )
         };

@@ -1,10 +1,11 @@
-//! `quorlock run`: acquire, run, watch over both, release.
+//! `quorlock run`: acquire, run, watch over both, release. What `quorlock lead` does for each term, too.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
-use quorlock::{Answer, ConfigError, Guard, Holder, NodeReport, Quorlock, ReleaseError, Released};
+use quorlock::{Answer, ConfigError, Guard, Holder, NodeReport, Owner, Quorlock, ReleaseError, Released};
 use tokio::select;
 use tokio::time::{Instant, sleep_until};
 
@@ -14,20 +15,15 @@ use crate::descendants;
 use crate::end::{End, Status};
 use crate::exit::{Exit, Failure};
 use crate::messages::{self, shown};
-use crate::options::RunOptions;
+use crate::options::{Patience, RunOptions};
 use crate::signals::{Inherited, Signals, is_fatal};
 use crate::variables::{check_room, enclosing_owner, variables};
-use crate::watch::{Ended, Stop, watch};
+use crate::watch::{Ended, Stop, clear, watch};
 
 pub async fn run(options: &RunOptions, inherited: Inherited) -> Result<End, Failure> {
-    options.place.announce(options.verbosity);
-    let mut signals = Signals::register()
-        .map_err(|error| Failure::new(Exit::NotRunnable, format!("cannot handle signals: {error}")))?;
-    let locks = connect(options).await?;
-    let owner = enclosing_owner(options, &locks)?;
-    check_room(options, &locks, owner.as_ref())?;
-    let done = match acquire(options, &locks, owner.as_ref(), &mut signals).await {
-        Ok(guard) => hold(options, &locks, guard, &mut signals, inherited).await,
+    let mut session = Session::start(options, inherited).await?;
+    let done = match session.hold().await {
+        Ok(held) => Ok(held.end),
         Err(NotAcquired::Interrupted(signal)) => Ok(End::by(signal)),
         Err(NotAcquired::Failed(failure)) if failure.exit == Exit::Conflict => {
             messages::error(failure.message);
@@ -35,7 +31,7 @@ pub async fn run(options: &RunOptions, inherited: Inherited) -> Result<End, Fail
         }
         Err(NotAcquired::Failed(failure)) => Err(failure),
     };
-    locks.flush_majority().await;
+    session.locks.flush_majority().await;
     done
 }
 
@@ -54,48 +50,102 @@ async fn connect(options: &RunOptions) -> Result<Quorlock, ConfigError> {
     builder.connect().await
 }
 
-/// Runs the command under the guard, and gives the guard back.
-async fn hold(
-    options: &RunOptions,
-    locks: &Quorlock,
-    guard: Guard,
-    signals: &mut Signals,
+/// A client, and what it needs to hold the lock once or again and again.
+pub struct Session<'a> {
+    options: &'a RunOptions,
+    pub locks: Quorlock,
+    owner: Option<Owner>,
+    pub signals: Signals,
     inherited: Inherited,
-) -> Result<End, Failure> {
-    let acquired = Instant::now();
-    let shown = shown(&options.names.join(" ".as_ref()));
-    let tokens = tokens(options, &guard);
-    options.verbosity.detail(format_args!("acquired {shown} with token {tokens}"));
-    // Telling so may have taken its time: stderr can be a pipe that is not read.
-    if guard.is_lost() {
-        return Err(Failure::new(
-            Exit::Lost,
-            format!("the lock on {shown} was lost before the command began ({}); run it again", guard.reports()),
-        ));
+}
+
+/// How a hold of the lock ended.
+pub struct Held {
+    /// How quorlock is to end, if it ends now.
+    pub end: End,
+    /// The lock was lost.
+    pub is_lost: bool,
+    /// quorlock was told to end meanwhile, or the command goes on without the lock.
+    pub is_last: bool,
+    /// How long the command ran.
+    pub ran: Duration,
+}
+
+impl Held {
+    fn lost(is_last: bool, acquired: Instant) -> Self {
+        Self { end: Exit::Lost.code().into(), is_lost: true, is_last, ran: acquired.elapsed() }
     }
-    let mut child = match Child::spawn(&options.command, &variables(options, locks, &guard, &tokens), inherited) {
-        Ok(child) => child,
-        Err(error) => {
-            let _ = guard.release().await; // The failure is what matters.
-            return Err(not_started(&options.command[0], &error));
-        }
-    };
-    let ended = watch(options, &guard, &mut child, signals).await;
-    if ended.stop.is_none() && !rest(options, &guard, acquired, signals).await {
-        messages::error(format_args!(
-            "the lock on {shown} was lost before --at-least was over, when the command had ended"
-        ));
-        return Ok(ended.status.map_or_else(|| Exit::Lost.code().into(), |status| child.end(status)));
+}
+
+impl<'a> Session<'a> {
+    pub async fn start(options: &'a RunOptions, inherited: Inherited) -> Result<Self, Failure> {
+        options.place.announce(options.verbosity);
+        let signals = Signals::register()
+            .map_err(|error| Failure::new(Exit::NotRunnable, format!("cannot handle signals: {error}")))?;
+        let locks = connect(options).await?;
+        let owner = enclosing_owner(options, &locks)?;
+        check_room(options, &locks, owner.as_ref())?;
+        Ok(Self { options, locks, owner, signals, inherited })
     }
-    // Not a word before this: with the command in the foreground, a terminal may hold up other processes that write to it.
-    let (released, ()) = tokio::join!(guard.release(), child.hear_the_last());
-    match (&ended.stop, ended.status) {
-        (None, Some(status)) if after_release(options, &shown, status, released) => Ok(child.end(status)),
-        (Some(stop), _) => {
-            say_how_it_was_stopped(&shown, &ended, stop);
-            Ok(Exit::Lost.code().into())
+
+    /// Acquires the lock, runs the command under it, and releases it.
+    pub async fn hold(&mut self) -> Result<Held, NotAcquired> {
+        let guard = acquire(self.options, &self.locks, self.owner.as_ref(), &mut self.signals).await?;
+        self.run(guard).await.map_err(NotAcquired::Failed)
+    }
+
+    /// Runs the command under the guard, and gives the guard back.
+    async fn run(&mut self, guard: Guard) -> Result<Held, Failure> {
+        let Self { options, locks, signals, .. } = self;
+        let acquired = Instant::now();
+        let shown = shown(&options.names.join(" ".as_ref()));
+        let tokens = tokens(options, &guard);
+        let said = format!("acquired {shown} with token {tokens}");
+        match options.patience {
+            Patience::Campaign => options.verbosity.notice(said),
+            _ => options.verbosity.detail(said),
         }
-        _ => Ok(Exit::Lost.code().into()),
+        // Telling so may have taken its time: stderr can be a pipe that is not read.
+        if guard.is_lost() {
+            messages::error(format_args!(
+                "the lock on {shown} was lost before the command began ({}); run it again",
+                guard.reports()
+            ));
+            return Ok(Held::lost(false, acquired));
+        }
+        let mut child = match Child::spawn(&options.command, &variables(options, locks, &guard, &tokens), self.inherited)
+        {
+            Ok(child) => child,
+            Err(error) => {
+                let _ = guard.release().await; // The failure is what matters.
+                return Err(not_started(&options.command[0], &error));
+            }
+        };
+        let mut ended = watch(options, &guard, &mut child, signals).await;
+        if options.patience == Patience::Campaign && ended.stop.is_none() {
+            child.hear_the_last().await;
+            ended.left = clear(options, &guard, &mut child).await;
+        }
+        if ended.stop.is_none() && !rest(options, &guard, acquired, signals).await {
+            messages::error(format_args!(
+                "the lock on {shown} was lost before --at-least was over, when the command had ended"
+            ));
+            let end = ended.status.map_or_else(|| Exit::Lost.code().into(), |status| child.end(status));
+            return Ok(Held { end, ..Held::lost(true, acquired) });
+        }
+        // Not a word before this: with the command in the foreground, a terminal may hold up other processes that write to it.
+        let (released, ()) = tokio::join!(guard.release(), child.hear_the_last());
+        let is_last = child.was_told_to_end() || ended.left.killable || !ended.left.refusing.is_empty();
+        match (&ended.stop, ended.status) {
+            (None, Some(status)) if after_release(options, &shown, status, released) => {
+                let end = child.end(status);
+                Ok(Held { end, is_lost: false, is_last: is_last || end.signal.is_some(), ran: acquired.elapsed() })
+            }
+            (stop, _) => {
+                stop.iter().for_each(|stop| say_how_it_was_stopped(&shown, &ended, stop));
+                Ok(Held::lost(is_last, acquired))
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quorlock::{Guard, Reports};
 use tokio::select;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::child::Child;
 use crate::descendants::{self, Left};
@@ -106,6 +106,31 @@ pub async fn watch(options: &RunOptions, guard: &Guard, child: &mut Child, signa
             signal = signals.next_or_child() => if let Some(signal) = signal { child.signal(signal) },
             () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
         }
+    }
+}
+
+/// Ends what a command that has ended has left behind in its group: it must not go on beside the command of the next leader.
+/// Returns what could not be killed.
+pub async fn clear(options: &RunOptions, guard: &Guard, child: &mut Child) -> Left {
+    if child.is_group_gone() {
+        return Left::default();
+    }
+    let stop = Stop::begin(options, guard);
+    child.terminate();
+    while !stop.left(options, guard).is_zero() {
+        sleep(GROUP_LOOK).await;
+        if child.is_group_gone() {
+            return Left::default();
+        }
+    }
+    child.kill();
+    let killed = Instant::now();
+    loop {
+        let left = child.left();
+        if !left.killable || killed.elapsed() > LONGEST_DYING {
+            return left;
+        }
+        sleep(GROUP_LOOK).await;
     }
 }
 
