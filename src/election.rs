@@ -1,6 +1,7 @@
 //! The election of a leader: the lock, campaigned for again and again.
 
 use std::ops::{ControlFlow, Range};
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use crate::client::Quorlock;
@@ -89,7 +90,7 @@ impl Election {
     /// [`RunError::Work`] when the work fails, [`RunError::Acquire`] when no further campaign can succeed: the error is not
     /// [retryable](crate::AcquireError::is_retryable), as for a wrong setting, a refused password or a list of nodes that is not theirs.
     /// [`RunError::Lost`] when the work returned `Break` after its lease was lost, or its release shows that it had been. An outage, a
-    /// loss and an unconfirmed release are no errors.
+    /// loss before the work has ended, and an unconfirmed release are no errors.
     ///
     /// # Panics
     ///
@@ -102,26 +103,42 @@ impl Election {
         self,
         mut work: impl AsyncFnMut(&Guard) -> Result<ControlFlow<T>, E>,
     ) -> Result<T, RunError<E>> {
-        let core = self.locks.core();
         loop {
-            let mut done = None;
-            let over = async |term: &Guard| {
-                term.endangered().await;
-                core.within(self.grace, term.lost()).await;
-            };
-            let lead = async |term: &Guard| {
-                done = Some(work(term).await?);
-                Ok(())
-            };
-            let ended = self.request.clone().owner(&core.anonymous()).run_until(over, lead).await;
-            match (ended, done) {
-                (Ok(()) | Err(RunError::Release(_)), Some(ControlFlow::Break(output))) => return Ok(output),
-                (Err(error @ RunError::Lost(_)), Some(ControlFlow::Break(_))) => return Err(error),
-                (Err(RunError::Acquire(error)), _) if !error.is_retryable() => return Err(error.into()),
-                (Err(error @ RunError::Work(_)), _) => return Err(error),
-                _ => core.sleep(core.random_time(PAUSE)).await,
+            match self.request.clone().owner(&self.locks.core().anonymous()).acquire().await {
+                Ok(term) => {
+                    let mut is_last = false;
+                    let lead = async {
+                        let done = work(&term).await;
+                        is_last = !matches!(done, Ok(ControlFlow::Continue(())));
+                        done
+                    };
+                    let outcome = term.run_until(self.is_over(&term), lead).await;
+                    let released = term.release().await;
+                    match (outcome.unwrap_or_else(|panic| resume_unwind(panic)), released) {
+                        (Ok(ControlFlow::Break(_)), Err(error)) if error.is_lost() => {
+                            return Err(RunError::of_release(error));
+                        }
+                        (Ok(ControlFlow::Break(output)), _) => return Ok(output),
+                        (Err(error), _) if is_last => return Err(error),
+                        _ => {}
+                    }
+                }
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(error.into()),
             }
+            self.pause().await;
         }
+    }
+
+    /// Resolves when the work of the term is to be dropped.
+    async fn is_over(&self, term: &Guard) {
+        term.endangered().await;
+        self.locks.core().within(self.grace, term.lost()).await;
+    }
+
+    async fn pause(&self) {
+        let core = self.locks.core();
+        core.sleep(core.random_time(PAUSE)).await;
     }
 }
 

@@ -257,6 +257,14 @@ pub enum RunError<E = Infallible> {
 }
 
 impl<E> RunError<E> {
+    /// Returns the error of work that has ended without one, when its release fails like this.
+    pub(crate) fn of_release(error: ReleaseError) -> Self {
+        match error {
+            ReleaseError::NotHeld { resource, nodes } => LostError { resource, nodes }.into(),
+            error => Self::Release(error),
+        }
+    }
+
     /// What kind of error it is: all of one kind are handled in one way. `None` for the error of the work.
     #[must_use]
     pub fn kind(&self) -> Option<ErrorKind> {

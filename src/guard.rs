@@ -1,15 +1,17 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::{join, join_all, select_all};
+use futures::future::{Either, join, join_all, select, select_all};
 
 use crate::coordinator::{Core, Holds, Lease, Round, hold_one, lock_states, shortest};
-use crate::error::{ClientError, ExtendError, LostError, ReleaseError, Reports};
+use crate::error::{ClientError, ExtendError, LostError, ReleaseError, Reports, RunError};
 use crate::export::{Export, ExportedLease};
 use crate::owner::Owner;
 use crate::protocol::{Phase, Token, VoteResult};
@@ -200,6 +202,23 @@ impl Guard {
             future.as_mut().poll(cx).map(|output| if self.is_lost() { Err(self.lost_error()) } else { Ok(output) })
         })
         .await
+    }
+
+    /// Runs `work` in the owner's scope, and drops it when `over` resolves, which must be no later than the loss of the lease. The
+    /// outer error is a panic of the work.
+    pub(crate) async fn run_until<T, E>(
+        &self,
+        over: impl Future<Output = ()>,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> thread::Result<Result<T, RunError<E>>> {
+        let done = async {
+            match select(pin!(over), pin!(self.owner().scope(work))).await {
+                Either::Left(_) => Err(self.lost_error().into()),
+                Either::Right((Err(error), _)) => Err(RunError::Work(error)),
+                Either::Right((Ok(output), _)) => self.check().map(|()| output).map_err(Into::into),
+            }
+        };
+        AssertUnwindSafe(done).catch_unwind().await
     }
 
     pub(crate) fn lost_error(&self) -> LostError {

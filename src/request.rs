@@ -1,18 +1,14 @@
 //! A request for a lock, and what can be done with it: to wait for the lock, to try for it, or to run work under it.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::pin::pin;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
-use futures::future::{Either, select};
-
 use crate::coordinator::{Attempt, Handle, Retry};
 use crate::environment::Moment;
-use crate::error::{AcquireError, ConfigError, LostError, ReleaseError, RunError};
+use crate::error::{AcquireError, ConfigError, RunError};
 use crate::guard::Guard;
 use crate::owner::Owner;
 use crate::protocol::Outage;
@@ -153,24 +149,8 @@ impl LockRequest {
     ///
     /// Dropping it drops the work, and releases in the background.
     pub async fn run<T, E>(self, work: impl AsyncFnOnce(&Guard) -> Result<T, E>) -> Result<T, RunError<E>> {
-        self.run_until(Guard::lost, work).await
-    }
-
-    /// Does what [`run`](Self::run) does, and drops the work when `over` resolves. That must be no later than the loss of the lease.
-    pub(crate) async fn run_until<T, E>(
-        self,
-        over: impl AsyncFnOnce(&Guard),
-        work: impl AsyncFnOnce(&Guard) -> Result<T, E>,
-    ) -> Result<T, RunError<E>> {
         let guard = self.acquire().await?;
-        let protected = async {
-            match select(pin!(over(&guard)), pin!(guard.owner().scope(work(&guard)))).await {
-                Either::Left(_) => Err(guard.lost_error().into()),
-                Either::Right((Err(error), _)) => Err(RunError::Work(error)),
-                Either::Right((Ok(output), _)) => guard.check().map(|()| output).map_err(Into::into),
-            }
-        };
-        let outcome = AssertUnwindSafe(protected).catch_unwind().await;
+        let outcome = guard.run_until(guard.lost(), work(&guard)).await;
         let released = guard.release().await;
         result_of_run(outcome, released)
     }

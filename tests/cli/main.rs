@@ -8,6 +8,7 @@ mod danger;
 mod doctor;
 mod escaping;
 mod inspect;
+mod lead;
 mod list;
 mod manual;
 mod names;

@@ -1,0 +1,148 @@
+//! `quorlock lead`: a command that runs on one of several machines.
+
+use std::process::Child;
+
+use quorlock_testkit::Cluster;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::sandbox::{Sandbox, finish, signal, within};
+
+/// Notes its term and its process number, unless the process of the term before is still there. Ends with 7 at SIGTERM.
+const DAEMON: &str = r#"
+trap 'echo terminated >> $DIR/terminated; exit 7' TERM
+if [ -e $DIR/pid ] && kill -0 "$(cat $DIR/pid)" 2> /dev/null; then echo > $DIR/both; fi
+echo $$ > $DIR/pid
+echo $1 $QUORLOCK_TOKEN >> $DIR/terms
+while :; do sleep 0.01; done"#;
+
+/// Starts a candidate of this name.
+fn candidate(sandbox: &Sandbox, name: &str, options: &[&str]) -> Child {
+    sandbox.start(&[&["lead", "--lease", "3s"], options, &["job", "--", "sh", "-c", DAEMON, "sh", name]].concat())
+}
+
+/// Waits for so many terms, and returns who led in them. One has ended before the next began, with a larger token.
+fn terms(sandbox: &Sandbox, count: usize) -> Vec<String> {
+    within("the next term", || sandbox.text("terms").lines().count() >= count && sandbox.text("terms").ends_with('\n'));
+    let text = sandbox.text("terms");
+    let (names, tokens): (Vec<String>, Vec<u64>) = text
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, token)| (name.to_owned(), token.parse::<u64>().expect("a token")))
+        .unzip();
+    assert!(tokens.is_sorted_by(|before, token| before < token), "{text}");
+    assert!(!sandbox.path("both").exists(), "two led at once: {text}");
+    names
+}
+
+/// Two candidates, of which the first leads.
+fn two(sandbox: &Sandbox) -> [Child; 2] {
+    let first = candidate(sandbox, "first", &[]);
+    assert_eq!(terms(sandbox, 1), ["first"]);
+    let second = candidate(sandbox, "second", &[]);
+    within("the second waits", || sandbox.cluster.count_lines("job") > 1);
+    [first, second]
+}
+
+fn kill_daemon(sandbox: &Sandbox) {
+    let pid = sandbox.wait_for("pid").trim_end().parse().ok().and_then(Pid::from_raw).expect("a process number");
+    kill_process(pid, Signal::KILL).expect("a signal to the daemon");
+}
+
+#[test]
+fn the_next_candidate_leads_when_the_daemon_dies() {
+    let sandbox = Sandbox::new(3);
+    let [first, second] = two(&sandbox);
+    kill_daemon(&sandbox);
+    assert_eq!(terms(&sandbox, 2), ["first", "second"]);
+    kill_daemon(&sandbox);
+    assert_eq!(terms(&sandbox, 3), ["first", "second", "first"], "it campaigns again after a pause");
+    for (candidate, code, killed) in [(second, None, "code 137"), (first, Some(7), "code 137")] {
+        signal(&candidate, Signal::TERM);
+        let ended = finish(candidate);
+        assert_eq!(ended.code, code, "{ended:?}");
+        assert!(ended.stderr.contains(killed), "{ended:?}");
+    }
+    sandbox.is_clean();
+}
+
+#[test]
+fn sigterm_ends_the_daemon_and_then_quorlock_and_hands_over() {
+    let sandbox = Sandbox::new(3);
+    let [first, second] = two(&sandbox);
+    signal(&first, Signal::TERM);
+    let ended = finish(first);
+    assert_eq!((ended.code, sandbox.text("terminated").as_str()), (Some(7), "terminated\n"), "{ended:?}");
+    assert_eq!(terms(&sandbox, 2), ["first", "second"]);
+    signal(&second, Signal::TERM);
+    assert_eq!(finish(second).code, Some(7));
+    within("the release", || sandbox.lock_keys("job") == 0);
+    sandbox.is_clean();
+}
+
+#[test]
+fn sigterm_ends_a_candidate_that_waits() {
+    let sandbox = Sandbox::new(3);
+    let [first, second] = two(&sandbox);
+    signal(&second, Signal::TERM);
+    assert_eq!(finish(second).signal, Some(Signal::TERM.as_raw()));
+    signal(&first, Signal::TERM);
+    finish(first);
+    sandbox.is_clean();
+}
+
+#[test]
+fn the_daemon_of_a_revoked_leader_has_ended_before_the_next_one_begins() {
+    let sandbox = Sandbox::new(3);
+    let candidates = two(&sandbox);
+    assert_eq!(sandbox.end(&["release", "job", "--force", "--yes"]).code, Some(0));
+    terms(&sandbox, 2);
+    for candidate in candidates {
+        signal(&candidate, Signal::TERM);
+        finish(candidate);
+    }
+    sandbox.is_clean();
+}
+
+#[test]
+fn a_candidate_leads_again_after_an_outage() {
+    let mut sandbox = Sandbox::new(5);
+    let run = candidate(&sandbox, "first", &["--once"]);
+    terms(&sandbox, 1);
+    (0..3).for_each(|node| sandbox.cluster.pause(node));
+    sandbox.wait_for("terminated");
+    // A request without a limit fails after half a lease.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    (0..3).for_each(|node| sandbox.cluster.resume(node));
+    terms(&sandbox, 2);
+    kill_daemon(&sandbox);
+    let ended = finish(run);
+    assert_eq!(ended.code, Some(137), "a loss is no end, with --once: {ended:?}");
+    assert!(ended.stderr.contains("was lost or about to be"), "{ended:?}");
+}
+
+#[test]
+fn once_ends_with_the_code_of_the_daemon() {
+    let sandbox = Sandbox::new(3);
+    let ended = sandbox.end(&["lead", "--once", "job", "--", "sh", "-c", "exit 3"]);
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.stderr.contains("acquired job with token "), "{ended:?}");
+    within("the release", || sandbox.lock_keys("job") == 0);
+}
+
+#[test]
+fn what_the_daemon_leaves_in_its_group_ends_before_the_next_leader_begins() {
+    let sandbox = Sandbox::new(3);
+    let script = "(trap '' TERM; echo > $DIR/ready; while :; do sleep 0.01; done) & \
+                  while [ ! -e $DIR/ready ]; do sleep 0.01; done; exit 3";
+    let ended = sandbox.end(&["lead", "--once", "--grace", "100ms", "job", "--", "sh", "-c", script]);
+    assert_eq!((ended.code, sandbox.processes()), (Some(3), vec![]), "{ended:?}");
+}
+
+#[test]
+fn what_no_retry_mends_ends_it() {
+    let sandbox = Sandbox::new(3);
+    assert_eq!(sandbox.end(&["lead", "job", "--", "no-such-command"]).code, Some(127));
+    assert_eq!(sandbox.end(&["lead", "--lease", "1ms", "job", "--", "true"]).code, Some(64));
+    let ended = sandbox.end(&["lead", "--nodes", &Cluster::urls(&sandbox.cluster)[0], "job", "--", "true"]);
+    assert_eq!(ended.code, Some(78), "another list: {ended:?}");
+}
