@@ -255,7 +255,10 @@ mod tests {
         assert_eq!(election.await, Ok(7), "an unconfirmed release is no error");
 
         let test = Test::new().await;
+        let mut runs = 0;
         let election = test.locks.elect("a").run(async |_| -> Work {
+            runs += 1;
+            assert_eq!(runs, 1, "it ends");
             assert!(poll!(std::pin::pin!(advance(LEASE))).is_pending());
             Ok(ControlFlow::Break(7))
         });

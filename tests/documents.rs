@@ -165,7 +165,7 @@ fn each_option_in_the_files_to_deploy_exists() {
         for call in calls(&text) {
             let subcommand: Vec<&str> = match call.first().map(String::as_str) {
                 Some("nodes") => call.iter().take(2).map(String::as_str).collect(),
-                Some(verb @ ("run" | "status" | "list" | "doctor" | "inspect" | "release")) => vec![verb],
+                Some(verb @ ("run" | "lead" | "status" | "list" | "doctor" | "inspect" | "release")) => vec![verb],
                 _ => continue,
             };
             let mut quorlock = std::process::Command::new(env!("CARGO_BIN_EXE_quorlock"));

@@ -1,6 +1,7 @@
 //! `quorlock lead`: a command that runs on one of several machines.
 
 use std::process::Child;
+use std::time::Duration;
 
 use quorlock_testkit::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
@@ -110,8 +111,8 @@ fn a_candidate_leads_again_after_an_outage() {
     terms(&sandbox, 1);
     (0..3).for_each(|node| sandbox.cluster.pause(node));
     sandbox.wait_for("terminated");
-    // A request without a limit fails after half a lease.
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    // Longer than half a lease, when a request that does not wait for the end of an outage fails: that nothing happens cannot be awaited.
+    std::thread::sleep(Duration::from_secs(3));
     (0..3).for_each(|node| sandbox.cluster.resume(node));
     terms(&sandbox, 2);
     kill_daemon(&sandbox);

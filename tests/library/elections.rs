@@ -85,7 +85,9 @@ async fn two_candidates(cluster: &Cluster, log: &Log) -> (Vec<Proxy>, [JoinHandl
 }
 
 fn is_next(events: &[Event]) {
-    let [Event::Begins(first, _), Event::Stops(..), Event::Begins(second, _), ..] = events else { panic!("{events:?}") };
+    let [Event::Begins(first, _), Event::Stops(..), Event::Begins(second, _), ..] = events else {
+        panic!("{events:?}")
+    };
     assert_eq!((first.as_str(), second.as_str()), ("first", "second"), "{events:?}");
 }
 
@@ -186,7 +188,10 @@ async fn an_observer_sees_each_term_and_writes_nothing() {
         let Leadership::Led(leader) = next(&mut leaders).await else { panic!("there is a leader") };
         assert_eq!(dumps(), keys);
         let Leader { label, owner, token, left, .. } = &leader;
-        assert_eq!((label.as_str(), owner, *token), (guard.owner().label(), &guard.owner().fingerprint(), guard.token()));
+        assert_eq!(
+            (label.as_str(), owner, *token),
+            (guard.owner().label(), &guard.owner().fingerprint(), guard.token())
+        );
         assert!(label.ends_with(":worker") && *left > Duration::ZERO && *left <= 60 * SECOND, "{leader:?}");
         assert!(before.is_none_or(|before| before < leader.since), "{leader:?}");
         before = Some(leader.since);

@@ -105,20 +105,20 @@ struct RunFlags {
 }
 
 const ABOUT_LEAD: &str = "\
-Run COMMAND on one of several machines: wherever this candidate holds the lock on NAME, and is the leader.
+Run COMMAND on one of several machines: where this candidate holds the lock on NAME, and so is the leader.
 
 Start it on each machine, by a supervisor that starts it again when it ends. A candidate waits until it gets the lock, also \
-while too few nodes answer, and starts COMMAND as `quorlock run` does, with the same variables; QUORLOCK_TOKEN is the number \
-of its term. When the lock is about to be lost, COMMAND gets SIGTERM and then SIGKILL while the lock is still valid, so it has \
-ended before another leader can begin. Then this candidate waits for the lock again.
+while too few nodes answer, and starts COMMAND as `quorlock run` does, with the same variables; QUORLOCK_TOKEN is the \
+number of its term. When the lock is about to be lost, COMMAND gets SIGTERM and then SIGKILL while the lock is still valid, \
+so it has ended before another leader can begin. Then this candidate waits for the lock again.
 
-When COMMAND ends by itself, what it has left in its process group is ended as well: COMMAND has to stay in the foreground. \
-Then the lock is released, and the next candidate leads. This one waits for a second before it asks \
-for the lock again; the pause doubles each time, up to 30 s, and is a second again when COMMAND has run for longer than that. With \
---once quorlock ends instead, with the exit code of COMMAND.
+When COMMAND ends by itself, what it has left in its process group is ended as well. A COMMAND that puts itself into the \
+background leaves that group, and runs on without the lock. Then the lock is released, and the next candidate leads. This \
+one asks for the lock again after a second; the pause doubles each time, up to 30 s, and is a second again when COMMAND \
+has run for longer than that. With --once quorlock ends instead, with the exit code of COMMAND.
 
-SIGTERM, SIGINT or SIGQUIT to quorlock is passed on to COMMAND. When COMMAND has ended, the lock is released and quorlock ends, as \
-COMMAND did. Other signals are passed on as `quorlock run` does.";
+SIGTERM, SIGINT or SIGQUIT to quorlock is passed on to COMMAND. When COMMAND has ended, the lock is released and quorlock \
+ends, as COMMAND did. Other signals are passed on as `quorlock run` does.";
 
 /// Run a command as the leader: on one of several machines, and on the next one when that fails
 #[derive(Args)]

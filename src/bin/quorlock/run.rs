@@ -113,14 +113,14 @@ impl<'a> Session<'a> {
             ));
             return Ok(Held::lost(false, acquired));
         }
-        let mut child = match Child::spawn(&options.command, &variables(options, locks, &guard, &tokens), self.inherited)
-        {
-            Ok(child) => child,
-            Err(error) => {
-                let _ = guard.release().await; // The failure is what matters.
-                return Err(not_started(&options.command[0], &error));
-            }
-        };
+        let mut child =
+            match Child::spawn(&options.command, &variables(options, locks, &guard, &tokens), self.inherited) {
+                Ok(child) => child,
+                Err(error) => {
+                    let _ = guard.release().await; // The failure is what matters.
+                    return Err(not_started(&options.command[0], &error));
+                }
+            };
         let mut ended = watch(options, &guard, &mut child, signals).await;
         if options.patience == Patience::Campaign && ended.stop.is_none() {
             child.hear_the_last().await;
@@ -142,7 +142,9 @@ impl<'a> Session<'a> {
                 Ok(Held { end, is_lost: false, is_last: is_last || end.signal.is_some(), ran: acquired.elapsed() })
             }
             (stop, _) => {
-                stop.iter().for_each(|stop| say_how_it_was_stopped(&shown, &ended, stop));
+                if let Some(stop) = stop {
+                    say_how_it_was_stopped(&shown, &ended, stop);
+                }
                 Ok(Held::lost(is_last, acquired))
             }
         }
