@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_that_ends_the_election_ends_it_whatever_becomes_of_the_lease() {
+    async fn work_that_ends_the_election_ends_it_also_without_its_lease() {
         let test = Test::new().await;
         let election = test.locks.elect("a").run(async |_| -> Work {
             test.cut_off();
