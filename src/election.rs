@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::client::Quorlock;
 use crate::error::RunError;
 use crate::guard::Guard;
+use crate::protocol::Outage;
 use crate::request::LockRequest;
 
 /// The pause before the next campaign of a candidate that failed, lost the lock or resigned. Candidates that failed together do not
@@ -25,7 +26,8 @@ pub struct Election {
 impl Quorlock {
     /// Makes a candidate in the election of this name. The leader is the candidate that holds the lock of this name.
     pub fn elect(&self, name: impl AsRef<[u8]>) -> Election {
-        let request = self.lock(name).wait(Duration::MAX);
+        // `run` repeats what failed in an outage. A request that waits for its end would not report what no retry mends.
+        let request = self.lock(name).wait(Duration::MAX).outage(Outage::Bounded);
         Election { locks: self.clone(), request, grace: Duration::ZERO }
     }
 }
