@@ -150,7 +150,7 @@ impl LockRequest {
     /// Dropping it drops the work, and releases in the background.
     pub async fn run<T, E>(self, work: impl AsyncFnOnce(&Guard) -> Result<T, E>) -> Result<T, RunError<E>> {
         let guard = self.acquire().await?;
-        let outcome = guard.run_until(guard.lost(), work(&guard)).await;
+        let outcome = guard.run_until(guard.lost(), async { work(&guard).await }).await;
         let released = guard.release().await;
         result_of_run(outcome, released)
     }

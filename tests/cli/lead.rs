@@ -122,6 +122,19 @@ fn a_candidate_leads_again_after_an_outage() {
 }
 
 #[test]
+fn a_candidate_that_is_told_to_end_at_a_loss_campaigns_no_more() {
+    let mut sandbox = Sandbox::new(5);
+    let script = r#"trap 'echo >> $DIR/terminated' TERM; echo > $DIR/ready; while :; do sleep 0.01; done"#;
+    let run = sandbox.start(&["lead", "--lease", "3s", "job", "--", "sh", "-c", script]);
+    sandbox.wait_for("ready");
+    (0..3).for_each(|node| sandbox.cluster.pause(node));
+    sandbox.wait_for("terminated");
+    signal(&run, Signal::TERM);
+    let ended = finish(run);
+    assert_eq!((ended.code, sandbox.processes()), (Some(79), vec![]), "{ended:?}");
+}
+
+#[test]
 fn once_ends_with_the_code_of_the_daemon() {
     let sandbox = Sandbox::new(3);
     let ended = sandbox.end(&["lead", "--once", "job", "--", "sh", "-c", "exit 3"]);

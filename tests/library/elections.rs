@@ -6,7 +6,9 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quorlock::{AcquireError, ErrorKind, Guard, Leader, Leadership, Observation, Owner, Quorlock, RunError, Token};
+use quorlock::{
+    AcquireError, ErrorKind, Guard, Leader, Leadership, Observation, Outage, Owner, Quorlock, RunError, Token,
+};
 use quorlock_testkit::proxy::{Mode, Proxy};
 use quorlock_testkit::{Cluster, eventually};
 use tokio::task::JoinHandle;
@@ -162,7 +164,12 @@ async fn a_leader_that_resigns_lets_the_other_one_lead() {
 async fn a_list_of_nodes_that_is_not_theirs_ends_the_election() {
     let cluster = Cluster::start(3);
     cluster.client(SECOND).await.lock("y").acquire().await.expect("the lock").release().await.expect("a release");
-    let one = Quorlock::builder().nodes(cluster.urls().into_iter().take(1)).lease(SECOND).connect().await;
+    let one = Quorlock::builder()
+        .nodes(cluster.urls().into_iter().take(1))
+        .lease(SECOND)
+        .outage(Outage::Wait)
+        .connect()
+        .await;
     let one = one.expect("sound settings");
     let election = one.elect("x").run(async |_| Ok::<_, Infallible>(ControlFlow::Break(())));
     let error = timeout(LIMIT, election).await.expect("no retry mends it").expect_err("another list");
