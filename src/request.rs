@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::coordinator::{Attempt, Handle, Retry};
 use crate::environment::Moment;
-use crate::error::{AcquireError, ConfigError, RunError};
+use crate::error::{AcquireError, ConfigError, ReleaseError, RunError};
 use crate::guard::Guard;
 use crate::owner::Owner;
 use crate::protocol::Outage;
@@ -191,11 +191,7 @@ pub(crate) fn result_of_run<T, E>(
     released: Result<Released, ReleaseError>,
 ) -> Result<T, RunError<E>> {
     let output = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
-    match released {
-        Ok(_) => Ok(output),
-        Err(ReleaseError::NotHeld { resource, nodes }) => Err(LostError { resource, nodes }.into()),
-        Err(error) => Err(RunError::Release(error)),
-    }
+    released.map(|_| output).map_err(RunError::of_release)
 }
 
 impl fmt::Debug for LockRequest {

@@ -19,8 +19,18 @@ const STOREYS: [(&str, &[&str]); 9] = [
     (
         "public nouns",
         &[
-            "admin", "blocking", "builder", "client", "election", "guard", "inspect", "lib", "observation", "released",
-            "request", "revoke",
+            "admin",
+            "blocking",
+            "builder",
+            "client",
+            "election",
+            "guard",
+            "inspect",
+            "lib",
+            "observation",
+            "released",
+            "request",
+            "revoke",
         ],
     ),
 ];
