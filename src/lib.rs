@@ -124,6 +124,8 @@ pub use error::{
 pub use guard::Guard;
 pub use inspect::{Inspection, NodeState, NodeView, Verdict};
 pub use node::NodeConfig;
+#[doc(hidden)]
+pub use node::scripts;
 pub use observation::{Leader, Leadership, Observation};
 pub use owner::Owner;
 pub use protocol::{Outage, ParseTokenError, Token};

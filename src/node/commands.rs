@@ -18,6 +18,11 @@ const INSPECT_CODE: &str = include_str!("lua/inspect.lua");
 const REVOKE_CODE: &str = concat!(include_str!("lua/resource_state.lua"), include_str!("lua/revoke.lua"));
 const RECORD_CODE: &str = include_str!("lua/record.lua");
 
+/// Returns the texts of the scripts: `hold`, `release`, `inspect`, `record`, `revoke`. A node in memory knows them by their hashes.
+pub const fn scripts() -> [&'static str; 5] {
+    [HOLD_CODE, RELEASE_CODE, INSPECT_CODE, RECORD_CODE, REVOKE_CODE]
+}
+
 static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(HOLD_CODE));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(RELEASE_CODE));
 static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(INSPECT_CODE));

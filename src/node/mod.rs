@@ -41,6 +41,7 @@ use crate::environment::{Environment, Moment};
 use crate::error::{ClientError, NodeError};
 
 pub(crate) use address::NodeAddress;
+pub use commands::scripts;
 pub(crate) use commands::{Entry, LastEnd, RoundArgs, hold, inspect, leave, millis, release, revoke};
 pub(crate) use common::Common;
 use condition::Condition;

@@ -37,6 +37,12 @@ pub mod clock;
 mod cluster;
 pub mod hostile;
 pub mod link;
+#[doc(hidden)]
+#[allow(
+    clippy::pedantic,
+    reason = "it computes as the scripts do, in doubles, and the simulation and the conformance test are its only users"
+)]
+pub mod node;
 pub mod proxy;
 pub mod rng;
 pub mod server;

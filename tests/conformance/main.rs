@@ -3,42 +3,20 @@
 //!
 //! A failure prints the seed; `CONFORMANCE_SEED=N cargo test --test conformance` repeats it.
 
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/node.rs"]
-mod node;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/releases.rs"]
-mod releases;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/resource_state.rs"]
-mod resource_state;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/resp.rs"]
-mod resp;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/revocations.rs"]
-mod revocations;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/rules.rs"]
-mod rules;
-#[allow(dead_code, reason = "the simulation uses the rest")]
-#[path = "../simulation/script_args.rs"]
-mod script_args;
-mod source;
-
 mod pair;
 mod scenarios;
+mod source;
 
 use std::time::{Duration, Instant};
 
 use quorlock_testkit::Cluster;
+use quorlock_testkit::node::resp::Reply;
+use quorlock_testkit::node::revocations::{ABSENT, REVOKED};
+use quorlock_testkit::node::rules::Rules;
+use quorlock_testkit::node::{Node, SCRIPTS, Script, script_args};
 use quorlock_testkit::rng::Rng;
 
-use node::{Node, SCRIPTS, Script};
 use pair::{FIRST_RECORD, NAMES, Pair, TTL_TOLERANCE_MS, ballot_key, lock_key, masked, queue_key};
-use resp::Reply;
-use revocations::{ABSENT, REVOKED};
-use rules::Rules;
 use source::Source;
 
 /// The test waits for the end of keys that expire within this time.

@@ -1,8 +1,8 @@
 //! A real server and a simulated node, side by side.
 
-use crate::node::{Data, Node, Script};
-use crate::resp::Reply;
-use crate::script_args::RECORD;
+use quorlock_testkit::node::resp::Reply;
+use quorlock_testkit::node::script_args::RECORD;
+use quorlock_testkit::node::{Data, Node, Script};
 
 pub const NAMES: [&str; 3] = ["x", "y", "quite a long name"];
 pub const OWNERS: [&str; 2] = ["00000000000000000000000000000aaa", "bbbbbbbbbbbbbbbbbbbbbbbbbbbbb000"];

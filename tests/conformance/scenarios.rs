@@ -3,11 +3,11 @@
 
 use quorlock_testkit::Cluster;
 
-use crate::node::{Data, Node, SCRIPTS, Script};
 use crate::pair::{CLIENTS, FIRST_RECORD, LIST, OWNERS, Pair, WINDOW_US, ballot_key, lock_key, masked, queue_key};
-use crate::resp::Reply;
-use crate::rules::{AHEAD, EARLY, GONE, HELD, Rules, STALE, YOUNG};
-use crate::script_args::RECORD;
+use quorlock_testkit::node::resp::Reply;
+use quorlock_testkit::node::rules::{AHEAD, EARLY, GONE, HELD, Rules, STALE, YOUNG};
+use quorlock_testkit::node::script_args::RECORD;
+use quorlock_testkit::node::{Data, Node, SCRIPTS, Script};
 
 /// The longest lease in the record, in ms.
 const LONGEST: u64 = 120_000;

@@ -2,11 +2,11 @@
 
 use quorlock_testkit::rng::Rng;
 
-use crate::node::{Data, Script, Store};
 use crate::pair::{
     CLIENTS, FIRST_RECORD, LIST, NAMES, OWNERS, Pair, WINDOW_US, ballot_key, lock_key, queue_key, shown,
 };
-use crate::script_args::RECORD;
+use quorlock_testkit::node::script_args::RECORD;
+use quorlock_testkit::node::{Data, Script, Store};
 
 const LABEL: &str = "host:1:some_label";
 

@@ -6,10 +6,10 @@ use std::sync::Mutex;
 
 use crate::invariant::Invariant::{self, *};
 use crate::plan::Broken;
-use crate::rules::Rules;
 use crate::simulate::outcome;
 use crate::variant;
 use crate::world::lock;
+use quorlock_testkit::node::rules::Rules;
 
 /// The number of seeds within which a control must be caught.
 pub const BUDGET: u64 = 600;

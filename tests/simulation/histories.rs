@@ -10,10 +10,10 @@ use crate::invariant::Watch;
 use crate::ledger::Ledger;
 use crate::linear::{Verdict, judge};
 use crate::mutexes;
-use crate::node::{Node, Script};
 use crate::oracle::{Oracle, Place};
-use crate::rules::Rules;
 use crate::run::Outcome;
+use quorlock_testkit::node::rules::Rules;
+use quorlock_testkit::node::{Node, Script};
 
 const SECOND: u64 = 1_000_000;
 /// How far a ballot may be from a node's clock.
@@ -443,7 +443,7 @@ pub fn broken_nodes_unnoticed() -> Vec<String> {
             let (mut oracle, mut node) =
                 (Oracle::new(Arc::new(Watch::default())), Node::new(rules, "0123456789abcdef".to_owned()));
             node.declare_new(0xaf, 0xc1, 1, Duration::from_millis(WINDOW_MS), NOW);
-            for code in crate::node::SCRIPTS {
+            for code in quorlock_testkit::node::SCRIPTS {
                 node.execute(&[b"SCRIPT", b"LOAD", code.as_bytes()], 0, NOW);
             }
             for command in &commands {

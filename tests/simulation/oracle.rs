@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::invariant::{Findings, Invariant, Watch};
-use crate::node::{Node, Script, split};
-use crate::resp::Reply;
-use crate::revocations::{ABSENT, REVOKED, Revoke};
-use crate::script_args::{Hold, LockValue, RECORD, Record, Release, lua_number};
+use quorlock_testkit::node::resp::Reply;
+use quorlock_testkit::node::revocations::{ABSENT, REVOKED, Revoke};
+use quorlock_testkit::node::script_args::{Hold, LockValue, RECORD, Record, Release, lua_number};
+use quorlock_testkit::node::{Node, Script, split};
 
 /// A lock as a node stores it.
 #[derive(Clone, Debug, Default, PartialEq)]

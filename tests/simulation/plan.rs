@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use quorlock_testkit::rng::Rng;
 
-use crate::rules::Rules;
 use crate::time::micros;
+use quorlock_testkit::node::rules::Rules;
 
 /// The deliberate defect of a run: none, or one that the judges must detect.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,14 +7,14 @@ use quorlock_testkit::rng::Rng;
 
 use crate::figures::Fault;
 use crate::links::Conn;
-use crate::node::{Node, Store};
 use crate::oracle::{Place, text};
 use crate::plan::Plan;
 use crate::queue::Event;
-use crate::resp::{Reply, parse_command};
 use crate::time::EPOCH_US;
 use crate::trace::describe;
 use crate::world::World;
+use quorlock_testkit::node::resp::{Reply, parse_command};
+use quorlock_testkit::node::{Node, Store};
 
 pub struct Server {
     pub node: Node,

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::node::{Script, split};
 use crate::oracle::text;
-use crate::resp::Reply;
-use crate::script_args::{Hold, LockValue, Release};
+use quorlock_testkit::node::resp::Reply;
+use quorlock_testkit::node::script_args::{Hold, LockValue, Release};
+use quorlock_testkit::node::{Script, split};
 
 /// A command and its answer on one line. The label is left out: it holds the number of this very process.
 pub fn describe(args: &[&[u8]], reply: &Reply) -> String {

@@ -1,11 +1,11 @@
 //! `hold.lua`, reimplemented in Rust. `tests/conformance` shows that both do the same, against a real server.
 
-use super::node::{Data, Store};
 use super::resource_state::{DAY_MS, ResourceState, lock_words};
 use super::resp::Reply;
 use super::script_args::{
     Hold, HoldOne, LockValue, RECORD, Record, lua_number, millis, number, only_of, replaced, words,
 };
+use super::{Data, Store};
 
 /// Rules that a negative control leaves out; the shipped scripts have none of these set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

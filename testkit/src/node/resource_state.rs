@@ -1,8 +1,8 @@
 //! `resource_state.lua`, reimplemented in Rust: the highest ballot of a resource, the last lease until it is released, and its wait
 //! queue.
 
-use super::node::{Data, Store};
 use super::script_args::lua_number;
+use super::{Data, Store};
 
 const RESERVED_US: u64 = 100_000;
 const QUEUE_LIFE_MS: u64 = 5_000;

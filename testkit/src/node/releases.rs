@@ -1,10 +1,10 @@
 //! `release.lua`, `inspect.lua` and `record.lua`, reimplemented in Rust.
 
-use super::node::{Data, Store};
 use super::resource_state::ResourceState;
 use super::resp::Reply;
 use super::rules::Rules;
 use super::script_args::{Record, Release, millis, number, replaced};
+use super::{Data, Store};
 
 /// `publish` returns how many connections received a message on a channel.
 pub fn release(

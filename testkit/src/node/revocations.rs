@@ -1,6 +1,6 @@
 //! `revoke.lua`, reimplemented in Rust.
 
-use super::node::Store;
+use super::Store;
 use super::resource_state::{ResourceState, lock_words};
 use super::resp::Reply;
 use super::rules::{AHEAD, FORGOT, HELD, Rules, YOUNG};

@@ -1,20 +1,21 @@
 //! A Redis master in memory: keys that expire by its own clock, and the few commands that the lock sends.
 
+mod releases;
+pub mod resource_state;
+pub mod resp;
+pub mod revocations;
+pub mod rules;
+pub mod script_args;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::resp::Reply;
-use super::rules::{self, Rules};
-use super::{releases, revocations, script_args};
+use resp::Reply;
+use rules::Rules;
 
-pub const SCRIPTS: [&str; 5] = [
-    concat!(include_str!("../../src/node/lua/resource_state.lua"), include_str!("../../src/node/lua/hold.lua")),
-    concat!(include_str!("../../src/node/lua/resource_state.lua"), include_str!("../../src/node/lua/release.lua")),
-    include_str!("../../src/node/lua/inspect.lua"),
-    include_str!("../../src/node/lua/record.lua"),
-    concat!(include_str!("../../src/node/lua/resource_state.lua"), include_str!("../../src/node/lua/revoke.lua")),
-];
+/// The scripts of the library, in the order of [`Script`].
+pub const SCRIPTS: [&str; 5] = quorlock::scripts();
 
 /// The script that a hash stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +57,6 @@ pub enum Data {
     /// A sorted set: each member behind its score.
     Queue(BTreeSet<(u64, Vec<u8>)>),
     /// A key of another type, by its name.
-    #[allow(dead_code, reason = "only the conformance test makes such keys")]
     Other(&'static str),
 }
 
@@ -139,7 +139,6 @@ impl Store {
     }
 
     /// Removes expired keys, also those that are not read.
-    #[allow(dead_code, reason = "only the simulation's clocks step")]
     pub fn expire_all(&mut self, now: u64) {
         self.0.retain(|_, entry| entry.until.is_none_or(|until| now / 1000 <= until));
     }
