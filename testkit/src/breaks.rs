@@ -650,12 +650,13 @@ fn write(original: &Path, copy: &Path) -> io::Result<()> {
     found.iter().filter(|file| !wanted.contains(*file)).try_for_each(|file| fs::remove_file(copy.join(file)))
 }
 
-/// Gives the packages of the copied workspace a version of their own, so that the two do not overwrite each other's build.
+/// Gives the packages of the copied workspace a version of their own, so that the two do not overwrite each other's build. It is one
+/// that the requirements of the other packages admit.
 fn renamed(manifest: &[u8]) -> Vec<u8> {
     let mut text = String::from_utf8_lossy(manifest).into_owned();
     for package in PACKAGES {
         let version = format!("name = \"{package}\"\nversion = \"{}", env!("CARGO_PKG_VERSION"));
-        text = text.replace(&format!("{version}\"\n"), &format!("{version}-controls\"\n"));
+        text = text.replace(&format!("{version}\"\n"), &format!("{version}+controls\"\n"));
     }
     text.into_bytes()
 }
@@ -695,6 +696,12 @@ mod tests {
         write(original, copy.path()).expect("all files, changed");
         let guard = fs::read_to_string(copy.path().join("src/guard.rs")).expect("a file");
         assert!(guard.contains("crate::broken("));
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let tree = ["tree", "--quiet", "--locked", "--offline", "--workspace"];
+        let resolved = Command::new(cargo).current_dir(copy.path()).args(tree).output().expect("cargo");
+        let (tree, errors) = (String::from_utf8_lossy(&resolved.stdout), String::from_utf8_lossy(&resolved.stderr));
+        let version = concat!("quorlock v", env!("CARGO_PKG_VERSION"), "+controls");
+        assert!(resolved.status.success() && tree.contains(version), "{errors}");
     }
 
     #[test]
