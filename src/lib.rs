@@ -49,8 +49,8 @@
 //!
 //! # Testing code that locks
 //!
-//! [`environment`] is the seam to clocks, timers, randomness and sockets: with one of your own, a client runs against nodes in
-//! memory and under a clock that your test moves.
+//! The crate `quorlock-testkit` has a cluster in memory for this client, with faults by call, on tokio's clock. docs/cookbook.md has
+//! an example. [`environment`] is the seam beneath it: clocks, timers, randomness and sockets.
 //!
 //! # What it reports
 //!

@@ -18,7 +18,7 @@ enum Share {
     Quiet(RwLockWriteGuard<'static, ()>),
 }
 
-/// How to start a [`Cluster`].
+/// How to start a [`Cluster`] of real servers.
 #[derive(Clone, Debug)]
 #[must_use = "no task runs before the start"]
 pub struct Setup {
@@ -45,16 +45,19 @@ impl Setup {
     }
 
     /// Declares a different number of nodes than are started: the list has nodes that are elsewhere, or do not exist.
+    #[doc(hidden)]
     pub fn listed(self, listed: usize) -> Self {
         Self { listed, ..self }
     }
 
     /// Adds this number of empty servers that are in no list. Their indices follow those of the nodes.
+    #[doc(hidden)]
     pub fn spare(self, spare: usize) -> Self {
         Self { spare, ..self }
     }
 
     /// Declares nothing: clients connect to empty servers.
+    #[doc(hidden)]
     pub fn undeclared(self) -> Self {
         Self { declares: false, ..self }
     }
@@ -65,12 +68,14 @@ impl Setup {
     }
 
     /// Sets how far ballots may differ from the nodes' clocks. Nodes keep ballots twice as long.
+    #[doc(hidden)]
     pub fn window(self, window: Duration) -> Self {
         Self { window: Some(millis(window)), ..self }
     }
 
     /// Waits until no other cluster of this process runs, and lets none start: for tests that measure time. At most one
     /// cluster per test.
+    #[doc(hidden)]
     pub fn quiet(self) -> Self {
         Self { is_quiet: true, ..self }
     }
@@ -121,7 +126,9 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("a short time")
 }
 
-/// Independent Redis masters, stopped when dropped. Indices count from 0.
+/// Independent Redis masters as processes of their own, stopped when dropped. Indices count from 0.
+///
+/// Each method panics if a server cannot be started or reached, or if there is no node of this index.
 pub struct Cluster {
     nodes: Vec<Server>,
     clocks: Vec<Clock>,
@@ -136,16 +143,19 @@ impl Cluster {
     }
 
     /// The same with the machine to itself; see [`Setup::quiet`].
+    #[doc(hidden)]
     pub fn quiet(nodes: usize) -> Self {
         Setup::new(nodes).quiet().start()
     }
 
     /// The same with these options on each server's command line.
+    #[doc(hidden)]
     pub fn with_options(nodes: usize, options: &[&str]) -> Self {
         Setup::new(nodes).options(options).start()
     }
 
     /// The same without declaring them.
+    #[doc(hidden)]
     pub fn undeclared(nodes: usize, options: &[&str]) -> Self {
         Setup::new(nodes).options(options).undeclared().start()
     }
@@ -167,6 +177,7 @@ impl Cluster {
     }
 
     /// Returns the ports of all servers.
+    #[doc(hidden)]
     pub fn ports(&self) -> Vec<u16> {
         self.nodes.iter().map(Server::port).collect()
     }
@@ -177,6 +188,10 @@ impl Cluster {
     }
 
     /// Returns a client with this lease, after every node has answered it.
+    ///
+    /// # Cancel safety
+    ///
+    /// A client that has begun to connect ends its connections.
     pub async fn client(&self, lease: Duration) -> Quorlock {
         let locks = self.builder().lease(lease).connect().await.expect("settings that work");
         locks.flush().await;
@@ -184,6 +199,7 @@ impl Cluster {
     }
 
     /// Waits until every node answers this client with a vote. Nodes that have no list yet need a moment for that.
+    #[doc(hidden)]
     pub async fn until_all_answer(locks: &Quorlock) {
         let all_answer = async || {
             let seen = locks.inspect("").await.expect("a name");
@@ -193,11 +209,13 @@ impl Cluster {
     }
 
     /// Returns a connection to this node that the client does not use.
+    #[doc(hidden)]
     pub fn redis(&self, node: usize) -> redis::Connection {
         self.nodes[node].try_redis().expect("a connection to a node that is up")
     }
 
     /// Sends a command to every node that is up and not paused, and returns the answers.
+    #[doc(hidden)]
     pub fn each<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> Vec<T> {
         let live = (0..self.nodes.len()).filter(|node| self.nodes[*node].is_up());
         live.map(|node| command.query(&mut self.redis(node)).expect("an answer")).collect()
@@ -205,6 +223,7 @@ impl Cluster {
 
     /// Returns the requests that wait for a name on each node that is up: the reservation behind the ballot, and the tickets in
     /// the queue. Empty without a waiting request.
+    #[doc(hidden)]
     pub fn lines(&self, name: &str) -> Vec<String> {
         let lock = Self::lock_key(name);
         let marks: Vec<Option<String>> = self.each(redis::cmd("GET").arg(format!("quorlock:ballot:{lock}")));
@@ -216,11 +235,13 @@ impl Cluster {
     }
 
     /// Returns on how many nodes a request waits for a name.
+    #[doc(hidden)]
     pub fn count_lines(&self, name: &str) -> usize {
         self.lines(name).iter().filter(|line| !line.is_empty()).count()
     }
 
     /// Returns how many scripts each node that is up has run so far.
+    #[doc(hidden)]
     pub fn scripts_run(&self) -> Vec<u64> {
         let calls = |stats: String| {
             let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default().to_owned();
@@ -231,16 +252,19 @@ impl Cluster {
     }
 
     /// Returns how many nodes that are up have a key of this name.
+    #[doc(hidden)]
     pub fn count_keys(&self, key: &str) -> usize {
         self.each::<usize>(redis::cmd("EXISTS").arg(key)).into_iter().sum()
     }
 
     /// Returns the lock key of a name under the default prefix.
+    #[doc(hidden)]
     pub fn lock_key(name: &str) -> String {
         format!("{}{name}", quorlock::DEFAULT_PREFIX)
     }
 
     /// Returns the process number of a running node.
+    #[doc(hidden)]
     pub fn pid(&self, node: usize) -> u32 {
         self.nodes[node].pid().expect("a running node")
     }
@@ -256,12 +280,14 @@ impl Cluster {
     }
 
     /// Starts an empty server in a node's place, which is a replica of another node.
+    #[doc(hidden)]
     pub fn restart_as_replica(&mut self, node: usize, of: usize) {
         let port = self.nodes[of].port();
         self.nodes[node].restart_as_replica(port).expect("a replica on the node's port");
     }
 
     /// Declares an empty server as part of another cluster, whose list has this number of nodes.
+    #[doc(hidden)]
     pub fn declare_elsewhere(&self, node: usize, listed: usize) {
         self.nodes[node].declare_new(Declaration::new(listed)).expect("a declaration");
     }

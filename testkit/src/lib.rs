@@ -30,7 +30,7 @@
 //! # }
 //! ```
 //!
-//! A [`Host`] is one machine of several. When it is cut off from the nodes, its instance notices before another one takes over.
+//! A [`Host`] is one of several machines. When it is cut off from the nodes, its instance notices before another one takes over.
 //!
 //! ```
 //! # use std::time::Duration;
@@ -140,7 +140,7 @@ pub mod tls;
 #[doc(hidden)]
 pub mod worker;
 
-#[cfg(feature = "internal")]
+#[cfg(feature = "servers")]
 #[doc(hidden)]
 pub use cluster::{CUT_OFF, eventually, monotonic_micros, within};
 #[cfg(feature = "servers")]

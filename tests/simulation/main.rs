@@ -6,7 +6,7 @@
 //! What it proves: the invariants of `invariant.rs`, on every seed, as judged by `oracle.rs` (each command on each node),
 //! `ledger.rs` and `readings.rs` (each guard), `linear.rs` (each resource's history) and `recovery.rs` (when all works again). What
 //! makes that worth something: `histories.rs`, `controls.rs` and the testkit's `breaks.rs`, which break things on purpose, and
-//! `tests/conformance`, which shows that the nodes here and a real server do the same.
+//! `tests/conformance`, which shows that the nodes (`node` in the testkit) and a real server do the same.
 
 mod arguments;
 mod controls;

@@ -63,6 +63,10 @@ impl MemoryCluster {
     /// # Panics
     ///
     /// Panics if the library refuses the lease.
+    ///
+    /// # Cancel safety
+    ///
+    /// A client that has begun to connect ends its connections.
     pub async fn client(&self, lease: Duration) -> Quorlock {
         self.host().client(lease).await
     }
@@ -139,6 +143,10 @@ impl Host {
     /// # Panics
     ///
     /// Panics if the library refuses the lease.
+    ///
+    /// # Cancel safety
+    ///
+    /// A client that has begun to connect ends its connections.
     pub async fn client(&self, lease: Duration) -> Quorlock {
         let locks = self.builder().lease(lease).connect().await.expect("a lease that the library accepts");
         locks.flush().await;
