@@ -19,6 +19,7 @@ const REVOKE_CODE: &str = concat!(include_str!("lua/resource_state.lua"), includ
 const RECORD_CODE: &str = include_str!("lua/record.lua");
 
 /// Returns the texts of the scripts: `hold`, `release`, `inspect`, `record`, `revoke`. A node in memory knows them by their hashes.
+#[must_use]
 pub const fn scripts() -> [&'static str; 5] {
     [HOLD_CODE, RELEASE_CODE, INSPECT_CODE, RECORD_CODE, REVOKE_CODE]
 }
