@@ -42,12 +42,20 @@ async fn what_is_sent_during_a_cut_arrives_afterwards() {
     let guard = locks.lock("job").acquire().await.expect("a free lock");
     (0..3).for_each(|node| cluster.cut(node));
     drop(guard); // Its release is under way.
-    let refused = other.lock("job").try_acquire().await;
+    sleep(Duration::from_millis(5)).await; // No client doubts a connection so early.
+    (0..3).for_each(|node| cluster.heal(node));
+    assert!(other.lock("job").try_acquire().await.is_ok(), "the release has not arrived");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_of_all_nodes_leaves_no_majority() {
+    let cluster = MemoryCluster::new(3);
+    let locks = cluster.client(LEASE).await;
+    (0..3).for_each(|node| cluster.cut(node));
+    let refused = locks.lock("job").try_acquire().await;
     assert!(matches!(refused, Err(AcquireError::NoQuorum { .. })), "{refused:?}");
     (0..3).for_each(|node| cluster.heal(node));
-    let began = Instant::now();
-    assert!(other.lock("job").acquire().await.is_ok());
-    assert!(began.elapsed() < LEASE / 2, "the release has not arrived: {:?}", began.elapsed());
+    assert!(locks.lock("job").acquire().await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,6 +122,17 @@ async fn a_lost_lock_is_free_when_its_lease_would_have_ended() {
 #[should_panic(expected = "the lock \"job\" is not held")]
 async fn a_lock_that_is_not_held_cannot_be_lost() {
     MemoryCluster::new(3).lose("job");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_with_another_prefix_have_locks_of_their_own() {
+    let cluster = MemoryCluster::new(3);
+    let team = cluster.builder().lease(LEASE).prefix("team:").connect().await.expect("a prefix");
+    let (mine, theirs) = (cluster.client(LEASE).await.lock("job").acquire().await, team.lock("job").acquire().await);
+    let (mine, theirs) = (mine.expect("a free lock"), theirs.expect("a free lock"));
+    cluster.lose("job");
+    sleep(LEASE).await;
+    assert!(mine.is_lost() && !theirs.is_lost());
 }
 
 /// The course of a test: when it does what, with which token.
