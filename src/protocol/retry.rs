@@ -20,6 +20,10 @@ const MOST_DOUBLINGS: u32 = 5;
 pub(crate) const ROUND_TRIP: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(50));
 /// A pause after a lost race is at most this many round trips, times two for each race lost before.
 const RACE_ROUND_TRIPS: u32 = 4;
+/// These pauses grow by this factor, and on to this length where round trips are short. What looks like a race may be the key that a
+/// lost lease has left on one node while another node is down, and that can last for a lease.
+const MOST_RACE_GROWTH: u32 = 16;
+const LONGEST_RACE_PAUSE: Duration = Duration::from_millis(100);
 /// A new ballot is tried at once this often before it counts as a lost race.
 const MOST_BALLOTS: u32 = 8;
 
@@ -175,9 +179,10 @@ impl RetryPolicy {
     }
 
     fn after_race(&mut self, round_trip: Duration) -> Range<Duration> {
-        let longest = round_trip.clamp(ROUND_TRIP.0, ROUND_TRIP.1) * RACE_ROUND_TRIPS * 2_u32.pow(self.races.min(4));
+        let first = round_trip.clamp(ROUND_TRIP.0, ROUND_TRIP.1) * RACE_ROUND_TRIPS;
+        let longest = first * 2_u32.pow(self.races.min(10));
         self.races += 1;
-        Duration::ZERO..longest
+        Duration::ZERO..longest.min((first * MOST_RACE_GROWTH).max(LONGEST_RACE_PAUSE))
     }
 
     /// Returns how long the next call waits for its answer. The more calls in a row have led to nothing, the longer that is: they
@@ -271,12 +276,17 @@ mod tests {
     fn pauses_after_races_double_and_are_measured_in_round_trips() {
         let mut policy = policy();
         let race = |policy: &mut RetryPolicy, round_trip| policy.pause(RetryAdvice::AfterRace(round_trip), longest);
-        let pauses: Vec<_> = (0..6).filter_map(|_| race(&mut policy, MS)).map(|pause| pause.as_millis()).collect();
-        assert_eq!(pauses, [4, 8, 16, 32, 64, 64]);
+        let pauses: Vec<_> = (0..7).filter_map(|_| race(&mut policy, MS)).map(|pause| pause.as_millis()).collect();
+        assert_eq!(pauses, [4, 8, 16, 32, 64, 100, 100]);
         policy.pause(RetryAdvice::WhenCalled(MS), longest);
         assert_eq!(race(&mut policy, Duration::ZERO), Some(ROUND_TRIP.0 * 4), "not shorter");
         policy.pause(RetryAdvice::WhenFree { free_in: None, calls: true }, longest);
         assert_eq!(race(&mut policy, 9000 * MS), Some(200 * MS), "not longer");
+        let last = |round_trip| {
+            let mut policy = self::policy();
+            (0..20).filter_map(|_| race(&mut policy, round_trip)).last()
+        };
+        assert_eq!([Duration::ZERO, 50 * MS].map(last), [Some(100 * MS), Some(3200 * MS)]);
         assert_eq!(policy.pause(RetryAdvice::AfterRace(MS), shortest), Some(Duration::ZERO));
     }
 
