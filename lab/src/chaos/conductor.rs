@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -21,16 +21,18 @@ const LATEST: Duration = Duration::from_millis(250);
 pub struct Conductor {
     pub nodes: Nodes,
     pub workers: Workers,
-    reports: mpsc::UnboundedSender<WorkerReport>,
+    pub reports: mpsc::UnboundedSender<WorkerReport>,
     /// ms.
     lease: u64,
     /// When the last fault that makes a node lose its memory ended.
     forgot: Mutex<Option<Instant>>,
+    /// Whether no further fault begins.
+    closed: watch::Sender<bool>,
 }
 
 impl Conductor {
     pub fn new(nodes: Nodes, workers: Workers, reports: mpsc::UnboundedSender<WorkerReport>, lease: u64) -> Self {
-        Self { nodes, workers, reports, lease, forgot: Mutex::default() }
+        Self { nodes, workers, reports, lease, forgot: Mutex::default(), closed: watch::Sender::new(false) }
     }
 
     /// Starts to carry out these faults. Each runs in its own task, which returns the fault if it could not be done as
@@ -42,7 +44,12 @@ impl Conductor {
             let this = Arc::clone(self);
             playing.spawn(async move {
                 let due = start + Duration::from_millis(fault.at);
-                sleep_until(due).await;
+                let mut closed = this.closed.subscribe();
+                tokio::select! {
+                    biased;
+                    () = sleep_until(due) => {}
+                    _ = async { closed.wait_for(|closed| *closed).await.is_ok() } => return Ok(None),
+                }
                 if this.is_too_late(&fault, due) {
                     return Ok(Some(fault));
                 }
@@ -57,6 +64,11 @@ impl Conductor {
             });
         }
         playing
+    }
+
+    /// Lets no further fault begin. Those that have begun end as planned.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
     }
 
     fn is_too_late(&self, fault: &Fault, due: Instant) -> bool {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::fault::{Kind, Scale};
+use super::sight::NodeSight;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -113,6 +114,35 @@ pub enum What {
     Commands { node: usize, from: u64, total: u64 },
     /// The lock keys of a node at the end, when every lease is over.
     Scan { node: usize, keys: Vec<String> },
+
+    /// The program that is tested runs.
+    Start,
+    /// The program has written this line.
+    Line { stream: Stream, text: String },
+    /// What the nodes have, read from `from` to now, where that has changed. `wall` is the machine's wall clock now, in ms.
+    Sight { from: u64, wall: u64, nodes: Vec<NodeSight> },
+    /// All processes of the program are gone.
+    Exit(Ending),
+}
+
+/// Where a program writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// `None` when a signal ended it.
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// The run sent SIGTERM before.
+    pub asked: bool,
+    /// The run sent SIGKILL to processes that SIGTERM had not ended.
+    pub killed: bool,
 }
 
 /// The signals of a guard beside [`Guard::lost`](quorlock::Guard::lost). All futures are made at the grant, and polled when they
@@ -181,6 +211,8 @@ pub struct Setting {
     /// The longest lease, in µs.
     pub lease: u64,
     pub fencing: bool,
+    /// The key prefix of all locks.
+    pub prefix: String,
 }
 
 /// The interval of the check whether the machine has time for this process.

@@ -14,9 +14,11 @@ mod options;
 mod outcome;
 mod plan;
 mod probe;
+mod program;
 mod progress;
 mod report;
 mod run;
+mod sight;
 mod worker;
 mod workers;
 
@@ -34,6 +36,8 @@ mod code {
     pub const NOT_EXERCISED: u8 = 81;
     /// Without fencing, updates were lost: the expected result of the demonstration.
     pub const LOST_UPDATES: u8 = 82;
+    /// Nothing was violated, but the program that was tested failed.
+    pub const PROGRAM_FAILED: u8 = 83;
     /// Of `--controls`: a broken client was not caught, or the shipped one was.
     pub const NOT_CAUGHT: u8 = 1;
 }

@@ -17,6 +17,7 @@ use super::effect::Proof;
 use super::fault::{Fault, Kind};
 use super::node::{Act, Node, SERVER_LIMIT, lock};
 use super::probe;
+use super::sight::{self, View};
 
 /// A server logs every write before it answers.
 const DURABLE: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"];
@@ -48,7 +49,8 @@ impl Nodes {
             server.declare_new(new)?;
             let to = SocketAddr::from(([127, 0, 0, 1], server.port()));
             let mut links = Vec::new();
-            for _ in 0..workers {
+            // A program that is tested has one way to each node.
+            for _ in 0..workers.max(1) {
                 links.push(Link::start(to).await?);
             }
             let urls = links.iter().map(|link| server.url_at(link.port())).collect();
@@ -222,12 +224,21 @@ impl Nodes {
         }
     }
 
+    /// Returns what each node has now under this prefix; `None` for one that does not answer.
+    pub async fn look(&self, prefix: &str) -> Vec<Option<View>> {
+        let looking = self.all.iter().map(|node| {
+            let (node, prefix) = (Arc::clone(node), prefix.to_owned());
+            tokio::task::spawn_blocking(move || sight::read(&mut node.connection(sight::LIMIT).ok()?, &prefix).ok())
+        });
+        let looked = join_all(looking.collect::<Vec<_>>()).await;
+        looked.into_iter().map(|view| view.ok().flatten()).collect()
+    }
+
     /// Returns the lock keys that each node has now.
-    pub async fn scan(&self) -> Vec<io::Result<Vec<String>>> {
+    pub async fn scan(&self, prefix: &str) -> Vec<io::Result<Vec<String>>> {
         let scanning = self.all.iter().map(|node| {
-            let node = Arc::clone(node);
+            let (node, pattern) = (Arc::clone(node), sight::pattern(prefix));
             tokio::task::spawn_blocking(move || {
-                let pattern = format!("{}*", quorlock::DEFAULT_PREFIX);
                 let mut connection = node.connection(SERVER_LIMIT)?;
                 redis::cmd("KEYS").arg(pattern).query(&mut connection).map_err(io::Error::other)
             })

@@ -1,5 +1,6 @@
 //! The command line of `quorlock-lab chaos`.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::exit::{Exit, Failure};
+use crate::messages::shown;
 
 /// The shortest lease that a machine with this load can keep.
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
@@ -17,6 +19,9 @@ const LEASES_FOR_ALL: u32 = 45;
 const SHORTEST_RUN: Duration = Duration::from_secs(1);
 const LONGEST_RUN: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_RUN: Duration = Duration::from_secs(90);
+/// Of the run's own workers: a short one, so that many faults fit in.
+const DEFAULT_LEASE: Duration = Duration::from_secs(2);
+const DEFAULT_WORKERS: usize = 5;
 const DEFAULT_NODES: usize = 5;
 const MOST_NODES: usize = 63;
 const MOST_WORKERS: usize = 64;
@@ -32,6 +37,7 @@ Exit codes of `chaos`:
   80     a promise was not kept: the report says which, and how to repeat it
   81     nothing was violated, but something that was wanted was not seen
   82     --no-fencing lost updates, as it should: what tokens are for
+  83     nothing was violated, but COMMAND failed: its code is in the message, in results.json and in the report
   126    the run could not be carried out
   129, 130, 143
          interrupted by SIGHUP, SIGINT (Ctrl-C) or SIGTERM; what was done so far is reported";
@@ -40,6 +46,11 @@ Exit codes of `chaos`:
 ///
 /// Starts its own Redis servers and its own worker processes on this machine, and removes them again. The seed decides the
 /// faults; how they fall into what the workers do is up to real time, so the same seed does not give the same history.
+///
+/// With `-- COMMAND` there are no workers: the faults hit the nodes of COMMAND, which is any program that uses the lock. It finds
+/// the nodes in `QUORLOCK_NODES` and runs in a process group of its own. When the time is over it gets SIGTERM, and SIGKILL after
+/// 10 s; to end by that SIGTERM is no failure. When it ends earlier, so does the run. The checks read the nodes from
+/// outside. The faults are those that the lock tolerates for leases up to --lease: set that to the longest lease of COMMAND.
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub struct Flags {
@@ -55,13 +66,17 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     pub nodes_count: Option<usize>,
 
-    /// How many worker processes.
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    workers: usize,
+    /// How many worker processes [default: 5].
+    #[arg(long, value_name = "N", conflicts_with = "command")]
+    workers: Option<usize>,
 
-    /// The longest lease; some workers have shorter ones.
-    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
-    lease: Duration,
+    /// The longest lease; some workers have shorter ones [default: 2s; with COMMAND the library's default, 10s].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    lease: Option<Duration>,
+
+    /// The key prefix of COMMAND.
+    #[arg(long, value_name = "TEXT", default_value = quorlock::DEFAULT_PREFIX, requires = "command")]
+    prefix: String,
 
     /// Where report.html, history.jsonl and results.json go: a new folder, an empty one, or one of an earlier run [default:
     /// quorlock-chaos-SEED here, with a number behind it where that is taken].
@@ -69,11 +84,11 @@ pub struct Flags {
     out: Option<PathBuf>,
 
     /// The database of the ledger: `postgres://...` [default: a file that goes with the run].
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", conflicts_with = "command")]
     ledger: Option<String>,
 
     /// Let the database ignore tokens: a demonstration of what they are for, which must lose updates.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "command")]
     no_fencing: bool,
 
     /// Print results.json on stdout.
@@ -86,6 +101,10 @@ pub struct Flags {
     /// Print errors only.
     #[arg(long, short)]
     quiet: bool,
+
+    /// A program that uses the lock, and its arguments: it runs in place of the workers.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
 /// The flags of the negative controls.
@@ -93,7 +112,7 @@ pub struct Flags {
 pub struct ControlFlags {
     /// Break the client in each of many ways in turn, 60 s each on 3 and on 5 nodes, and print what was caught by which check as a
     /// Markdown table. Builds a changed copy of this repository.
-    #[arg(id = "controls", long = "controls", conflicts_with_all = ["out", "ledger", "no_fencing", "json"])]
+    #[arg(id = "controls", long = "controls", conflicts_with_all = ["out", "ledger", "no_fencing", "json", "command"])]
     pub wanted: bool,
 
     /// With --controls: only the ways whose names contain this.
@@ -109,8 +128,12 @@ pub struct Options {
     pub lasts: Duration,
     pub seed: u64,
     pub nodes: usize,
+    /// None where a program is tested.
     pub workers: usize,
     pub lease: Duration,
+    pub prefix: String,
+    /// The program that is tested, and its arguments; empty when there is none.
+    pub program: Vec<OsString>,
     pub out: PathBuf,
     /// `None`: `SQLite`.
     pub postgres: Option<String>,
@@ -142,14 +165,16 @@ impl Options {
         let lasts = flags.lasts.unwrap_or(DEFAULT_RUN);
         let nodes = flags.nodes_count.unwrap_or(DEFAULT_NODES);
         check_range("--for", lasts, SHORTEST_RUN, LONGEST_RUN)?;
-        check_range("--lease", flags.lease, SHORTEST_LEASE, LONGEST_LEASE)?;
+        let is_program = !flags.command.is_empty();
+        let lease = flags.lease.unwrap_or(if is_program { quorlock::DEFAULT_LEASE } else { DEFAULT_LEASE });
+        check_range("--lease", lease, SHORTEST_LEASE, LONGEST_LEASE)?;
+        let workers = flags.workers.unwrap_or(if is_program { 0 } else { DEFAULT_WORKERS });
         if !(1..=MOST_NODES).contains(&nodes) {
             return Err(wrong(format!("--nodes-count {nodes}: choose from 1 to {MOST_NODES}")));
         }
-        if !(2..=MOST_WORKERS).contains(&flags.workers) {
-            let count = flags.workers;
+        if !is_program && !(2..=MOST_WORKERS).contains(&workers) {
             return Err(wrong(format!(
-                "--workers {count}: choose from 2 to {MOST_WORKERS}; a single worker never waits"
+                "--workers {workers}: choose from 2 to {MOST_WORKERS}; a single worker never waits"
             )));
         }
         if let Some(url) = &flags.ledger
@@ -163,8 +188,10 @@ impl Options {
             lasts,
             seed,
             nodes,
-            workers: flags.workers,
-            lease: flags.lease,
+            workers,
+            lease,
+            prefix: flags.prefix,
+            program: flags.command,
             out: folder(flags.out, seed)?,
             postgres: flags.ledger,
             fencing: !flags.no_fencing,
@@ -194,22 +221,39 @@ impl Options {
 
     /// Returns the command that repeats this run.
     pub fn command(&self) -> String {
-        let mut command = format!(
-            "cluster/chaos --for {} --seed {} --nodes-count {} --workers {} --lease {}",
+        let mut words = vec![format!(
+            "cluster/chaos --for {} --seed {} --nodes-count {} --lease {}",
             humantime::format_duration(self.lasts).to_string().replace(' ', ""),
             self.seed,
             self.nodes,
-            self.workers,
             humantime::format_duration(self.lease).to_string().replace(' ', ""),
-        );
+        )];
+        if self.program.is_empty() {
+            words.push(format!("--workers {}", self.workers));
+        } else if self.prefix != quorlock::DEFAULT_PREFIX {
+            words.push(format!("--prefix {}", quoted(&self.prefix)));
+        }
         if self.postgres.is_some() {
-            command.push_str(" --ledger postgres://...");
+            words.push("--ledger postgres://...".to_owned());
         }
         if !self.fencing {
-            command.push_str(" --no-fencing");
+            words.push("--no-fencing".to_owned());
         }
-        command
+        if !self.program.is_empty() {
+            words.push("--".to_owned());
+            words.extend(self.program.iter().map(|argument| quoted(&shown(argument))));
+        }
+        words.join(" ")
     }
+}
+
+/// Returns the argument as a shell takes it.
+fn quoted(argument: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !argument.is_empty() && argument.chars().all(is_plain) {
+        return argument.to_owned();
+    }
+    format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
 /// Creates a file of this run in the place of an earlier run's. The target of a symlink there is left alone.
@@ -261,6 +305,12 @@ mod tests {
         assert!(at("new").is_err(), "it holds something");
         fs::write(dir.path().join("new").join(MARK), "{}").expect("a file");
         assert!(at("new").is_ok());
+    }
+
+    #[test]
+    fn an_argument_is_quoted_where_a_shell_would_change_it() {
+        let arguments = ["--ttl=2s", "", "a b", "it's"];
+        assert_eq!(arguments.map(quoted), ["--ttl=2s", "''", "'a b'", r"'it'\''s'"]);
     }
 
     #[test]

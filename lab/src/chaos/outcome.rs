@@ -1,20 +1,23 @@
 //! The results of a run: figures, verdicts, and their files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde::Serialize;
 
-use super::check::{self, Beside, Hold, Model, State, Verdict};
+use super::check::{self, Beside, Grant, Hold, Model, State, Verdict};
 use super::code;
 use super::fault::{Kind, Scale};
-use super::history::{Refusal, Setting};
+use super::history::{Ending, Refusal, Setting, What};
 use super::ledger::Audit;
 use super::options::{Options, new_file};
 use super::progress::named;
 use super::report;
 use super::run::{Raw, left_out};
-use crate::messages;
+use crate::exit::ended_by;
+use crate::messages::{self, shown};
 
 /// `results.json`.
 #[derive(Serialize)]
@@ -45,7 +48,11 @@ pub struct Results {
     pub standstill_ms: u64,
     pub violations: u64,
     pub invariants: BTreeMap<&'static str, Verdict>,
-    pub ledger: LedgerResults,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<LedgerResults>,
+    /// The program that was tested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramResults>,
     /// Required events that did not occur.
     pub missing: Vec<String>,
     pub problems: Vec<String>,
@@ -64,10 +71,33 @@ pub struct LedgerResults {
     pub audit: Option<Audit>,
 }
 
+#[derive(Serialize)]
+pub struct ProgramResults {
+    pub command: Vec<String>,
+    /// As a shell reports it: 128 and the number of the signal that ended it; `None` when the run was interrupted before.
+    pub code: Option<u8>,
+    /// Whether it ended before the time was over.
+    pub ended_early: bool,
+    /// The run had to kill processes that SIGTERM had not ended.
+    pub killed: bool,
+    /// Whether it ended with 0, or by the SIGTERM that the run had sent.
+    pub succeeded: bool,
+    /// The number of lines that it wrote.
+    pub lines: u64,
+    /// The names that a majority of the nodes had.
+    pub names: u64,
+    /// For how long a majority had any of these names, in total.
+    pub held_seconds: f64,
+    /// The longest time without a new grant.
+    pub longest_wait_seconds: f64,
+}
+
 pub struct Outcome {
     pub results: Results,
     pub verdicts: Vec<Verdict>,
     pub model: Model,
+    /// What a majority of the nodes showed, where a program was tested.
+    pub seen: Vec<Grant>,
 }
 
 fn count(items: impl Iterator) -> u64 {
@@ -77,9 +107,16 @@ fn count(items: impl Iterator) -> u64 {
 impl Outcome {
     #[expect(clippy::too_many_lines, reason = "it fills one table of results")]
     pub fn of(options: &Options, raw: &Raw) -> Self {
-        let setting = Setting { nodes: options.nodes, lease: options.lease_ms() * 1000, fencing: options.fencing };
+        let setting = Setting {
+            nodes: options.nodes,
+            lease: options.lease_ms() * 1000,
+            fencing: options.fencing,
+            prefix: options.prefix.clone(),
+        };
         let model = check::model(&raw.events, &setting);
-        let verdicts = check::all(
+        let is_program = !options.program.is_empty();
+        let judge = if is_program { check::of_program } else { check::all };
+        let verdicts = judge(
             &model,
             &Beside {
                 audit: raw.audit.as_ref(),
@@ -87,28 +124,33 @@ impl Outcome {
                 thousandths: options.thousandths(),
             },
         );
-        let ledger = LedgerResults {
+        let seen = check::grants(&model);
+        let program = is_program.then(|| program(options, raw, &model, &seen));
+        let ledger = (!is_program).then(|| LedgerResults {
             database: if options.postgres.is_some() { "PostgreSQL" } else { "SQLite" },
             fencing: options.fencing,
             stale_writes_rejected: count(model.holds.iter().filter(|hold| hold.write.is_some_and(|(.., done)| !done))),
             stale_writes_accepted: raw.audit.as_ref().map_or(0, |audit| audit.stale_accepted as u64),
             sound: raw.audit.as_ref().is_some_and(Audit::is_sound),
             audit: raw.audit.clone(),
-        };
+        });
         let mut faults = BTreeMap::new();
         let mut outages = 0;
         for trouble in model.troubles.iter().filter(|trouble| trouble.doubt.is_none()) {
             *faults.entry(trouble.kind.name()).or_default() += 1;
             outages += u64::from(trouble.scale == Scale::Majority && !trouble.kind.forgets());
         }
-        let missing = missing(options, raw, &verdicts, &faults, &ledger);
+        let missing = match &ledger {
+            Some(ledger) => missing(options, raw, &verdicts, &faults, ledger),
+            None => missing_of_program(raw, &seen),
+        };
         let mut notes = raw.no_clocks.iter().map(|why| format!("no clock was touched: {why}")).collect::<Vec<_>>();
         if !raw.skipped.is_empty() {
             let skipped: Vec<String> = raw.skipped.iter().map(left_out).collect();
             notes.push(format!("left out, as the machine was too late for the plan: {}", skipped.join("; ")));
         }
         notes.extend(model.troubles.iter().filter_map(not_done));
-        if !model.standstills.is_empty() {
+        if !model.standstills.is_empty() && !is_program {
             notes.push(format!(
                 "the machine had no time for one process or another {} times; whether requests were answered, and losses \
                  signalled, in time is not judged there",
@@ -128,7 +170,7 @@ impl Outcome {
             faults,
             outages,
             requests: model.asks.len() as u64,
-            grants: count(model.holds.iter().filter(|hold| hold.ask.within.is_none())),
+            grants: count(model.holds.iter().filter(|hold| hold.ask.within.is_none())) + distinct(&seen),
             reentries: count(model.holds.iter().filter(|hold| hold.ask.within.is_some())),
             extensions: extensions(&model),
             losses: count(model.holds.iter().filter(|hold| hold.lost.is_some() && hold.ask.within.is_none())),
@@ -138,11 +180,12 @@ impl Outcome {
             violations: verdicts.iter().map(|verdict| verdict.violations).sum(),
             invariants: verdicts.iter().map(|verdict| (verdict.name, verdict.clone())).collect(),
             ledger,
+            program,
             missing,
             problems: raw.problems.clone(),
             notes,
         };
-        let mut outcome = Self { results, verdicts, model };
+        let mut outcome = Self { results, verdicts, model, seen };
         outcome.results.verdict = outcome.word();
         outcome
     }
@@ -155,9 +198,11 @@ impl Outcome {
     pub fn code(&self) -> u8 {
         if self.is_violated() {
             code::VIOLATED
+        } else if self.results.program.as_ref().is_some_and(|program| !program.succeeded) {
+            code::PROGRAM_FAILED
         } else if !self.results.missing.is_empty() || !self.results.problems.is_empty() {
             code::NOT_EXERCISED
-        } else if !self.results.ledger.fencing {
+        } else if self.results.ledger.as_ref().is_some_and(|ledger| !ledger.fencing) {
             code::LOST_UPDATES
         } else {
             0
@@ -168,6 +213,7 @@ impl Outcome {
         match self.code() {
             0 => "held",
             code::VIOLATED => "violated",
+            code::PROGRAM_FAILED => "the command failed",
             code::LOST_UPDATES => "updates lost without fencing, as they should be",
             _ => "not exercised",
         }
@@ -216,6 +262,49 @@ fn missing(
     missing
 }
 
+fn missing_of_program(raw: &Raw, seen: &[Grant]) -> Vec<String> {
+    let missing =
+        "a lock that a majority of the nodes has: does the command read QUORLOCK_NODES, and is --prefix its prefix?";
+    let none = seen.is_empty() && raw.interrupted.is_none();
+    none.then(|| missing.to_owned()).into_iter().collect()
+}
+
+/// Counts the leases, each once although it may have been hidden for a while.
+fn distinct(seen: &[Grant]) -> u64 {
+    let leases: BTreeSet<(&str, u64)> = seen.iter().map(|grant| (grant.name.as_str(), grant.lease.token)).collect();
+    leases.len() as u64
+}
+
+fn program(options: &Options, raw: &Raw, model: &Model, seen: &[Grant]) -> ProgramResults {
+    let ended = raw.events.iter().find(|event| matches!(event.what, What::Exit(_))).map_or(model.end, |event| event.at);
+    let starts = || seen.iter().map(|grant| grant.from);
+    let waits = std::iter::once(model.begin).chain(starts()).zip(starts().chain([ended]));
+    let seconds = |micros: u64| (Duration::from_micros(micros).as_secs_f64() * 10.0).round() / 10.0;
+    let names: BTreeSet<&str> = seen.iter().map(|grant| grant.name.as_str()).collect();
+    ProgramResults {
+        command: options.program.iter().map(|argument| shown(argument)).collect(),
+        code: raw.ending.map(shell_code),
+        ended_early: raw.ending.is_some_and(|ending| !ending.asked),
+        killed: raw.ending.is_some_and(|ending| ending.killed),
+        succeeded: raw.ending.is_none_or(has_succeeded),
+        lines: count(raw.events.iter().filter(|event| matches!(event.what, What::Line { .. }))),
+        names: names.len() as u64,
+        held_seconds: seconds(seen.iter().map(|grant| grant.until - grant.from).sum()),
+        longest_wait_seconds: seconds(waits.map(|(from, to)| to.saturating_sub(from)).max().unwrap_or(0)),
+    }
+}
+
+fn shell_code(ending: Ending) -> u8 {
+    let code = ending.code.and_then(|code| u8::try_from(code).ok());
+    code.unwrap_or_else(|| ended_by(ending.signal.unwrap_or_default()))
+}
+
+/// Returns whether it ended with 0, or as SIGTERM ends a process.
+fn has_succeeded(ending: Ending) -> bool {
+    let code = shell_code(ending);
+    !ending.killed && (code == 0 || ending.asked && code == ended_by(Signal::TERM.as_raw()))
+}
+
 /// Counts the growths of leases that only an extension explains: those before any nested hold.
 fn extensions(model: &Model) -> u64 {
     let mut nested: BTreeMap<u64, u64> = BTreeMap::new();
@@ -240,6 +329,9 @@ fn grown(hold: &Hold, until: u64) -> u64 {
     }
     times
 }
+
+/// The number of lines of a program that failed that are printed.
+const LAST_LINES: usize = 10;
 
 /// The least growth of a lease, in µs, that counts as an extension.
 const GROWTH: u64 = 2000;
@@ -284,26 +376,67 @@ pub fn write(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<()> 
     for problem in &outcome.results.problems {
         messages::error(problem);
     }
+    if let Some(program) = outcome.results.program.as_ref().filter(|program| !program.succeeded) {
+        messages::error(program.words());
+        for line in last_lines(raw) {
+            messages::error(format_args!("  {line}"));
+        }
+    }
     if outcome.code() != 0 && raw.interrupted.is_none() {
         messages::error(format_args!("{}; to repeat the plan: {}", outcome.results.verdict, outcome.results.command));
     }
     Ok(())
 }
 
+/// Returns the last lines that the program wrote.
+fn last_lines(raw: &Raw) -> impl Iterator<Item = &str> {
+    let lines = raw.events.iter().filter_map(|event| match &event.what {
+        What::Line { text, .. } => Some(text.as_str()),
+        _ => None,
+    });
+    let lines: Vec<&str> = lines.collect();
+    let before = lines.len().saturating_sub(LAST_LINES);
+    lines.into_iter().skip(before)
+}
+
+impl ProgramResults {
+    /// Says how it ended.
+    pub fn words(&self) -> String {
+        let Some(code) = self.code else { return "the command was ended as the run was interrupted".to_owned() };
+        let when = match (self.ended_early, self.killed) {
+            (true, false) => "by itself, before the time was over",
+            (true, true) => "by itself, and processes that it had started were killed",
+            (false, false) => "after SIGTERM",
+            (false, true) => "killed, as SIGTERM did not end all its processes",
+        };
+        format!("the command ended with {code} {when}")
+    }
+}
+
 fn summarize(options: &Options, outcome: &Outcome) {
-    let Results { seconds, grants, reentries, extensions, losses, violations, commands, ledger, .. } = &outcome.results;
+    let Results { seconds, grants, reentries, extensions, losses, violations, commands, .. } = &outcome.results;
     let faults: u64 = outcome.results.faults.values().sum();
     let say = |text: std::fmt::Arguments<'_>| messages::Verbosity::Normal.notice(text);
-    say(format_args!(
-        "{seconds} s, {faults} faults: {grants} grants, {reentries} re-entries, {extensions} extensions, {losses} losses, \
-         {commands} commands; {violations} violations"
-    ));
-    let transfers = ledger.audit.as_ref().map_or(0, |audit| audit.transfers);
-    let lost = ledger.audit.as_ref().map_or(0, |audit| audit.lost_updates);
-    say(format_args!(
-        "ledger: {transfers} transfers, {} stale writes rejected, {} accepted, {lost} updates lost",
-        ledger.stale_writes_rejected, ledger.stale_writes_accepted
-    ));
+    if let Some(program) = &outcome.results.program {
+        say(format_args!(
+            "{seconds} s, {faults} faults: {grants} grants seen of {} names, {} s without one at most, {commands} commands; \
+             {violations} violations",
+            program.names, program.longest_wait_seconds
+        ));
+        say(format_args!("{}", program.words()));
+    }
+    if let Some(ledger) = &outcome.results.ledger {
+        say(format_args!(
+            "{seconds} s, {faults} faults: {grants} grants, {reentries} re-entries, {extensions} extensions, {losses} \
+             losses, {commands} commands; {violations} violations"
+        ));
+        let transfers = ledger.audit.as_ref().map_or(0, |audit| audit.transfers);
+        let lost = ledger.audit.as_ref().map_or(0, |audit| audit.lost_updates);
+        say(format_args!(
+            "ledger: {transfers} transfers, {} stale writes rejected, {} accepted, {lost} updates lost",
+            ledger.stale_writes_rejected, ledger.stale_writes_accepted
+        ));
+    }
     for note in outcome.results.notes.iter().filter(|note| note.starts_with("not done")) {
         say(format_args!("{note}"));
     }

@@ -18,15 +18,17 @@ pub struct Progress {
     lasts: Duration,
     start: Instant,
     said: Instant,
-    grants: u64,
-    grants_said: u64,
+    /// What is counted, and how many so far.
+    counted: &'static str,
+    count: u64,
+    counted_said: u64,
     last_draw: Instant,
     rate: u64,
     active: BTreeMap<usize, (Kind, Vec<usize>, Option<usize>)>,
 }
 
 impl Progress {
-    pub fn new(quiet: bool, lasts: Duration) -> Self {
+    pub fn new(quiet: bool, lasts: Duration, counted: &'static str) -> Self {
         let now = Instant::now();
         Self {
             quiet,
@@ -34,8 +36,9 @@ impl Progress {
             lasts,
             start: now,
             said: now,
-            grants: 0,
-            grants_said: 0,
+            counted,
+            count: 0,
+            counted_said: 0,
             last_draw: now,
             rate: 0,
             active: BTreeMap::new(),
@@ -44,7 +47,7 @@ impl Progress {
 
     pub fn note(&mut self, what: &What) {
         match what {
-            What::Grant { .. } => self.grants += 1,
+            What::Grant { .. } | What::Line { .. } => self.count += 1,
             What::Fault { id, kind, nodes, worker, .. } => {
                 self.active.insert(*id, (*kind, nodes.clone(), *worker));
             }
@@ -63,8 +66,8 @@ impl Progress {
             return;
         }
         let since = self.last_draw.elapsed().as_millis().max(1);
-        self.rate = u64::try_from(u128::from(self.grants - self.grants_said) * 1000 / since).unwrap_or(0);
-        (self.grants_said, self.last_draw) = (self.grants, Instant::now());
+        self.rate = u64::try_from(u128::from(self.count - self.counted_said) * 1000 / since).unwrap_or(0);
+        (self.counted_said, self.last_draw) = (self.count, Instant::now());
         if self.terminal {
             // Return to the start of the line, and clear the rest of it.
             self.write(&format!("\r{}\x1b[K", self.text()));
@@ -79,7 +82,7 @@ impl Progress {
         let faults: Vec<String> =
             self.active.values().map(|(kind, nodes, worker)| named(*kind, nodes, *worker)).collect();
         let faults = if faults.is_empty() { "all is well".to_owned() } else { faults.join(", ") };
-        let line = format!("chaos: {left} s left, {} grants, {}/s; {faults}", self.grants, self.rate);
+        let line = format!("chaos: {left} s left, {} {}, {}/s; {faults}", self.count, self.counted, self.rate);
         // A line that wraps could not be overwritten.
         if self.terminal { line.chars().take(columns()).collect() } else { line }
     }

@@ -1,5 +1,7 @@
 //! A run from its beginning to its report.
 
+mod program;
+
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::conductor::Conductor;
 use super::fault::Fault;
-use super::history::{Event, What, watch_runtime_for_stalls};
+use super::history::{Ending, Event, What, watch_runtime_for_stalls};
 use super::interrupts::Interrupts;
 use super::ledger::{Audit, Entry, Place, StoreThread};
 use super::nodes::Nodes;
@@ -50,6 +52,8 @@ pub struct Raw {
     pub audit: Option<Audit>,
     /// Faults that were too late to be carried out.
     pub skipped: Vec<Fault>,
+    /// How the program ended that was tested.
+    pub ending: Option<Ending>,
     /// Errors that no fault explains.
     pub problems: Vec<String>,
     /// The signal that ended it early.
@@ -83,6 +87,7 @@ struct Run<'a> {
     reports: mpsc::UnboundedReceiver<WorkerReport>,
     history: BufWriter<fs::File>,
     events: Vec<Event>,
+    ending: Option<Ending>,
     problems: Vec<String>,
     interrupts: Interrupts,
     interrupted: Option<Signal>,
@@ -142,6 +147,7 @@ impl<'a> Run<'a> {
             events: run.events,
             audit,
             skipped,
+            ending: run.ending,
             problems: run.problems,
             interrupted: run.interrupted,
             no_clocks,
@@ -158,7 +164,8 @@ impl<'a> Run<'a> {
         no_clocks: Option<&str>,
         interrupts: Interrupts,
     ) -> Result<Self, Error> {
-        let progress = Progress::new(options.quiet, options.lasts);
+        let counted = if options.program.is_empty() { "grants" } else { "lines of output" };
+        let progress = Progress::new(options.quiet, options.lasts, counted);
         progress.say(&format!(
             "chaos with seed {} on {} nodes; to repeat: {}",
             options.seed,
@@ -194,6 +201,7 @@ impl<'a> Run<'a> {
             reports,
             history,
             events: Vec::new(),
+            ending: None,
             problems: Vec::new(),
             interrupts,
             interrupted: None,
@@ -206,6 +214,9 @@ impl<'a> Run<'a> {
 
     /// Runs the faults, and the calm after them. Returns the faults that were left out, and how long there were faults.
     async fn carry_out(&mut self, plan: &Plan) -> Result<(Vec<Fault>, Duration), Error> {
+        if !self.options.program.is_empty() {
+            return self.carry_out_program(plan).await;
+        }
         let workers = self.options.workers;
         self.until(STARTING, "all workers are there", |what| matches!(what, What::Up { .. }), workers).await?;
         let start = Instant::now();
@@ -213,15 +224,25 @@ impl<'a> Run<'a> {
         let mut skipped = Vec::new();
         self.watch(start + self.options.lasts, &mut playing, &mut skipped).await?;
         // A fault that waited for its worker ends a little later than planned.
-        while self.interrupted.is_none() && !playing.is_empty() {
-            self.watch(Instant::now() + LOOK_EVERY, &mut playing, &mut skipped).await?;
-        }
-        playing.shutdown().await;
+        self.end_faults(&mut playing, &mut skipped).await?;
         let elapsed = start.elapsed();
         if self.interrupted.is_none() {
             self.calm_down(plan).await?;
         }
         Ok((skipped, elapsed))
+    }
+
+    /// Waits for the end of all faults that have begun or are to begin.
+    async fn end_faults(
+        &mut self,
+        playing: &mut JoinSet<io::Result<Option<Fault>>>,
+        skipped: &mut Vec<Fault>,
+    ) -> Result<(), Error> {
+        while self.interrupted.is_none() && !playing.is_empty() {
+            self.watch(Instant::now() + LOOK_EVERY, playing, skipped).await?;
+        }
+        playing.shutdown().await;
+        Ok(())
     }
 
     /// Collects events until then.
@@ -251,9 +272,7 @@ impl<'a> Run<'a> {
 
     /// The phase after all faults: every lock must be available, and at the end no node may have a lock key.
     async fn calm_down(&mut self, plan: &Plan) -> Result<(), Error> {
-        let lease = self.options.lease_ms();
-        let tail = plan.faults.iter().map(|fault| fault.tail(lease)).max().unwrap_or(0);
-        self.wait(Duration::from_millis(tail)).await?;
+        self.wait(self.longest_tail(plan)).await?;
         self.conductor.workers.say(CALM).await;
         let workers = self.options.workers;
         self.until(
@@ -264,13 +283,23 @@ impl<'a> Run<'a> {
         )
         .await?;
         // Every name was requested on every node since the last clock step, so no key lives longer.
-        let over = lease + lease / 50;
-        self.wait(Duration::from_millis(over)).await?;
+        self.scan_after_a_lease().await
+    }
+
+    /// Returns for how long the effects of faults may outlast them.
+    fn longest_tail(&self, plan: &Plan) -> Duration {
+        let lease = self.options.lease_ms();
+        Duration::from_millis(plan.faults.iter().map(|fault| fault.tail(lease)).max().unwrap_or(0))
+    }
+
+    /// Reads the lock keys of all nodes when no key may be left.
+    async fn scan_after_a_lease(&mut self) -> Result<(), Error> {
+        self.wait(self.options.lease + self.options.lease / 50).await?;
         if self.interrupted.is_some() {
             return Ok(());
         }
         self.conductor.count_commands().await;
-        for (node, found) in self.conductor.nodes.scan().await.into_iter().enumerate() {
+        for (node, found) in self.conductor.nodes.scan(&self.options.prefix).await.into_iter().enumerate() {
             match found {
                 Ok(keys) => self.conductor.say(What::Scan { node, keys }),
                 Err(error) => self.problems.push(format!("node {} cannot be scanned: {error}", node + 1)),

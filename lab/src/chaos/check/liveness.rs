@@ -1,7 +1,7 @@
 //! Liveness: grants that must happen, and locks that must end.
 
 use super::Verdict;
-use super::model::{Answer, Ask, Model, Trouble};
+use super::model::{Answer, Ask, Model, Sight, Trouble};
 use crate::chaos::history::Refusal;
 
 /// How much later than its lease a lock may be granted again, in µs: a waiter that is not called tries again after one to
@@ -18,12 +18,24 @@ const LONGEST_SILENCE: u64 = 2;
 pub fn no_orphan(model: &Model, complete: bool) -> Verdict {
     let mut verdict = Verdict::of("NoOrphan", "one lease after everything was given back, no node has a lock key");
     for (node, keys) in &model.scans {
-        verdict.check(model.end, keys.is_empty(), || format!("node {} has {}", node + 1, keys.join(" ")));
+        let left = keys.iter().map(String::as_str).filter(|key| !may_be_left(model, *node, key)).collect::<Vec<_>>();
+        verdict.check(model.end, left.is_empty(), || format!("node {} has {}", node + 1, left.join(" ")));
     }
     if complete && model.scans.len() < model.setting.nodes {
         verdict.unknown("not every node could be scanned");
     }
     verdict
+}
+
+/// Returns whether this key may outlive its lease: it was stored before the node's clock was set back, and no client has named
+/// it since.
+fn may_be_left(model: &Model, node: usize, key: &str) -> bool {
+    let has_key = |name: &str| key.strip_prefix(model.setting.prefix.as_str()) == Some(name);
+    let shows = |sight: &&Sight| {
+        let mut of_node = sight.nodes.iter().filter(|shown| shown.node == node);
+        of_node.any(|shown| shown.keys.iter().any(|key| has_key(&key.name)))
+    };
+    model.sights.iter().rfind(shows).is_some_and(|last| model.was_set_back_since(node, last.from))
 }
 
 /// Checks that no node keeps a key for longer than its lease, and that a killed holder's lock is granted again when its lease is
@@ -219,6 +231,7 @@ mod tests {
     use crate::chaos::check::State;
     use crate::chaos::check::test_history::{TestHistory, ms};
     use crate::chaos::fault::Kind;
+    use crate::chaos::sight::Key;
 
     #[test]
     fn a_remaining_key_violates_no_orphan() {
@@ -227,6 +240,23 @@ mod tests {
             history.scanned(0, &[]);
             history.scanned(1, keys);
             assert_eq!(no_orphan(&history.model(), true).state, expected);
+        }
+    }
+
+    #[test]
+    fn a_key_from_before_a_clock_was_set_back_is_no_orphan() {
+        for (seen_again, amount, expected) in
+            [(false, -5000, State::Held), (false, 5000, State::Held), (true, -5000, State::Violated)]
+        {
+            let key = Key { name: "x".to_owned(), ballot: 1, ..Key::default() };
+            let mut history = TestHistory::new(1);
+            history.sight(ms(100), &[0], &key);
+            history.stepped(0, &[0], ms(200)..ms(300), amount);
+            if seen_again {
+                history.sight(ms(400), &[0], &Key { ballot: 2, ..key });
+            }
+            history.scanned(0, &["x"]);
+            assert_eq!(no_orphan(&history.model(), true).state, expected, "{amount} ms, {seen_again}");
         }
     }
 

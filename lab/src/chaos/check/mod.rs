@@ -4,6 +4,7 @@ mod exclusion;
 mod guard;
 mod liveness;
 mod model;
+mod outside;
 mod read;
 mod release;
 mod storm;
@@ -20,6 +21,7 @@ use serde::Serialize;
 use super::history::{Event, Setting};
 use super::ledger::Audit;
 pub use model::{Answer, Ask, Hold, Model, Trouble};
+pub use outside::{Grant, grants};
 
 /// The number of violations of one invariant that are described; all are counted.
 const DESCRIBED: usize = 20;
@@ -164,6 +166,21 @@ pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
         votes::quarantine_holds(model),
         storm::no_storm(model).at_least(50),
     ];
+    finished(model, beside, verdicts)
+}
+
+/// Checks what the nodes show while a program is tested.
+pub fn of_program(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
+    let verdicts = vec![
+        outside::one_holder(model),
+        outside::granted_by_vote(model),
+        outside::tokens_grow(model),
+        liveness::no_orphan(model, beside.complete),
+    ];
+    finished(model, beside, verdicts)
+}
+
+fn finished(model: &Model, beside: &Beside<'_>, verdicts: Vec<Verdict>) -> Vec<Verdict> {
     let part = |least: u64| (least * beside.thousandths.min(1000) / 1000).max(1);
     verdicts
         .into_iter()

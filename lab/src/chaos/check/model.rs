@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::read::Reader;
 use crate::chaos::fault::{Kind, Scale};
 use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting, Signal};
+use crate::chaos::sight::NodeSight;
 
 /// How long a fault takes until it certainly is in effect, in µs: a signal, or a changed link, needs a moment to reach its
 /// process.
@@ -74,6 +75,17 @@ pub struct Seen {
     pub held: usize,
     /// For how long one of these keeps it at most.
     pub ttl: u64,
+}
+
+/// A reading of all nodes that showed something new.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// The times before and after the reading.
+    pub from: u64,
+    pub at: u64,
+    /// The wall clock of the machine after it, in ms.
+    pub wall: u64,
+    pub nodes: Vec<NodeSight>,
 }
 
 #[derive(Clone, Debug)]
@@ -186,6 +198,7 @@ pub struct Model {
     /// Worker, how many locks it acquired after the faults, and of how many.
     pub calms: Vec<(usize, usize, usize)>,
     pub scans: BTreeMap<usize, Vec<String>>,
+    pub sights: Vec<Sight>,
     /// Life, and from when to when the machine did not run it.
     pub stalls: Vec<(u64, u64, u64)>,
     /// When the machine stood still for a process that the run had not stopped.
@@ -205,6 +218,7 @@ impl Model {
         }
         let Reader { mut asks, mut holds, mut troubles, deaths, calms, scans, stalls, lives, begin, held, .. } = reader;
         let (seen, margins, commands, ups) = (reader.seen, reader.margins, reader.commands, reader.ups);
+        let sights = reader.sights;
         for hold in &mut holds {
             hold.killed = deaths.iter().find(|(_, life, ..)| *life == hold.ask.life).map(|(_, _, from, _)| *from);
         }
@@ -226,6 +240,7 @@ impl Model {
             deaths,
             calms,
             scans,
+            sights,
             stalls,
             standstills,
             begin,
@@ -318,11 +333,20 @@ impl Model {
 
     /// Returns when its effects end. When a clock is set, a quarantine or the lock of a dead holder on its node may last for
     /// one lease more.
-    fn felt_until(&self, trouble: &Trouble) -> u64 {
+    pub fn felt_until(&self, trouble: &Trouble) -> u64 {
         let steps = self.troubles.iter().filter(|step| step.kind.sets_clocks() && step.shares_a_node_with(trouble));
         // In the order of their beginnings.
         steps.fold(trouble.felt_until(), |until, step| {
             if step.from <= until && trouble.from <= step.healed { until.max(step.felt_until()) } else { until }
+        })
+    }
+
+    /// Returns whether this node's clock was set back at that time or later: what it had then may live too long.
+    pub fn was_set_back_since(&self, node: usize, since: u64) -> bool {
+        self.troubles.iter().filter(|step| step.kind == Kind::Step && step.nodes.contains(&node)).any(|step| {
+            // A clock that was set ahead is set back at the end of the fault.
+            let set_back = if step.amount < 0 { step.at } else { step.healed };
+            since <= set_back
         })
     }
 

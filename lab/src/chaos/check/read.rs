@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::model::{Answer, Ask, Hold, Reading, Seen, Trouble};
+use super::model::{Answer, Ask, Hold, Reading, Seen, Sight, Trouble};
 use crate::chaos::history::{Event, What};
 
 #[derive(Default)]
@@ -18,6 +18,7 @@ pub struct Reader {
     pub stalls: Vec<(u64, u64, u64)>,
     pub commands: Vec<(usize, u64, u64, u64)>,
     pub seen: Vec<Seen>,
+    pub sights: Vec<Sight>,
     pub margins: Vec<(usize, u64, usize)>,
     /// The worker of each life.
     pub lives: BTreeMap<u64, usize>,
@@ -48,7 +49,9 @@ impl Reader {
                     self.begin = at;
                 }
             }
-            What::Section { .. } => {}
+            What::Section { .. } | What::Line { .. } | What::Exit(_) => {}
+            What::Start => self.begin = at,
+            What::Sight { from, wall, nodes } => self.sights.push(Sight { from, at, wall, nodes }),
             What::Commands { node, from, total } => self.commands.push((node, from, at, total)),
             What::Seen { op, answered, held, ttl } => self.seen.push(Seen { op, at, answered, held, ttl }),
             What::Stall { life, from } => self.stalls.push((life, from, at)),

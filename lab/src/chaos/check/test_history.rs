@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Model;
 use crate::chaos::fault::{Kind, Scale};
 use crate::chaos::history::{Event, Leaving, Outcome, Refusal, Setting, Signal, What};
+use crate::chaos::sight::{Key, NodeSight};
 
 const LEASE: u64 = 1_000_000;
 
@@ -25,7 +26,20 @@ impl TestHistory {
     }
 
     pub fn model(&self) -> Model {
-        Model::read(&self.events, &Setting { nodes: self.nodes, lease: LEASE, fencing: true })
+        Model::read(&self.events, &Setting { nodes: self.nodes, lease: LEASE, fencing: true, prefix: String::new() })
+    }
+
+    /// Adds a reading of these nodes, which showed these keys, when the wall clock showed the same as the other.
+    pub fn sight(&mut self, at: u64, nodes: &[usize], key: &Key) {
+        let sight = |node: &usize| NodeSight { node: *node, blind: false, keys: vec![key.clone()] };
+        let nodes = nodes.iter().map(sight).collect();
+        self.add(at, What::Sight { from: at, wall: at / 1000, nodes });
+    }
+
+    /// Adds a reading that this node did not answer.
+    pub fn blind(&mut self, at: u64, node: usize) {
+        let nodes = vec![NodeSight { node, blind: true, keys: Vec::new() }];
+        self.add(at, What::Sight { from: at, wall: at / 1000, nodes });
     }
 
     fn add(&mut self, at: u64, what: What) {

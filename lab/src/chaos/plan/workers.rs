@@ -13,7 +13,8 @@ pub fn plan(settings: &Settings) -> Vec<Fault> {
     let mut free = vec![0; settings.workers];
     let mut faults = Vec::new();
     let mut now = lease / 2;
-    while now < settings.lasts {
+    // A program that is tested has no workers.
+    while settings.workers > 0 && now < settings.lasts {
         let Some(Card::One(kind)) = deck.deal(&mut rng, |_| false) else { break };
         let worker = rng.below(settings.workers);
         let lasts = match kind {

@@ -1,14 +1,19 @@
 //! The data of the charts, small enough for a page: times in ms since the first worker was ready.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
-use crate::chaos::check::{Answer, Hold, Model};
+use crate::chaos::check::{Answer, Grant, Hold, Model};
 use crate::chaos::fault::{Kind, Scale};
 use crate::chaos::outcome::Outcome;
 use crate::chaos::run::Raw;
 
 /// The largest number of bars of holders, about a MB of text.
 const MOST_BARS: usize = 40_000;
+
+/// The largest number of names of a program, each of which has a row.
+pub const MOST_NAMES: usize = 40;
 
 /// The largest number of points of a curve, each of which covers at least [`SHORTEST_STEP_MS`].
 const MOST_POINTS: u64 = 300;
@@ -19,6 +24,8 @@ pub struct Data {
     length: f64,
     nodes: usize,
     workers: usize,
+    /// The holders that stand in the place of workers, where a program was tested.
+    owners: Option<Vec<String>>,
     locks: Vec<String>,
     faults: Vec<FaultBar>,
     /// Lock, worker, from, until, depth, and whether it was lost.
@@ -64,7 +71,14 @@ impl Data {
         // lock-1 sorts before account-1.
         locks.sort_unstable_by(|a, b| b.starts_with("lock").cmp(&a.starts_with("lock")).then(a.cmp(b)));
         locks.dedup();
-        let (bars, capped) = bars(model, &locks, time);
+        let (mut bars, mut capped) = bars(model, &locks, time);
+        let owners = outcome.results.program.as_ref().map(|_| {
+            locks = distinct(outcome.seen.iter().map(|grant| &grant.name));
+            locks.truncate(MOST_NAMES);
+            let owners = distinct(outcome.seen.iter().map(|grant| &grant.lease.label));
+            (bars, capped) = seen_bars(&outcome.seen, &locks, &owners, time);
+            owners
+        });
         let faults = model.troubles.iter().map(|trouble| FaultBar {
             kind: trouble.kind.name(),
             words: trouble.kind.words().to_owned(),
@@ -91,12 +105,15 @@ impl Data {
             nodes: model.setting.nodes,
             workers: raw.settings.workers,
             faults: faults.collect(),
+            owners,
             bars,
             capped,
             step,
             reentry: curves(model, points, step, |hold| hold.ask.within.is_some()),
             first: curves(model, points, step, |hold| hold.ask.within.is_none()),
-            grants: count(&mut model.holds.iter().map(|hold| hold.granted)),
+            grants: count(
+                &mut model.holds.iter().map(|hold| hold.granted).chain(outcome.seen.iter().map(|grant| grant.from)),
+            ),
             refused: count(&mut model.asks.iter().filter_map(refused)),
             losses: count(&mut model.holds.iter().filter_map(|hold| Some(hold.lost?.0))),
             locks,
@@ -135,6 +152,21 @@ fn bars(model: &Model, locks: &[String], time: impl Fn(u64) -> f64) -> (Bars, Op
         }
     }
     (bars, None)
+}
+
+fn distinct<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<String> {
+    texts.collect::<BTreeSet<_>>().into_iter().cloned().collect()
+}
+
+/// Returns the bars of the holders that a majority of the nodes showed.
+fn seen_bars(seen: &[Grant], locks: &[String], owners: &[String], time: impl Fn(u64) -> f64) -> (Bars, Option<f64>) {
+    let shown = seen.iter().take(MOST_BARS).filter_map(|grant| {
+        // A name without a row is left out.
+        let lock = locks.binary_search(&grant.name).ok()?;
+        let owner = owners.binary_search(&grant.lease.label).ok()?;
+        Some((lock, owner, time(grant.from), time(grant.until), 1, 0))
+    });
+    (shown.collect(), seen.get(MOST_BARS).map(|grant| time(grant.from)))
 }
 
 /// Returns the durations of granted requests, by the time of the grant.

@@ -1,6 +1,7 @@
 //! `report.html`: one file that opens anywhere, without the network.
 
 mod chart;
+mod program;
 
 use std::fmt::Write;
 use std::io;
@@ -8,7 +9,7 @@ use std::io;
 use super::check::{State, Verdict};
 use super::code;
 use super::options::Options;
-use super::outcome::{Outcome, Results};
+use super::outcome::{LedgerResults, Outcome, ProgramResults, Results};
 use super::run::Raw;
 
 const STYLE: &str = include_str!("report.css");
@@ -18,6 +19,9 @@ const SCRIPT: &str = include_str!("report.js");
 const ELSEWHERE: &str = "CancelSafe, Deterministic, Linearizable and RecordHolds are not judged here, and of ReleaseSafe only \
                          what a release says: what a node did with a late or a foreign release cannot be seen from outside. \
                          The model and the simulation do that.";
+
+/// What is not judged where a program is tested.
+const INSIDE: &str = "Only what the nodes show is judged, not what the command does with its locks.";
 
 pub fn html(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<String> {
     // The escaped data cannot end its element.
@@ -30,9 +34,14 @@ pub fn html(options: &Options, raw: &Raw, outcome: &Outcome) -> io::Result<Strin
     put(&mut page, format_args!("<style>{STYLE}</style></head><body><main>"));
     banner(&mut page, outcome);
     figures(&mut page, results);
-    timeline(&mut page);
+    timeline(&mut page, results.program.is_some());
     verdicts(&mut page, outcome);
-    ledger(&mut page, results);
+    if let Some(results) = &results.ledger {
+        ledger(&mut page, results);
+    }
+    if let Some(results) = &results.program {
+        program::section(&mut page, results, raw);
+    }
     faults(&mut page, outcome);
     notes(&mut page, results);
     put(&mut page, format_args!("</main><script type=\"application/json\" id=\"data\">{data}</script>"));
@@ -77,6 +86,11 @@ fn banner(page: &mut String, outcome: &Outcome) {
              their lease wrote over newer balances. With fencing, the same writes are refused."
                 .to_owned(),
         ),
+        code::PROGRAM_FAILED => (
+            "bad",
+            "Every promise held, but the command failed",
+            results.program.as_ref().map(ProgramResults::words).unwrap_or_default(),
+        ),
         code::NOT_EXERCISED => {
             ("open", "Some required events did not occur", format!("No violation. Missing: {}.", results.missing.join(", ")))
         }
@@ -85,13 +99,17 @@ fn banner(page: &mut String, outcome: &Outcome) {
     };
     put(page, format_args!("<header class=\"banner {class}\"><p class=\"what\">quorlock chaos</p><h1>{head}</h1>"));
     put(page, format_args!("<p>{}</p></header>", escaped(&rest)));
+    let work = match &results.program {
+        Some(_) => "one command".to_owned(),
+        None => format!("{} workers", results.workers),
+    };
     put(
         page,
         format_args!(
-            "<section class=\"head\"><p>{} nodes and {} workers for {} s, leases of up to {} ms, seed {}. To repeat the \
+            "<section class=\"head\"><p>{} nodes and {} for {} s, leases of up to {} ms, seed {}. To repeat the \
              plan (the history will differ, as time is real):</p><pre><code>{}</code></pre></section>",
             results.nodes,
-            results.workers,
+            work,
             results.seconds,
             results.lease_ms,
             results.seeds[0],
@@ -102,16 +120,19 @@ fn banner(page: &mut String, outcome: &Outcome) {
 
 fn figures(page: &mut String, results: &Results) {
     let faults = results.faults.values().sum();
-    let figures = [
-        ("faults", faults),
-        ("grants", results.grants),
-        ("re-entries", results.reentries),
-        ("extensions", results.extensions),
-        ("losses", results.losses),
-        ("stale writes refused", results.ledger.stale_writes_rejected),
-        ("Redis commands", results.commands),
-        ("violations", results.violations),
-    ];
+    let mut figures = vec![("faults", faults), ("grants", results.grants)];
+    if let Some(program) = &results.program {
+        figures.extend([("names", program.names), ("lines of output", program.lines)]);
+    }
+    if let Some(ledger) = &results.ledger {
+        figures.extend([
+            ("re-entries", results.reentries),
+            ("extensions", results.extensions),
+            ("losses", results.losses),
+            ("stale writes refused", ledger.stale_writes_rejected),
+        ]);
+    }
+    figures.extend([("Redis commands", results.commands), ("violations", results.violations)]);
     page.push_str("<section class=\"figures\">");
     for (name, value) in figures {
         put(page, format_args!("<div><b>{}</b><span>{name}</span></div>", number(value)));
@@ -119,19 +140,23 @@ fn figures(page: &mut String, results: &Results) {
     page.push_str("</section>");
 }
 
-fn timeline(page: &mut String) {
-    page.push_str(
-        "<section><h2>What happened</h2><p class=\"quiet\">The strip on top is the whole run; the part inside the frame \
+fn timeline(page: &mut String, of_program: bool) {
+    let latencies = if of_program { " hidden" } else { "" };
+    put(
+        page,
+        format_args!(
+            "<section><h2>What happened</h2><p class=\"quiet\">The strip on top is the whole run; the part inside the frame \
          is shown below. Drag it, or use the wheel. Each bar of a lock is a holder; the bars inside are the same \
          owner's nested holds.</p><canvas id=\"overview\" height=\"54\"></canvas><p class=\"tools\">\
          <button data-zoom=\"in\">closer</button><button data-zoom=\"out\">wider</button>\
          <button data-zoom=\"all\">all</button><span id=\"window\"></span></p><canvas id=\"timeline\"></canvas>\
-         <div id=\"legend\" class=\"legend\"></div><h3>Latency, in ms</h3><p class=\"quiet\">A re-entry waits for \
+         <div id=\"legend\" class=\"legend\"></div><div{latencies}><h3>Latency, in ms</h3><p class=\"quiet\">A re-entry waits for \
          no other owner: it shows how long one round to the nodes takes. A first acquisition waits for its turn. Faults are \
          shaded, outages of a majority darker.</p><canvas id=\"latency\" height=\"190\"></canvas>\
-         <div id=\"latency-legend\" class=\"legend\"></div><h3>Rates, per second</h3>\
+         <div id=\"latency-legend\" class=\"legend\"></div></div><h3>Rates, per second</h3>\
          <canvas id=\"rates\" height=\"150\"></canvas><div id=\"rates-legend\" class=\"legend\"></div>\
          <p class=\"quiet\" id=\"capped\"></p><div id=\"tip\" hidden></div></section>",
+        ),
     );
 }
 
@@ -166,11 +191,11 @@ fn verdicts(page: &mut String, outcome: &Outcome) {
         }
         put(page, format_args!("</td><td>{}</td><td class=\"n\">{checks}</td></tr>", pill(*state)));
     }
-    put(page, format_args!("</tbody></table><p class=\"quiet\">{ELSEWHERE}</p></section>"));
+    let elsewhere = if outcome.results.program.is_some() { INSIDE } else { ELSEWHERE };
+    put(page, format_args!("</tbody></table><p class=\"quiet\">{elsewhere}</p></section>"));
 }
 
-fn ledger(page: &mut String, results: &Results) {
-    let ledger = &results.ledger;
+fn ledger(page: &mut String, ledger: &LedgerResults) {
     put(page, format_args!("<section><h2>Ledger</h2><p>Transfers between accounts in {}. ", ledger.database));
     page.push_str(if ledger.fencing {
         "Each write carries its token, and an account takes no token smaller than the largest it has seen."

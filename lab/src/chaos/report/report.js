@@ -108,7 +108,7 @@ function timeline() {
     const inset = Math.min(depth - 1, 3) * 3;
     bar(pen, x, a, b, places[lock] + inset, ROW - 2 * inset, ofWorker(worker, Math.min(depth, 4)), 0.7);
     if (lost && depth === 1) { pen.fillStyle = color("mark"); pen.fillRect(Math.max(x(b) - 2, LABELS), places[lock], 2, ROW); }
-    spots.push({ a, b, y: places[lock], text: `worker ${worker + 1} holds ${data.locks[lock]}${depth > 1 ? ", depth " + depth : ""}\n${seconds(a, 0)} to ${seconds(b, 0)}${lost ? ", lost" : ""}` });
+    spots.push({ a, b, y: places[lock], text: `${data.owners ? data.owners[worker] : "worker " + (worker + 1)} holds ${data.locks[lock]}${depth > 1 ? ", depth " + depth : ""}\n${seconds(a, 0)} to ${seconds(b, 0)}${lost ? ", lost" : ""}` });
   }
   at("timeline").spots = spots;
 }
