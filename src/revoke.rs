@@ -59,7 +59,8 @@ impl Quorlock {
             None => self.held_token(&resource).await?,
         };
         let asker = core.anonymous();
-        let (mut floor, mut headroom) = (Ballot::ZERO, HEADROOM);
+        // With a smaller ballot a node could still honour a late message of the lease after it has answered that it has none.
+        let (mut floor, mut headroom) = (Ballot::from_wire(token.get()).unwrap_or(Ballot::ZERO), HEADROOM);
         let (needed, mut tries) = (core.settings.quorum, 0);
         loop {
             let ballot = core.propose_above(&asker, floor);
@@ -75,6 +76,8 @@ impl Quorlock {
                     continue;
                 }
                 Revocation::Ahead if tries < MOST_TRIES => {
+                    // A majority takes no message of a lease with this token either.
+                    floor = Ballot::ZERO;
                     core.set_back(&asker, median_clock(&replies));
                     continue;
                 }

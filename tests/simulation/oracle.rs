@@ -335,8 +335,9 @@ impl Judge<'_> {
     fn revoked(&mut self, done: bool) {
         let Some(Revoke { token, ballot, .. }) = Revoke::parse(self.argv) else { return };
         let key = self.oracle.key(self.keys[0]);
-        // One with a smaller ballot than the node's does not count; its client asks again with a larger one.
-        if done && !self.place.leaps && integer(ballot) as f64 > self.before[0].ballot {
+        // One with a smaller ballot than the node's or the lease's does not count; its client asks again with a larger one.
+        let is_newer = integer(ballot) as f64 > self.before[0].ballot && integer(ballot) > integer(token);
+        if done && !self.place.leaps && is_newer {
             let revoked = self.oracle.revoked.entry((self.place.node, key, integer(token))).or_default();
             *revoked = (*revoked).max(integer(ballot));
         }
