@@ -60,13 +60,7 @@
 //!
 //! # Features
 //!
-//! - `tls`: `rediss://` nodes, by rustls.
-//! - `log`: what `tracing` reports also goes to loggers of the crate `log`.
-//! - `metrics`: counters, gauges and histograms for a recorder of the crate `metrics`. Install the recorder first.
-//! - `serde`: a [`Token`] is serialized as a number, and checked when it is deserialized.
-//! - `blocking`: the same lock for programs without tokio, in the module `blocking`.
-//! - `cli`: the `quorlock` command.
-//! - `tui`: its subcommand `quorlock top`. Implies `cli`.
+#![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic)]
