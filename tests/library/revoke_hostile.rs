@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quorlock::{Guard, Quorlock, RevokeError};
+use quorlock::{Guard, Quorlock, RevokeError, Token};
 use quorlock_testkit::{Cluster, Setup, eventually};
 
 use crate::clocks::Ahead;
@@ -123,6 +123,20 @@ async fn a_lease_whose_keys_have_gone_is_revoked_by_name() {
     let said = operator.revoke("job", None).await;
     let goes_on = guard.extend().await;
     assert!(said.is_ok() || goes_on.is_err(), "{said:?}, and the holder goes on: {goes_on:?}");
+}
+
+/// All messages of the lease are still under way. The operator's clock is behind that of its holder.
+#[tokio::test]
+async fn a_node_that_has_answered_absent_takes_no_later_message_of_the_lease() {
+    let cluster = Cluster::start(3);
+    let operator = client(&cluster, -100).await;
+    let token = Token::try_from(now_micros()).expect("a token");
+    let error = operator.revoke("job", Some(token)).await.expect_err("no node has it");
+    assert!(matches!(error, RevokeError::NotHeld { .. }), "{error}");
+    for node in 0..3 {
+        let ballot: u64 = redis::cmd("GET").arg(ballot_key()).query(&mut cluster.redis(node)).expect("a ballot");
+        assert!(ballot > token.get(), "node {node}: {ballot} after {token}");
+    }
 }
 
 /// One node has a ballot that is far ahead, and the operator's clock is a little behind the holder's ballots.
