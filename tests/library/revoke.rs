@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use quorlock::{ErrorKind, Holder, LostError, RevokeError, Verdict};
-use quorlock_testkit::Cluster;
+use quorlock_testkit::{Cluster, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -57,8 +57,9 @@ async fn a_revoked_holder_is_refused_and_the_lock_stays_closed_until_its_end() {
     );
     newer.extend().await.expect("still held");
     newer.release().await.expect("a release");
-    let error = operator.revoke("job", None).await.expect_err("free");
-    assert!(matches!(error, RevokeError::NotHeld { .. }), "{error}");
+    // A node that has not granted the newer lease may show the revoked one for some milliseconds more.
+    let is_free = async || matches!(operator.revoke("job", None).await, Err(RevokeError::NotHeld { .. }));
+    within(5 * SECOND, "nothing is left to revoke", is_free).await;
 }
 
 #[tokio::test]
