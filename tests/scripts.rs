@@ -196,21 +196,27 @@ struct Interrupted {
 
 fn finish(call: Call) -> Outcome {
     let Call { mut child, stdout, stderr } = call;
+    let read = |mut file: File| {
+        let mut text = String::new();
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("text");
+        text
+    };
     let end = Instant::now() + LIMIT;
     let status = loop {
         if let Some(status) = child.try_wait().expect("our child") {
             break status;
         }
         if Instant::now() > end {
+            let states = Command::new("ps").args(["-eo", "pid,ppid,pgid,stat,wchan:20,args"]).output();
+            let states = states.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+            let id = child.id().to_string();
+            let group: Vec<&str> =
+                states.lines().filter(|line| line.split_whitespace().any(|word| word == id)).collect();
             kill("KILL", &format!("-{}", child.id()));
-            panic!("the script has not ended within {LIMIT:?}");
+            let (out, err) = (read(stdout), read(stderr));
+            panic!("the script has not ended within {LIMIT:?}: {group:#?}\nstdout: {out}\nstderr: {err}");
         }
         sleep(Duration::from_millis(5));
-    };
-    let read = |mut file: File| {
-        let mut text = String::new();
-        file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("text");
-        text
     };
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("it has ended");
     Outcome { code, stdout: read(stdout), stderr: read(stderr) }
