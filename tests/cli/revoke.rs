@@ -45,9 +45,12 @@ fn a_holder_at_work_is_ended_and_the_next_one_gets_the_lock() {
 
     let next = sandbox.end(&["run", "job", "--", "true"]);
     assert_eq!(next.code, Some(0), "{next:?}");
-    let again = sandbox.end(&["release", "job", "--force", "--yes", "--token", &token.to_string()]);
-    assert_eq!(again.code, Some(0), "{again:?}");
-    assert!(again.stdout.contains(&format!("no node of a majority has the lease with token {token}")), "{again:?}");
+    // A node that has not granted the next lease may show the revoked one for some milliseconds more.
+    within("no node has the lease any more", || {
+        let again = sandbox.end(&["release", "job", "--force", "--yes", "--token", &token.to_string()]);
+        assert_eq!(again.code, Some(0), "{again:?}");
+        again.stdout.contains(&format!("no node of a majority has the lease with token {token}"))
+    });
     sandbox.is_clean();
 }
 
