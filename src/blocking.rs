@@ -27,6 +27,7 @@ use std::future::Future;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -87,19 +88,28 @@ fn keep(builder: Builder, connected: &mpsc::Sender<Result<client::Quorlock, Conf
 /// Blocks this thread until the future is ready. It enters no runtime, so it can be called in one. There the budget of the task that
 /// is blocked must not count: the future would never be ready again once it is used up.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(Thread);
+    struct Unpark {
+        thread: Thread,
+        is_woken: AtomicBool,
+    }
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {
-            self.0.unpark();
+            self.is_woken.store(true, Ordering::Release);
+            self.thread.unpark();
         }
     }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let unpark = Arc::new(Unpark { thread: thread::current(), is_woken: AtomicBool::new(false) });
+    let waker = Waker::from(Arc::clone(&unpark));
     let mut future = pin!(unconstrained(future));
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return output;
         }
-        thread::park();
+        // The thread may have been unparked already, and parked again by what the poll has called: an observer or a subscriber of
+        // `tracing` that sends to a full channel.
+        while !unpark.is_woken.swap(false, Ordering::Acquire) {
+            thread::park();
+        }
     }
 }
 
@@ -302,5 +312,32 @@ impl Guard {
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.guard.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    /// As a channel does that is full: the thread is parked, and what unparks it then is not the channel.
+    #[test]
+    fn a_wake_up_is_not_lost_when_the_poll_parks_the_thread() {
+        let (sender, returned) = mpsc::channel();
+        thread::spawn(move || {
+            let mut is_first = true;
+            block_on(poll_fn(|cx| {
+                if !is_first {
+                    return Poll::Ready(());
+                }
+                is_first = false;
+                cx.waker().wake_by_ref();
+                thread::park();
+                Poll::Pending
+            }));
+            sender.send(()).ok(); // The test may be over.
+        });
+        assert_eq!(returned.recv_timeout(Duration::from_secs(20)), Ok(()));
     }
 }
