@@ -53,7 +53,8 @@ impl LockRequest {
         self
     }
 
-    /// How long [`acquire`](Self::acquire) and [`run`](Self::run) wait for the lock. `Duration::MAX` is no limit.
+    /// How long [`acquire`](Self::acquire) and [`run`](Self::run) wait for the lock. `Duration::MAX` is no limit. With
+    /// `Duration::ZERO` they try once, as [`try_acquire`](Self::try_acquire).
     ///
     /// Defaults to the client's [setting](crate::Builder::wait), or else to no limit while another owner holds the lock.
     /// [`outage`](Self::outage) decides what happens while no majority of the nodes answers.
@@ -63,9 +64,10 @@ impl LockRequest {
     }
 
     /// Until when [`acquire`](Self::acquire) and [`run`](Self::run) wait for the lock. If there is a limit to [`wait`](Self::wait),
-    /// too, the earlier end counts.
+    /// too, the earlier end counts. With a deadline that is over they try once, as [`try_acquire`](Self::try_acquire).
     ///
-    /// It takes the `Instant` of the standard library and that of tokio. The time that is left is measured at this call; from then on
+    /// It takes the `Instant` of the standard library and that of tokio. The time that is left is measured at this call, by the clock of
+    /// the standard library (that of tokio differs from it where a test has paused it: set [`wait`](Self::wait) there). From then on
     /// the client's own clock counts, which goes on while the machine sleeps.
     ///
     /// Defaults to none.
@@ -98,13 +100,21 @@ impl LockRequest {
     /// Cancel safe: what may have been granted is released in the background, also what a node grants later. A future that is
     /// neither polled nor dropped keeps its turn in this process; a lease that it is granted meanwhile is not renewed.
     pub async fn acquire(self) -> Result<Guard, AcquireError> {
-        let core = &self.handle.core;
+        let handle = Arc::clone(&self.handle);
+        let core = &handle.core;
         let now = core.now();
         let wait = self.wait.or(core.settings.wait).filter(|wait| *wait < Duration::MAX);
         let left = self.deadline.map(|deadline| deadline.since(now));
         let limit = wait.into_iter().chain(left).min();
-        let retry = Retry::until(now, limit, self.outage.unwrap_or(core.settings.outage));
-        self.compete(retry).await
+        if limit != Some(Duration::ZERO) {
+            let retry = Retry::until(now, limit, self.outage.unwrap_or(core.settings.outage));
+            return self.compete(retry).await;
+        }
+        // A round without time for an answer would fail for that alone, and blame the nodes.
+        self.compete(Retry::once(now)).await.map_err(|error| match error {
+            error if error.is_held() => AcquireError::TimedOut { waited: core.now().since(now), last: Box::new(error) },
+            error => error,
+        })
     }
 
     /// Acquires if no other owner holds the lock, without waiting for it: one round (a second one when a node has seen a

@@ -155,6 +155,29 @@ async fn the_earlier_of_limit_and_deadline_ends_the_wait() {
 }
 
 #[tokio::test]
+async fn a_request_whose_time_is_over_tries_once() {
+    let cluster = Cluster::start(3);
+    let builder = || cluster.builder().lease(60 * SECOND).wait(Duration::ZERO);
+    let locks = builder().connect().await.expect("settings that work");
+    let other = builder().connect().await.expect("settings that work");
+    locks.flush().await;
+    other.flush().await;
+    let requests = |locks: &Quorlock| {
+        let over = Instant::now() - SECOND;
+        [locks.lock("x"), locks.lock("x").wait(LIMIT).deadline(over), locks.lock("x").outage(Outage::Wait)]
+    };
+    for request in requests(&locks) {
+        request.acquire().await.expect("free").release().await.expect("a release");
+    }
+    let held = locks.lock("x").acquire().await.expect("free");
+    drop(locks.lock("x").owner(held.owner()).acquire().await.expect("a re-entry"));
+    for request in requests(&locks).into_iter().chain(requests(&other)) {
+        let error = request.acquire().await.expect_err("it is held");
+        assert!(error.is_timed_out() && error.is_held(), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_says_what_it_does_in_an_outage() {
     let locks = Quorlock::builder().nodes([CUT_OFF]).lease(SECOND).outage(Outage::Fail).connect().await;
     let locks = locks.expect("settings that work");
