@@ -20,8 +20,10 @@
 //! ```
 //!
 //! It is the asynchronous lock underneath: the types here dereference to those of the crate, for all that does not wait. Calls can be
-//! made in a tokio runtime, too. There each blocks its worker thread, so `spawn_blocking` is the place for them.
+//! made in a tokio runtime, too. There each blocks its worker thread, so `spawn_blocking` is the place for them. On the client's own
+//! thread, where an [observer](crate::Observer) may be called, each call that waits panics.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
@@ -51,6 +53,11 @@ use crate::{client, guard, request};
 /// What the thread of a client is called.
 const THREAD: &str = "quorlock";
 
+thread_local! {
+    /// This is the thread of a client, which must not wait for itself.
+    static IS_THREAD_OF_CLIENT: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Builder {
     /// As [`connect`](Self::connect), for a program without tokio: it starts a thread for the client. See [`blocking`](crate::blocking).
     ///
@@ -73,6 +80,7 @@ fn keep(builder: Builder, connected: &mpsc::Sender<Result<client::Quorlock, Conf
         Ok(runtime) => runtime,
         Err(error) => return drop(connected.send(Err(ConfigError::NoThread(error.to_string())))),
     };
+    IS_THREAD_OF_CLIENT.set(true);
     runtime.block_on(async {
         let client = builder.connect().await;
         let ended = client.as_ref().ok().map(client::Quorlock::ended);
@@ -87,7 +95,15 @@ fn keep(builder: Builder, connected: &mpsc::Sender<Result<client::Quorlock, Conf
 
 /// Blocks this thread until the future is ready. It enters no runtime, so it can be called in one. There the budget of the task that
 /// is blocked must not count: the future would never be ready again once it is used up.
+///
+/// # Panics
+///
+/// On the thread of a client: the answer would never come, and no lease of the client would be extended any more.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
+    assert!(
+        !IS_THREAD_OF_CLIENT.get(),
+        "a blocking call on the thread of a client, as in its observer, would wait for itself"
+    );
     struct Unpark {
         thread: Thread,
         is_woken: AtomicBool,

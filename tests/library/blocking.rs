@@ -210,6 +210,35 @@ fn the_thread_ends_with_the_last_handle_after_the_release() {
     assert_eq!(cluster.count_keys(&Cluster::lock_key("x")), 0);
 }
 
+/// Acquires where it must not: whenever a node is down. Tells how that ended.
+struct Caller(Mutex<(mpsc::Sender<bool>, Option<Quorlock>)>);
+
+impl Observer for Caller {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::NodeDown { .. } = event {
+            let (sender, locks) = &*self.0.lock().expect("no panic under the lock");
+            let request = locks.as_ref().expect("a client").lock("y").wait(LIMIT);
+            let call = catch_unwind(AssertUnwindSafe(|| request.acquire().is_ok()));
+            sender.send(call.is_err() && thread::current().name() == Some("quorlock")).expect("the test waits");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_would_wait_for_the_thread_that_makes_it_panics() {
+    let mut cluster = Cluster::start(3);
+    let (sender, ended) = mpsc::channel();
+    let caller = Arc::new(Caller(Mutex::new((sender, None))));
+    let builder = cluster.builder().lease(60 * SECOND).observer(Arc::clone(&caller) as Arc<dyn Observer>);
+    let locks = builder.connect_blocking().expect("settings that work");
+    locks.flush();
+    caller.0.lock().expect("no panic").1 = Some(locks.clone());
+    cluster.kill(0);
+    assert_eq!(ended.recv_timeout(LIMIT), Ok(true));
+    assert!(is_free(&locks, "x"), "the thread goes on");
+    caller.0.lock().expect("no panic").1 = None;
+}
+
 #[test]
 fn what_cannot_work_is_refused() {
     let refused = quorlock::Quorlock::builder().connect_blocking();
