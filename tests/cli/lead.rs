@@ -153,6 +153,22 @@ fn what_the_daemon_leaves_in_its_group_ends_before_the_next_leader_begins() {
 }
 
 #[test]
+fn what_the_daemon_orphans_is_waited_for() {
+    let sandbox = Sandbox::new(3);
+    let script = "(sh -c 'echo $$ > $DIR/orphan; while [ ! -e $DIR/go ]; do sleep 0.01; done' &); \
+                  trap 'exit 7' TERM; while :; do sleep 0.01; done";
+    let run = sandbox.start(&["lead", "job", "--", "sh", "-c", script]);
+    let status = format!("/proc/{}/status", sandbox.wait_for("orphan").trim_end());
+    let parent = format!("PPid:\t{}\n", run.id());
+    within("the adoption", || std::fs::read_to_string(&status).is_ok_and(|status| status.contains(&parent)));
+    sandbox.touch("go");
+    within("the orphan is waited for", || !std::path::Path::new(&status).exists());
+    signal(&run, Signal::TERM);
+    assert_eq!(finish(run).code, Some(7));
+    sandbox.is_clean();
+}
+
+#[test]
 fn what_no_retry_mends_ends_it() {
     let sandbox = Sandbox::new(3);
     assert_eq!(sandbox.end(&["lead", "job", "--", "no-such-command"]).code, Some(127));

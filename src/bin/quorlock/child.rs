@@ -158,6 +158,7 @@ impl Child {
 
     /// Tells the whole group to end, also what is stopped in it.
     pub fn terminate(&self) {
+        descendants::adopt();
         self.send(Signal::TERM);
         self.send(Signal::CONT);
     }
@@ -200,6 +201,7 @@ impl Child {
     /// Is no process of the group left? To be asked when the leader has ended.
     pub fn is_group_gone(&mut self) -> bool {
         self.listener = None;
+        reap(); // What has ended is in the group until it is waited for.
         test_kill_process_group(self.leader) == Err(rustix::io::Errno::SRCH)
     }
 
@@ -207,7 +209,7 @@ impl Child {
     pub fn left(&mut self) -> Left {
         let status = self.poll();
         if status.is_some() {
-            while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {} // The adopted dead.
+            reap(); // The adopted dead.
         }
         let mut left = descendants::kill(self.leader);
         left.killable |= if status.is_some() {
@@ -294,7 +296,7 @@ impl Child {
     }
 }
 
-/// Waits for children that have ended: orphans, where quorlock is the first process of a container.
+/// Waits for children that have ended: orphans that were adopted, or where quorlock is the first process of a container.
 pub fn reap() {
     while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }

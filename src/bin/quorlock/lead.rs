@@ -6,6 +6,7 @@ use tokio::select;
 use tokio::time::sleep;
 
 use crate::acquire::{NotAcquired, interrupted};
+use crate::descendants;
 use crate::end::End;
 use crate::exit::Failure;
 use crate::messages::shown;
@@ -20,6 +21,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 pub async fn lead(options: &LeadOptions, inherited: Inherited) -> Result<End, Failure> {
     let mut session = Session::start(&options.run, inherited).await?;
+    // The next term waits for the process group of the command. The first process of a container may wait for no orphan, and then what
+    // has ended would never leave the group.
+    descendants::adopt();
     let done = campaign(options, &mut session).await;
     session.locks.flush_majority().await;
     match done {
