@@ -6,6 +6,7 @@ use std::time::Duration;
 use quorlock_testkit::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::pty::Pty;
 use crate::sandbox::{Sandbox, finish, signal, within};
 
 /// Notes its term and its process number, unless the process of the term before is still there. Ends with 7 at SIGTERM.
@@ -45,8 +46,12 @@ fn two(sandbox: &Sandbox) -> [Child; 2] {
 }
 
 fn kill_daemon(sandbox: &Sandbox) {
+    signal_daemon(sandbox, Signal::KILL);
+}
+
+fn signal_daemon(sandbox: &Sandbox, signal: Signal) {
     let pid = sandbox.wait_for("pid").trim_end().parse().ok().and_then(Pid::from_raw).expect("a process number");
-    kill_process(pid, Signal::KILL).expect("a signal to the daemon");
+    kill_process(pid, signal).expect("a signal to the daemon");
 }
 
 #[test]
@@ -166,6 +171,17 @@ fn what_the_daemon_orphans_is_waited_for() {
     signal(&run, Signal::TERM);
     assert_eq!(finish(run).code, Some(7));
     sandbox.is_clean();
+}
+
+#[test]
+fn a_signal_to_the_daemon_alone_is_no_key_of_the_terminal() {
+    let sandbox = Sandbox::new(3);
+    let lead = r#""$QUORLOCK" lead job -- sh -c 'echo $$ > $DIR/pid; while :; do sleep 0.01; done'; echo code=$?"#;
+    let mut terminal = Pty::start(&sandbox, "sh", &["-c", lead]);
+    signal_daemon(&sandbox, Signal::INT);
+    terminal.wait_for("the command has ended by itself with code 130");
+    terminal.press("\x03");
+    terminal.end();
 }
 
 #[test]

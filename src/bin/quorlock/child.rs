@@ -34,6 +34,8 @@ pub struct Child {
     status: Option<Status>,
     terminal: Option<Terminal>,
     listener: Option<Listener>,
+    /// A listener would have reported a key that ended the command.
+    was_heard: bool,
     delivery: Delivery,
     /// SIGTSTP came to quorlock and was passed on.
     told_to_stop: bool,
@@ -58,8 +60,16 @@ impl Child {
         before_exec(&mut command, invitation, terminal.as_mut(), inherited);
         let process = command.spawn()?;
         let leader = Pid::from_child(&process); // From here on only `poll` waits for it.
-        let delivery = Delivery::default();
-        Ok(Self { leader, status: None, terminal, listener, delivery, told_to_stop: false, resume_at: None })
+        Ok(Self {
+            leader,
+            status: None,
+            terminal,
+            was_heard: listener.is_some(),
+            listener,
+            delivery: Delivery::default(),
+            told_to_stop: false,
+            resume_at: None,
+        })
     }
 
     /// How the command ended, once it has. Follows it when it was stopped, and waits for all other children: orphans, where
@@ -85,6 +95,7 @@ impl Child {
                 && let Some(listener) = self.listener.take_if(|listener| listener.is(pid))
             {
                 listener.forget();
+                self.was_heard = false;
             }
         }
         self.status
@@ -130,7 +141,7 @@ impl Child {
             }
             Report::Answer => self.delivery.answered(),
             Report::End => {
-                self.listener = None;
+                (self.listener, self.was_heard) = (None, false);
                 self.delivery.give_up()
             }
         };
@@ -285,9 +296,7 @@ impl Child {
             Status::Signalled(signal) if self.delivery.was_received(signal) => {
                 End { code: status.code(), signal: Some((signal, Whom::Self_)), dies: true }
             }
-            Status::Signalled(signal)
-                if in_front && is_of_terminal(signal) && (key.is_some() || self.listener.is_none()) =>
-            {
+            Status::Signalled(signal) if in_front && is_of_terminal(signal) && (key.is_some() || !self.was_heard) => {
                 End { code: status.code(), signal: Some((signal, Whom::Job)), dies: true }
             }
             // The command lives on after the key. The shell decides what that means to it.
