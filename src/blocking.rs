@@ -281,7 +281,8 @@ impl Guard {
         Self { guard, held: watch::Sender::new(()) }
     }
 
-    /// Calls this on a thread of its own when the lock is lost while this guard lives.
+    /// Calls this on a thread of its own when the lock is lost while this guard lives. It is about all that the guard holds at this
+    /// call: the loss of a resource that is [split off](Self::split) later counts, too.
     pub fn on_lost(&self, callback: impl FnOnce(LostError) + Send + 'static) {
         let (loss, mut held) = (self.guard.loss(), self.held.subscribe());
         self.guard.runtime().spawn(async move {
