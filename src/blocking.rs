@@ -100,10 +100,6 @@ fn keep(builder: Builder, connected: &mpsc::Sender<Result<client::Quorlock, Conf
 ///
 /// On the thread of a client: the answer would never come, and no lease of the client would be extended any more.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    assert!(
-        !IS_THREAD_OF_CLIENT.get(),
-        "a blocking call on the thread of a client, as in its observer, would wait for itself"
-    );
     struct Unpark {
         thread: Thread,
         is_woken: AtomicBool,
@@ -114,6 +110,10 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
             self.thread.unpark();
         }
     }
+    assert!(
+        !IS_THREAD_OF_CLIENT.get(),
+        "a blocking call on the thread of a client, as in its observer, would wait for itself"
+    );
     let unpark = Arc::new(Unpark { thread: thread::current(), is_woken: AtomicBool::new(false) });
     let waker = Waker::from(Arc::clone(&unpark));
     let mut future = pin!(unconstrained(future));
