@@ -11,8 +11,7 @@ const NAMES: [&str; 2] = ["account:0", "account:1"];
 fn transfer(database: &mut Connection, tokens: [Token; 2], amount: i64) -> rusqlite::Result<()> {
     let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for (name, token) in NAMES.into_iter().zip(tokens) {
-        // As text, which SQLite converts: rusqlite has no unsigned numbers.
-        transaction.execute("REPLACE INTO fence VALUES (?1, ?2)", (name, token.to_string()))?;
+        transaction.execute("REPLACE INTO fence VALUES (?1, ?2)", (name, token.as_i64()))?;
     }
     let balance = "SELECT balance FROM account WHERE name = ?1";
     let [from, to] = NAMES.map(|name| transaction.query_one(balance, [name], |row| row.get::<_, i64>(0)));
