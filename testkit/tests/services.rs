@@ -60,3 +60,16 @@ async fn a_job_without_a_majority_reports_that() {
     sleep(SECOND).await;
     assert!(locks.lock("service").acquire().await.is_ok());
 }
+
+/// A limit of zero is one try: it gets a lock that is free, and finds out that another client holds it.
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_zero_is_one_try() {
+    let cluster = MemoryCluster::new(3);
+    let (locks, other) = (cluster.client(LEASE).await, cluster.client(LEASE).await);
+    sleep(SECOND).await; // The connections are made.
+    let attempt = || other.lock("turn").wait(Duration::ZERO).run(async |_| Ok(1));
+    assert!(matches!(attempt().await, Ok::<_, RunError>(1)));
+    let _guard = locks.lock("turn").acquire().await.expect("the lock");
+    let error = attempt().await.expect_err("the other client holds the lock");
+    assert_eq!(error.kind(), Some(ErrorKind::Held), "{error}");
+}
