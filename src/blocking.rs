@@ -3,6 +3,8 @@
 //! [`Builder::connect_blocking`] starts a thread that has the connections and extends the leases, however long the program's own threads
 //! sleep or calculate. It ends when the last [`Quorlock`] and the last [`Guard`] are gone and the last release has been sent.
 //!
+//! This example is compiled and not run, as it needs nodes:
+//!
 //! ```no_run
 //! use quorlock::Quorlock;
 //!

@@ -13,7 +13,7 @@ use crate::checks::Refusal;
 use crate::database::{Database, ServerProcess, Session, TABLE, await_start, execute, find};
 
 /// PostgreSQL does not run as root. This user has no files.
-const NOBODY: u32 = 65534;
+const UNPRIVILEGED: u32 = 65534;
 
 /// A server with one database, which only a socket in its folder reaches. It ends before the folder is deleted.
 pub struct Postgresql {
@@ -32,7 +32,7 @@ impl Postgresql {
             folders.iter().rev().find_map(|folder| find("initdb", &[folder])).or_else(|| find("initdb", &[]))?;
         let dir = tempfile::tempdir().expect("a temporary folder");
         let is_root = dir.path().metadata().expect("a new folder").uid() == 0;
-        let user = is_root.then_some(NOBODY);
+        let user = is_root.then_some(UNPRIVILEGED);
         if user.is_some() {
             chown(dir.path(), user, user).expect("root may do that");
         }

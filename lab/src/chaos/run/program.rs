@@ -35,7 +35,7 @@ impl Run<'_> {
         let mut looking = JoinSet::new();
         looking.spawn(look(Arc::clone(&self.conductor), self.options.prefix.clone(), Arc::clone(&longest)));
         let done = self.accompany(&mut program, plan).await;
-        // Nothing of it may be left, whatever happened.
+        // Nothing of it may be left, also after an error.
         program.end(Duration::ZERO).await?;
         looking.shutdown().await;
         self.check_leases(longest.load(Ordering::Relaxed));
