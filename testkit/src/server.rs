@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,6 +17,16 @@ const PROGRAM_VARIABLE: &str = "QUORLOCK_TEST_SERVER";
 
 /// How many ports a start tries: another process may take a free port first.
 const PORTS_TRIED: usize = 20;
+
+/// Returns a free port. The system gives none of these to outgoing connections, so a server that was stopped finds it free again.
+pub fn free_port() -> io::Result<u16> {
+    const PORTS: Range<u16> = 20_000..32_768;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    match (0..PORTS_TRIED).map(|_| rand::random_range(PORTS)).find(is_free) {
+        Some(port) => Ok(port),
+        None => Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()),
+    }
+}
 
 /// Returns a random password.
 pub fn new_password() -> String {
@@ -108,7 +119,7 @@ impl Server {
         let environment = environment.to_vec();
         let mut server = Self { port: 0, dir, options, environment, password, process: None, paused: false };
         for _ in 0..PORTS_TRIED {
-            server.port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+            server.port = free_port()?;
             if server.try_launch(&[])? {
                 return Ok(server);
             }
@@ -183,7 +194,9 @@ impl Server {
         if self.try_launch(once)? {
             return Ok(());
         }
-        Err(io::Error::other(format!("the node did not come back on port {}", self.port)))
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let last = log.lines().last().unwrap_or_default();
+        Err(io::Error::other(format!("the node did not come back on port {}: {last}", self.port)))
     }
 
     /// Stops it until [`resume`](Self::resume) (SIGSTOP).

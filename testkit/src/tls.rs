@@ -1,12 +1,12 @@
 //! Certificate authorities, and a server with TLS.
 
 use std::fs;
-use std::net::TcpListener;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
+use crate::server::free_port;
 
 /// A certificate authority. All have the same name.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -50,9 +50,7 @@ impl TlsServer {
         let folder = tempfile::tempdir().expect("a folder");
         install(&folder, authority, name);
         let file = |name| path(&folder, name);
-        let probe = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let port = probe.local_addr().expect("its address").port().to_string();
-        drop(probe);
+        let port = free_port().expect("a free port").to_string();
         let options = [
             ["--tls-port", &port],
             ["--tls-cert-file", &file("server.pem")],

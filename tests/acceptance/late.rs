@@ -52,9 +52,10 @@ impl Scene {
         values.map(holds).collect()
     }
 
+    /// Also a node that has missed the message gets it, with the next extension.
     async fn expect_holds(&self, holds: u32) {
         let is_so = || self.holds() == vec![holds; self.proxies.len()];
-        eventually(10 * SECOND, &format!("{holds} holds on each node"), is_so).await;
+        eventually(60 * SECOND, &format!("{holds} holds on each node"), is_so).await;
     }
 
     fn scripts_run(&self, node: usize) -> u64 {

@@ -8,6 +8,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use quorlock::{AcquireError, Answer, ClientError, ExtendError, Guard, NodeError, Quorlock, ReleaseError};
+use quorlock_testkit::server::free_port;
 use quorlock_testkit::worker::{Worker, report};
 use quorlock_testkit::{CUT_OFF, Cluster, eventually};
 use tokio::runtime::{Builder, Runtime};
@@ -168,9 +169,7 @@ fn every_kind_of_stream_sends_the_last_release() {
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     std::fs::write(file("cert"), key.cert.pem()).expect("a file");
     std::fs::write(file("key"), key.signing_key.serialize_pem()).expect("a file");
-    let probe = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    let port = probe.local_addr().expect("its address").port().to_string();
-    drop(probe);
+    let port = free_port().expect("a free port").to_string();
     let (cert, private, socket) = (file("cert"), file("key"), file("redis.sock"));
     let tls = ["--tls-port", &port, "--tls-cert-file", &cert, "--tls-key-file", &private, "--tls-auth-clients", "no"];
     let options = [&tls[..], &["--tls-ca-cert-file", &cert, "--unixsocket", &socket]].concat();

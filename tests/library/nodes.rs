@@ -10,6 +10,7 @@ use futures::StreamExt as _;
 use quorlock::environment::{Connecting, Environment, Moment};
 use quorlock::{Answer, NodeError, Quorlock};
 #[cfg(feature = "tls")]
+use quorlock_testkit::server::free_port;
 use quorlock_testkit::worker::Worker;
 use quorlock_testkit::worker::report;
 use quorlock_testkit::{Cluster, Setup, eventually, within};
@@ -351,9 +352,7 @@ async fn tls_verifies_certificates_unless_insecure() {
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     fs::write(file("cert"), key.cert.pem()).expect("a file");
     fs::write(file("key"), key.signing_key.serialize_pem()).expect("a file");
-    let probe = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    let port = probe.local_addr().expect("its address").port().to_string();
-    drop(probe);
+    let port = free_port().expect("a free port").to_string();
     let (cert, private) = (file("cert"), file("key"));
     let options = [
         "--tls-port",

@@ -157,7 +157,7 @@ async fn the_earlier_of_limit_and_deadline_ends_the_wait() {
 #[tokio::test]
 async fn a_request_whose_time_is_over_tries_once() {
     let cluster = Cluster::start(3);
-    let builder = || cluster.builder().lease(60 * SECOND).wait(Duration::ZERO);
+    let builder = || cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND).wait(Duration::ZERO);
     let locks = builder().connect().await.expect("settings that work");
     let other = builder().connect().await.expect("settings that work");
     locks.flush().await;
