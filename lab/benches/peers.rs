@@ -7,11 +7,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use quorlock_lab::bench::lockers::{InRuntime, LEASE, Locker};
+use quorlock_lab::bench::lockers::{InRuntime, LEASE, Locker, Place};
 use quorlock_lab::bench::{self, Connected, Peer};
 use quorlock_lab::{exit, messages};
 use rslock::{Lock, LockManager};
-use tokio::runtime::Handle;
 
 #[derive(Parser)]
 #[command(name = "cargo bench -p quorlock-lab --")]
@@ -38,9 +37,9 @@ fn main() -> ExitCode {
     code.into()
 }
 
-fn connect(runtime: &Handle, urls: &[String]) -> Connected {
+fn connect(place: Place, urls: &[String]) -> Connected {
     let locker = Rslock(LockManager::new(urls.to_vec()));
-    Ok(Box::new(InRuntime { name: "rslock", locker, runtime: runtime.clone(), waits: true }))
+    Ok(Box::new(InRuntime { name: "rslock", locker, place, waits: true }))
 }
 
 #[derive(Clone)]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use quorlock_testkit::server::{Declaration, Server, new_password};
 use redis::Client;
 
+use super::measure;
 use crate::exit::{Exit, Failure};
 
 /// Commands that only a client can send. The server counts a script's inner commands under other names.
@@ -59,6 +60,7 @@ impl Fleet {
             self.servers[i].declare_new(new)?;
             self.urls.push(self.servers[i].url());
         }
+        measure::count_as_nodes(self.servers.iter().filter_map(Server::pid).collect());
         Ok(())
     }
 

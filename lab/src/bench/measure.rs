@@ -1,5 +1,7 @@
 //! Stretches of time in which one implementation is measured, rounds of such stretches, and their statistics.
 
+use std::fs;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -14,23 +16,28 @@ pub struct Stretch {
     took: Duration,
     /// The processor time of this whole process.
     cpu: Duration,
+    /// The processor time of the bench's own servers, where the system shows it.
+    nodes_cpu: Option<Duration>,
 }
 
 /// Measures a stretch from its start on.
 pub struct Clock {
     began: Instant,
     cpu: Duration,
+    nodes_cpu: Option<Duration>,
 }
 
 impl Clock {
     pub fn start() -> Self {
-        Self { began: Instant::now(), cpu: cpu_time() }
+        let nodes_cpu = nodes_cpu_time();
+        Self { began: Instant::now(), cpu: cpu_time(), nodes_cpu }
     }
 
     pub fn stop(self, mut latencies: Vec<Duration>, failed: usize) -> Stretch {
         let (took, cpu) = (self.began.elapsed(), cpu_time().saturating_sub(self.cpu));
+        let nodes_cpu = nodes_cpu_time().zip(self.nodes_cpu).map(|(after, before)| after.saturating_sub(before));
         latencies.sort_unstable();
-        Stretch { latencies, failed, took, cpu }
+        Stretch { latencies, failed, took, cpu, nodes_cpu }
     }
 }
 
@@ -49,6 +56,11 @@ impl Stretch {
 
     pub fn cpu_us_per_cycle(&self) -> f64 {
         micros(self.cpu) / number(self.latencies.len())
+    }
+
+    /// Of all nodes together. NaN on given nodes.
+    pub fn nodes_cpu_us_per_cycle(&self) -> f64 {
+        self.nodes_cpu.map_or(f64::NAN, micros) / number(self.latencies.len())
     }
 }
 
@@ -111,6 +123,31 @@ pub fn cpu_time() -> Duration {
     Duration::from_micros(micros.unsigned_abs())
 }
 
+/// The bench's own servers.
+static SERVERS: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// From now on the processor time of these processes is measured as that of the nodes.
+pub fn count_as_nodes(pids: Vec<u32>) {
+    *SERVERS.lock().unwrap_or_else(PoisonError::into_inner) = pids;
+}
+
+/// Returns `None` when there are no own servers, or where the system does not show it in nanoseconds (Linux does).
+fn nodes_cpu_time() -> Option<Duration> {
+    let servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let times = servers.iter().map(|pid| process_cpu_time(*pid));
+    times.sum::<Option<Duration>>().filter(|_| !servers.is_empty())
+}
+
+/// Of all threads of a process.
+fn process_cpu_time(pid: u32) -> Option<Duration> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let of_thread = |thread: std::io::Result<fs::DirEntry>| {
+        let statistics = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        Some(Duration::from_nanos(statistics.split(' ').next()?.parse().ok()?))
+    };
+    threads.map(of_thread).sum()
+}
+
 /// Returns the resident memory of a process in bytes, where the system shows it (Linux).
 pub fn resident(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -145,8 +182,12 @@ mod tests {
 
     #[test]
     fn memory_and_processor_time_are_measured() {
-        let before = cpu_time();
-        while cpu_time() < before + Duration::from_millis(2) {}
+        let of_process = || process_cpu_time(std::process::id());
+        let (before, as_of_a_server) = (cpu_time(), of_process());
+        while cpu_time() < before + Duration::from_millis(50) {}
+        // The system updates this figure at the ticks of its clock.
+        let counted = of_process().zip(as_of_a_server).map(|(after, before)| after.saturating_sub(before));
+        assert!(!cfg!(target_os = "linux") || counted.is_some_and(|counted| counted > Duration::from_millis(20)));
         assert!(!cfg!(target_os = "linux") || resident(std::process::id()).is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -19,12 +19,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::cases::Case;
 use self::fleet::Fleet;
-use self::lockers::{FENCED, Floor, InRuntime, Measured, OWN, Ours, PLAIN, Scripts, fan_out};
+use self::lockers::{FENCED, Floor, From, InRuntime, Measured, OWN, Ours, PLAIN, Place, Scripts, fan_out};
 use self::report::Report;
 use crate::exit::{self, Exit, Failure};
 use crate::messages::Verbosity;
@@ -105,10 +105,10 @@ pub struct Flags {
     locker: String,
 }
 
-/// Another implementation: its name, and how it connects in a runtime.
+/// Another implementation: its name, and how it connects.
 pub struct Peer {
     pub name: &'static str,
-    pub connect: fn(&Handle, &[String]) -> Connected,
+    pub connect: fn(Place, &[String]) -> Connected,
 }
 
 pub type Connected = Result<Box<dyn Measured>, Failure>;
@@ -127,14 +127,14 @@ pub fn run(flags: &Flags, peers: &[Peer], words: &'static [&'static str]) -> Res
         return Err(Failure::new(Exit::Usage, message));
     }
     // The runtime that `#[tokio::main]` builds.
-    let runtime = Runtime::new().map_err(|error| fleet::failure("cannot start", &error))?;
+    let runtime = Arc::new(Runtime::new().map_err(|error| fleet::failure("cannot start", &error))?);
     if let Some(kind) = flags.worker {
         return worker::work(kind, &runtime, peers, flags).map(|()| Exit::Success.code());
     }
     let fleet = Arc::new(Mutex::new(Fleet::given(flags.nodes.clone())));
     let _stop = StopAtEnd(Arc::clone(&fleet));
     stop_on_signals(&runtime, &fleet)?;
-    let done = measure(flags, peers, words, &fleet, runtime.handle());
+    let done = measure(flags, peers, words, &fleet, &runtime);
     if done.is_err() {
         // Ctrl-C reaches the whole process group: the servers may end before it is received here. Then the signal ends this
         // process meanwhile, and the error of a measurement says nothing.
@@ -148,7 +148,7 @@ fn measure(
     peers: &[Peer],
     words: &'static [&'static str],
     fleet: &Arc<Mutex<Fleet>>,
-    runtime: &Handle,
+    runtime: &Arc<Runtime>,
 ) -> Result<u8, Failure> {
     let mut counts: Vec<usize> = flags.nodes_count.iter().copied().map(usize::from).collect();
     if flags.nodes.is_empty() {
@@ -178,7 +178,7 @@ pub struct Bench<'a> {
     flags: &'a Flags,
     counts: Vec<usize>,
     fleet: Arc<Mutex<Fleet>>,
-    runtime: &'a Handle,
+    runtime: &'a Arc<Runtime>,
     peers: &'a [Peer],
     words: &'static [&'static str],
     verbosity: Verbosity,
@@ -206,21 +206,32 @@ impl Bench<'_> {
         }
         let urls = self.fleet().urls(nodes);
         let mut all: Vec<Box<dyn Measured>> = Vec::new();
-        let chosen = |name: &str| {
-            self.flags.implementations.is_empty() || self.flags.implementations.iter().any(|it| it == name)
-        };
-        for name in implementations(self.peers).filter(|name| chosen(name)) {
-            match FLOORS.iter().find(|floor| floor.name == name) {
-                None => all.push(connect(name, self.runtime, self.peers, &urls)?),
-                Some(scripts) => match Floor::new(&urls, *scripts)? {
-                    Some(floor) => all.push(Box::new(floor)),
-                    None => self.skip(name, "bare sockets speak plain TCP only"),
-                },
+        for scripts in FLOORS.into_iter().filter(|scripts| self.is_chosen(scripts.name)) {
+            match Floor::new(&urls, scripts)? {
+                Some(floor) => all.push(Box::new(floor)),
+                None => self.skip(scripts.name, "bare sockets speak plain TCP only"),
             }
         }
+        all.extend(self.connect_all(&self.tasks(), nodes)?);
         let field = Rc::new(all);
         self.fields.push((nodes, Rc::clone(&field)));
         Ok(field)
+    }
+
+    /// Connects the implementations that need a runtime to the first `nodes` nodes.
+    fn connect_all(&self, place: &Place, nodes: usize) -> Result<Vec<Box<dyn Measured>>, Failure> {
+        let urls = self.fleet().urls(nodes);
+        let chosen = clients(self.peers).filter(|name| self.is_chosen(name));
+        chosen.map(|name| connect(name, place.clone(), self.peers, &urls)).collect()
+    }
+
+    fn is_chosen(&self, name: &str) -> bool {
+        self.flags.implementations.is_empty() || self.flags.implementations.iter().any(|chosen| chosen == name)
+    }
+
+    /// Spawned tasks, on the default runtime.
+    fn tasks(&self) -> Place {
+        Place { runtime: Arc::clone(self.runtime), from: From::Tasks }
     }
 
     fn skip(&self, what: &str, why: impl Display) {
@@ -231,25 +242,30 @@ impl Bench<'_> {
 const FLOORS: [Scripts; 3] = [PLAIN, FENCED, OWN];
 
 fn implementations(peers: &[Peer]) -> impl Iterator<Item = &'static str> {
-    FLOORS.iter().map(|floor| floor.name).chain(["redis-rs", "quorlock"]).chain(peers.iter().map(|peer| peer.name))
+    FLOORS.iter().map(|floor| floor.name).chain(clients(peers))
 }
 
-/// Connects one implementation in a runtime.
-fn connect(name: &str, runtime: &Handle, peers: &[Peer], urls: &[String]) -> Connected {
-    let runtime = || runtime.clone();
+/// The implementations that need a runtime.
+fn clients(peers: &[Peer]) -> impl Iterator<Item = &'static str> {
+    ["redis-rs", "quorlock"].into_iter().chain(peers.iter().map(|peer| peer.name))
+}
+
+/// Connects one implementation that needs a runtime.
+fn connect(name: &str, place: Place, peers: &[Peer], urls: &[String]) -> Connected {
+    let runtime = &place.runtime;
     match name {
         "redis-rs" => {
-            let locker = runtime().block_on(fan_out(urls))?;
-            Ok(Box::new(InRuntime { name: "redis-rs", locker, runtime: runtime(), waits: false }))
+            let locker = runtime.block_on(fan_out(urls))?;
+            Ok(Box::new(InRuntime { name: "redis-rs", locker, place, waits: false }))
         }
         "quorlock" => {
-            let locker = runtime().block_on(Ours::connect(urls))?;
-            Ok(Box::new(InRuntime { name: "quorlock", locker, runtime: runtime(), waits: true }))
+            let locker = runtime.block_on(Ours::connect(urls))?;
+            Ok(Box::new(InRuntime { name: "quorlock", locker, place, waits: true }))
         }
         name => {
             let peer = peers.iter().find(|peer| peer.name == name);
             let peer = peer.ok_or_else(|| Failure::new(Exit::Usage, format!("there is no implementation '{name}'")))?;
-            (peer.connect)(&runtime(), urls)
+            (peer.connect)(place, urls)
         }
     }
 }

@@ -83,6 +83,10 @@ impl Entry {
         self.cycles_per_s = Some(rounds.median(column, Stretch::cycles_per_s));
         self.cpu_us = Some(rounds.median(column, Stretch::cpu_us_per_cycle));
         self.add("failed", rounds.failed(column));
+        let nodes_cpu = rounds.median(column, Stretch::nodes_cpu_us_per_cycle);
+        if nodes_cpu.is_finite() {
+            self.add("nodes_cpu_us", nodes_cpu);
+        }
         self
     }
 

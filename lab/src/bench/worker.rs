@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
 use super::cases::INSIDE;
-use super::lockers::Ours;
+use super::lockers::{From, Ours, Place};
 use super::measure::{cpu_time, number, resident};
 use super::turns::{Turn, now};
 use super::{Bench, Flags, Peer, connect, fleet};
@@ -163,7 +163,7 @@ impl Drop for Worker {
 }
 
 /// Runs the job of a worker process.
-pub fn work(kind: Kind, runtime: &Runtime, peers: &[Peer], flags: &Flags) -> Result<(), Failure> {
+pub fn work(kind: Kind, runtime: &Arc<Runtime>, peers: &[Peer], flags: &Flags) -> Result<(), Failure> {
     let urls = env::var(NODES_VARIABLE).unwrap_or_default();
     let urls: Vec<String> = urls.split(',').map(str::to_owned).collect();
     match kind {
@@ -187,8 +187,14 @@ fn may_start() -> bool {
     io::stdin().lock().read_line(&mut String::new()).is_ok_and(|read| read > 0)
 }
 
-fn turns(runtime: &Runtime, peers: &[Peer], urls: &[String], locker: &str, stretch: Duration) -> Result<(), Failure> {
-    let one = connect(locker, runtime.handle(), peers, urls)?;
+fn turns(
+    runtime: &Arc<Runtime>,
+    peers: &[Peer],
+    urls: &[String],
+    locker: &str,
+    stretch: Duration,
+) -> Result<(), Failure> {
+    let one = connect(locker, Place { runtime: Arc::clone(runtime), from: From::Tasks }, peers, urls)?;
     say("ready");
     if !may_start() {
         return Ok(());

@@ -26,6 +26,8 @@ const TARGET_NODES: usize = 5;
 pub enum Case {
     /// lock and unlock, one task
     Cycle,
+    /// lock and unlock as in main: no spawned task, two kinds of runtime
+    BlockOn,
     /// lock and unlock in 64 tasks, each with its own lock
     Tasks,
     /// lock and unlock while one or two nodes are paused
@@ -66,6 +68,7 @@ impl Case {
     pub fn name(self) -> &'static str {
         match self {
             Self::Cycle => "cycle",
+            Self::BlockOn => "block-on",
             Self::Tasks => "tasks",
             Self::Paused => "paused",
             Self::Reentry => "reentry",
@@ -92,6 +95,7 @@ impl Case {
     pub fn measure(self, bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
         match self {
             Self::Cycle => speed::cycle(bench, report),
+            Self::BlockOn => speed::block_on(bench, report),
             Self::Tasks => speed::tasks(bench, report),
             Self::Paused => paused::measure(bench, report),
             Self::Reentry => speed::reentry(bench, report),

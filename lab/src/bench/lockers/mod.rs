@@ -11,7 +11,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
+use tokio::runtime::Runtime;
 use tokio::sync::{Barrier, oneshot};
 
 use super::measure::{Clock, Stretch};
@@ -81,12 +81,27 @@ pub trait Measured {
     }
 }
 
-/// A [`Locker`] in a tokio runtime, measured from spawned tasks: the thread that waits for the runtime from outside is
-/// woken more slowly.
+/// Where callers of a [`Locker`] run.
+#[derive(Clone)]
+pub struct Place {
+    pub runtime: Arc<Runtime>,
+    pub from: From,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Spawned tasks.
+    Tasks,
+    /// The future that the runtime was entered with, as in `main` and in tests. On the default runtime its thread is none of
+    /// those that drive the sockets, and is woken by them.
+    BlockOn,
+}
+
+/// A [`Locker`] in a tokio runtime.
 pub struct InRuntime<L> {
     pub name: &'static str,
     pub locker: L,
-    pub runtime: Handle,
+    pub place: Place,
     /// Whether it waits for a lock that another owner holds.
     pub waits: bool,
 }
@@ -99,18 +114,39 @@ impl<L: Locker> Measured for InRuntime<L> {
     fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let names = (0..tasks).map(|task| vec![format!("{}:{serial}:{task}", self.name)]).collect();
-        self.runtime.block_on(in_tasks(&self.locker, names, stretch))
+        self.measure(names, stretch)
     }
 
     fn sets(&self, size: usize, stretch: Duration) -> Option<Stretch> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let names = (0..size).map(|i| format!("{}:{serial}:set:{i}", self.name)).collect();
-        Some(self.runtime.block_on(in_tasks(&self.locker, vec![names], stretch)))
+        Some(self.measure(vec![names], stretch))
     }
 
     fn turns(&self, tasks: usize, inside: Duration, stretch: Duration) -> Option<Turns> {
-        self.waits.then(|| self.runtime.block_on(take_turns(&self.locker, self.name, tasks, inside, stretch)))
+        let Place { runtime, .. } = &self.place;
+        self.waits.then(|| runtime.block_on(take_turns(&self.locker, self.name, tasks, inside, stretch)))
     }
+}
+
+impl<L: Locker> InRuntime<L> {
+    /// Measures one caller for each of these sets of names.
+    fn measure(&self, names: Vec<Vec<String>>, stretch: Duration) -> Stretch {
+        let Place { runtime, from } = &self.place;
+        match (from, names.as_slice()) {
+            (From::BlockOn, [names]) => runtime.block_on(in_block_on(self.locker.clone(), names, stretch)),
+            _ => runtime.block_on(in_tasks(&self.locker, names, stretch)),
+        }
+    }
+}
+
+async fn in_block_on<L: Locker>(mut locker: L, names: &[String], stretch: Duration) -> Stretch {
+    warm_up(&mut locker, names, stretch).await;
+    let clock = Clock::start();
+    let (latencies, failed) = cycles(&mut locker, names, stretch).await;
+    let done = clock.stop(latencies, failed);
+    locker.settle().await;
+    done
 }
 
 async fn in_tasks<L: Locker>(locker: &L, names: Vec<Vec<String>>, stretch: Duration) -> Stretch {
@@ -118,23 +154,10 @@ async fn in_tasks<L: Locker>(locker: &L, names: Vec<Vec<String>>, stretch: Durat
     let spawn = |names: Vec<String>| {
         let (mut locker, start) = (locker.clone(), Arc::clone(&start));
         tokio::spawn(async move {
-            let (mut failed, warming) = (0, Instant::now());
-            for _ in 0..WARM_UP {
-                if warming.elapsed() > stretch / 4 {
-                    break;
-                }
-                cycle(&mut locker, &names).await;
-            }
+            warm_up(&mut locker, &names, stretch).await;
             start.wait().await;
-            let began = Instant::now();
-            let (mut latencies, mut last) = (Vec::new(), began);
-            while latencies.is_empty() || last - began < stretch {
-                failed += usize::from(!cycle(&mut locker, &names).await);
-                let now = Instant::now();
-                latencies.push(now - last);
-                last = now;
-            }
-            (locker, latencies, failed)
+            let done = cycles(&mut locker, &names, stretch).await;
+            (locker, done)
         })
     };
     let tasks: Vec<_> = names.into_iter().map(spawn).collect();
@@ -142,7 +165,7 @@ async fn in_tasks<L: Locker>(locker: &L, names: Vec<Vec<String>>, stretch: Durat
     let clock = Clock::start();
     let (mut latencies, mut failed, mut lockers) = (Vec::new(), 0, Vec::new());
     for task in tasks {
-        let (locker, its_latencies, its_failed) = joined(task.await);
+        let (locker, (its_latencies, its_failed)) = joined(task.await);
         latencies.extend(its_latencies);
         failed += its_failed;
         lockers.push(locker);
@@ -152,6 +175,29 @@ async fn in_tasks<L: Locker>(locker: &L, names: Vec<Vec<String>>, stretch: Durat
         locker.settle().await;
     }
     done
+}
+
+async fn warm_up<L: Locker>(locker: &mut L, names: &[String], stretch: Duration) {
+    let began = Instant::now();
+    for _ in 0..WARM_UP {
+        if began.elapsed() > stretch / 4 {
+            break;
+        }
+        cycle(locker, names).await;
+    }
+}
+
+/// Locks and unlocks for this time. Returns how long each cycle took, and how many failed.
+async fn cycles<L: Locker>(locker: &mut L, names: &[String], stretch: Duration) -> (Vec<Duration>, usize) {
+    let began = Instant::now();
+    let (mut latencies, mut failed, mut last) = (Vec::new(), 0, began);
+    while latencies.is_empty() || last - began < stretch {
+        failed += usize::from(!cycle(locker, names).await);
+        let now = Instant::now();
+        latencies.push(now - last);
+        last = now;
+    }
+    (latencies, failed)
 }
 
 async fn cycle<L: Locker>(locker: &mut L, names: &[String]) -> bool {
