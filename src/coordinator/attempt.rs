@@ -112,7 +112,7 @@ impl Attempt {
         report: &mut RequestReport<'_>,
     ) -> Result<Holds, AcquireError> {
         let core = &handle.core;
-        let competing = pin!(self.try_until_granted(handle, retry, report));
+        let competing = pin!(core.driver.sending_in(self.try_until_granted(handle, retry, report)));
         match select(competing, pin!(core.common.life.ended())).await {
             Either::Left((Ok(holds), _)) => Ok(holds),
             Either::Left((Err(error), _)) => Err(core.check().map_or_else(Into::into, |()| error)),

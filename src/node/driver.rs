@@ -1,18 +1,21 @@
 //! All connections of a client as one future. A task polls it while the client's runtime lives, and so does each guard that is
 //! dropped.
 
+use std::cell::Cell;
 use std::mem;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
 
 use futures::FutureExt as _;
 use futures::future::{join_all, poll_fn};
 use futures::task::AtomicWaker;
 use tokio::runtime::Handle;
-use tokio::task::unconstrained;
+use tokio::task::{self, unconstrained};
 
 use super::common::Common;
 
@@ -67,6 +70,20 @@ impl Driver {
     /// Returns how often the task has polled. If that stays the same although something was sent, no thread runs the task.
     pub(crate) fn polls(&self) -> u64 {
         self.polls.load(Ordering::Relaxed)
+    }
+
+    /// Runs code that sends. Outside of tasks, as in `main` and in tests, what it sends leaves on this thread when it is done: the
+    /// task would first have to wake up on another one. Inside of tasks the task of the connections is next on this thread
+    /// anyway, and sends what several tasks have for it at once. Not to be called with the state of a lease locked.
+    pub(crate) fn sending<T>(&self, send: impl FnOnce() -> T) -> T {
+        let _sending = task::try_id().is_none().then(|| Sending::begin(self));
+        send()
+    }
+
+    /// Runs a future that sends as [`sending`](Self::sending) does.
+    pub(crate) async fn sending_in<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| self.sending(|| future.as_mut().poll(cx))).await
     }
 
     /// Does on this thread what the task would do next, unless it is at it: what was sent leaves at once, as far as the sockets
@@ -134,11 +151,60 @@ struct Task(AtomicWaker);
 
 impl Wake for Task {
     fn wake(self: Arc<Self>) {
-        self.0.wake();
+        self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.0.wake();
+        // A thread that is ending sends nothing more here.
+        let is_noted = SENDER.try_with(|sender| {
+            let is_here = ptr::eq(sender.get().task, Arc::as_ptr(self));
+            if is_here {
+                sender.set(Sender { is_due: true, ..sender.get() });
+            }
+            is_here
+        });
+        if !is_noted.unwrap_or(false) {
+            self.0.wake();
+        }
+    }
+}
+
+thread_local! {
+    /// What this thread sends at the moment.
+    static SENDER: Cell<Sender> = const { Cell::new(Sender { task: ptr::null(), is_due: false }) };
+}
+
+/// Code that sends on a thread, and will have the connections polled there.
+#[derive(Clone, Copy)]
+struct Sender {
+    /// The task of the connections, by its address; null for none.
+    task: *const Task,
+    /// It would have been woken.
+    is_due: bool,
+}
+
+/// The part of a thread's time in which it sends.
+struct Sending<'a> {
+    driver: &'a Driver,
+    before: Sender,
+}
+
+impl<'a> Sending<'a> {
+    fn begin(driver: &'a Driver) -> Self {
+        let sender = Sender { task: Arc::as_ptr(&driver.task), is_due: false };
+        Self { driver, before: SENDER.replace(sender) }
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        if SENDER.replace(self.before).is_due {
+            if thread::panicking() {
+                self.driver.task.0.wake();
+            } else {
+                self.driver.send_now();
+            }
+        }
     }
 }
 
@@ -157,8 +223,11 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::catch_unwind;
     use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
+
+    use tokio::task::yield_now;
 
     use super::*;
     use crate::environment::{Environment, Fake};
@@ -207,6 +276,52 @@ mod tests {
         common.life.end();
         driver.send_last();
         assert_eq!(polled(), 2);
+    }
+
+    /// A connection that is woken by this, and counts its polls.
+    fn woken_by(wake: &Arc<AtomicWaker>, polls: &Arc<AtomicUsize>) -> impl Future<Output = ()> + Send + 'static {
+        let (wake, polls) = (Arc::clone(wake), Arc::clone(polls));
+        poll_fn(move |cx| {
+            wake.register(cx.waker());
+            polls.fetch_add(1, Ordering::SeqCst);
+            Poll::Pending
+        })
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_outside_of_tasks_leaves_on_this_thread_without_the_task() {
+        let (request, polls): (Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
+        let driver = Arc::new(Driver::new(vec![woken_by(&request, &polls)], common()));
+        let task = tokio::spawn(Arc::clone(&driver).run());
+        yield_now().await;
+        let counts = || (driver.polls(), polls.load(Ordering::SeqCst));
+        assert_eq!(counts(), (1, 1));
+        driver.sending(|| {
+            request.wake();
+            assert_eq!(counts(), (1, 1), "more may be sent");
+        });
+        assert_eq!(counts(), (1, 2));
+        yield_now().await;
+        assert_eq!(counts(), (1, 2), "the task was not woken");
+        driver.sending(|| ());
+        assert_eq!(counts(), (1, 2), "nothing was sent");
+
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            driver.sending(|| {
+                request.wake();
+                panic!("as expected");
+            })
+        }));
+        assert_eq!((panicked.is_err(), counts()), (true, (1, 2)));
+        yield_now().await;
+        assert_eq!(counts(), (2, 3), "left to the task");
+
+        let (other, woken) = (Arc::clone(&driver), Arc::clone(&request));
+        let inside = tokio::spawn(async move { other.sending(|| woken.wake()) });
+        inside.await.expect("no panic");
+        yield_now().await;
+        assert_eq!(counts(), (3, 4), "the task does it");
+        task.abort();
     }
 
     #[tokio::test]

@@ -55,7 +55,8 @@ async fn error_of(locks: &Quorlock, node: usize) -> Option<NodeError> {
 
 /// Returns the processor time of the client's threads.
 fn cpu_time() -> Duration {
-    let threads = fs::read_dir("/proc/self/task").expect("this process's threads").map(|it| it.expect("a thread").path());
+    let threads =
+        fs::read_dir("/proc/self/task").expect("this process's threads").map(|it| it.expect("a thread").path());
     // A thread of another test may end meanwhile.
     let of_thread = |thread: PathBuf| {
         let is_client = fs::read_to_string(thread.join("comm")).ok()?.trim() == CLIENT;
