@@ -1,17 +1,20 @@
 //! `quorlock lead`: a command that runs on one of several machines.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 use std::time::Duration;
 
 use quorlock_testkit::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::pty::Pty;
+use crate::pty::{INTERRUPT, Pty};
 use crate::sandbox::{Sandbox, finish, signal, within};
 
-/// Notes its term and its process number, unless the process of the term before is still there. Ends with 7 at SIGTERM.
+/// Notes its term and its process number, unless the process of the term before is still there. Ends with 7 at SIGTERM, and notes a
+/// SIGHUP.
 const DAEMON: &str = r#"
 trap 'echo terminated >> $DIR/terminated; exit 7' TERM
+trap 'echo reloaded >> $DIR/reloaded' HUP
 if [ -e $DIR/pid ] && kill -0 "$(cat $DIR/pid)" 2> /dev/null; then echo > $DIR/both; fi
 echo $$ > $DIR/pid
 echo $1 $QUORLOCK_TOKEN >> $DIR/terms
@@ -96,6 +99,45 @@ fn sigterm_ends_a_candidate_that_waits() {
     sandbox.is_clean();
 }
 
+/// Without a terminal, as under a supervisor.
+#[test]
+fn sighup_reaches_the_daemon_and_does_not_end_a_candidate_that_waits() {
+    let sandbox = Sandbox::new(3);
+    let first = candidate(&sandbox, "first", &[]);
+    terms(&sandbox, 1);
+    let lead =
+        [env!("CARGO_BIN_EXE_quorlock"), "lead", "--lease", "3s", "job", "--", "sh", "-c", DAEMON, "sh", "second"];
+    let second = sandbox.command("setsid", &lead).spawn().expect("setsid, of util-linux");
+    within("the second waits", || sandbox.cluster.count_lines("job") > 1);
+    signal(&second, Signal::HUP);
+    signal(&first, Signal::HUP);
+    within("the daemon reloads", || sandbox.text("reloaded") == "reloaded\n");
+    kill_daemon(&sandbox);
+    assert_eq!(terms(&sandbox, 2), ["first", "second"]);
+    signal(&second, Signal::HUP);
+    within("the second daemon reloads", || sandbox.text("reloaded") == "reloaded\nreloaded\n");
+    for candidate in [second, first] {
+        signal(&candidate, Signal::TERM);
+        finish(candidate);
+    }
+    sandbox.is_clean();
+}
+
+#[test]
+fn a_hangup_of_its_terminal_ends_a_candidate_that_waits() {
+    let sandbox = Sandbox::new(3);
+    let first = candidate(&sandbox, "first", &[]);
+    terms(&sandbox, 1);
+    let mut terminal =
+        Pty::start(&sandbox, env!("CARGO_BIN_EXE_quorlock"), &["lead", "job", "--", "touch", "/nowhere"]);
+    within("it waits", || sandbox.cluster.count_lines("job") > 1);
+    terminal.hang_up();
+    terminal.end();
+    signal(&first, Signal::TERM);
+    finish(first);
+    sandbox.is_clean();
+}
+
 #[test]
 fn the_daemon_of_a_revoked_leader_has_ended_before_the_next_one_begins() {
     let sandbox = Sandbox::new(3);
@@ -155,6 +197,41 @@ fn what_the_daemon_leaves_in_its_group_ends_before_the_next_leader_begins() {
                   while [ ! -e $DIR/ready ]; do sleep 0.01; done; exit 3";
     let ended = sandbox.end(&["lead", "--once", "--grace", "100ms", "job", "--", "sh", "-c", script]);
     assert_eq!((ended.code, sandbox.processes()), (Some(3), vec![]), "{ended:?}");
+}
+
+/// Ends by itself, and leaves a process in its group that notes each SIGTERM and goes on.
+const LEAVES_ONE: &str = r#"
+(trap 'echo term >> $DIR/signals' TERM; echo > $DIR/ready; while :; do sleep 0.01; done) &
+while [ ! -e $DIR/ready ]; do sleep 0.01; done
+exit 3"#;
+
+/// The lease is so long that only the second signal can end the wait for that process.
+#[test]
+fn a_signal_during_the_end_of_what_is_left_is_passed_on_and_the_second_kills() {
+    let sandbox = Sandbox::new(3);
+    let run = sandbox.start(&["lead", "--lease", "10m", "job", "--", "sh", "-c", LEAVES_ONE]);
+    within("the first SIGTERM", || sandbox.text("signals") == "term\n");
+    signal(&run, Signal::TERM);
+    within("the signal is passed on", || sandbox.text("signals") == "term\nterm\n");
+    signal(&run, Signal::INT);
+    let ended = finish(run);
+    assert_eq!((ended.signal, sandbox.processes()), (Some(Signal::TERM.as_raw()), vec![]), "{ended:?}");
+    within("the release", || sandbox.lock_keys("job") == 0);
+}
+
+#[test]
+fn a_key_during_the_end_of_what_is_left_reaches_quorlock() {
+    let sandbox = Sandbox::new(3);
+    let script = r#"trap '' TERM; (echo > $DIR/ready; while :; do sleep 0.01; done) & while [ ! -e $DIR/ready ]; do sleep 0.01; done"#;
+    let lead = format!(r#""$QUORLOCK" lead --lease 10m job -- sh -c '{}'; echo t''wo"#, script.replace('\'', r"'\''"));
+    let mut terminal = Pty::start(&sandbox, "sh", &["-c", &lead]);
+    terminal.wait_for("has left processes");
+    terminal.press(INTERRUPT);
+    terminal.wait_for("a second signal kills");
+    terminal.press(INTERRUPT);
+    assert_eq!(terminal.end().signal(), Some(2), "{}", terminal.screen());
+    assert!(!terminal.screen().contains("two"), "{}", terminal.screen());
+    sandbox.is_clean();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::exit::{Exit, Failure};
 use crate::inspect::summary;
 use crate::messages::{Verbosity, shown};
 use crate::options::{Patience, RunOptions};
-use crate::signals::{self, Signals, Whom, is_fatal};
+use crate::signals::{self, Signals, Whom};
 
 /// A shorter wait is not worth a message.
 const LONG_WAIT: Duration = Duration::from_secs(1);
@@ -79,7 +79,7 @@ pub async fn interrupted(signals: &mut Signals) -> Signal {
     loop {
         match signals.next_or_child().await {
             None => child::reap(),
-            Some(signal) if is_fatal(signal) => return signal,
+            Some(signal) if signals.ends_a_wait(signal) => return signal,
             Some(Signal::TSTP) => signals::stop(Whom::Self_),
             Some(_) => {}
         }

@@ -33,6 +33,8 @@ pub struct Child {
     leader: Pid,
     status: Option<Status>,
     terminal: Option<Terminal>,
+    /// The group had the terminal when it was taken back from what the command has left.
+    had_terminal: bool,
     listener: Option<Listener>,
     /// A listener would have reported a key that ended the command.
     was_heard: bool,
@@ -64,6 +66,7 @@ impl Child {
             leader,
             status: None,
             terminal,
+            had_terminal: false,
             was_heard: listener.is_some(),
             listener,
             delivery: Delivery::default(),
@@ -231,6 +234,18 @@ impl Child {
         left
     }
 
+    /// Takes the terminal back from what the command has left: a key is for quorlock from now on.
+    pub fn take_terminal_back(&mut self) {
+        self.had_terminal = self.is_in_front();
+        if let Some(terminal) = &mut self.terminal {
+            terminal.take_back();
+        }
+    }
+
+    fn is_in_front(&self) -> bool {
+        self.had_terminal || self.terminal.as_ref().is_some_and(Terminal::is_handed)
+    }
+
     /// Lets the group go on, in the foreground if it belongs there.
     fn resume(&mut self) {
         self.resume_at = None;
@@ -290,7 +305,7 @@ impl Child {
 
     /// How quorlock is to end as the command has ended like this: as the command would have ended in its place.
     pub fn end(&self, status: Status) -> End {
-        let in_front = self.terminal.as_ref().is_some_and(Terminal::is_handed);
+        let in_front = self.is_in_front();
         let key = self.delivery.key().filter(|key| !self.delivery.was_received(*key));
         match status {
             Status::Signalled(signal) if self.delivery.was_received(signal) => {

@@ -13,6 +13,7 @@ use crate::messages::shown;
 use crate::options::LeadOptions;
 use crate::run::Session;
 use crate::signals::Inherited;
+use crate::terminal::Terminal;
 
 /// Before the next campaign, when the command has ended by itself. Another candidate leads meanwhile.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -21,6 +22,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 pub async fn lead(options: &LeadOptions, inherited: Inherited) -> Result<End, Failure> {
     let mut session = Session::start(&options.run, inherited).await?;
+    if Terminal::open().is_none() {
+        session.signals.spare_hangup(); // It comes from a supervisor then, and not from a terminal that hangs up.
+    }
     // The next term waits for the process group of the command. The first process of a container may wait for no orphan, and then what
     // has ended would never leave the group.
     descendants::adopt();

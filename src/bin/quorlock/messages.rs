@@ -36,7 +36,11 @@ pub fn error(message: impl Display) {
 
 /// The same from a thread of its own, for a time when this one must not wait for stderr to be read.
 pub fn error_meanwhile(message: String) {
-    let _ = thread::Builder::new().spawn(move || error(message)); // Without a thread it is not said.
+    meanwhile(move || error(message));
+}
+
+fn meanwhile(say: impl FnOnce() + Send + 'static) {
+    let _ = thread::Builder::new().spawn(say); // Without a thread it is not said.
 }
 
 /// How much else is said.
@@ -53,6 +57,11 @@ impl Verbosity {
         if self >= Self::Normal {
             say("notice", format_args!("{message}"));
         }
+    }
+
+    /// The same from a thread of its own, while the lock is to be watched.
+    pub fn notice_meanwhile(self, message: String) {
+        meanwhile(move || self.notice(message));
     }
 
     /// What is happening.

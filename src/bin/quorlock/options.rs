@@ -118,7 +118,9 @@ one asks for the lock again after a second; the pause doubles each time, up to 3
 has run for longer than that. With --once quorlock ends instead, with the exit code of COMMAND.
 
 SIGTERM, SIGINT or SIGQUIT to quorlock is passed on to COMMAND. When COMMAND has ended, the lock is released and quorlock \
-ends, as COMMAND did. Other signals are passed on as `quorlock run` does.";
+ends, as COMMAND did. While what COMMAND has left is ended, such a signal is passed on to that, a second one kills it, and \
+quorlock ends by the signal. Other signals are passed on as `quorlock run` does. SIGHUP does not end a candidate that waits, \
+as no settings are to be read again there, unless quorlock has a terminal, which hangs up with it.";
 
 /// Run a command as the leader: on one of several machines, and on the next one when that fails
 #[derive(Args)]

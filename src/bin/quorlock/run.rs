@@ -122,9 +122,11 @@ impl<'a> Session<'a> {
                 }
             };
         let mut ended = watch(options, &guard, &mut child, signals).await;
+        let mut told = None;
         if options.patience == Patience::Campaign && ended.stop.is_none() {
             child.hear_the_last().await;
-            ended.left = clear(options, &guard, &mut child).await;
+            let cleared = clear(options, &guard, &mut child, signals).await;
+            (ended.left, told) = (cleared.left, cleared.told);
         }
         if ended.stop.is_none() && !rest(options, &guard, acquired, signals).await {
             messages::error(format_args!(
@@ -138,7 +140,8 @@ impl<'a> Session<'a> {
         let is_last = child.was_told_to_end() || ended.left.killable || !ended.left.refusing.is_empty();
         match (&ended.stop, ended.status) {
             (None, Some(status)) if after_release(options, &shown, status, released) => {
-                let end = child.end(status);
+                // The command had ended by itself before that signal came.
+                let end = told.map_or_else(|| child.end(status), End::by);
                 Ok(Held { end, is_lost: false, is_last: is_last || end.signal.is_some(), ran: acquired.elapsed() })
             }
             (stop, _) => {

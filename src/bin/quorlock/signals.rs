@@ -146,6 +146,8 @@ pub fn unblock_terminal_output() {
 pub struct Signals {
     forwarded: Vec<(Signal, unix::Signal)>,
     child: unix::Signal,
+    /// SIGHUP is for the command alone, and ends nothing while there is none.
+    spares_hangup: bool,
 }
 
 impl Signals {
@@ -155,7 +157,18 @@ impl Signals {
         let ignored = ignored();
         let wanted = FORWARDED.iter().filter(|signal| ignored & mask(**signal) == 0);
         let forwarded = wanted.map(|signal| Ok((*signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?)));
-        Ok(Self { forwarded: forwarded.collect::<io::Result<_>>()?, child: unix::signal(SignalKind::child())? })
+        let forwarded = forwarded.collect::<io::Result<_>>()?;
+        Ok(Self { forwarded, child: unix::signal(SignalKind::child())?, spares_hangup: false })
+    }
+
+    /// A SIGHUP from now on asks the command to read its settings again. While there is no command, nothing is to be read.
+    pub fn spare_hangup(&mut self) {
+        self.spares_hangup = true;
+    }
+
+    /// Does this signal end quorlock while there is no command?
+    pub fn ends_a_wait(&self, signal: Signal) -> bool {
+        is_fatal(signal) && !(self.spares_hangup && signal == Signal::HUP)
     }
 
     /// The next signal to pass on, or `None` when something has happened to a child.

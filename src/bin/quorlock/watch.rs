@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use quorlock::{Guard, Reports};
+use rustix::process::Signal;
 use tokio::select;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::acquire::interrupted;
 use crate::child::Child;
 use crate::descendants::{self, Left};
 use crate::end::Status;
 use crate::messages;
 use crate::options::RunOptions;
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 
 /// How long the kernel may take to take away a group that was killed.
 const LONGEST_DYING: Duration = Duration::from_secs(5);
@@ -109,26 +111,51 @@ pub async fn watch(options: &RunOptions, guard: &Guard, child: &mut Child, signa
     }
 }
 
-/// Ends what a command that has ended has left behind in its group: it must not go on beside the command of the next leader.
-/// Returns what could not be killed.
-pub async fn clear(options: &RunOptions, guard: &Guard, child: &mut Child) -> Left {
+/// What became of the processes that a command has left behind.
+#[derive(Default)]
+pub struct Cleared {
+    /// What could not be killed.
+    pub left: Left,
+    /// quorlock was told to end meanwhile.
+    pub told: Option<Signal>,
+}
+
+/// Ends what a command that has ended has left behind in its group: it must not go on beside the command of the next leader. A signal
+/// that ends quorlock is passed on, and the second one kills what is left at once.
+pub async fn clear(options: &RunOptions, guard: &Guard, child: &mut Child, signals: &mut Signals) -> Cleared {
+    let mut cleared = Cleared::default();
     if child.is_group_gone() {
-        return Left::default();
+        return cleared;
     }
+    child.take_terminal_back();
     let stop = Stop::begin(options, guard);
     child.terminate();
+    let said = "the command has ended and has left processes in its group, which were asked to end (SIGTERM)";
+    options.verbosity.notice_meanwhile(said.to_owned());
     while !stop.left(options, guard).is_zero() {
-        sleep(GROUP_LOOK).await;
+        select! {
+            biased;
+            signal = interrupted(signals) => {
+                if child.was_told_to_end() || cleared.told.is_some() {
+                    break;
+                }
+                cleared.told = Some(signal);
+                child.signal(signal);
+                let said = format!("{} was passed on to them; a second signal kills them", signals::name(signal));
+                options.verbosity.notice_meanwhile(said);
+            }
+            () = sleep(GROUP_LOOK) => {}
+        }
         if child.is_group_gone() {
-            return Left::default();
+            return cleared;
         }
     }
     child.kill();
     let killed = Instant::now();
     loop {
-        let left = child.left();
-        if !left.killable || killed.elapsed() > LONGEST_DYING {
-            return left;
+        cleared.left = child.left();
+        if !cleared.left.killable || killed.elapsed() > LONGEST_DYING {
+            return cleared;
         }
         sleep(GROUP_LOOK).await;
     }
