@@ -51,7 +51,7 @@ stop_link() { # I
 
 set_link() { # I STATE
   replace "$DIR/node-$1/link" "$2"
-  printf 'node %-2s  link: %s\n' "$1" "$2"
+  printf 'node %-2s  link: %s\n' "$1" "$2" >&2
 }
 
 read_clock() { # I: sets OFFSET (µs), PPM, SINCE (µs since 1970)
@@ -82,7 +82,7 @@ set_clock() { # I OFFSET PPM SINCE
         "Start other nodes: cluster/down, cluster/up --lab"
     done
   fi
-  printf 'node %-2s  clock: %s\n' "$1" "$CLOCK"
+  printf 'node %-2s  clock: %s\n' "$1" "$CLOCK" >&2
 }
 
 show_clock() { # I: sets CLOCK

@@ -85,8 +85,8 @@ signal() { # NAME I STATE...: signal node I, wait until it is in one of the stat
   die 1 "node $i (pid $PID) is still $STATE 10 s after SIG$name; look at it with: ps -p $PID"
 }
 
-line() { # I WHAT: one line about a node; call look before
-  printf 'node %-2s  127.0.0.1:%s  pid %-7s  %s\n' "$1" "${PORT:-?}" "$PID" "$2"
+line() { # I WHAT: one line about a node, for people; call look before
+  printf 'node %-2s  127.0.0.1:%s  pid %-7s  %s\n' "$1" "${PORT:-?}" "$PID" "$2" >&2
 }
 
 kill_node() { # I

@@ -18,6 +18,7 @@ ROOT=$(realpath -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")/..")
 DIR=$(realpath -m -- "${QUORLOCK_CLUSTER_DIR:-$ROOT/target/cluster}")
 ME=cluster/$(basename -- "$(realpath -- "$0")")
 
+# stdout has only what another program reads: the table of cluster/status, URLs, and the line of cluster/up for eval.
 say() { printf '%s: %s\n' "$ME" "$*" >&2; }
 die() { # CODE MESSAGE...
   local code=$1

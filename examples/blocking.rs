@@ -1,6 +1,6 @@
 //! A batch program without tokio: it runs its steps under a lock, and stops when the lock is lost.
 //!
-//! `cluster/up`, export what it prints, then `cargo run --example blocking`.
+//! `eval "$(cluster/up)"`, then `cargo run --example blocking`.
 use quorlock::{LostError, Quorlock};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,7 +1,7 @@
 //! Two clients that add to a number in a file, each addition under the lock: a program to try under faults.
 //!
 //! `cargo build --example counter`, then `cluster/chaos --for 60s --lease 2s -- target/debug/examples/counter FILE`. By hand:
-//! `cluster/up`, export what it prints, then `cargo run --example counter FILE`; it ends with Ctrl-C. `counter.sh` does the
+//! `eval "$(cluster/up)"`, then `cargo run --example counter FILE`; it ends with Ctrl-C. `counter.sh` does the
 //! same with `quorlock run`.
 use std::error::Error;
 use std::fs;

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Two loops that add to a number in a file, each addition under the lock: a script to try under faults.
 #
-# `cluster/chaos --for 60s --lease 2s -- examples/counter.sh FILE`, with `quorlock` on PATH. By hand: `cluster/up`, export what
-# it prints, then `examples/counter.sh FILE`; it ends with Ctrl-C.
+# `cluster/chaos --for 60s --lease 2s -- examples/counter.sh FILE`, with `quorlock` on PATH. By hand:
+# `eval "$(cluster/up)"`, then `examples/counter.sh FILE`; it ends with Ctrl-C.
 set -euo pipefail
 file=${1:?usage: counter.sh FILE}
 

@@ -1,6 +1,6 @@
 //! Fencing in the database: a transfer between two accounts in SQLite, with the tokens of its locks in the same transaction.
 //!
-//! `cluster/up`, export what it prints, then `cargo run -p quorlock-examples --features sqlite --example fence`.
+//! `eval "$(cluster/up)"`, then `cargo run -p quorlock-examples --features sqlite --example fence`.
 use quorlock::{Quorlock, Token};
 use rusqlite::{Connection, TransactionBehavior};
 

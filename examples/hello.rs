@@ -1,6 +1,6 @@
 //! The smallest program: take a lock, show its fencing token, give it back.
 //!
-//! `cluster/up`, export what it prints, then `cargo run --example hello`.
+//! `eval "$(cluster/up)"`, then `cargo run --example hello`.
 use quorlock::Quorlock;
 
 #[tokio::main]

@@ -1,6 +1,6 @@
 //! A queue of jobs in SQLite: several workers, one job at a time for each key, and the next worker takes over from one that dies.
 //!
-//! `cluster/up`, export what it prints, then `cargo run -p quorlock-examples --features sqlite --example jobs`, in two terminals.
+//! `eval "$(cluster/up)"`, then `cargo run -p quorlock-examples --features sqlite --example jobs`, in two terminals.
 //! Add jobs by `sqlite3 jobs.db "INSERT INTO job (key) VALUES ('a'), ('b'), ('a')"`, and kill a worker. A job that was begun by
 //! a worker that died is done again.
 use std::time::Duration;

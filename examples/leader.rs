@@ -1,6 +1,6 @@
 //! Election: of several copies of this program one leads at a time. Start two of them, and end the leader (Ctrl-C), or revoke it.
 //!
-//! `cluster/up`, export what it prints, then `cargo run --example leader`, also in another terminal. To depose the leader:
+//! `eval "$(cluster/up)"`, then `cargo run --example leader`, also in another terminal. To depose the leader:
 //! `quorlock release scheduler --force`; to see an outage: `cluster/pause 1 2 3`, and afterwards `cluster/resume 1 2 3`.
 use std::convert::Infallible;
 use std::ops::ControlFlow;

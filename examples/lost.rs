@@ -1,6 +1,6 @@
 //! Loss: a holder that can no longer extend its lease gets a warning, then the signal of the loss, which is final.
 //!
-//! `cluster/up`, export what it prints, then `cargo run --example lost`; while it works, in another terminal, freeze a
+//! `eval "$(cluster/up)"`, then `cargo run --example lost`; while it works, in another terminal, freeze a
 //! majority: `cluster/pause 1 2 3`. Afterwards: `cluster/resume 1 2 3`.
 use std::future::pending;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Re-entry: a function that holds a lock calls others that take the same lock, and no function waits for itself.
 //!
-//! `cluster/up`, export what it prints, then `cargo run --example reentrant`.
+//! `eval "$(cluster/up)"`, then `cargo run --example reentrant`.
 use quorlock::{AcquireError, Guard, Owner, Quorlock};
 
 /// Gets the owner of the lock as an argument, and re-enters as that owner.

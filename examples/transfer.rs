@@ -1,6 +1,6 @@
 //! Two locks at once: transfers that name their accounts in opposite orders do not deadlock.
 //!
-//! `cluster/up`, export what it prints, then `cargo run --example transfer`.
+//! `eval "$(cluster/up)"`, then `cargo run --example transfer`.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 

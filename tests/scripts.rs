@@ -388,6 +388,30 @@ fn wrong_use_is_refused_and_leaves_nothing() {
     place.assert_whole("refused calls change nothing");
 }
 
+/// stdout has what another program reads, and stderr has what people read.
+#[test]
+fn a_shell_evaluates_what_up_prints() {
+    let place = Place::new();
+    let script = r#"eval "$("$1/up" 3)"; printf '%s\n' "$QUORLOCK_NODES""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(scripts()).env_remove("QUORLOCK_NODES");
+    command.env("QUORLOCK_CLUSTER_DIR", &place.dir).stdin(Stdio::null()).process_group(0);
+    let evaluated = finish(place.call(command));
+    assert_eq!((evaluated.code, evaluated.stdout), (0, place.succeed("nodes", &[])), "{}", evaluated.stderr);
+    for node in 1..=NODES {
+        assert!(evaluated.stderr.contains(&format!("node {node} ")), "{}", evaluated.stderr);
+    }
+    for (verb, args) in
+        [("pause", &["1"][..]), ("resume", &["1"]), ("flush", &["1"]), ("restart", &["2", "--empty"]), ("kill", &["3"])]
+    {
+        let outcome = place.run(verb, args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (0, ""), "{verb}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(&format!("node {} ", args[0])), "{verb}: {}", outcome.stderr);
+    }
+    let down = place.run("down", &[]);
+    assert_eq!((down.code, down.stdout.as_str()), (0, ""), "{}", down.stderr);
+}
+
 #[test]
 fn calls_at_the_same_time_wait_for_each_other() {
     let place = Place::new();
