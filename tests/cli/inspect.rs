@@ -108,3 +108,22 @@ fn inspect_prints_a_table_by_default() {
     assert!(unknown.stdout.starts_with("job: unknown"), "{}", unknown.stdout);
     assert!(unknown.stderr.contains("--nodes"), "{}", unknown.stderr);
 }
+
+#[test]
+fn inspect_has_the_output_options_of_status_and_list() {
+    let sandbox = Sandbox::new(1);
+    for options in [&["-o", "json"][..], &["--output", "json"], &["--json", "--no-headers"]] {
+        let ended = sandbox.end(&[&["inspect", "job"], options].concat());
+        let seen: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+        assert_eq!(seen["verdict"], "free");
+    }
+    let table = sandbox.end(&["inspect", "job", "-o", "table"]);
+    assert_eq!((table.code, table.stdout.lines().count()), (Some(0), 3), "{table:?}");
+    assert!(table.stdout.contains("\nNODE "), "{table:?}");
+    let plain = sandbox.end(&["inspect", "job", "--no-headers"]);
+    assert_eq!((plain.code, plain.stdout.lines().count()), (Some(0), 2), "{plain:?}");
+    assert!(plain.stdout.starts_with("job: free\n") && !plain.stdout.contains("NODE"), "{plain:?}");
+    for wrong in [&["-o", "prometheus"][..], &["--json", "-o", "table"]] {
+        assert_eq!(sandbox.end(&[&["inspect", "job"], wrong].concat()).code, Some(64), "{wrong:?}");
+    }
+}

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::exit::{Exit, Failure, MEND};
 use crate::messages;
 use crate::options::InspectOptions;
+use crate::output::Format;
 
 /// So much of an owner's id tells it from others in a table.
 const SHORT_ID: usize = 8;
@@ -28,7 +29,10 @@ pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
     }
     let locks = builder.connect().await?;
     let seen = locks.inspect(options.name.as_bytes()).await?;
-    messages::print(&if options.json { as_json_text(&seen) } else { as_table(&seen) });
+    messages::print(&match options.output.format {
+        Format::Table => as_table(&seen, options.output.heads),
+        Format::Json => as_json_text(&seen),
+    });
     if seen.verdict != Verdict::Unknown {
         return Ok(Exit::Success.code());
     }
@@ -121,15 +125,16 @@ fn node_as_json(view: &NodeView) -> Value {
     })
 }
 
-fn as_table(seen: &Inspection) -> String {
+/// What it comes to, and a row for each node.
+fn as_table(seen: &Inspection, heads: bool) -> String {
     const HEAD: [&str; 8] = ["NODE", "STATE", "OWNER", "LABEL", "TOKEN", "HOLDS", "TTL", "BALLOT"];
-    let mut rows = vec![HEAD.map(str::to_owned)];
-    rows.extend(seen.nodes.iter().map(row));
+    let rows: Vec<[String; 8]> =
+        heads.then(|| HEAD.map(str::to_owned)).into_iter().chain(seen.nodes.iter().map(row)).collect();
     let widths: Vec<usize> =
         (0..HEAD.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
     let mut text = format!("{}: {}\n", Printable(&shown_name(seen)), summary(seen));
-    let views = seen.nodes.iter().map(Some);
-    for (row, view) in rows.iter().zip(std::iter::once(None).chain(views)) {
+    let views = heads.then_some(None).into_iter().chain(seen.nodes.iter().map(Some));
+    for (row, view) in rows.iter().zip(views) {
         // An error is longer than any column, and takes the place of all that are not known.
         let known = if view.is_some_and(|view| view.state.is_err()) { 2 } else { HEAD.len() };
         let mut line = String::new();

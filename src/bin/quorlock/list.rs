@@ -5,12 +5,13 @@ pub mod reading;
 
 use std::io::{self, Write as _};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use self::output::{json, table};
 use self::reading::{Lock, Locks, read};
 use crate::exit::{Exit, Failure, LIST_CODES, MEND};
 use crate::messages::{self, Verbosity};
+use crate::output::{Format, Output, OutputFlags};
 use crate::place::{Place, PlaceFlags};
 
 const ABOUT: &str = "\
@@ -41,24 +42,8 @@ pub struct Flags {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     limit: usize,
 
-    /// How the result is written.
-    #[arg(long, short, value_enum, default_value_t = Format::Table)]
-    output: Format,
-
-    /// The same as `--output json`.
-    #[arg(long, conflicts_with = "output")]
-    json: bool,
-
-    /// Print no head line.
-    #[arg(long)]
-    no_headers: bool,
-}
-
-/// How the result is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Table,
-    Json,
+    #[command(flatten)]
+    output: OutputFlags<Format>,
 }
 
 pub struct Options {
@@ -66,15 +51,13 @@ pub struct Options {
     holder: Option<String>,
     waiting: bool,
     limit: usize,
-    format: Format,
-    heads: bool,
+    output: Output<Format>,
 }
 
 impl Flags {
     pub fn check(self) -> Result<Options, Failure> {
-        let format = if self.json { Format::Json } else { self.output };
         let Self { holder, waiting, limit, .. } = self;
-        Ok(Options { place: self.place.check()?, holder, waiting, limit, format, heads: !self.no_headers })
+        Ok(Options { place: self.place.check()?, holder, waiting, limit, output: self.output.check(Format::Json) })
     }
 }
 
@@ -84,8 +67,8 @@ pub async fn list(options: &Options) -> Result<u8, Failure> {
     found.locks.retain(|lock| is_wanted(options, lock));
     let left_out = found.locks.len().saturating_sub(options.limit);
     found.locks.truncate(options.limit);
-    messages::print(&match options.format {
-        Format::Table => table(&found, options.heads),
+    messages::print(&match options.output.format {
+        Format::Table => table(&found, options.output.heads),
         Format::Json => json(&found),
     });
     let _ = io::stdout().flush();

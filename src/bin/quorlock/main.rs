@@ -22,6 +22,7 @@ mod listener;
 mod messages;
 mod nodes;
 mod options;
+mod output;
 mod place;
 mod release;
 mod run;

@@ -11,6 +11,7 @@ use quorlock::secrets::without_bare_credentials;
 
 use crate::exit::{self, Exit, Failure};
 use crate::messages::{self, Log, Verbosity, shown};
+use crate::output::{Format, Output, OutputFlags};
 use crate::place::{Place, PlaceFlags};
 
 /// Run a command while holding a lock that a majority of independent Redis masters has granted.
@@ -201,9 +202,8 @@ struct InspectFlags {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     node_timeout: Option<Duration>,
 
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputFlags<Format>,
 
     /// Only say errors.
     #[arg(long, short)]
@@ -261,7 +261,7 @@ pub struct InspectOptions {
     pub name: OsString,
     pub place: Place,
     pub node_timeout: Option<Duration>,
-    pub json: bool,
+    pub output: Output<Format>,
     pub verbosity: Verbosity,
 }
 
@@ -379,7 +379,8 @@ impl InspectFlags {
         check_name(&self.name)?;
         let verbosity = if self.quiet { Verbosity::Quiet } else { Verbosity::Normal };
         let (place, node_timeout) = (self.place.check()?, self.node_timeout);
-        Ok(InspectOptions { name: self.name, place, node_timeout, json: self.json, verbosity })
+        let output = self.output.check(Format::Json);
+        Ok(InspectOptions { name: self.name, place, node_timeout, output, verbosity })
     }
 }
 

@@ -13,6 +13,7 @@ use self::output::{json, prometheus, table};
 use self::reading::{Status, read};
 use crate::exit::{Exit, Failure, MEND, STATUS_CODES};
 use crate::messages::{self, Verbosity};
+use crate::output::{Output, OutputFlags};
 use crate::place::{Place, PlaceFlags};
 
 const ABOUT: &str = "\
@@ -29,22 +30,13 @@ pub struct Flags {
     #[command(flatten)]
     place: PlaceFlags,
 
-    /// How the result is written. `prometheus` is for the textfile collector of an exporter.
-    #[arg(long, short, value_enum, default_value_t = Format::Table)]
-    output: Format,
-
-    /// The same as `--output json`.
-    #[arg(long, conflicts_with = "output")]
-    json: bool,
+    #[command(flatten)]
+    output: OutputFlags<Format>,
 
     /// Repeat it: a terminal is redrawn, anything else gets one JSON object in each line [default: 2s].
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2s")]
     #[arg(value_parser = humantime::parse_duration)]
     watch: Option<Duration>,
-
-    /// Print no head line.
-    #[arg(long)]
-    no_headers: bool,
 }
 
 /// How the result is written.
@@ -52,14 +44,14 @@ pub struct Flags {
 enum Format {
     Table,
     Json,
+    /// For the textfile collector of an exporter.
     Prometheus,
 }
 
 pub struct Options {
     place: Place,
-    format: Format,
+    output: Output<Format>,
     watch: Option<Duration>,
-    heads: bool,
 }
 
 /// The shortest pause between two looks.
@@ -67,27 +59,28 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 impl Flags {
     pub fn check(self) -> Result<Options, Failure> {
-        let format = if self.json { Format::Json } else { self.output };
-        if self.watch.is_some() && format == Format::Prometheus {
+        let output = self.output.check(Format::Json);
+        if self.watch.is_some() && output.format == Format::Prometheus {
             let message = "--watch does not go with --output prometheus: let a timer call it again and again";
             return Err(Failure::new(Exit::Usage, message));
         }
         let watch = self.watch.map(|pause| pause.max(SHORTEST_PAUSE));
-        Ok(Options { place: self.place.check()?, format, watch, heads: !self.no_headers })
+        Ok(Options { place: self.place.check()?, output, watch })
     }
 }
 
 pub async fn status(options: &Options) -> Result<u8, Failure> {
     options.place.announce(Verbosity::Normal);
     let is_terminal = io::stdout().is_terminal();
+    let Output { format, heads } = options.output;
     loop {
         let status = read(&options.place).await?;
-        let text = match (options.format, options.watch) {
+        let text = match (format, options.watch) {
             (Format::Prometheus, _) => prometheus(&status),
             (Format::Table, Some(_)) if is_terminal => {
-                format!("\x1b[H\x1b[2J{}", table(&status, options.heads, colours()))
+                format!("\x1b[H\x1b[2J{}", table(&status, heads, colours()))
             }
-            (Format::Table, None) => table(&status, options.heads, is_terminal && colours()),
+            (Format::Table, None) => table(&status, heads, is_terminal && colours()),
             (Format::Json, None) => format!("{:#}\n", json(&status)),
             (Format::Json | Format::Table, Some(_)) => format!("{}\n", json(&status)),
         };
