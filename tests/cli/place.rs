@@ -63,6 +63,32 @@ fn nodes_are_read_from_a_file() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
 }
 
+/// What stands between two commas may be a variable that is not set. A lock of fewer nodes than were meant is another lock.
+#[test]
+fn a_list_of_nodes_with_an_empty_part_is_refused() {
+    let sandbox = Sandbox::new(3);
+    let urls = sandbox.cluster.urls();
+    let [a, b, c] = urls.as_slice() else { panic!("{urls:?}") };
+    let lists = [
+        (format!("{a},,{b},{c}"), "part 2 of 4"),
+        (format!("{a},{b},"), "part 3 of 3"),
+        (format!(" ,{a}"), "part 1 of 2"),
+        (",".to_owned(), "part 1 of 2"),
+    ];
+    for (list, part) in &lists {
+        let by_option = without_variable(&sandbox, &["inspect", "--nodes", list, "job"]);
+        let by_variable = finish(sandbox.quorlock(&["status"]).env("QUORLOCK_NODES", list).spawn().expect("quorlock"));
+        for ended in [by_option, by_variable] {
+            assert_eq!((ended.code, ended.stdout.as_str()), (Some(64), ""), "{list}: {ended:?}");
+            assert!(ended.stderr.contains(part) && ended.stderr.contains("is empty"), "{list}: {ended:?}");
+        }
+    }
+    let spaced = format!(" {a} , {b} , {c} ");
+    assert_eq!(without_variable(&sandbox, &["inspect", "--nodes", &spaced, "job"]).code, Some(0));
+    let none = without_variable(&sandbox, &["inspect", "--nodes", "", "job"]);
+    assert!(none.code == Some(64) && none.stderr.contains("see --nodes"), "{none:?}");
+}
+
 #[test]
 fn an_unusable_nodes_file_is_refused() {
     let sandbox = Sandbox::new(1);

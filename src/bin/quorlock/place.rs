@@ -53,7 +53,8 @@ const SHORT_HELP_FILE: &str = "A file with the URLs of the Redis masters, one a 
 const HELP_NODES: &str = "\
 The Redis masters, as URLs with commas between (a comma in a password is written %2C) [env: QUORLOCK_NODES]
 
-Independent servers, an odd number, the same list wherever the lock is used. A URL with a password is better put into \
+Independent servers, an odd number, the same list wherever the lock is used. An empty part between two commas, or a comma at \
+the end, is refused: it may be a variable that is not set. A URL with a password is better put into \
 the variable or a file: every user of the machine can see a command line.
 
 Without any nodes, quorlock uses 127.0.0.1:6379 when it runs on a terminal, and says so; elsewhere it ends with 64, \
@@ -113,11 +114,28 @@ impl PlaceFlags {
 fn urls(nodes: OsString) -> Result<Vec<String>, Failure> {
     let nodes = nodes.into_string();
     let nodes = nodes.map_err(|_| Failure::new(Exit::Usage, "the node URLs are not UTF-8; see --nodes"))?;
-    Ok(split(&nodes))
+    split(&nodes)
 }
 
-fn split(nodes: &str) -> Vec<String> {
-    nodes.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect()
+/// An empty part may be a variable that is not set. Without it the lock would be one of fewer nodes than were meant, and the quorum
+/// smaller.
+fn split(nodes: &str) -> Result<Vec<String>, Failure> {
+    if nodes.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let parts: Vec<String> = nodes.split(',').map(|url| url.trim().to_owned()).collect();
+    match parts.iter().position(String::is_empty) {
+        None => Ok(parts),
+        Some(at) => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "part {} of {} in the list of nodes is empty (--nodes, {NODES_VARIABLE}): is a shell variable not set? Write each \
+                 URL, with one comma between two and none at the end",
+                at + 1,
+                parts.len()
+            ),
+        )),
+    }
 }
 
 fn listed(file: &Path) -> Result<(Vec<String>, Source), Failure> {
@@ -232,9 +250,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_may_have_spaces_and_a_comma_too_many() {
-        assert_eq!(split(" redis://a , redis://b,"), ["redis://a", "redis://b"]);
-        assert!(split("").is_empty());
+    fn lists_may_have_spaces_and_no_empty_part() {
+        let said = |nodes| split(nodes).map_err(|failure| failure.message);
+        assert_eq!(said(" redis://a , redis://b"), Ok(vec!["redis://a".to_owned(), "redis://b".to_owned()]));
+        assert_eq!(said(" "), Ok(Vec::new()));
+        for (nodes, part) in
+            [("redis://a,,redis://b", "part 2 of 3"), ("redis://a,", "part 2 of 2"), (",", "part 1 of 2")]
+        {
+            assert!(said(nodes).is_err_and(|message| message.starts_with(part)), "{nodes}");
+        }
     }
 
     #[test]
