@@ -96,3 +96,44 @@ fn a_wait_for_nodes_that_have_just_started_is_explained() {
     signal(&run, Signal::TERM);
     assert_eq!(finish(run).signal, Some(Signal::TERM.as_raw()));
 }
+
+/// Each node that cannot grant the lock is named with its reason when that begins, and when it ends, also where a quorum is left.
+#[test]
+fn a_verbose_wait_names_each_node_that_cannot_grant_and_why() {
+    let mut sandbox = Sandbox::new(3);
+    let first = sandbox.start(&["run", "job", "--", "sh", "-c", HOLD]);
+    sandbox.wait_for("held");
+    let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
+    let second = sandbox.quorlock(&["run", "-v", "job", "--", "true"]).stderr(err).spawn().expect("quorlock");
+    within("the message about the holder", || sandbox.text("err").contains("waiting: job is held by"));
+    let node = format!("waiting: 127.0.0.1:{}: ", sandbox.cluster.ports()[2]);
+    assert!(!sandbox.text("err").contains(&node), "{}", sandbox.text("err"));
+    sandbox.cluster.kill(2);
+    within("the reason", || sandbox.text("err").contains(&format!("{node}cannot connect")));
+    sandbox.cluster.restart(2, false);
+    within("the end of it", || sandbox.text("err").contains(&format!("{node}up")));
+    sandbox.touch("end");
+    assert_eq!((finish(first).code, finish(second).code), (Some(0), Some(0)));
+}
+
+/// An outage that begins late in the wait is said, too.
+#[test]
+fn a_verbose_candidate_names_the_nodes_of_an_outage() {
+    let mut sandbox = Sandbox::new(3);
+    let first = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", HOLD]);
+    sandbox.wait_for("held");
+    let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
+    let mut second = sandbox.quorlock(&["lead", "-v", "--lease", "3s", "job", "--", "true"]);
+    let second = second.stderr(err).spawn().expect("quorlock");
+    within("the message about the holder", || sandbox.text("err").contains("waiting: job is held by"));
+    for node in [0, 1] {
+        sandbox.cluster.kill(node);
+    }
+    for node in [0, 1] {
+        let reason = format!("waiting: 127.0.0.1:{}: cannot connect", sandbox.cluster.ports()[node]);
+        within(&reason, || sandbox.text("err").contains(&reason));
+    }
+    signal(&second, Signal::TERM);
+    assert_eq!(finish(second).signal, Some(Signal::TERM.as_raw()));
+    assert_eq!(finish(first).code, Some(79));
+}

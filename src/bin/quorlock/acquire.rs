@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::pin::pin;
 use std::time::Duration;
 
-use quorlock::{AcquireError, Answer, Guard, Holder, Owner, Quorlock, Reports};
+use quorlock::{AcquireError, Answer, Guard, Holder, NodeReport, Owner, Quorlock, Reports};
 use rustix::process::Signal;
 use tokio::select;
 use tokio::time::sleep;
@@ -24,6 +24,9 @@ const LONG_WAIT: Duration = Duration::from_secs(1);
 const SILENT_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks at what is known of the nodes.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
+
+/// The state of a node that can be counted on.
+const UP: &str = "up";
 
 /// Before the next campaign. What an outage costs is bounded by the client itself.
 const CAMPAIGN_PAUSE: Duration = Duration::from_millis(300);
@@ -114,9 +117,13 @@ async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
         // One of them may have been about to arrive.
         sleep(SECOND_LOOK).await;
     }
-    if let Some(nodes) = too_few(locks) {
+    let few = too_few(locks);
+    if let Some(nodes) = &few {
         is_said = true;
         options.verbosity.notice(format_args!("waiting: too few nodes can grant the lock now ({nodes})"));
+    }
+    if options.verbosity == Verbosity::Verbose {
+        return tell_of_nodes(options, locks, few).await;
     }
     if is_said || options.verbosity != Verbosity::Normal {
         return;
@@ -126,6 +133,33 @@ async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
         if let Some((told, _)) = holder_of(locks, name).await {
             options.verbosity.notice(told);
         }
+    }
+}
+
+/// Says of each node when it cannot grant the lock any more, why, and when it can again. `said` was said of all nodes before. Does not
+/// return.
+async fn tell_of_nodes(options: &RunOptions, locks: &Quorlock, said: Option<Reports>) {
+    let mut told: Vec<&str> = match &said {
+        Some(reports) => reports.0.iter().map(state).collect(),
+        None => locks.nodes().map(|_| UP).collect(),
+    };
+    loop {
+        let now = locks.known();
+        for (told, report) in told.iter_mut().zip(&now.0) {
+            if *told != state(report) {
+                *told = state(report);
+                options.verbosity.detail(format_args!("waiting: {report}"));
+            }
+        }
+        sleep(LONG_WAIT).await;
+    }
+}
+
+/// Why the node cannot be counted on, in a word that stays the same while times and numbers change.
+fn state(report: &NodeReport) -> &'static str {
+    match &report.answer {
+        Answer::Failed(error) => error.state(),
+        _ => UP,
     }
 }
 

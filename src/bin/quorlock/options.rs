@@ -183,7 +183,7 @@ struct HoldFlags {
     #[arg(long, short, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Say who holds a lock that is waited for, and what was acquired and released.
+    /// Say who holds a lock that is waited for, which nodes cannot grant it and why, and what was acquired and released.
     #[arg(long, short)]
     verbose: bool,
 }
