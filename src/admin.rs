@@ -7,7 +7,8 @@ use crate::resource::LIST;
 
 pub use crate::node::admin::{ANSWER_LIMIT, CHANGING, Declared, Node, RECORD, holder_of};
 
-/// Connects to every node of the builder's list, in its order.
+/// Connects to every node of the builder's list, in its order. Each may take the builder's node timeout, and without one
+/// [`ANSWER_LIMIT`], to be connected to, and as long for each answer.
 ///
 /// # Errors
 ///
@@ -15,5 +16,6 @@ pub use crate::node::admin::{ANSWER_LIMIT, CHANGING, Declared, Node, RECORD, hol
 pub async fn connect(builder: &Builder) -> Result<Vec<(String, Result<Node, NodeError>)>, ConfigError> {
     let (settings, addresses) = builder.checked()?;
     let list_key = [LIST, &settings.prefix].concat();
-    Ok(node::admin::connect(addresses, &list_key, &builder.machine().await?).await)
+    let limit = settings.fixed_node_timeout.unwrap_or(ANSWER_LIMIT);
+    Ok(node::admin::connect(addresses, &list_key, limit, &builder.machine().await?).await)
 }

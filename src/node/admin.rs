@@ -25,7 +25,7 @@ use crate::protocol::{Newcomer, Record};
 
 pub use super::health::{CHANGING, RECORD};
 
-/// So long a node may take to be connected to, and to answer one command.
+/// So long a node may take to be connected to, and to answer one command, where the builder has no node timeout.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A node that was asked what it is, and has nothing against having a vote.
@@ -33,6 +33,8 @@ pub struct Node {
     /// The address, without user and password.
     pub name: String,
     stream: RespStream,
+    /// So long it may take to answer.
+    limit: Duration,
     /// Why the connection is over: an answer that is still to come would be taken for that to a later command.
     broken: Option<NodeError>,
     health: Health,
@@ -63,15 +65,16 @@ pub struct Declared {
     pub forgot: Option<Duration>,
 }
 
-/// Connects to every node of a list, in its order.
+/// Connects to every node of a list, in its order. `limit` is for each connection and each answer.
 pub(crate) async fn connect(
     addresses: Vec<NodeAddress>,
     list_key: &[u8],
+    limit: Duration,
     environment: &Arc<dyn Environment>,
 ) -> Vec<(String, Result<Node, NodeError>)> {
     let connecting = addresses.into_iter().map(|address| {
         let (list_key, environment) = (list_key.to_vec(), Arc::clone(environment));
-        async move { (address.name.clone(), Node::connect(address, list_key, environment).await) }
+        async move { (address.name.clone(), Node::connect(address, list_key, limit, environment).await) }
     });
     let mut nodes = join_all(connecting).await;
     let mut servers: HashMap<String, String> = HashMap::new();
@@ -86,24 +89,25 @@ pub(crate) async fn connect(
 }
 
 /// Bounds what a node may take.
-async fn bounded<T>(asked: impl Future<Output = Result<T, NodeError>>) -> Result<T, NodeError> {
-    timeout(ANSWER_LIMIT, asked).await.unwrap_or(Err(NodeError::NoAnswer(ANSWER_LIMIT)))
+async fn bounded<T>(limit: Duration, asked: impl Future<Output = Result<T, NodeError>>) -> Result<T, NodeError> {
+    timeout(limit, asked).await.unwrap_or(Err(NodeError::NoAnswer(limit)))
 }
 
 impl Node {
     async fn connect(
         address: NodeAddress,
         list_key: Vec<u8>,
+        limit: Duration,
         environment: Arc<dyn Environment>,
     ) -> Result<Self, NodeError> {
         let is_open = AtomicBool::new(false);
         let greeted = greet(environment.as_ref(), &address, health::questions(&list_key), &is_open);
-        let greeted = timeout(ANSWER_LIMIT, greeted).await;
-        let late = |_| Err(not_in_time(&address, ANSWER_LIMIT, is_open.load(Ordering::Relaxed)));
+        let greeted = timeout(limit, greeted).await;
+        let late = |_| Err(not_in_time(&address, limit, is_open.load(Ordering::Relaxed)));
         let (mut stream, answers) = greeted.unwrap_or_else(late)?;
         stream.allow(Most::OF_REDIS);
         let health = health::judge(answers, address.info.redis_settings().db())?;
-        Ok(Self { name: address.name, stream, broken: None, health, list_key, environment })
+        Ok(Self { name: address.name, stream, limit, broken: None, health, list_key, environment })
     }
 
     /// Sends one command and waits for its answer.
@@ -115,7 +119,7 @@ impl Node {
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
-        let asked = bounded(self.stream.ask(std::slice::from_ref(command))).await;
+        let asked = bounded(self.limit, self.stream.ask(std::slice::from_ref(command))).await;
         let answers = asked.inspect_err(|error| self.broken = Some(error.clone()))?;
         said(answers.into_iter().next().unwrap_or(Value::Nil)).map_err(|error| node_error(&error))
     }
@@ -132,7 +136,7 @@ impl Node {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        let asked = bounded(self.stream.ask(commands)).await;
+        let asked = bounded(self.limit, self.stream.ask(commands)).await;
         asked.inspect_err(|error| self.broken = Some(error.clone()))
     }
 
@@ -190,7 +194,7 @@ impl Node {
             };
             let seen = seen.map(|(text, _)| text.as_str());
             let written = write(&mut self.stream, &self.list_key, seen, Some(&change), None);
-            (self.health.record, self.health.listed) = bounded(written).await?;
+            (self.health.record, self.health.listed) = bounded(self.limit, written).await?;
         }
         Err(NodeError::Connect("other clients write the record of this node all the time".to_owned()))
     }

@@ -96,3 +96,20 @@ fn a_watch_through_a_pipe_writes_an_object_in_each_line_until_the_pipe_closes() 
     drop(lines);
     assert_eq!(finish(child).code, Some(0));
 }
+
+/// The others are shown when the node timeout is over, two seconds by default.
+#[test]
+fn a_node_that_hangs_is_silent_after_the_node_timeout() {
+    let mut sandbox = Sandbox::new(3);
+    sandbox.cluster.pause(1);
+    for (options, limit) in [(&[][..], "2s"), (&["--node-timeout", "300ms"], "300ms")] {
+        let ended = sandbox.end(&[&["status", "--json"], options].concat());
+        let status = json(&ended);
+        assert_eq!((ended.code, states(&status)), (Some(0), vec!["voting", "silent", "voting"]), "{ended:?}");
+        assert_eq!(status["nodes"][1]["error"], format!("no answer within {limit}"), "{ended:?}");
+        let listed = sandbox.end(&[&["list"], options].concat());
+        assert!(listed.stderr.contains(&format!("no answer within {limit}\n")), "{listed:?}");
+        let findings = sandbox.end(&[&["doctor"], options].concat());
+        assert!(findings.stdout.contains(&format!("no answer within {limit}")), "{findings:?}");
+    }
+}

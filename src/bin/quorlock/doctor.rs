@@ -18,7 +18,7 @@ use crate::exit::{DOCTOR_CODES, Exit, Failure};
 use crate::messages::{self, Verbosity};
 use crate::nodes::keeps::Keeps;
 use crate::nodes::keys::{endless_lock, read};
-use crate::place::{Place, PlaceFlags};
+use crate::place::{Place, ReadFlags};
 use crate::status::reading::{self, Status};
 
 const ABOUT: &str = "\
@@ -33,7 +33,7 @@ setting that keeps every write and evicts nothing; are its clock, its limits and
 #[command(long_about = ABOUT, after_help = DOCTOR_CODES)]
 pub struct Flags {
     #[command(flatten)]
-    place: PlaceFlags,
+    place: ReadFlags,
 
     /// How the result is written. `nagios` is one line, with the exit codes of a monitoring plug-in.
     #[arg(long, value_enum, default_value_t = Format::Text)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quorlock::secrets::name_without_credentials;
 use quorlock::text::{Printable, printable_json};
-use quorlock::{DEFAULT_LEASE, ErrorKind, Holder, Inspection, NodeError, NodeState, NodeView, Verdict};
+use quorlock::{ErrorKind, Holder, Inspection, NodeError, NodeState, NodeView, Verdict};
 use serde_json::{Value, json};
 
 use crate::exit::{Exit, Failure, MEND};
@@ -22,12 +22,7 @@ const NO_OWNER: &str = "-";
 
 pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
     options.place.announce(options.verbosity);
-    let mut builder = options.place.builder();
-    if let Some(timeout) = options.node_timeout {
-        // Nothing is held, so the lease is only to be long enough.
-        builder = builder.lease(DEFAULT_LEASE.max(timeout.saturating_mul(2))).node_timeout(timeout);
-    }
-    let locks = builder.connect().await?;
+    let locks = options.place.builder().connect().await?;
     let seen = locks.inspect(options.name.as_bytes()).await?;
     messages::print(&match options.output.format {
         Format::Table => as_table(&seen, options.output.heads),

@@ -12,7 +12,7 @@ use self::reading::{Lock, Locks, read};
 use crate::exit::{Exit, Failure, LIST_CODES, MEND};
 use crate::messages::{self, Verbosity};
 use crate::output::{Format, Output, OutputFlags};
-use crate::place::{Place, PlaceFlags};
+use crate::place::{Place, ReadFlags};
 
 const ABOUT: &str = "\
 List the locks under the prefix that any node has, and the requests that wait for them.
@@ -28,7 +28,7 @@ Keys are searched on every node, which the Redis user needs the right `scan` for
 #[command(long_about = ABOUT, after_help = LIST_CODES)]
 pub struct Flags {
     #[command(flatten)]
-    place: PlaceFlags,
+    place: ReadFlags,
 
     /// Only locks whose holder's label contains this.
     #[arg(long, value_name = "TEXT")]

@@ -260,7 +260,6 @@ pub enum Patience {
 pub struct InspectOptions {
     pub name: OsString,
     pub place: Place,
-    pub node_timeout: Option<Duration>,
     pub output: Output<Format>,
     pub verbosity: Verbosity,
 }
@@ -378,9 +377,10 @@ impl InspectFlags {
     fn check(self) -> Result<InspectOptions, Failure> {
         check_name(&self.name)?;
         let verbosity = if self.quiet { Verbosity::Quiet } else { Verbosity::Normal };
-        let (place, node_timeout) = (self.place.check()?, self.node_timeout);
+        let mut place = self.place.check()?;
+        place.node_timeout = self.node_timeout;
         let output = self.output.check(Format::Json);
-        Ok(InspectOptions { name: self.name, place, node_timeout, output, verbosity })
+        Ok(InspectOptions { name: self.name, place, output, verbosity })
     }
 }
 

@@ -6,9 +6,10 @@ use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{self, Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
-use quorlock::{Builder, Quorlock};
+use quorlock::{Builder, DEFAULT_LEASE, Quorlock};
 
 use crate::child::Variables;
 use crate::exit::{Exit, Failure};
@@ -67,12 +68,32 @@ line or behind a space [env: QUORLOCK_NODES_FILE]
 QUORLOCK_NODES takes precedence over QUORLOCK_NODES_FILE. With `run`, COMMAND finds the name of the file in its \
 environment, and no URL.";
 
+/// The place of a command that only reads what the nodes have.
+#[derive(Args)]
+pub struct ReadFlags {
+    #[command(flatten)]
+    place: PlaceFlags,
+
+    /// How long to wait for the connection to a node, and for each of its answers. What the others have said is shown then. For
+    /// distant nodes, five round trips.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
+    node_timeout: Duration,
+}
+
+impl ReadFlags {
+    pub fn check(self) -> Result<Place, Failure> {
+        Ok(Place { node_timeout: Some(self.node_timeout), ..self.place.check()? })
+    }
+}
+
 /// Where the lock is. No `Debug`: the URLs may hold passwords.
 pub struct Place {
     nodes: Vec<String>,
     pub prefix: OsString,
     source: Source,
     tls: TlsFiles,
+    /// How long to wait for nodes, where that is not by the lease.
+    pub node_timeout: Option<Duration>,
 }
 
 enum Source {
@@ -107,7 +128,7 @@ impl PlaceFlags {
             );
             return Err(Failure::new(Exit::Usage, message));
         };
-        Ok(Place { nodes, prefix: self.prefix, source, tls: self.tls.check()? })
+        Ok(Place { nodes, prefix: self.prefix, source, tls: self.tls.check()?, node_timeout: None })
     }
 }
 
@@ -163,7 +184,12 @@ fn lines(text: &str) -> Vec<String> {
 
 impl Place {
     pub fn builder(&self) -> Builder {
-        self.tls.apply(Quorlock::builder().nodes(&self.nodes).prefix(self.prefix.as_bytes()))
+        let builder = self.tls.apply(Quorlock::builder().nodes(&self.nodes).prefix(self.prefix.as_bytes()));
+        match self.node_timeout {
+            // Nothing is held, so the lease is only to be long enough.
+            Some(timeout) => builder.lease(DEFAULT_LEASE.max(timeout.saturating_mul(2))).node_timeout(timeout),
+            None => builder,
+        }
     }
 
     pub fn prefix_bytes(&self) -> &[u8] {
@@ -276,7 +302,7 @@ mod tests {
             key: Some("/k".into()),
             name: None,
         };
-        let place = Place { nodes: Vec::new(), prefix: OsString::new(), source: Source::Urls, tls };
+        let place = Place { nodes: Vec::new(), prefix: OsString::new(), source: Source::Urls, tls, node_timeout: None };
         for (url, name, expected) in [
             ("redis://me:secret@h:1", "h:1", "redis-cli -u redis://h:1"),
             (

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use quorlock::secrets::name_without_credentials;
 use quorlock::text::{Printable, printable_json};
-use quorlock::{Answer, DEFAULT_LEASE, Holder, Quorlock, RevokeError, Revoked, Token};
+use quorlock::{Answer, Holder, Quorlock, RevokeError, Revoked, Token};
 use serde_json::json;
 
 use crate::exit::{Exit, Failure, RELEASE_CODES};
@@ -67,15 +67,16 @@ pub struct Options {
     token: Option<Token>,
     yes: bool,
     place: Place,
-    node_timeout: Option<Duration>,
     json: bool,
 }
 
 impl Flags {
     pub fn check(self) -> Result<Options, Failure> {
         check_name(&self.name)?;
-        let Self { name, token, yes, node_timeout, json, .. } = self;
-        Ok(Options { name, token, yes, place: self.place.check()?, node_timeout, json })
+        let Self { name, token, yes, json, .. } = self;
+        let mut place = self.place.check()?;
+        place.node_timeout = self.node_timeout;
+        Ok(Options { name, token, yes, place, json })
     }
 }
 
@@ -85,11 +86,7 @@ pub async fn release(options: &Options) -> Result<u8, Failure> {
         return Err(Failure::new(Exit::Usage, message));
     }
     options.place.announce(Verbosity::Normal);
-    let mut builder = options.place.builder();
-    if let Some(timeout) = options.node_timeout {
-        builder = builder.lease(DEFAULT_LEASE.max(timeout.saturating_mul(2))).node_timeout(timeout);
-    }
-    let locks = builder.connect().await?;
+    let locks = options.place.builder().connect().await?;
     let mut token = options.token;
     if !options.yes {
         // What was shown is what is revoked, also when another owner has it by the time of the answer.

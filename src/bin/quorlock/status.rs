@@ -14,7 +14,7 @@ use self::reading::{Status, read};
 use crate::exit::{Exit, Failure, MEND, STATUS_CODES};
 use crate::messages::{self, Verbosity};
 use crate::output::{Output, OutputFlags};
-use crate::place::{Place, PlaceFlags};
+use crate::place::{Place, ReadFlags};
 
 const ABOUT: &str = "\
 Show each node, whether it has a vote, and whether the nodes that have one are a quorum.
@@ -28,7 +28,7 @@ much the node's clock is ahead of this machine's (+) or behind it (-). LOCKS is 
 #[command(long_about = ABOUT, after_help = STATUS_CODES)]
 pub struct Flags {
     #[command(flatten)]
-    place: PlaceFlags,
+    place: ReadFlags,
 
     #[command(flatten)]
     output: OutputFlags<Format>,

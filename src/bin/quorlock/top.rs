@@ -17,7 +17,7 @@ use self::picture::Picture;
 use crate::end::End;
 use crate::exit::{Exit, Failure, TOP_CODES};
 use crate::messages::{self, Verbosity};
-use crate::place::{Place, PlaceFlags};
+use crate::place::{Place, ReadFlags};
 use crate::status::verdict;
 
 const ABOUT: &str = "\
@@ -36,7 +36,7 @@ Here -n is the number of repetitions, as in other programs of this name: the nod
 #[command(long_about = ABOUT, after_help = TOP_CODES, mut_arg("nodes", |nodes| nodes.short(None)))]
 pub struct Flags {
     #[command(flatten)]
-    place: PlaceFlags,
+    place: ReadFlags,
 
     /// The pause between two readings, as in `2s`.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
