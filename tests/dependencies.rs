@@ -1,21 +1,9 @@
-//! Checks of the dependencies from the lock file, without the network: licences, sources, the oldest compiler.
+//! Checks of the dependencies from the lock file, without the network: the oldest compiler, and what the library alone needs. Licences and
+//! sources are checked by `cargo deny` (deny.toml).
 
 use std::process::Command;
 
 use serde_json::Value;
-
-/// Each licence expression must be satisfied by these.
-const LICENCES: [&str; 9] = [
-    "MIT",
-    "Apache-2.0",
-    "Apache-2.0 WITH LLVM-exception",
-    "BSD-2-Clause",
-    "BSD-3-Clause",
-    "BSL-1.0",
-    "ISC",
-    "Unicode-3.0",
-    "Zlib",
-];
 
 /// Returns all packages that are built on this platform, with all features and tests.
 fn packages() -> Vec<Value> {
@@ -45,38 +33,6 @@ fn packages() -> Vec<Value> {
     packages
 }
 
-/// `A OR B`, `A AND B`, `A/B`, with parentheses around an alternative at most.
-fn is_allowed(expression: &str) -> bool {
-    let expression = expression.replace('/', " OR ");
-    expression.split(" AND ").all(|part| {
-        let part = part.trim_matches(|c| "() ".contains(c));
-        part.split(" OR ").any(|licence| LICENCES.contains(&licence.trim()))
-    })
-}
-
-#[test]
-fn licences_of_dependencies_are_compatible() {
-    assert!(is_allowed("(MIT OR GPL-3.0) AND Unicode-3.0"));
-    assert!(!is_allowed("MIT AND GPL-3.0") && !is_allowed("GPL-3.0") && !is_allowed(""));
-    for package in packages() {
-        let licence = package["license"].as_str().unwrap_or_default();
-        assert!(is_allowed(licence), "{} is licensed under {licence:?}", package["name"]);
-    }
-}
-
-#[test]
-fn all_dependencies_come_from_the_registry() {
-    for package in packages() {
-        let source = package["source"].as_str();
-        let is_own = package["manifest_path"].as_str().is_some_and(|path| path.starts_with(env!("CARGO_MANIFEST_DIR")));
-        assert!(
-            is_own || source.is_some_and(|source| source.starts_with("registry+")),
-            "{}: {source:?}",
-            package["name"]
-        );
-    }
-}
-
 #[test]
 fn no_dependency_needs_a_newer_compiler() {
     let version = |text: &str| -> Vec<u32> { text.split('.').map(|part| part.parse().expect("a number")).collect() };
@@ -85,5 +41,30 @@ fn no_dependency_needs_a_newer_compiler() {
         if let Some(needed) = package["rust_version"].as_str() {
             assert!(version(needed)[..2] <= promised[..2], "{} needs Rust {needed}", package["name"]);
         }
+    }
+}
+
+/// Returns the crates that a program gets with the library, for these arguments of `cargo tree`.
+fn crates_of_the_library(features: &[&str]) -> Vec<String> {
+    let tree =
+        ["tree", "-p", "quorlock", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--locked", "--offline"];
+    let output = Command::new(env!("CARGO")).args(tree).args(features).output().expect("cargo tree");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let names = String::from_utf8(output.stdout).expect("text");
+    names.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+/// Neither TLS, nor what the command needs, nor a logger.
+#[test]
+fn the_library_alone_needs_nothing_of_its_features() {
+    let of_features = ["clap", "nix", "serde_json", "ratatui", "rustls", "ring", "log", "serde", "metrics"];
+    let features = crates_of_the_library(&["--all-features"]);
+    let alone = crates_of_the_library(&[]);
+    for name in of_features {
+        assert!(features.iter().any(|found| found == name), "no feature needs {name} any more: it proves nothing here");
+        assert!(!alone.iter().any(|found| found == name), "the library alone needs {name}");
+    }
+    for name in ["tracing-subscriber", "env_logger", "openssl-sys"] {
+        assert!(!features.iter().any(|found| found == name), "the library needs {name}");
     }
 }
