@@ -24,8 +24,11 @@ install_peers() { # sets QUORLOCK_PEERS for the test
   cp -- "$from/package.json" "$PEERS"
   timeout "$INSTALL_LIMIT" npm install --prefix "$PEERS" --loglevel error --no-audit --no-fund --ignore-scripts >&2 ||
     die 69 "npm could not install the packages of $from/package.json (see above)"
-  python3 -m venv "$PEERS/python" >&2 && timeout "$INSTALL_LIMIT" "$PEERS/python/bin/python" -m pip install \
-    --quiet --disable-pip-version-check --requirement "$from/requirements.txt" >&2 ||
+  {
+    python3 -m venv "$PEERS/python" &&
+      timeout "$INSTALL_LIMIT" "$PEERS/python/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --requirement "$from/requirements.txt"
+  } >&2 ||
     die 69 "pip could not install the packages of $from/requirements.txt (see above)"
   export QUORLOCK_PEERS=$PEERS
 }

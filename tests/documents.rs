@@ -105,6 +105,24 @@ fn the_dashboard_has_the_metrics_of_the_operations() {
     assert_eq!(shown, documented);
 }
 
+/// docs/migration.md names the versions of other clients that `cluster/test --peers` installs, and the one in Cargo.lock.
+#[test]
+fn the_guide_names_the_versions_of_other_clients_that_are_tested() {
+    let guide = text("docs/migration.md");
+    let packages: serde_json::Value = serde_json::from_str(&text("lab/tests/coexistence/package.json")).expect("JSON");
+    let npm = packages["dependencies"].as_object().expect("packages").values();
+    let npm = npm.map(|version| version.as_str().expect("a version").rsplit('@').next().expect("a word").to_owned());
+    let requirements = text("lab/tests/coexistence/requirements.txt");
+    let python = requirements.lines().map(|line| line.split_once("==").expect("NAME==VERSION").1.to_owned());
+    let lock = text("Cargo.lock");
+    let rslock = lock.split_once("name = \"rslock\"\nversion = \"").expect("the package").1;
+    let rslock = rslock.split('"').next().expect("a word").to_owned();
+    let versions: Vec<String> = npm.chain(python).chain([rslock]).collect();
+    assert_eq!(versions.len(), 6);
+    let missing: Vec<&String> = versions.iter().filter(|version| !guide.contains(*version)).collect();
+    assert!(missing.is_empty(), "docs/migration.md is about other versions than {missing:?}");
+}
+
 #[test]
 fn each_variable_in_the_files_to_deploy_exists() {
     let mut sources = Vec::new();

@@ -333,6 +333,38 @@ fn interrupted_demo_leaves_nothing() {
     }
 }
 
+/// `cluster/test --peers` installs nothing where a program is missing.
+#[test]
+fn missing_programs_for_the_other_lock_clients_are_named() {
+    let place = Place::new();
+    let tools = place.root.join("tools");
+    fs::create_dir(&tools).expect("a folder");
+    let path = std::env::var_os("PATH").expect("PATH");
+    for name in ["env", "bash", "realpath", "dirname", "basename"] {
+        let file = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.exists());
+        symlink(file.expect("it is in every system"), tools.join(name)).expect("a link");
+    }
+    let tool = |name: &str, code: i32| {
+        replace(&tools.join(name), &format!("#!/bin/sh\nexit {code}\n"));
+        fs::set_permissions(tools.join(name), Permissions::from_mode(0o755)).expect("a program");
+    };
+    let missing = |words: &str| {
+        let mut command = place.command("test", &["--peers"]);
+        command.env("PATH", &tools);
+        let outcome = finish(place.call(command));
+        assert_eq!(outcome.code, 69, "{words}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
+    };
+    ["cargo", "redis-server", "redis-cli"].map(|name| tool(name, 0));
+    missing("node is not on PATH. Install it (Debian, Ubuntu: apt-get install nodejs npm)");
+    tool("node", 0);
+    missing("npm is not on PATH");
+    tool("npm", 0);
+    tool("python3", 1);
+    missing("apt-get install python3-venv");
+    assert_eq!(entries(&place.root), [tools]);
+}
+
 #[test]
 fn wrong_use_is_refused_and_leaves_nothing() {
     let place = Place::new();

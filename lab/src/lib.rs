@@ -10,3 +10,7 @@ pub mod chaos;
 pub mod exit;
 pub mod messages;
 pub mod proxy;
+
+#[cfg(doctest)] // Here, as one of its examples needs rslock.
+#[doc = include_str!("../../docs/migration.md")]
+mod migration {}

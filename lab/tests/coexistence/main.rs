@@ -226,6 +226,19 @@ async fn redlock_py_and_quorlock_exclude_each_other() {
     exclude_each_other(3, Peer::redlock_py, false).await;
 }
 
+/// Where a node is down, redlock-py fails although a majority has granted, and its keys stay.
+#[tokio::test]
+#[ignore = "cluster/test --peers installs redlock-py and runs this"]
+async fn redlock_py_that_fails_for_one_node_keeps_quorlock_out() {
+    let mut cluster = Cluster::start(3);
+    let locks = bare(&cluster).await;
+    let mut peer = Peer::redlock_py(&cluster.urls());
+    cluster.kill(2);
+    assert!(!peer.try_acquire("job", LONG).await);
+    let error = locks.lock("job").try_acquire().await.expect_err("two of three nodes have its keys");
+    assert!(is_foreign(&error), "{error}");
+}
+
 #[tokio::test]
 #[ignore = "cluster/test --peers installs redis-py and runs this"]
 async fn redis_py_lock_and_quorlock_on_one_node_exclude_each_other() {

@@ -70,7 +70,7 @@ def main():
         try:
             done = getattr(worker, "do_" + verb)(name, int(ttl[0]) if ttl else 0)
             print("yes" if done else "no", flush=True)
-        except redis.RedisError as error:
+        except (redis.RedisError, redlock.MultipleRedlockException) as error:
             print(f"no: {type(error).__name__}: {error}", flush=True)
 
 
