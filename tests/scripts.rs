@@ -355,7 +355,9 @@ fn missing_programs_for_the_other_lock_clients_are_named() {
         assert_eq!(outcome.code, 69, "{words}: {}", outcome.stderr);
         assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
     };
-    ["cargo", "redis-server", "redis-cli"].map(|name| tool(name, 0));
+    for name in ["cargo", "redis-server", "redis-cli"] {
+        tool(name, 0);
+    }
     missing("node is not on PATH. Install it (Debian, Ubuntu: apt-get install nodejs npm)");
     tool("node", 0);
     missing("npm is not on PATH");

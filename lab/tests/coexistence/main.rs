@@ -50,12 +50,11 @@ fn are_ours(values: &Values) -> bool {
     values.iter().all(|value| value.as_ref().is_some_and(|value| value.starts_with(b"ql1 ")))
 }
 
-/// Puts the key of a client that looks at single nodes.
+/// Puts the key of another client on one node, in place of what is there.
 fn put(cluster: &Cluster, node: usize, name: &str) {
     let mut set = redis::cmd("SET");
-    set.arg(name).arg("of one node").arg("NX").arg("PX").arg(60_000);
-    let answer: Option<String> = set.query(&mut cluster.redis(node)).expect("a node that is up");
-    assert_eq!(answer.as_deref(), Some("OK"));
+    set.arg(name).arg("foreign").arg("PX").arg(60_000);
+    set.exec(&mut cluster.redis(node)).expect("a node that is up");
 }
 
 fn is_foreign(error: &AcquireError) -> bool {
@@ -131,10 +130,11 @@ impl Pair {
         let guard = short.lock(name).wait(LIMIT).acquire().await.expect("free");
         eventually(LIMIT, "the lease is over", || self.cluster.count_keys(name) == 0).await;
         let held = self.grant_peer(name).await;
-        let error = short.lock(name).owner(guard.owner()).acquire().await.expect_err("lost");
-        assert!(error.is_lost(), "{error}");
+        let owner = guard.owner().clone();
         let error = guard.release().await.expect_err("lost");
         assert!(error.is_lost(), "{error}");
+        let error = short.lock(name).owner(&owner).try_acquire().await.expect_err("held by the peer");
+        assert!(is_foreign(&error), "{error}");
         short.flush().await;
         assert_eq!(values(&self.cluster, name), held, "quorlock changed the peer's keys");
         self.peer.release(name).await;
@@ -261,7 +261,8 @@ async fn redis_py_lock_on_one_of_three_nodes_is_no_lock_for_quorlock() {
     assert_eq!(values(&cluster, "job"), held);
 }
 
-/// A client without a quorum has a key on one node. quorlock neither counts on that node nor repairs its own lock there.
+/// A client without a quorum has a key on one node. quorlock does not count on that node, repairs no lock of its own there, and
+/// removes nothing.
 #[tokio::test]
 async fn key_of_another_client_on_one_node_is_neither_counted_nor_replaced() {
     let cluster = Cluster::start(3);
@@ -271,20 +272,22 @@ async fn key_of_another_client_on_one_node_is_neither_counted_nor_replaced() {
     locks.flush().await;
     assert_eq!(guard.margin(), 0);
 
-    let later = locks.lock("after").acquire().await.expect("free");
+    let extended = locks.lock("extended").acquire().await.expect("free");
+    let released = locks.lock("released").acquire().await.expect("free");
     locks.flush().await;
-    let deleted: u32 = redis::cmd("DEL").arg("after").query(&mut cluster.redis(0)).expect("a node that is up");
-    assert_eq!((later.margin(), deleted), (1, 1));
-    put(&cluster, 0, "after");
-    later.extend().await.expect("two of three nodes");
+    assert_eq!((extended.margin(), released.margin()), (1, 1));
+    put(&cluster, 0, "released");
+    released.release().await.expect("a majority");
+    put(&cluster, 0, "extended");
+    extended.extend().await.expect("two of three nodes");
     locks.flush().await;
-    assert_eq!(later.margin(), 0);
+    assert_eq!(extended.margin(), 0);
 
     guard.release().await.expect("a majority");
-    later.release().await.expect("a majority");
+    extended.release().await.expect("a majority");
     locks.flush().await;
-    for name in ["before", "after"] {
-        assert_eq!(values(&cluster, name), [Some(b"of one node".to_vec()), None, None], "{name}");
+    for name in ["before", "extended", "released"] {
+        assert_eq!(values(&cluster, name), [Some(b"foreign".to_vec()), None, None], "{name}");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::program::Program;
 /// Another lock client. It keeps the last lock of each name, also after its release.
 pub enum Peer {
     Rslock { locks: LockManager, held: HashMap<String, Lock> },
-    Program(Program),
+    Program(Box<Program>),
 }
 
 /// How to start a client of the nodes with these URLs.
@@ -22,19 +22,19 @@ impl Peer {
     }
 
     pub fn redlock_4(urls: &[String]) -> Self {
-        Self::Program(Program::node("redlock-4", urls))
+        Self::Program(Box::new(Program::node("redlock-4", urls)))
     }
 
     pub fn redlock_5(urls: &[String]) -> Self {
-        Self::Program(Program::node("redlock-5", urls))
+        Self::Program(Box::new(Program::node("redlock-5", urls)))
     }
 
     pub fn redlock_py(urls: &[String]) -> Self {
-        Self::Program(Program::python("redlock", urls))
+        Self::Program(Box::new(Program::python("redlock", urls)))
     }
 
     pub fn redis_py_lock(urls: &[String]) -> Self {
-        Self::Program(Program::python("redis", urls))
+        Self::Program(Box::new(Program::python("redis", urls)))
     }
 
     /// Tries once, and returns whether the lock was granted.
