@@ -312,7 +312,8 @@ async fn nodes_that_forget_a_peers_lock_need_its_ttl_as_longest_lease() {
             guard.release().await.expect("a majority");
         } else {
             let error = request.wait(3 * SECOND).acquire().await.expect_err("two nodes are in quarantine");
-            assert_eq!(error.kind(), ErrorKind::NoQuorum, "{error}");
+            // The third node still has the peer's key, so the error names the one or the other.
+            assert!(matches!(error.kind(), ErrorKind::NoQuorum | ErrorKind::Held), "{error}");
             assert!(Peer::rslock(&cluster.urls()).try_acquire("job", LONG).await, "it knows no quarantine");
         }
     }
