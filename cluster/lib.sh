@@ -15,7 +15,7 @@
 
 unset CDPATH
 ROOT=$(realpath -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")/..")
-DIR=$(realpath -m -- "${QUORLOCK_CLUSTER_DIR:-$ROOT/target/cluster}")
+DIR=$(realpath -m -- "${QUORLOCK_CLUSTER_DIR:-$ROOT/target/cluster}") DIR_VARIABLE=QUORLOCK_CLUSTER_DIR
 ME=cluster/$(basename -- "$(realpath -- "$0")")
 
 # stdout has only what another program reads: the table of cluster/status, URLs, and the line of cluster/up for eval.
@@ -137,7 +137,7 @@ is_cluster() { [[ -e $DIR/size ]]; }
 # Another user could name processes of ours, or files of ours behind links, in the files there.
 own_folder() { # [FILE DESCRIPTOR OF $DIR]
   local folder=${1-$DIR} mode
-  [[ -O $folder ]] || die 69 "$DIR belongs to another user. Set QUORLOCK_CLUSTER_DIR to a folder of your own"
+  [[ -O $folder ]] || die 69 "$DIR belongs to another user. Set $DIR_VARIABLE to a folder of your own"
   mode=$(stat -Lc %a -- "$folder")
   ((!(8#$mode & 022))) || die 69 "other users can write to $DIR. Take that right from them: chmod go-w $DIR"
 }
@@ -185,7 +185,7 @@ lock_folder() {
   local tries
   need_flock
   if ! { exec 9<"$DIR"; } 2>/dev/null; then
-    [[ ! -d $DIR ]] || die 69 "cannot read the folder $DIR. Set QUORLOCK_CLUSTER_DIR to one of your own"
+    [[ ! -d $DIR ]] || die 69 "cannot read the folder $DIR. Set $DIR_VARIABLE to one of your own"
     return 1
   fi
   own_folder /proc/self/fd/9
