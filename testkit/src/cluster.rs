@@ -85,18 +85,23 @@ impl Setup {
         self.launch(tempfile::tempdir().expect("a temporary folder"), Vec::new(), &[])
     }
 
-    /// Starts the servers with clocks that can be set. Returns `None`, and writes the reason to standard error, where there
-    /// is no C compiler to build the clock library.
+    /// Starts the servers with clocks that can be set. Returns `None`, and prints the reason, where there is no C compiler to
+    /// build the clock library, or where the server program loads no library.
     pub fn with_clocks(self) -> Option<Cluster> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         if let Err(error) = Shim::build(dir.path()) {
-            eprintln!("not run: node clocks cannot be set on this machine, for want of a C compiler `cc`: {error}");
+            println!("skipped: node clocks cannot be set on this machine, for want of a C compiler `cc`: {error}");
             return None;
         }
         let clock = |node| Clock::new(dir.path().join(format!("clock-{node}"))).expect("a file");
         let clocks: Vec<Clock> = (0..self.nodes).map(clock).collect();
         let environments: Vec<_> = clocks.iter().map(Clock::environment).collect();
-        Some(self.launch(dir, clocks, &environments))
+        let cluster = self.launch(dir, clocks, &environments);
+        if !cluster.nodes.iter().all(Server::loads_libraries) {
+            println!("skipped: this server is linked statically, so its clock cannot be set");
+            return None;
+        }
+        Some(cluster)
     }
 
     fn launch(self, dir: tempfile::TempDir, clocks: Vec<Clock>, environments: &[Vec<(String, String)>]) -> Cluster {

@@ -123,6 +123,9 @@ mod memory;
 #[doc(hidden)]
 #[allow(clippy::pedantic, reason = "it computes as the scripts do, in doubles")]
 pub mod node;
+#[cfg(feature = "servers")]
+#[doc(hidden)]
+pub mod program;
 #[cfg(feature = "internal")]
 #[doc(hidden)]
 pub mod proxy;

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The variable with the server program, when it is not `redis-server`.
-const PROGRAM_VARIABLE: &str = "QUORLOCK_TEST_SERVER";
+use crate::program;
 
 /// How many ports a start tries: another process may take a free port first.
 const PORTS_TRIED: usize = 20;
@@ -153,6 +152,12 @@ impl Server {
         self.process.as_ref().map(Child::id)
     }
 
+    /// Returns whether its process has loaded libraries: not if it is linked statically, and then it loads no clock either.
+    pub(crate) fn loads_libraries(&self) -> bool {
+        let maps = self.pid().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/maps")).ok());
+        maps.is_none_or(|maps| maps.contains(".so"))
+    }
+
     /// Returns whether it is paused.
     pub fn is_paused(&self) -> bool {
         self.paused
@@ -263,9 +268,7 @@ impl Server {
 
     /// `false` when the port was taken in between. `once` are options that a later start does not repeat.
     fn try_launch(&mut self, once: &[String]) -> io::Result<bool> {
-        let program = std::env::var(PROGRAM_VARIABLE).unwrap_or_else(|_| "redis-server".to_owned());
-        // The server starts in its own folder, so a relative path must be made absolute.
-        let program = if program.contains('/') { std::path::absolute(program)? } else { program.into() };
+        let program = program::program()?;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut child = Command::new(&program)
             .current_dir(&self.dir)

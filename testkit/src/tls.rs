@@ -6,6 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
+use crate::program::serves_tls;
 use crate::server::free_port;
 
 /// A certificate authority. All have the same name.
@@ -46,7 +47,11 @@ pub struct TlsServer {
 
 impl TlsServer {
     /// Starts a server with a certificate for `name`. With `asks` every client needs a certificate of the same authority.
-    pub fn start(authority: &Authority, name: &str, asks: bool) -> Self {
+    /// Returns `None`, and prints the reason, where the server program has no TLS.
+    pub fn start(authority: &Authority, name: &str, asks: bool) -> Option<Self> {
+        if !serves_tls() {
+            return None;
+        }
         let folder = tempfile::tempdir().expect("a folder");
         install(&folder, authority, name);
         let file = |name| path(&folder, name);
@@ -61,7 +66,7 @@ impl TlsServer {
             ["--appendfsync", "always"],
         ];
         let cluster = Cluster::with_options(1, &options.concat());
-        Self { folder, cluster, url: format!("rediss://localhost:{port}") }
+        Some(Self { folder, cluster, url: format!("rediss://localhost:{port}") })
     }
 
     /// Returns the path of a file in its folder. `ca.pem` is the certificate of its authority.

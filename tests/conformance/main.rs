@@ -14,6 +14,7 @@ use quorlock_testkit::node::resp::Reply;
 use quorlock_testkit::node::revocations::{ABSENT, REVOKED};
 use quorlock_testkit::node::rules::Rules;
 use quorlock_testkit::node::{Node, SCRIPTS, Script, script_args};
+use quorlock_testkit::program::run_on_others;
 use quorlock_testkit::rng::Rng;
 
 use pair::{FIRST_RECORD, NAMES, Pair, TTL_TOLERANCE_MS, ballot_key, lock_key, masked, queue_key};
@@ -120,6 +121,11 @@ fn node_and_server_agree() {
     if let Err(why) = agree(seed, Rules::default()) {
         panic!("CONFORMANCE_SEED={seed}: {why}");
     }
+}
+
+#[test]
+fn node_and_other_servers_agree() {
+    run_on_others(&["node_and_server_agree", "scenarios::"]);
 }
 
 /// Each rule that the simulation can leave out causes a difference that this test detects.

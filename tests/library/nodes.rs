@@ -347,6 +347,9 @@ async fn a_dropped_client_releases_all_its_leases() {
 #[cfg(feature = "tls")]
 #[tokio::test]
 async fn tls_verifies_certificates_unless_insecure() {
+    if !quorlock_testkit::program::serves_tls() {
+        return;
+    }
     let dir = tempfile::tempdir().expect("a folder");
     let file = |name: &str| dir.path().join(name).to_str().expect("a plain path").to_owned();
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");

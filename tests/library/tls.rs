@@ -40,7 +40,7 @@ async fn says(locks: &Quorlock, words: &str) {
 #[tokio::test]
 async fn a_private_authority_is_trusted_instead_of_the_installed_ones() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let server = TlsServer::start(&authority, "localhost", false);
+    let Some(server) = TlsServer::start(&authority, "localhost", false) else { return };
     let file = server.file("ca.pem");
     is_accepted(&server, Tls::new().ca_file(&file)).await;
     is_accepted(&server, Tls::new().ca_pem(authority.pem())).await;
@@ -55,7 +55,7 @@ async fn a_private_authority_is_trusted_instead_of_the_installed_ones() {
 #[tokio::test]
 async fn a_configuration_of_the_program_is_used_as_it_is() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, "localhost", false);
+    let Some(server) = TlsServer::start(&authority, "localhost", false) else { return };
     let config = |authority: &Authority| {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("PEM")).expect("a certificate");
@@ -68,7 +68,7 @@ async fn a_configuration_of_the_program_is_used_as_it_is() {
 #[tokio::test]
 async fn a_client_certificate_is_shown_to_a_node_that_asks() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, "localhost", true);
+    let Some(server) = TlsServer::start(&authority, "localhost", true) else { return };
     let trusting = || Tls::new().ca_file(server.file("ca.pem"));
     let (certificate, key) = authority.issue("client");
     is_accepted(&server, trusting().identity_pem(certificate.clone(), key.clone())).await;
@@ -82,7 +82,7 @@ async fn a_client_certificate_is_shown_to_a_node_that_asks() {
 #[tokio::test]
 async fn a_client_certificate_is_shown_to_a_node_that_is_not_verified() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, "localhost", true);
+    let Some(server) = TlsServer::start(&authority, "localhost", true) else { return };
     let (certificate, key) = authority.issue("client");
     let tls = Tls::new().identity_pem(certificate, key);
     let builder = Quorlock::builder().nodes([format!("{}/#insecure", server.url)]).tls(tls);
@@ -92,7 +92,7 @@ async fn a_client_certificate_is_shown_to_a_node_that_is_not_verified() {
 #[tokio::test]
 async fn the_server_name_is_asked_for_and_verified() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, "redis.internal", false);
+    let Some(server) = TlsServer::start(&authority, "redis.internal", false) else { return };
     let trusting = || Tls::new().ca_pem(authority.pem());
     is_accepted(&server, trusting().server_name("redis.internal")).await;
     is_refused(&server, trusting(), "its certificate is not for the name localhost").await;
@@ -103,7 +103,7 @@ async fn the_server_name_is_asked_for_and_verified() {
 #[tokio::test]
 async fn a_changed_file_is_used_by_the_next_connection() {
     let old = Authority::new();
-    let mut server = TlsServer::start(&old, "localhost", false);
+    let Some(mut server) = TlsServer::start(&old, "localhost", false) else { return };
     let trusted = server.write("trusted.pem", &old.pem());
     let locks = client(&server, Tls::new().ca_file(&trusted)).await;
     works(&locks).await.expect("a free lock");
