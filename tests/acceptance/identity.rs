@@ -50,7 +50,7 @@ async fn acc_07_the_same_process_number_in_two_namespaces_is_two_owners() {
     let urls = cluster.urls().join(",");
     let own_namespace = ["-U", "-r", "-p", "-f"];
     if !Command::new("unshare").args(own_namespace).arg("true").status().is_ok_and(|status| status.success()) {
-        eprintln!("not run: this machine gives no user and pid namespaces (unshare -Urpf)");
+        println!("skipped: this machine gives no user and pid namespaces (unshare -Urpf)");
         return;
     }
     let mut holder =
