@@ -125,13 +125,13 @@ pub fn run_on_others(names: &[&str]) {
     let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/servers"));
     let version = program().and_then(|program| Command::new(program).arg("--version").output());
     let installed = version.ok().and_then(|output| Kind::of_version(&String::from_utf8_lossy(&output.stdout)));
-    for Build { program, kind } in chosen(fetched(&folder), installed.as_ref()) {
+    for Build { program, .. } in chosen(fetched(&folder), installed.as_ref()) {
         let mut tests = Command::new(std::env::current_exe().expect("a test program"));
         let ended = tests.args(names).env(PROGRAM_VARIABLE, &program).stdin(Stdio::null()).output().expect("its tests");
         let (out, error) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-        assert!(ended.status.success(), "with {kind:?}, {}:\n{out}\n{error}", program.display());
+        assert!(ended.status.success(), "with {}:\n{out}\n{error}", program.display());
         assert!(!out.contains("running 0 tests"), "no test has one of these words: {names:?}");
-        println!("{kind:?}:\n{out}");
+        println!("with {}:\n{out}", program.display());
     }
 }
 

@@ -25,6 +25,14 @@ mod silence;
 mod waiting;
 mod workers;
 
+/// Rows about what servers may do differently: calls of waiters, the script cache, databases, types of keys, replicas.
+#[test]
+fn some_rows_hold_on_other_servers() {
+    let _alone = quorlock_testkit::Cluster::quiet(1); // Other tests of this process measure time.
+    let rows = ["acc_17", "acc_26", "acc_27", "acc_32", "acc_33", "acc_36_a_former_replica"];
+    quorlock_testkit::program::run_on_others(&rows);
+}
+
 /// Not a test: the entry point of worker processes.
 #[tokio::test]
 async fn worker_process() {
