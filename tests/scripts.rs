@@ -125,7 +125,7 @@ impl Place {
         let (signal, code) = SIGNALS[round as usize % SIGNALS.len()];
         let call = self.spawn(verb, args);
         sleep(after);
-        let group = if round.is_multiple_of(2) { "-" } else { "" };
+        let group = if round.is_multiple_of(2) || signal == "INT" { "-" } else { "" }; // See interrupted_demo_leaves_nothing.
         kill(signal, &format!("{group}{}", call.child.id()));
         let outcome = finish(call);
         let words = format!("{verb}, SIG{signal} to {group}PID after {after:?}");
