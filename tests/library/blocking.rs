@@ -228,7 +228,8 @@ fn a_call_that_would_wait_for_the_thread_that_makes_it_panics() {
     let mut cluster = Cluster::start(3);
     let (sender, ended) = mpsc::channel();
     let caller = Arc::new(Caller(Mutex::new((sender, None))));
-    let builder = cluster.builder().lease(60 * SECOND).observer(Arc::clone(&caller) as Arc<dyn Observer>);
+    let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
+    let builder = builder.observer(Arc::clone(&caller) as Arc<dyn Observer>);
     let locks = builder.connect_blocking().expect("settings that work");
     locks.flush();
     caller.0.lock().expect("no panic").1 = Some(locks.clone());
