@@ -251,10 +251,7 @@ impl Core {
     pub(crate) fn unanswered(&self, node: usize, waited: Duration, polls: u64) -> NodeError {
         match self.no_answer(waited, polls) {
             late @ NodeError::Client(_) => late,
-            late => match self.nodes[node].trouble(self.now()) {
-                None | Some(NodeError::Quarantined { .. }) => late,
-                Some(trouble) => trouble,
-            },
+            late => self.nodes[node].absence(self.now()).unwrap_or(late),
         }
     }
 

@@ -207,6 +207,8 @@ impl Refusal {
             "NOAUTH" => Self::NoPassword,
             "ERR" if detail.contains("without any password configured") => Self::NeedlessPassword,
             "NOPERM" => Self::Forbidden,
+            // Redis 7.0 says so of a command within a script.
+            "ERR" if detail.starts_with("The user executing the script can't ") => Self::Forbidden,
             "OOM" => Self::Full,
             "LOADING" => Self::Loading,
             "BUSY" => Self::Busy,
@@ -310,6 +312,7 @@ mod tests {
         for (error, kind, is_retryable) in [
             (redis("WRONGPASS", "no"), ErrorKind::NoQuorum, false),
             (redis("NOPERM", "no"), ErrorKind::NoQuorum, false),
+            (redis("ERR", "The user executing the script can't run this command"), ErrorKind::NoQuorum, false),
             (redis("OOM", "full"), ErrorKind::NoQuorum, true),
             (NodeError::Quarantined { left: Duration::ZERO }, ErrorKind::NoQuorum, true),
             (NodeError::Replica, ErrorKind::Misconfigured, false),

@@ -60,6 +60,8 @@ pub(super) struct Inflight {
     pub(super) is_stale: bool,
     /// An answer is overdue: nothing new is sent but releases.
     pub(super) silent: bool,
+    /// Its node counts as one that refuses holds.
+    pub(super) refuses_holds: bool,
     /// How many scripts are being loaded.
     loading: usize,
     /// Why the node did not take a script, and when it said so.
@@ -102,6 +104,7 @@ impl Inflight {
             conflicts,
             is_stale: false,
             silent: false,
+            refuses_holds: false,
             loading: 0,
             refused: None,
             gathers: false,

@@ -95,6 +95,11 @@ impl Node {
         self.condition.trouble(now)
     }
 
+    /// Returns why it does not answer now: there is no connection, or it is silent.
+    pub(crate) fn absence(&self, now: Moment) -> Option<NodeError> {
+        self.condition.absence(now)
+    }
+
     /// Puts a request into its queue. Never waits. If the connection has ended, the runtime has.
     pub(crate) fn send(&self, request: Request) {
         if let Err(SendError(Message::Request(request))) = self.queue.send(Message::Request(request)) {

@@ -126,7 +126,8 @@ pub enum Event<'a> {
         /// The time for which it has no vote.
         left: Duration,
     },
-    /// A node can be reached, and refuses the client or can have no vote.
+    /// A node can be reached, and refuses the client, answers requests for locks with errors, or can have no vote. A node whose answers
+    /// change between errors and others brings about this event and the next [`NodeUp`](Self::NodeUp) once in five seconds at most.
     #[non_exhaustive]
     NodeRefuses {
         /// The node's address, without user and password.

@@ -1,7 +1,8 @@
 //! Metrics of the facade `metrics`. Each number goes to the recorder that is installed when it changes.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use metrics::{Label, SharedString, Unit, counter, gauge, histogram};
@@ -10,6 +11,8 @@ use super::event::{Event, LockName, Locks};
 use super::extension::Extension;
 use super::listeners::{Class, Listeners};
 use super::trace::outcome;
+use crate::error::NodeError;
+use crate::sync::locked;
 
 const ACQUIRE_TOTAL: &str = "quorlock_acquire_total";
 const WAIT_SECONDS: &str = "quorlock_wait_seconds";
@@ -20,8 +23,12 @@ const LOST_TOTAL: &str = "quorlock_lost_total";
 const EXTEND_TOTAL: &str = "quorlock_extend_total";
 const MARGIN: &str = "quorlock_margin";
 const NODE_UP: &str = "quorlock_node_up";
+const NODE_STATE: &str = "quorlock_node_state";
 const NODE_RTT_SECONDS: &str = "quorlock_node_rtt_seconds";
 const NODE_QUARANTINED: &str = "quorlock_node_quarantined";
+
+/// The state of a node that has a vote. `quorlock status` has the same word.
+const VOTING: &str = "voting";
 
 /// The class of a name for which the program's function panics.
 const UNKNOWN: &str = "unknown";
@@ -29,15 +36,18 @@ const UNKNOWN: &str = "unknown";
 #[derive(Debug)]
 pub(super) struct Meters {
     class: Option<Class>,
+    /// By node, the state that was set last.
+    states: Mutex<BTreeMap<Arc<str>, &'static str>>,
 }
 
 impl Meters {
     pub(super) fn new(nodes: &[Arc<str>], listeners: &Listeners) -> Self {
         describe();
+        let meters = Self { class: listeners.class.clone(), states: Mutex::default() };
         for node in nodes {
-            set_node(node, false, false);
+            meters.set_node(node, NodeError::Connecting.state());
         }
-        Self { class: listeners.class.clone() }
+        meters
     }
 
     /// Returns the labels of a number about this name.
@@ -77,10 +87,27 @@ impl Meters {
                 counter!(LOST_TOTAL, self.labels(Some(lock), &[("cause", cause.word())])).increment(1);
             }
             Event::Released { lock, held, .. } => self.lease_ended(lock, held),
-            Event::NodeUp { node, .. } => set_node(&node.into(), true, false),
-            Event::NodeDown { node, .. } | Event::NodeRefuses { node, .. } => set_node(&node.into(), false, false),
-            Event::NodeQuarantined { node, .. } => set_node(&node.into(), false, true),
+            Event::NodeUp { node, .. } => self.set_node(&node.into(), VOTING),
+            Event::NodeDown { node, error } | Event::NodeRefuses { node, error } => {
+                self.set_node(&node.into(), error.state());
+            }
+            Event::NodeQuarantined { node, left } => {
+                self.set_node(&node.into(), NodeError::Quarantined { left }.state());
+            }
         }
+    }
+
+    /// Sets all that is said of a node's state. The state before is 0 from then on, as a recorder keeps what it was once given.
+    fn set_node(&self, node: &Arc<str>, state: &'static str) {
+        let flag = |is_so: bool| f64::from(u8::from(is_so));
+        let before = locked(&self.states).insert(Arc::clone(node), state);
+        if let Some(before) = before {
+            gauge!(NODE_STATE, vec![of_node(node), Label::new("state", before)]).set(0.0);
+        }
+        gauge!(NODE_STATE, vec![of_node(node), Label::new("state", state)]).set(1.0);
+        gauge!(NODE_UP, vec![of_node(node)]).set(flag(state == VOTING));
+        let quarantined = NodeError::Quarantined { left: Duration::ZERO }.state();
+        gauge!(NODE_QUARANTINED, vec![of_node(node)]).set(flag(state == quarantined));
     }
 
     fn request_ended(&self, locks: Locks<'_>, outcome: &'static str) {
@@ -114,11 +141,6 @@ fn of_node(node: &Arc<str>) -> Label {
     Label::new("node", Arc::clone(node))
 }
 
-fn set_node(node: &Arc<str>, is_up: bool, is_quarantined: bool) {
-    gauge!(NODE_UP, vec![of_node(node)]).set(f64::from(u8::from(is_up)));
-    gauge!(NODE_QUARANTINED, vec![of_node(node)]).set(f64::from(u8::from(is_quarantined)));
-}
-
 fn describe() {
     metrics::describe_counter!(ACQUIRE_TOTAL, "Requests that ended, by outcome.");
     metrics::describe_histogram!(WAIT_SECONDS, Unit::Seconds, "The time from a request to its guard.");
@@ -129,6 +151,7 @@ fn describe() {
     metrics::describe_counter!(EXTEND_TOTAL, "Extensions of held leases, by outcome.");
     metrics::describe_histogram!(MARGIN, "The votes beyond the quorum at each extension.");
     metrics::describe_gauge!(NODE_UP, "Whether the node has a vote.");
+    metrics::describe_gauge!(NODE_STATE, "1 for the state of the node, in words, and 0 for its earlier ones.");
     metrics::describe_gauge!(NODE_RTT_SECONDS, Unit::Seconds, "The round trip of the node's latest answer.");
     metrics::describe_gauge!(NODE_QUARANTINED, "Whether the node may have forgotten leases and has no vote for that.");
 }

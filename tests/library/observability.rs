@@ -291,6 +291,46 @@ async fn a_client_with_another_list_is_not_ready() {
     .await;
 }
 
+/// The user of one node may not run the script, that of another may not run a command in it.
+#[tokio::test]
+async fn a_node_whose_user_lacks_a_right_refuses_until_it_has_it() {
+    let cluster = Cluster::start(3);
+    let diary = Arc::new(Diary::default());
+    let builder = cluster.builder().observer(Arc::<Diary>::clone(&diary));
+    let locks = builder.connect().await.expect("settings that work");
+    locks.flush().await;
+    let change = |sign: char| {
+        for (node, right) in ["evalsha", "set"].into_iter().enumerate() {
+            let acl = redis::cmd("ACL").arg(&["SETUSER", "default", &format!("{sign}{right}")]).to_owned();
+            acl.exec(&mut cluster.redis(node)).expect("an ACL");
+        }
+    };
+    change('-');
+    assert_eq!(locks.ready(), Ok(()), "it asks nothing");
+    for _ in 0..20 {
+        locks.lock("x").try_acquire().await.expect_err("one of three");
+        locks.flush().await;
+    }
+    let nodes = [0, 1].map(|node| format!("127.0.0.1:{}", cluster.ports()[node]));
+    for (node, address) in nodes.iter().enumerate() {
+        until_state(&locks, node, "forbids it").await;
+        let refusals = diary.lines().iter().filter(|line| **line == format!("refuses {address} forbids it")).count();
+        assert_eq!(refusals, 1, "{:?}", diary.lines());
+    }
+    let error = locks.ready().expect_err("two nodes refuse");
+    assert!(error.to_string().contains("docs/operations.md, \"Rights of a Redis user\""), "{error}");
+    assert!(!error.is_retryable() && locks.stats().nodes[2].state() == "up", "{error}");
+
+    change('+');
+    within(20 * SECOND, "a majority grants", async || locks.lock("x").try_acquire().await.is_ok()).await;
+    eventually(5 * SECOND, "it is ready", || locks.ready().is_ok()).await;
+    within(30 * SECOND, "the nodes are back", async || {
+        drop(locks.lock("x").try_acquire().await);
+        nodes.iter().all(|node| diary.has(&format!("up {node} true")))
+    })
+    .await;
+}
+
 /// The rows of the table in docs/operations.md whose first heading is this: each cell without its backticks.
 fn table(heading: &str) -> Vec<Vec<String>> {
     let text = include_str!("../../docs/operations.md");
@@ -503,6 +543,10 @@ mod metrics_of_a_client {
             assert_eq!(gauge(key).to_bits(), zero, "{key}");
         }
         let node = |node: usize| format!("127.0.0.1:{}", cluster.ports()[node]);
+        for (state, set) in [("connecting", 0.0_f64), ("voting", 0.0), ("unreachable", 0.0), ("replica", 1.0)] {
+            let key = format!("quorlock_node_state {} {state}", node(1));
+            assert_eq!(gauge(&key).to_bits(), set.to_bits(), "{key}");
+        }
         let up = |of: usize| gauge(&format!("quorlock_node_up {}", node(of)));
         assert_eq!([up(0), up(1), up(2)].map(f64::to_bits), [1.0, 0.0, 1.0].map(f64::to_bits));
     }

@@ -98,7 +98,12 @@ impl Connection {
                 inflight.unanswered.push_front(sent);
                 return Err(reason);
             }
-            (_, Some(reason)) => sent.request.reply_to.answer(self.index, Err(reason)),
+            (reply_to, Some(reason)) => {
+                if let ReplyTo::Hold(_) = reply_to {
+                    self.refuses(inflight, &reason);
+                }
+                sent.request.reply_to.answer(self.index, Err(reason));
+            }
             _ if sent.again => {
                 inflight.unanswered.push_front(sent);
                 return Err(node_error(error));
@@ -112,6 +117,19 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Takes note of a hold that was answered with an error.
+    fn refuses(&self, inflight: &mut Inflight, why: &NodeError) {
+        inflight.refuses_holds = true;
+        self.condition.refuses(self.environment.now(), why.clone());
+    }
+
+    /// Takes note of a hold that was answered properly, whether it was granted or not.
+    fn answers(&self, inflight: &mut Inflight) {
+        if inflight.refuses_holds {
+            inflight.refuses_holds = self.condition.answers(self.environment.now());
+        }
     }
 
     /// Hands an answer to what was waiting for it, and takes note of what it says of the node itself.
@@ -136,8 +154,10 @@ impl Connection {
             return if has_forgotten { Err(NodeError::Forgot) } else { Ok(()) };
         }
         let (ReplyTo::Hold(_), Ok(value)) = (&sent.request.reply_to, &result) else {
-            if result.is_ok() && matches!(sent.request.reply_to, ReplyTo::Release(_)) {
-                inflight.has_done();
+            match (&sent.request.reply_to, &result) {
+                (ReplyTo::Hold(_), Err(why)) => self.refuses(inflight, why),
+                (ReplyTo::Release(_), Ok(_)) => inflight.has_done(),
+                _ => {}
             }
             sent.request.reply_to.answer(self.index, result);
             return Ok(());
@@ -157,6 +177,7 @@ impl Connection {
             Standing::Young(left) => {
                 inflight.known.begin_wait(&mut self.wait, self.environment.now());
                 self.condition.is_quarantined(self.environment.now(), left);
+                self.answers(inflight);
                 sent.request.reply_to.answer(self.index, Err(NodeError::Quarantined { left }));
                 return Ok(());
             }
@@ -165,6 +186,7 @@ impl Connection {
                 return Err(NodeError::Forgot);
             }
         }
+        self.answers(inflight);
         inflight.has_done();
         sent.request.reply_to.answer(self.index, result);
         Ok(())

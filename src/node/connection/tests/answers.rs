@@ -49,6 +49,34 @@ async fn an_error_of_a_hold_is_its_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_answers_a_hold_with_an_error_is_in_trouble_until_the_next_answer() {
+    const HELD: &str = "*5\r\n:2\r\n:1790000000000000\r\n:1\r\n:1500\r\n$1\r\nx\r\n";
+    for proper in [":1\r\n", HELD] {
+        let mut test = test();
+        let exchange = test.exchange(1);
+        let mut server = answer(&mut test, exchange.hold(), FULL).await;
+        assert!(matches!(test.trouble(), Some(NodeError::Redis { code, .. }) if code == "OOM"));
+        test.send(exchange.hold());
+        assert!(next(&mut server).await.is_some());
+        server.reply(proper).await;
+        settled().await;
+        assert_eq!(test.trouble(), None, "{proper}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_takes_the_place_of_a_refusal() {
+    let mut test = test();
+    let exchange = test.exchange(1);
+    let mut server = answer(&mut test, exchange.hold(), FULL).await;
+    test.send(exchange.hold());
+    assert!(next(&mut server).await.is_some());
+    server.reply("*3\r\n:9\r\n:1790000000000000\r\n:7000\r\n").await;
+    settled().await;
+    assert!(matches!(test.trouble(), Some(NodeError::Quarantined { .. })));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_of_a_release_that_is_for_good_is_its_answer() {
     let mut test = test();
     let release = test.owed(1);
@@ -144,6 +172,7 @@ async fn a_release_waits_for_another_connection_when_its_node_refuses_the_script
     server.reply(&("-NOPERM no scripts\r\n".repeat(3) + LOST)).await;
     settled().await;
     assert!(matches!(error(&held.events()), Some(NodeError::Redis { code, .. }) if code == "NOPERM"));
+    assert!(matches!(test.trouble(), Some(NodeError::Redis { code, .. }) if code == "NOPERM"));
     test.send(release.release());
     assert_eq!(next(&mut server).await.as_deref(), Some("release"));
     server.reply(LOST).await;
