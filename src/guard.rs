@@ -1,26 +1,17 @@
+//! The guard of a lock that is held.
+
+mod extend;
+mod loss;
+mod release;
+
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::thread;
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::future::{Either, join, join_all, select, select_all};
-
-use crate::coordinator::{Core, Holds, Lease, Round, hold_one, lock_states, shortest};
-use crate::error::{ClientError, ExtendError, LostError, ReleaseError, Reports, RunError};
+use crate::coordinator::{Core, Holds, Lease};
 use crate::export::{Export, ExportedLease};
 use crate::owner::Owner;
-use crate::protocol::{Phase, Token, VoteResult};
-use crate::released::Released;
-
-/// The pause between two tries of an extension that found nodes away.
-const RETRY_PAUSE: Duration = Duration::from_millis(15);
-/// The pause doubles with each try, up to this.
-const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);
+use crate::protocol::Token;
 
 /// One hold on one resource, or on several that were acquired together.
 ///
@@ -118,193 +109,10 @@ impl Guard {
         votes.saturating_sub(self.core().settings.quorum)
     }
 
-    /// Returns whether the lease is over. Once true it stays true.
-    #[must_use]
-    pub fn is_lost(&self) -> bool {
-        self.leases().iter().any(|lease| lease.phase() == Phase::Lost)
-    }
-
-    /// Returns whether the lease is near its end, or over. An extension that succeeds after all makes this false again.
-    #[must_use]
-    pub fn is_endangered(&self) -> bool {
-        self.leases().iter().any(|lease| is_endangered(lease.phase()))
-    }
-
-    /// Fails once the lease is over. For code without an `.await`, where [`protect`](Self::protect) has no effect: call it between two
-    /// steps.
-    ///
-    /// # Errors
-    ///
-    /// [`LostError`], which says what each node answered.
-    pub fn check(&self) -> Result<(), LostError> {
-        if self.is_lost() { Err(self.lost_error()) } else { Ok(()) }
-    }
-
-    /// Resolves when the lease is lost: on time by this client's own clock, also if every node hangs or the runtime of the
-    /// client has ended, or at once when a majority refuses to renew it. What the lock protects must have stopped by then; see
-    /// [`endangered`](Self::endangered) for the warning before.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub async fn lost(&self) {
-        self.any(|phase| phase == Phase::Lost).await;
-    }
-
-    /// Resolves when the lease could not be renewed and its end is near, or it is lost: time to stop cleanly. How much
-    /// validity is left then is a [setting](crate::Builder::warn_before_expiry).
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub async fn endangered(&self) {
-        self.any(is_endangered).await;
-    }
-
-    async fn any(&self, wanted: impl Fn(Phase) -> bool) {
-        any(self.leases(), wanted).await;
-    }
-
-    /// Resolves with the error when the lease is lost. It holds nothing.
-    #[cfg(feature = "blocking")]
-    pub(crate) fn loss(&self) -> impl Future<Output = LostError> + Send + use<> {
-        let leases = self.leases().to_vec();
-        async move {
-            any(&leases, |phase| phase == Phase::Lost).await;
-            lost_error(&leases)
-        }
-    }
-
     /// Returns the runtime in which the client connected.
     #[cfg(feature = "blocking")]
     pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
         self.core().driver.runtime()
-    }
-
-    /// Runs `future` and gives its result, or drops it at its next `.await` once the lease is lost.
-    ///
-    /// Blocking code cannot be dropped, and a request that has left cannot be called back: where that matters, send the
-    /// [token](Self::token) along and let the receiver refuse an older one.
-    ///
-    /// # Errors
-    ///
-    /// [`LostError`] when the lease was lost first.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping it drops `future`.
-    pub async fn protect<F: Future>(&self, future: F) -> Result<F::Output, LostError> {
-        let (mut lost, mut future) = (pin!(self.lost()), pin!(future));
-        poll_fn(|cx| {
-            if lost.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(self.lost_error()));
-            }
-            future.as_mut().poll(cx).map(|output| if self.is_lost() { Err(self.lost_error()) } else { Ok(output) })
-        })
-        .await
-    }
-
-    /// Runs `work` in the owner's scope, and drops it when `over` resolves, which must be no later than the loss of the lease. The
-    /// outer error is a panic of the work.
-    pub(crate) async fn run_until<T, E>(
-        &self,
-        over: impl Future<Output = ()>,
-        work: impl Future<Output = Result<T, E>>,
-    ) -> thread::Result<Result<T, RunError<E>>> {
-        let done = async {
-            match select(pin!(over), pin!(self.owner().scope(work))).await {
-                Either::Left(_) => Err(self.lost_error().into()),
-                Either::Right((Err(error), _)) => Err(RunError::Work(error)),
-                Either::Right((Ok(output), _)) => self.check().map(|()| output).map_err(Into::into),
-            }
-        };
-        AssertUnwindSafe(done).catch_unwind().await
-    }
-
-    pub(crate) fn lost_error(&self) -> LostError {
-        lost_error(self.leases())
-    }
-
-    /// What each node said to the latest message about the lease, or what is known of it: why the lease is
-    /// [endangered](Self::endangered) or [lost](Self::lost).
-    #[must_use]
-    pub fn reports(&self) -> Reports {
-        reports(self.leases())
-    }
-
-    /// Makes sure of at least this much validity: extends when less is left.
-    ///
-    /// # Errors
-    ///
-    /// [`ExtendError::Lost`] when the lease is over, [`ExtendError::NoQuorum`] when no majority agreed in time (the lease
-    /// runs on), [`ExtendError::TooLong`] when no extension could give that much.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: an extension that is under way still counts when it succeeds.
-    pub async fn ensure(&self, validity: Duration) -> Result<(), ExtendError> {
-        if self.remaining() >= validity && !self.is_lost() {
-            return Ok(());
-        }
-        let lease = shortest(self.leases().iter().map(|lease| lease.state().lease.length));
-        if validity >= lease.saturating_sub(self.core().settings.schedule.validity.drift(lease)) {
-            return Err(ExtendError::TooLong { asked: validity, lease });
-        }
-        self.extend().await?;
-        match self.remaining() {
-            remaining if remaining >= validity => Ok(()),
-            // It was granted, but took too long, or the machine slept meanwhile.
-            remaining => Err(ExtendError::NoQuorum { remaining, nodes: Reports(Vec::new()) }),
-        }
-    }
-
-    /// Extends the lease now. Seldom needed: the background does it in time.
-    ///
-    /// # Errors
-    ///
-    /// [`ExtendError::Lost`] when the lease is over, [`ExtendError::NoQuorum`] when no majority agreed within the node
-    /// timeout (the lease runs on), [`ExtendError::Client`] when the client can be used no more.
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`ensure`](Self::ensure).
-    pub async fn extend(&self) -> Result<(), ExtendError> {
-        let core = self.core();
-        let began = core.now();
-        let mut pause = RETRY_PAUSE;
-        loop {
-            core.check()?;
-            // One round for each: all or none of them would be too few where each lacks another node.
-            let (rounds, limit) = {
-                let mut states = lock_states(self.leases());
-                let now = core.now();
-                let remaining = states.iter().map(|state| state.lease.remaining(now)).min().unwrap_or_default();
-                if remaining.is_zero() {
-                    drop(states);
-                    return Err(self.lost_error().into());
-                }
-                let length = shortest(states.iter().map(|state| state.lease.length));
-                let pairs = self.leases().iter().zip(&mut states);
-                let rounds: Vec<Arc<Round>> =
-                    pairs.map(|(lease, state)| hold_one(core, lease, state, length)).collect();
-                (rounds, core.settings.node_timeout(length).min(remaining))
-            };
-            let left = limit.saturating_sub(core.now().since(began));
-            let verdicts = join_all(rounds.iter().map(|round| round.decided_within(left))).await;
-            if self.is_lost() {
-                return Err(self.lost_error().into());
-            }
-            let Some(missing) = verdicts.iter().position(|verdict| *verdict != VoteResult::Won) else { return Ok(()) };
-            let round = &rounds[missing];
-            // Connections that broke just now are being made again: there is time for that within the same limit.
-            let left = limit.saturating_sub(core.now().since(began));
-            if left <= pause {
-                core.check()?;
-                return Err(ExtendError::NoQuorum { remaining: self.remaining(), nodes: round.reports(Some(limit)) });
-            }
-            core.sleep(pause).await;
-            pause = (2 * pause).min(LONGEST_RETRY_PAUSE);
-        }
     }
 
     /// The lease as a string that another process (or the same one) can [`join`](crate::Quorlock::join) as long as a guard of
@@ -325,84 +133,6 @@ impl Guard {
         let inherited = inherited.collect();
         Export { owner: owner.number(), label: owner.label().to_owned(), leases, inherited }.to_string()
     }
-
-    /// Gives the hold back and returns the outcome. It is on its way to every node before this first waits; it returns
-    /// when a majority has confirmed.
-    ///
-    /// # Errors
-    ///
-    /// [`ReleaseError::NotHeld`] when the lease had been lost before: another owner may have worked on what the lock protected.
-    /// [`ReleaseError::Unconfirmed`] when no majority has answered within the node timeout.
-    /// [`ReleaseError::Client`] when the client can be used no more.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: the release is sent when the future is first polled, or when it is dropped before that.
-    pub async fn release(mut self) -> Result<Released, ReleaseError> {
-        if let Err(why @ ClientError::Forked { .. }) = self.core().check() {
-            return Err(why.into());
-        }
-        let core = Arc::clone(self.core());
-        let pending_release = core.driver.sending(|| self.holds.give_back());
-        let limit = self.core().settings.node_timeout(pending_release.lease);
-        let decided = |round: Option<Arc<Round>>| async move {
-            let round = round?;
-            let verdict = round.decided_within(limit).await;
-            Some((round, verdict))
-        };
-        let lowered = join_all(pending_release.lower.into_iter().map(|round| decided(Some(round))));
-        let (released, lowered) = join(decided(pending_release.release), lowered).await;
-        if let Some(resource) = pending_release.lost {
-            return Err(ReleaseError::NotHeld { resource, nodes: pending_release.said });
-        }
-        if let Some((round, VoteResult::Lost)) = &released {
-            return Err(ReleaseError::NotHeld { resource: round.first_over(), nodes: round.reports(None) });
-        }
-        if let Some(lease) = pending_release.lowered.iter().find(|lease| lease.phase() == Phase::Lost) {
-            let (resource, nodes) = (lease.resource.to_string(), lease.reports(&lease.state()));
-            return Err(ReleaseError::NotHeld { resource, nodes });
-        }
-        let mut pending = Vec::new();
-        for (round, verdict) in [released].into_iter().chain(lowered).flatten() {
-            if verdict != VoteResult::Won {
-                self.core().check()?;
-                return Err(ReleaseError::Unconfirmed { nodes: round.reports(Some(limit)) });
-            }
-            pending.extend(round.pending());
-        }
-        pending.sort_unstable();
-        pending.dedup();
-        Ok(Released { pending, holds: pending_release.holds })
-    }
-}
-
-/// Resolves when one of these leases, of which there is at least one, reaches a phase that is wanted.
-async fn any(leases: &[Arc<Lease>], wanted: impl Fn(Phase) -> bool) {
-    let mut told = select_all(leases.iter().map(|lease| Box::pin(lease.reaches(&wanted))));
-    poll_fn(|cx| {
-        // A process that was stopped past the end of the lease may be here before any timer has fired.
-        if leases.iter().any(|lease| wanted(lease.phase())) {
-            return Poll::Ready(());
-        }
-        told.poll_unpin(cx).map(drop)
-    })
-    .await;
-}
-
-fn lost_error(leases: &[Arc<Lease>]) -> LostError {
-    let lost = leases.iter().find(|lease| lease.phase() == Phase::Lost).unwrap_or(&leases[0]);
-    LostError { resource: lost.resource.to_string(), nodes: reports(leases) }
-}
-
-/// Returns what the nodes said about the lease that ends first.
-fn reports(leases: &[Arc<Lease>]) -> Reports {
-    let now = leases[0].core.now();
-    let weakest = leases.iter().min_by_key(|lease| lease.state().lease.remaining(now)).unwrap_or(&leases[0]);
-    weakest.reports(&weakest.state())
-}
-
-fn is_endangered(phase: Phase) -> bool {
-    matches!(phase, Phase::Endangered | Phase::Lost)
 }
 
 impl fmt::Debug for Guard {
@@ -414,39 +144,40 @@ impl fmt::Debug for Guard {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::future::join;
     use futures::poll;
     use tokio::io::DuplexStream;
     use tokio::sync::mpsc::UnboundedReceiver;
-    use tokio::task::yield_now;
-    use tokio::time::{Instant, advance, sleep, timeout};
+    use tokio::time::{advance, timeout};
 
     use super::*;
-    use crate::AcquireError;
     use crate::environment::Fake;
     use crate::error::Holder;
     use crate::node::fake::Server;
-    use crate::{Builder, Quorlock};
+    use crate::{AcquireError, Builder, Quorlock};
 
-    const LEASE: Duration = Duration::from_secs(10);
-    const HONOURED: &str = ":1\r\n";
+    pub(super) const LEASE: Duration = Duration::from_secs(10);
+    pub(super) const HONOURED: &str = ":1\r\n";
     /// The node has no key of the lease, and a newer owner has been there.
-    const GONE: &str = "*4\r\n:5\r\n:1790000000000000\r\n:1\r\n:0\r\n";
+    pub(super) const GONE: &str = "*4\r\n:5\r\n:1790000000000000\r\n:1\r\n:0\r\n";
 
     /// A client of one node.
-    struct Test {
-        locks: Quorlock,
-        server: Server,
+    pub(super) struct Test {
+        pub(super) locks: Quorlock,
+        pub(super) server: Server,
         /// How nodes call the script of the acquisitions.
-        hold: String,
+        pub(super) hold: String,
         _streams: UnboundedReceiver<DuplexStream>,
     }
 
     impl Test {
-        async fn new() -> Self {
+        pub(super) async fn new() -> Self {
             Self::with(|builder| builder).await
         }
 
-        async fn with(settings: impl FnOnce(Builder) -> Builder) -> Self {
+        pub(super) async fn with(settings: impl FnOnce(Builder) -> Builder) -> Self {
             let (environment, mut streams) = Fake::new();
             let builder = Quorlock::builder().nodes(["redis://node"]).lease(LEASE).environment(Arc::new(environment));
             let builder = settings(builder);
@@ -457,22 +188,22 @@ mod tests {
         }
 
         /// Returns the script of the next command.
-        async fn script(&mut self) -> String {
+        pub(super) async fn script(&mut self) -> String {
             self.server.command().await.expect("a command").swap_remove(1)
         }
 
         /// Answers the next command.
-        async fn reply(&mut self, reply: &str) {
+        pub(super) async fn reply(&mut self, reply: &str) {
             self.script().await;
             self.server.reply(reply).await;
         }
 
         /// Whether no command comes within this time.
-        async fn is_idle_for(&mut self, time: Duration) -> bool {
+        pub(super) async fn is_idle_for(&mut self, time: Duration) -> bool {
             timeout(time, self.server.command()).await.is_err()
         }
 
-        async fn held(&mut self, owner: &Owner) -> Guard {
+        pub(super) async fn held(&mut self, owner: &Owner) -> Guard {
             let request = self.locks.lock("a").owner(owner).acquire();
             let (guard, ()) = join(request, async {
                 self.hold = self.server.command().await.expect("a command").swap_remove(1);
@@ -484,154 +215,8 @@ mod tests {
     }
 
     /// Lets the clock pass the end of the lease before any timer has fired.
-    async fn suspend() {
+    pub(super) async fn suspend() {
         assert!(poll!(pin!(advance(LEASE))).is_pending());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn protected_work_is_dropped_when_the_lease_is_lost() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        let work = guard.protect(std::future::pending::<()>());
-        assert!(timeout(2 * LEASE, work).await.expect("the lease ends before").is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn work_that_ends_after_its_lease_does_not_count() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        assert_eq!(guard.protect(async { 7 }).await.ok(), Some(7));
-        assert!(guard.protect(suspend()).await.is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_guard_is_endangered_before_it_is_lost() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        let began = Instant::now();
-        assert!(!guard.is_endangered());
-        guard.endangered().await;
-        assert!(began.elapsed() > LEASE / 2 && began.elapsed() < LEASE * 3 / 4, "{:?}", began.elapsed());
-        assert!(guard.is_endangered() && !guard.is_lost());
-        guard.lost().await;
-        assert!(began.elapsed() > LEASE * 9 / 10 && began.elapsed() < LEASE, "{:?}", began.elapsed());
-        assert!(guard.is_endangered() && guard.is_lost());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn ensure_refuses_what_no_extension_can_give() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        let refused = guard.ensure(LEASE).await;
-        assert!(matches!(refused, Err(ExtendError::TooLong { asked: LEASE, lease: LEASE })), "{refused:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn ensure_fails_when_an_extension_leaves_less_than_was_asked_for() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        let asked = Duration::from_millis(9800);
-        assert!(guard.ensure(guard.remaining()).await.is_ok(), "there is as much without an extension");
-        sleep(Duration::from_millis(200)).await;
-        let (extended, ()) = join(guard.ensure(asked), async {
-            sleep(Duration::from_millis(200)).await;
-            test.reply(HONOURED).await;
-        })
-        .await;
-        assert!(matches!(extended, Err(ExtendError::NoQuorum { remaining, .. }) if remaining < asked), "{extended:?}");
-        let (extended, ()) = join(guard.ensure(asked), test.reply(HONOURED)).await;
-        assert_eq!(test.locks.stats().extensions.extended, 2);
-        assert!(extended.is_ok() && guard.remaining() >= asked, "{extended:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn ensure_of_nothing_fails_for_a_lost_lease() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        assert!(guard.ensure(Duration::ZERO).await.is_ok());
-        suspend().await;
-        let lost = guard.ensure(Duration::ZERO).await;
-        assert!(matches!(lost, Err(ExtendError::Lost(_))), "{lost:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_extension_without_an_answer_fails_within_the_node_timeout() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        let began = Instant::now();
-        let failed = guard.extend().await;
-        assert!(matches!(failed, Err(ExtendError::NoQuorum { .. })), "{failed:?}");
-        assert!(began.elapsed() <= Duration::from_millis(500), "{:?}", began.elapsed());
-        assert!(!guard.is_lost());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_release_without_an_answer_is_unconfirmed() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        let released = guard.release().await;
-        assert!(matches!(released, Err(ReleaseError::Unconfirmed { .. })), "{released:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_release_after_the_end_of_the_lease_is_not_held() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        suspend().await;
-        let (released, ()) = join(guard.release(), test.reply(HONOURED)).await;
-        assert!(matches!(&released, Err(ReleaseError::NotHeld { resource, .. }) if resource == "a"), "{released:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_inner_release_that_a_majority_refuses_is_not_held() {
-        let mut test = Test::new().await;
-        let owner = Owner::new();
-        let outer = test.held(&owner).await;
-        let inner = test.held(&owner).await;
-        assert_eq!((outer.hold_count(), outer.token()), (2, inner.token()));
-        let (released, ()) = join(inner.release(), test.reply(GONE)).await;
-        assert!(matches!(&released, Err(ReleaseError::NotHeld { resource, .. }) if resource == "a"), "{released:?}");
-        assert!(outer.is_lost());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lost_lease_is_released_and_passes_its_turn_on_while_its_guard_lives() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        let waiting = test.locks.lock("a");
-        let waiting = tokio::spawn(async move { waiting.acquire().await });
-        yield_now().await;
-        let (extended, ()) = join(guard.extend(), test.reply(GONE)).await;
-        assert!(matches!(extended, Err(ExtendError::Lost(_))), "{extended:?}");
-        let stats = test.locks.stats();
-        assert_eq!((stats.losses.refused, stats.extensions.refused, stats.held), (1, 1, 0));
-        assert_ne!(test.script().await, test.hold, "the release of the lost lease");
-        assert_eq!(test.script().await, test.hold, "the next acquisition");
-        test.server.reply(&HONOURED.repeat(2)).await;
-        let next = timeout(LEASE, waiting).await.expect("it is its turn").expect("no panic").expect("the node agrees");
-        assert!(guard.is_lost() && !next.is_lost());
-    }
-    #[tokio::test(start_paused = true)]
-    async fn a_released_lease_passes_its_turn_on_before_the_release_is_answered() {
-        let mut test = Test::new().await;
-        let guard = test.held(&Owner::new()).await;
-        let waiting = test.locks.lock("a");
-        let waiting = tokio::spawn(async move { waiting.acquire().await });
-        yield_now().await;
-        drop(guard);
-        assert_ne!(test.script().await, test.hold, "the release");
-        assert_eq!(test.script().await, test.hold, "the next acquisition");
-        test.server.reply(&HONOURED.repeat(2)).await;
-        assert!(waiting.await.expect("no panic").is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_extension_that_is_under_way_is_not_sent_again() {
-        let mut test = Test::with(|builder| builder.node_timeout(LEASE / 4)).await;
-        let guard = test.held(&Owner::new()).await;
-        assert_eq!(test.script().await, test.hold, "the extension");
-        assert!(test.is_idle_for(LEASE / 5).await, "the node has time to answer");
-        drop(guard);
     }
 
     #[tokio::test(start_paused = true)]
@@ -653,26 +238,6 @@ mod tests {
         assert_eq!(guard.owner().id(), owner.id());
         assert_eq!((guard.token_of("a"), guard.token_of("b")), (Some(guard.token()), None));
         assert_eq!(guard.margin(), 0, "one node is all there is");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_loss_of_one_of_several_is_the_error_of_that_one() {
-        let mut test = Test::new().await;
-        let (guard, ()) = join(test.locks.lock_all(["a", "b"]).acquire(), async {
-            test.server.command().await.expect("a command");
-            test.server.reply(HONOURED).await;
-        })
-        .await;
-        let guard = guard.expect("the node agrees");
-        let extensions = async {
-            for _ in 0..2 {
-                let command = test.server.command().await.expect("an extension");
-                let is_b = command[3].ends_with('b');
-                test.server.reply(if is_b { GONE } else { HONOURED }).await;
-            }
-        };
-        let (lost, ()) = join(guard.protect(std::future::pending::<()>()), extensions).await;
-        assert!(matches!(&lost, Err(lost) if lost.resource == "b"), "{lost:?}");
     }
 
     #[tokio::test(start_paused = true)]
