@@ -48,7 +48,7 @@ use crate::inspect::Inspection;
 use crate::owner::Owner;
 use crate::protocol::{Outage, Token};
 use crate::released::Released;
-use crate::request::result_of_run;
+use crate::request::{result_of_run, was_lost};
 use crate::revoke::Revoked;
 use crate::{client, guard, request};
 
@@ -242,7 +242,7 @@ impl LockRequest {
     }
 
     /// Acquires, runs `work` on this thread in the owner's [scope](Owner::sync_scope), and waits for the release, also when the work
-    /// fails or panics. The work cannot be stopped: call [`check`](crate::Guard::check) between its steps.
+    /// fails or panics, unless it ended after the lock was lost. The work cannot be stopped: call [`check`](crate::Guard::check) between its steps.
     ///
     /// # Errors
     ///
@@ -251,13 +251,17 @@ impl LockRequest {
     /// # Panics
     ///
     /// When the work does, after the release.
-    pub fn run<T, E>(self, work: impl FnOnce(&Guard) -> Result<T, E>) -> Result<T, RunError<E>> {
+    pub fn run<T, E>(self, work: impl FnOnce(&Guard) -> Result<T, E>) -> Result<T, RunError<E, T>> {
         let guard = self.acquire()?;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let output = guard.owner().sync_scope(|| work(&guard)).map_err(RunError::Work)?;
-            guard.check().map(|()| output).map_err(Into::into)
+            match guard.check() {
+                Ok(()) => Ok(output),
+                Err(error) => Err(RunError::Late { output, error }),
+            }
         }));
-        result_of_run(outcome, guard.release())
+        let released = if was_lost(&outcome) { Ok(drop(guard)) } else { guard.release().map(drop) };
+        result_of_run(outcome, released)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::client::Quorlock;
 use crate::error::RunError;
 use crate::guard::Guard;
 use crate::protocol::Outage;
-use crate::request::LockRequest;
+use crate::request::{LockRequest, was_lost};
 
 /// The pause before the next campaign of a candidate that failed, lost the lock or resigned. Candidates that failed together do not
 /// campaign together again.
@@ -91,7 +91,7 @@ impl Election {
     ///
     /// [`RunError::Work`] when the work fails, [`RunError::Acquire`] when no further campaign can succeed: the error is not
     /// [retryable](crate::AcquireError::is_retryable), as for a wrong setting, a refused password or a list of nodes that is not theirs.
-    /// [`RunError::Lost`] when the work returned `Break` after its lease was lost, or its release shows that it had been. An outage, a
+    /// [`RunError::Late`] when the work returned `Break` after its lease was lost, or its release shows that it had been. An outage, a
     /// loss before the work has ended, and an unconfirmed release are no errors.
     ///
     /// # Panics
@@ -104,24 +104,21 @@ impl Election {
     pub async fn run<T, E>(
         self,
         mut work: impl AsyncFnMut(&Guard) -> Result<ControlFlow<T>, E>,
-    ) -> Result<T, RunError<E>> {
+    ) -> Result<T, RunError<E, T>> {
         loop {
             match self.request.clone().owner(&self.locks.core().anonymous()).acquire().await {
                 Ok(term) => {
-                    let mut is_last = false;
-                    let lead = async {
-                        let done = work(&term).await;
-                        is_last = !matches!(done, Ok(ControlFlow::Continue(())));
-                        done
-                    };
-                    let outcome = term.run_until(self.is_over(&term), lead).await;
-                    let released = term.release().await;
+                    let outcome = term.run_until(self.is_over(&term), work(&term)).await;
+                    let released = if was_lost(&outcome) { Ok(drop(term)) } else { term.release().await.map(drop) };
                     match (outcome.unwrap_or_else(|panic| resume_unwind(panic)), released) {
-                        (Ok(ControlFlow::Break(_)), Err(error)) if error.is_lost() => {
-                            return Err(RunError::of_release(error));
+                        (Ok(ControlFlow::Break(output)), Err(error)) if error.is_lost() => {
+                            return Err(RunError::of_release(output, error));
                         }
                         (Ok(ControlFlow::Break(output)), _) => return Ok(output),
-                        (Err(error), _) if is_last => return Err(error),
+                        (Err(RunError::Late { output: ControlFlow::Break(output), error }), _) => {
+                            return Err(RunError::Late { output, error });
+                        }
+                        (Err(RunError::Work(error)), _) => return Err(RunError::Work(error)),
                         _ => {}
                     }
                 }
@@ -265,6 +262,6 @@ mod tests {
             Ok(ControlFlow::Break(7))
         });
         let ended = election.await;
-        assert!(matches!(ended, Err(RunError::Lost(_))), "{ended:?}");
+        assert!(matches!(ended, Err(RunError::Late { output: 7, .. })), "{ended:?}");
     }
 }

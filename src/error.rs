@@ -8,6 +8,7 @@ mod ready;
 mod revoke;
 
 use std::convert::Infallible;
+use std::fmt;
 use std::time::Duration;
 
 use humantime::format_duration;
@@ -235,33 +236,89 @@ impl LostError {
     }
 }
 
-/// Why [`run`](crate::LockRequest::run) failed. `E` is the error of the work; `RunError` without it is for work that cannot fail.
+/// Why [`run`](crate::LockRequest::run) failed. `E` is the error of the work, and `T` its output: work that was done is not lost with
+/// its lock. `RunError` without them is for work that cannot fail and returns `()`.
 ///
-/// It is an error itself for each `E` that can be printed, also for `Box<dyn Error>`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// It is an error itself for each `E` that can be printed, also for `Box<dyn Error>`, and for every `T`. To pass it on as the error of a
+/// function with another output, use [`without_output`](Self::without_output).
+///
+/// ```
+/// # use quorlock::{Quorlock, RunError};
+/// # async fn charge() -> std::io::Result<String> { Ok(String::new()) }
+/// async fn pay(locks: &Quorlock) -> Result<String, RunError<std::io::Error>> {
+///     match locks.lock("invoice:7").run(async |_| charge().await).await {
+///         // It is paid. Only the release is not confirmed.
+///         Err(RunError::Release { output: receipt, .. }) => Ok(receipt),
+///         run => run.map_err(|error| {
+///             if let RunError::Late { output: receipt, .. } = &error {
+///                 println!("{receipt}: look for a second payment, as another owner may have had the lock");
+///             }
+///             error.without_output()
+///         }),
+///     }
+/// }
+/// ```
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum RunError<E = Infallible> {
+pub enum RunError<E = Infallible, T = ()> {
     /// The lock was not acquired, and the work has not begun.
     #[error(transparent)]
     Acquire(#[from] AcquireError),
     /// The work returned this error. The lock has been released, or had been lost meanwhile.
     #[error("{0}")]
     Work(E),
-    /// The lock was lost before the end of the work, which was dropped unless it had ended.
+    /// The lock was lost before the end of the work, which was dropped. What it had sent by then may have arrived.
     #[error(transparent)]
     Lost(#[from] LostError),
+    /// The work has ended without an error, but the lock had been lost by then, or its release shows that it had been: another owner
+    /// may have worked at the same time.
+    #[error("the work is done, but {error}")]
+    Late {
+        /// What the work returned.
+        output: T,
+        /// What was lost.
+        #[source]
+        error: LostError,
+    },
     /// The work has ended without an error, under the lock, but its release is not confirmed. Do not repeat the work: the client goes on
-    /// sending the release, and what nodes keep ends with the lease. What the work returned is dropped.
-    #[error("the work is done, but {0}")]
-    Release(#[source] ReleaseError),
+    /// sending the release, and what nodes keep ends with the lease.
+    #[error("the work is done, but {error}")]
+    Release {
+        /// What the work returned.
+        output: T,
+        /// Why the release is not confirmed.
+        #[source]
+        error: ReleaseError,
+    },
 }
 
-impl<E> RunError<E> {
+impl<E, T> RunError<E, T> {
     /// Returns the error of work that has ended without one, when its release fails like this.
-    pub(crate) fn of_release(error: ReleaseError) -> Self {
+    pub(crate) fn of_release(output: T, error: ReleaseError) -> Self {
         match error {
-            ReleaseError::NotHeld { resource, nodes } => LostError { resource, nodes }.into(),
-            error => Self::Release(error),
+            ReleaseError::NotHeld { resource, nodes } => Self::Late { output, error: LostError { resource, nodes } },
+            error => Self::Release { output, error },
+        }
+    }
+
+    /// Returns what the work returned, if it has ended without an error.
+    #[must_use]
+    pub fn into_output(self) -> Option<T> {
+        match self {
+            Self::Late { output, .. } | Self::Release { output, .. } => Some(output),
+            Self::Acquire(_) | Self::Work(_) | Self::Lost(_) => None,
+        }
+    }
+
+    /// Drops what the work returned, and keeps the reason.
+    #[must_use]
+    pub fn without_output(self) -> RunError<E> {
+        match self {
+            Self::Acquire(error) => RunError::Acquire(error),
+            Self::Work(error) => RunError::Work(error),
+            Self::Lost(error) => RunError::Lost(error),
+            Self::Late { error, .. } => RunError::Late { output: (), error },
+            Self::Release { error, .. } => RunError::Release { output: (), error },
         }
     }
 
@@ -271,8 +328,8 @@ impl<E> RunError<E> {
         match self {
             Self::Acquire(error) => Some(error.kind()),
             Self::Work(_) => None,
-            Self::Lost(error) => Some(error.kind()),
-            Self::Release(error) => Some(error.kind()),
+            Self::Lost(error) | Self::Late { error, .. } => Some(error.kind()),
+            Self::Release { error, .. } => Some(error.kind()),
         }
     }
 
@@ -283,10 +340,23 @@ impl<E> RunError<E> {
         matches!(self, Self::Acquire(error) if error.is_retryable())
     }
 
-    /// The lock was lost before the end of the work.
+    /// The lock was lost before the end of the work: [`Lost`](Self::Lost) or [`Late`](Self::Late).
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost(_))
+        matches!(self, Self::Lost(_) | Self::Late { .. })
+    }
+}
+
+/// Without the output, which need not have a text.
+impl<E: fmt::Debug, T> fmt::Debug for RunError<E, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Acquire(error) => f.debug_tuple("Acquire").field(error).finish(),
+            Self::Work(error) => f.debug_tuple("Work").field(error).finish(),
+            Self::Lost(error) => f.debug_tuple("Lost").field(error).finish(),
+            Self::Late { error, .. } => f.debug_struct("Late").field("error", error).finish_non_exhaustive(),
+            Self::Release { error, .. } => f.debug_struct("Release").field("error", error).finish_non_exhaustive(),
+        }
     }
 }
 

@@ -163,6 +163,9 @@ mod tests {
     /// The node has no key of the lease, and a newer owner has been there.
     pub(super) const GONE: &str = "*4\r\n:5\r\n:1790000000000000\r\n:1\r\n:0\r\n";
 
+    /// The node has no key of the lease to release.
+    pub(super) const NOT_HELD: &str = "*2\r\n:1790000000000000\r\n:0\r\n";
+
     /// A client of one node.
     pub(super) struct Test {
         pub(super) locks: Quorlock,

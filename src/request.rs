@@ -12,7 +12,6 @@ use crate::error::{AcquireError, ConfigError, ReleaseError, RunError};
 use crate::guard::Guard;
 use crate::owner::Owner;
 use crate::protocol::Outage;
-use crate::released::Released;
 use crate::resource::Resource;
 use crate::text::readable;
 
@@ -134,7 +133,8 @@ impl LockRequest {
     }
 
     /// Acquires, runs `work` in the owner's [scope](Owner::scope), and awaits the release, also when the work fails or panics. The
-    /// work is dropped at its next `.await` once the lease is lost, as by [`protect`](Guard::protect).
+    /// work is dropped at its next `.await` once the lease is lost, as by [`protect`](Guard::protect). After a loss it returns at once:
+    /// what of several locks is still held is released in the background, as by a drop of the guard.
     ///
     /// ```
     /// # async fn doc(locks: quorlock::Quorlock) -> Result<(), Box<dyn std::error::Error>> {
@@ -149,7 +149,7 @@ impl LockRequest {
     /// # Errors
     ///
     /// [`RunError`] says what failed: the acquisition, the work, the lock before the end of the work, or the release. The work's own
-    /// error is returned unchanged.
+    /// error is returned unchanged. So is its output where the work has ended without an error.
     ///
     /// # Panics
     ///
@@ -158,11 +158,15 @@ impl LockRequest {
     /// # Cancel safety
     ///
     /// Dropping it drops the work, and releases in the background.
-    pub async fn run<T, E>(self, work: impl AsyncFnOnce(&Guard) -> Result<T, E>) -> Result<T, RunError<E>> {
+    pub async fn run<T, E>(self, work: impl AsyncFnOnce(&Guard) -> Result<T, E>) -> Result<T, RunError<E, T>> {
         let guard = self.acquire().await?;
         let outcome = guard.run_until(guard.lost(), async { work(&guard).await }).await;
+        if was_lost(&outcome) {
+            drop(guard);
+            return result_of_run(outcome, Ok(()));
+        }
         let released = guard.release().await;
-        result_of_run(outcome, released)
+        result_of_run(outcome, released.map(drop))
     }
 
     async fn compete(self, retry: Retry) -> Result<Guard, AcquireError> {
@@ -195,13 +199,22 @@ impl LockRequest {
     }
 }
 
+/// Returns whether the lock was lost before the work ended without an error. Then nothing of the release is reported, and there is no
+/// lock that is free only after it.
+pub(crate) fn was_lost<T, E>(outcome: &thread::Result<Result<T, RunError<E, T>>>) -> bool {
+    matches!(outcome, Ok(Err(error)) if error.is_lost())
+}
+
 /// Joins how the work and its release ended. Continues the panic of the work.
 pub(crate) fn result_of_run<T, E>(
-    outcome: thread::Result<Result<T, RunError<E>>>,
-    released: Result<Released, ReleaseError>,
-) -> Result<T, RunError<E>> {
+    outcome: thread::Result<Result<T, RunError<E, T>>>,
+    released: Result<(), ReleaseError>,
+) -> Result<T, RunError<E, T>> {
     let output = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
-    released.map(|_| output).map_err(RunError::of_release)
+    match released {
+        Ok(()) => Ok(output),
+        Err(error) => Err(RunError::of_release(output, error)),
+    }
 }
 
 impl fmt::Debug for LockRequest {

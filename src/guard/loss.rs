@@ -102,12 +102,15 @@ impl Guard {
         &self,
         over: impl Future<Output = ()>,
         work: impl Future<Output = Result<T, E>>,
-    ) -> thread::Result<Result<T, RunError<E>>> {
+    ) -> thread::Result<Result<T, RunError<E, T>>> {
         let done = async {
             match select(pin!(over), pin!(self.owner().scope(work))).await {
                 Either::Left(_) => Err(self.lost_error().into()),
                 Either::Right((Err(error), _)) => Err(RunError::Work(error)),
-                Either::Right((Ok(output), _)) => self.check().map(|()| output).map_err(Into::into),
+                Either::Right((Ok(output), _)) => match self.check() {
+                    Ok(()) => Ok(output),
+                    Err(error) => Err(RunError::Late { output, error }),
+                },
             }
         };
         AssertUnwindSafe(done).catch_unwind().await
@@ -157,9 +160,14 @@ fn is_endangered(phase: Phase) -> bool {
 #[cfg(test)]
 mod tests {
     use futures::future::join;
-    use tokio::time::{Instant, timeout};
+    use tokio::time::{Instant, sleep, timeout};
 
-    use super::super::tests::{GONE, HONOURED, LEASE, Test, suspend};
+    use std::convert::Infallible;
+    use std::future::pending;
+    use std::time::Duration;
+
+    use super::super::tests::{GONE, HONOURED, LEASE, NOT_HELD, Test, suspend};
+    use crate::error::{ReleaseError, RunError};
     use crate::owner::Owner;
 
     #[tokio::test(start_paused = true)]
@@ -210,5 +218,66 @@ mod tests {
         };
         let (lost, ()) = join(guard.protect(std::future::pending::<()>()), extensions).await;
         assert!(matches!(&lost, Err(lost) if lost.resource == "b"), "{lost:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_returns_at_once_when_its_lock_is_lost() {
+        let mut test = Test::new().await;
+        let began = Instant::now();
+        let dropped = test.locks.lock("a").run(async |_| pending::<Result<(), Infallible>>().await);
+        let (dropped, ()) = join(dropped, test.reply(HONOURED)).await;
+        assert!(matches!(dropped, Err(RunError::Lost(_))), "{dropped:?}");
+        assert!(began.elapsed() < LEASE, "{:?}", began.elapsed());
+
+        let mut test = Test::new().await;
+        let began = Instant::now();
+        let late = test.locks.lock("a").run(async |_| {
+            suspend().await;
+            Ok::<_, Infallible>(7)
+        });
+        let (late, ()) = join(late, test.reply(HONOURED)).await;
+        assert_eq!(began.elapsed(), LEASE);
+        assert_ne!(test.script().await, test.hold, "the release is on its way");
+        assert_eq!(late.expect_err("the lease was over").into_output(), Some(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_output_of_work_whose_release_is_not_confirmed_is_returned() {
+        let mut test = Test::new().await;
+        let run = test.locks.lock("a").run(async |_| Ok::<_, Infallible>(7));
+        let (run, ()) = join(run, test.reply(HONOURED)).await;
+        let error = run.expect_err("the node does not answer the release");
+        assert!(matches!(error, RunError::Release { output: 7, error: ReleaseError::Unconfirmed { .. } }), "{error}");
+        let passed_on: RunError = error.without_output();
+        assert!(matches!(passed_on, RunError::Release { output: (), .. }), "{passed_on}");
+    }
+
+    /// Another owner was there before the work ended, and the release finds that out.
+    #[tokio::test(start_paused = true)]
+    async fn the_output_of_work_whose_lock_had_been_lost_is_returned() {
+        let mut test = Test::new().await;
+        let run = test.locks.lock("a").run(async |_| Ok::<_, Infallible>(7));
+        let (run, ()) = join(run, async {
+            test.reply(HONOURED).await;
+            test.reply(NOT_HELD).await;
+        })
+        .await;
+        assert!(matches!(run, Err(RunError::Late { output: 7, .. })), "{run:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_awaits_its_release_when_the_work_fails() {
+        let mut test = Test::new().await;
+        let began = Instant::now();
+        let pause = Duration::from_millis(100);
+        let run = test.locks.lock("a").run(async |_| Err::<Infallible, _>("on purpose"));
+        let (run, ()) = join(run, async {
+            test.reply(HONOURED).await;
+            test.script().await;
+            sleep(pause).await;
+            test.server.reply(HONOURED).await;
+        })
+        .await;
+        assert_eq!((run, began.elapsed()), (Err(RunError::Work("on purpose")), pause));
     }
 }

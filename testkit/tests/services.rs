@@ -1,5 +1,6 @@
 //! Tests as users of quorlock write them: what does a service do when the lock is not there?
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
@@ -68,7 +69,7 @@ async fn a_limit_of_zero_is_one_try() {
     let (locks, other) = (cluster.client(LEASE).await, cluster.client(LEASE).await);
     sleep(SECOND).await; // The connections are made.
     let attempt = || other.lock("turn").wait(Duration::ZERO).run(async |_| Ok(1));
-    assert!(matches!(attempt().await, Ok::<_, RunError>(1)));
+    assert!(matches!(attempt().await, Ok::<_, RunError<Infallible, _>>(1)));
     let _guard = locks.lock("turn").acquire().await.expect("the lock");
     let error = attempt().await.expect_err("the other client holds the lock");
     assert_eq!(error.kind(), Some(ErrorKind::Held), "{error}");

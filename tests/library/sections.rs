@@ -122,10 +122,10 @@ async fn a_release_without_a_majority_is_an_error_of_its_own() {
     let run = locks.lock("x").run(async |_| {
         cluster.pause(0);
         cluster.pause(1);
-        Ok::<_, Infallible>(())
+        Ok::<_, Infallible>("a receipt")
     });
     let error = run.await.expect_err("two nodes do not answer");
-    assert!(matches!(error, RunError::Release(_)), "{error}");
+    assert!(matches!(error, RunError::Release { output: "a receipt", .. }), "{error}");
     assert!(error.to_string().starts_with("the work is done, but the release is not confirmed"), "{error}");
     assert_eq!((error.kind(), error.is_retryable()), (Some(quorlock::ErrorKind::Unconfirmed), false));
 }
