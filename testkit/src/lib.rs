@@ -152,3 +152,7 @@ pub use memory::{Host, MemoryCluster};
 #[cfg(feature = "internal")]
 #[doc(hidden)]
 pub use stopwatch::Stopwatch;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
