@@ -260,8 +260,11 @@ impl LockRequest {
                 Err(error) => Err(RunError::Late { output, error }),
             }
         }));
-        let released = if was_lost(&outcome) { Ok(drop(guard)) } else { guard.release().map(drop) };
-        result_of_run(outcome, released)
+        if was_lost(&outcome) {
+            drop(guard);
+            return result_of_run(outcome, Ok(()));
+        }
+        result_of_run(outcome, guard.release().map(drop))
     }
 }
 

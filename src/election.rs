@@ -109,7 +109,12 @@ impl Election {
             match self.request.clone().owner(&self.locks.core().anonymous()).acquire().await {
                 Ok(term) => {
                     let outcome = term.run_until(self.is_over(&term), work(&term)).await;
-                    let released = if was_lost(&outcome) { Ok(drop(term)) } else { term.release().await.map(drop) };
+                    let released = if was_lost(&outcome) {
+                        drop(term);
+                        Ok(())
+                    } else {
+                        term.release().await.map(drop)
+                    };
                     match (outcome.unwrap_or_else(|panic| resume_unwind(panic)), released) {
                         (Ok(ControlFlow::Break(output)), Err(error)) if error.is_lost() => {
                             return Err(RunError::of_release(output, error));
