@@ -225,7 +225,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/guard.rs",
+        file: "src/guard/release.rs",
         old: "        if let Some(resource) = pending_release.lost {\n",
         new: "        let honest = !crate::broken(\"release says yes after a loss\");
         if let Some(resource) = pending_release.lost.filter(|_| honest) {
@@ -393,7 +393,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/guard.rs",
+        file: "src/guard/loss.rs",
         old: "        self.leases().iter().any(|lease| lease.phase() == Phase::Lost)
     }
 
@@ -413,14 +413,14 @@ pub(crate) fn broken(variant: &str) -> bool {
     /// Returns whether the lease is near",
     },
     Change {
-        file: "src/guard.rs",
+        file: "src/guard/loss.rs",
         old: "        self.leases().iter().any(|lease| is_endangered(lease.phase()))
 ",
         new: "        !crate::broken(\"is_endangered() is never true\") && self.leases().iter().any(|lease| is_endangered(lease.phase()))
 ",
     },
     Change {
-        file: "src/guard.rs",
+        file: "src/guard/loss.rs",
         old: "        self.any(|phase| phase == Phase::Lost).await;
 ",
         new: "        self.any(|phase| phase == Phase::Lost).await;
@@ -433,7 +433,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/guard.rs",
+        file: "src/guard/loss.rs",
         old: "        self.any(is_endangered).await;
 ",
         new: "        self.any(is_endangered).await;
@@ -443,17 +443,18 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/guard.rs",
+        file: "src/guard/loss.rs",
         old: "            if lost.as_mut().poll(cx).is_ready() {
 ",
         new: "            if !crate::broken(\"protect() ignores the loss\") && lost.as_mut().poll(cx).is_ready() {
 ",
     },
     Change {
-        file: "src/guard.rs",
+        file: "src/guard/release.rs",
         old: "            return Err(why.into());
         }
-        let pending_release = self.holds.give_back();
+        let core = Arc::clone(self.core());
+        let pending_release = core.driver.sending(|| self.holds.give_back());
 ",
         new: "            return Err(why.into());
         }
@@ -462,7 +463,8 @@ pub(crate) fn broken(variant: &str) -> bool {
             std::mem::forget(self);
             return Ok(Released { pending: Vec::new(), holds });
         }
-        let pending_release = self.holds.give_back();
+        let core = Arc::clone(self.core());
+        let pending_release = core.driver.sending(|| self.holds.give_back());
         if crate::broken(\"a release is not sent and says Ok\") {
             return Ok(Released { pending: Vec::new(), holds: pending_release.holds });
         }
