@@ -138,7 +138,7 @@ async fn acc_45_a_crowd_hardly_slows_hand_overs_and_loses_no_lease() {
     for i in 0..HELD {
         held.push(bystander.lock(format!("beside {i}")).acquire().await.expect("a free lock"));
     }
-    let (mut rates, mut cycles) = ([0.0; 2], [Duration::ZERO; 2]);
+    let (mut rates, mut cycles) = ([0.0; 2], [Vec::new(), Vec::new()]);
     // Alternating, so that other load on the machine affects both alike.
     for _ in 0..2 {
         for (i, clients) in CROWDS.into_iter().enumerate() {
@@ -153,10 +153,15 @@ async fn acc_45_a_crowd_hardly_slows_hand_overs_and_loses_no_lease() {
                 let began = Instant::now();
                 let guard = bystander.lock(format!("free {cycle}")).acquire().await.expect("a free lock");
                 guard.release().await.expect("a release");
-                cycles[i] += began.elapsed();
+                cycles[i].push(began.elapsed());
             }
         }
     }
+    // The median, as a busy machine may stop one cycle for as long as all others take.
+    let cycles = cycles.map(|mut all| {
+        all.sort_unstable();
+        all[all.len() / 2]
+    });
     let (ratio, slower) = (rates[1] / rates[0], cycles[1].as_secs_f64() / cycles[0].as_secs_f64());
     println!("300 clients: {ratio:.2} times the hand-overs of 20; a bystander takes {slower:.1} times as long");
     assert!(held.iter().all(|guard| !guard.is_lost()), "a bystander loses nothing");

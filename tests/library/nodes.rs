@@ -251,7 +251,9 @@ async fn a_durable_node_keeps_its_vote_over_a_restart() {
         cluster.restart(0, empty);
         let newcomer = cluster.client(60 * SECOND).await;
         for locks in [&locks, &newcomer] {
-            let outcome = locks.lock("x").wait(5 * SECOND).acquire().await;
+            // A busy disk takes seconds to write before the node answers. A quarantine lasts for a minute.
+            let wait = if empty { 5 * SECOND } else { 50 * SECOND };
+            let outcome = locks.lock("x").wait(wait).acquire().await;
             match outcome {
                 Ok(guard) if !empty => drop(guard.release().await.expect("a release")),
                 Err(error) if empty => assert!(quarantined(&error.nodes()[0].answer), "{error}"),

@@ -92,7 +92,8 @@ async fn opposite_orders_do_not_deadlock() {
 #[tokio::test]
 async fn invalid_sets_are_refused() {
     let cluster = Cluster::start(1);
-    let locks = cluster.client(10 * SECOND).await;
+    let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
+    let locks = builder.connect().await.expect("settings that work");
     let error = locks.lock_all(Vec::<String>::new()).acquire().await.expect_err("no name");
     assert_eq!(error, AcquireError::Config(ConfigError::NoNames));
     let many = (0..501).map(|i| i.to_string());
