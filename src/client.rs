@@ -214,10 +214,10 @@ impl Quorlock {
     /// Checks that a majority of the nodes has a vote now, for a health check.
     ///
     /// It goes by what the client knows: it sends nothing and never waits. A connection that breaks, a quarantine, a refusal and an
-    /// overdue answer are known. A node that answers requests with errors (a right that its user lacks, a full memory) is not counted until
-    /// it answers one properly, or for 30 s after the latest error: then only a request can find out. A node that hangs is known when something that was sent to it is overdue; a held lease sends an
-    /// extension every few seconds. Directly after [`connect`](crate::Builder::connect) no node is connected yet, so the client is
-    /// not ready.
+    /// overdue answer are known. A node that answers requests with errors (a right that its user lacks, a full memory) is not
+    /// counted until it answers one properly, or for 30 s after the latest error: then only a request can find out. A node that
+    /// hangs is known when something that was sent to it is overdue; a held lease sends an extension every few seconds. Directly
+    /// after [`connect`](crate::Builder::connect) no node is connected yet, so the client is not ready.
     ///
     /// # Errors
     ///

@@ -49,8 +49,10 @@ async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
         let served = process.finish();
         assert_eq!(served.len(), WAITERS_EACH, "{served:?}");
     }
-    println!("all are served {:?} after the nodes are back", back.took());
-    assert!(back.took() <= SECOND, "all are served {:?} after the nodes are back", back.took());
+    // Fifty requests of ten processes share the cores with whatever else there is. `cluster/bench --case outage` measures the row.
+    let (took, limit) = (back.took(), SECOND + back.contended());
+    println!("all are served {took:?} after the nodes are back");
+    assert!(took <= limit, "all are served {took:?} after the nodes are back, {limit:?} allowed");
 }
 
 /// Clients that contend for one lock all the time.
@@ -118,7 +120,8 @@ async fn acc_41_waiting_sets_block_no_lock_and_get_their_turn() {
     pairs.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     let (ratio, alone) = pairs[pairs.len() / 2];
     println!("{alone:.0} turns a second alone, {ratio:.2} of that beside {SETS} sets that wait");
-    assert!(ratio >= 0.8, "beside {SETS} sets that wait, of the turns a second: {pairs:.2?}");
+    // On an idle machine it is about 1. Where waiting sets stand in the way it was below 0.2.
+    assert!(ratio >= 0.5, "beside {SETS} sets that wait, of the turns a second: {pairs:.2?}");
 
     let released = Instant::now();
     drop(held);
