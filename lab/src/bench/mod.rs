@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::cases::Case;
 use self::fleet::Fleet;
-use self::lockers::{FENCED, Floor, From, InRuntime, Measured, OWN, Ours, PLAIN, Place, Scripts, fan_out};
+use self::lockers::{Callers, FENCED, Floor, InRuntime, Measured, OWN, Ours, PLAIN, Place, Scripts, fan_out};
 use self::report::Report;
 use crate::exit::{self, Exit, Failure};
 use crate::messages::Verbosity;
@@ -231,7 +231,7 @@ impl Bench<'_> {
 
     /// Spawned tasks, on the default runtime.
     fn tasks(&self) -> Place {
-        Place { runtime: Arc::clone(self.runtime), from: From::Tasks }
+        Place { runtime: Arc::clone(self.runtime), callers: Callers::Tasks }
     }
 
     fn skip(&self, what: &str, why: impl Display) {

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
 use super::cases::INSIDE;
-use super::lockers::{From, Ours, Place};
+use super::lockers::{Callers, Ours, Place};
 use super::measure::{cpu_time, number, resident};
 use super::turns::{Turn, now};
 use super::{Bench, Flags, Peer, connect, fleet};
@@ -194,7 +194,7 @@ fn turns(
     locker: &str,
     stretch: Duration,
 ) -> Result<(), Failure> {
-    let one = connect(locker, Place { runtime: Arc::clone(runtime), from: From::Tasks }, peers, urls)?;
+    let one = connect(locker, Place { runtime: Arc::clone(runtime), callers: Callers::Tasks }, peers, urls)?;
     say("ready");
     if !may_start() {
         return Ok(());

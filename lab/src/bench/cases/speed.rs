@@ -7,7 +7,7 @@ use tokio::runtime::Builder;
 use super::{Case, TARGET_NODES, in_rounds};
 use crate::bench::Bench;
 use crate::bench::fleet::failure;
-use crate::bench::lockers::{From, InRuntime, Measured, Nested, Ours, Place};
+use crate::bench::lockers::{Callers, InRuntime, Measured, Nested, Ours, Place};
 use crate::bench::measure::{Rounds, Stretch};
 use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
@@ -61,7 +61,7 @@ pub fn block_on(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failur
     let nodes = bench.nodes();
     let single = Builder::new_current_thread().enable_all().build().map_err(|error| failure("cannot start", &error))?;
     for (kind, runtime) in [("default", Arc::clone(bench.runtime)), ("current-thread", Arc::new(single))] {
-        let all = bench.connect_all(&Place { runtime, from: From::BlockOn }, nodes)?;
+        let all = bench.connect_all(&Place { runtime, callers: Callers::BlockOn }, nodes)?;
         let names: Vec<_> = all.iter().map(|one| one.name()).collect();
         let rounds = in_rounds(bench, names.len(), |column| all[column].cycles(1, bench.flags.stretch));
         for (i, name) in names.iter().enumerate() {

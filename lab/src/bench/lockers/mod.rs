@@ -85,11 +85,11 @@ pub trait Measured {
 #[derive(Clone)]
 pub struct Place {
     pub runtime: Arc<Runtime>,
-    pub from: From,
+    pub callers: Callers,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum Callers {
     /// Spawned tasks.
     Tasks,
     /// The future that the runtime was entered with, as in `main` and in tests. On the default runtime its thread is none of
@@ -132,9 +132,9 @@ impl<L: Locker> Measured for InRuntime<L> {
 impl<L: Locker> InRuntime<L> {
     /// Measures one caller for each of these sets of names.
     fn measure(&self, names: Vec<Vec<String>>, stretch: Duration) -> Stretch {
-        let Place { runtime, from } = &self.place;
-        match (from, names.as_slice()) {
-            (From::BlockOn, [names]) => runtime.block_on(in_block_on(self.locker.clone(), names, stretch)),
+        let Place { runtime, callers } = &self.place;
+        match (callers, names.as_slice()) {
+            (Callers::BlockOn, [names]) => runtime.block_on(in_block_on(self.locker.clone(), names, stretch)),
             _ => runtime.block_on(in_tasks(&self.locker, names, stretch)),
         }
     }
