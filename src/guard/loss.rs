@@ -159,12 +159,12 @@ fn is_endangered(phase: Phase) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use futures::future::join;
-    use tokio::time::{Instant, sleep, timeout};
-
     use std::convert::Infallible;
     use std::future::pending;
     use std::time::Duration;
+
+    use futures::future::join;
+    use tokio::time::{Instant, sleep, timeout};
 
     use super::super::tests::{GONE, HONOURED, LEASE, NOT_HELD, Test, suspend};
     use crate::error::{ReleaseError, RunError};
