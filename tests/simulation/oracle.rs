@@ -295,7 +295,9 @@ impl Judge<'_> {
                 // The same message may come twice, if no other has come between.
                 let again =
                     before.value == after.value && (before.ballot, after.ballot) == (token as f64, token as f64);
-                let newest = self.oracle.newest.insert((self.place.node, key), token);
+                // As in floor_stays.
+                let is_far = self.oracle.floors.get(&(self.place.node, key)).is_some_and(|floor| floor.is_far);
+                let newest = self.oracle.newest.insert((self.place.node, key), token).filter(|_| !is_far);
                 let new = newest.is_none_or(|newest| newest < token || (newest == token && again));
                 self.judge(Invariant::TokenUnique, i, new, "granted a token that is not new");
             }
