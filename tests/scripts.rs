@@ -508,10 +508,19 @@ fn wrong_use_is_refused_and_leaves_nothing() {
         refused(verb, args, 69, "Start one: cluster/up");
     }
     refused("servers", &["redis-1"], 64, "'redis-1' is none of: redis-6.2.14 ");
-    refused("servers", &["--list", "valkey"], 69, "Fetch them: cluster/servers valkey");
+    refused("servers", &["--lits"], 64, "unknown option '--lits'");
+    for args in [["--list", "valkey"], ["valkey", "--list"]] {
+        refused("servers", &args, 69, "Fetch them: cluster/servers valkey");
+    }
     refused("test", &["--servers", "valkey"], 69, "Fetch them: cluster/servers valkey");
     refused("test", &["--servers", "redis-1"], 64, "'redis-1' is none of");
     refused("test", &["--servers", "--lib"], 64, "'--lib' cannot be used with --servers");
+    refused("test", &["--servers", "--test"], 64, "--test needs the name of a suite");
+    refused("up", &["--lag", "3"], 64, "unknown option '--lag'");
+    for args in [&["test", "--help"][..], &["test", "--peers", "--help"], &["test", "--servers", "-h"], &["up", "-h"]] {
+        let help = place.succeed(args[0], &args[1..]);
+        assert!(help.starts_with("usage: cluster/"), "{args:?}: {help}");
+    }
     refused("replica", &["1", "1"], 64, "replica of itself");
     refused("delay", &["1", "soon"], 64, "'soon' is no duration");
     refused("clock", &["1", "soon"], 64, "'soon' is none of");
