@@ -160,7 +160,7 @@ impl Builder {
 
     /// How long a round waits for nodes when no majority has answered. It does not slow a round that has its majority.
     ///
-    /// Defaults to a quarter of the lease, at most 500 ms.
+    /// Defaults to a quarter of the lease, at most 500 ms. From 1 ms to an hour.
     pub fn node_timeout(mut self, timeout: Duration) -> Self {
         self.node_timeout = Some(timeout);
         self
@@ -425,9 +425,12 @@ mod tests {
     }
 
     #[test]
-    fn a_node_timeout_without_end_is_refused() {
-        let endless = three().node_timeout(Duration::MAX);
-        assert!(matches!(refused(&endless), ConfigError::NodeTimeoutTooLong { .. }));
+    fn node_timeouts_are_a_millisecond_to_an_hour() {
+        for timeout in [Duration::ZERO, Duration::from_micros(999), Duration::from_secs(3601), Duration::MAX] {
+            assert!(matches!(refused(&three().node_timeout(timeout)), ConfigError::NodeTimeout { .. }), "{timeout:?}");
+        }
+        assert!(three().node_timeout(Duration::from_millis(1)).settings().is_ok());
+        assert!(three().node_timeout(Duration::from_secs(3600)).lease(LONGEST_LEASE).settings().is_ok());
     }
 
     #[test]

@@ -105,12 +105,15 @@ pub enum ConfigError {
         /// The longest that works.
         longest: Duration,
     },
-    /// A node that does not answer would be waited for without an end.
-    #[error("a node timeout of {} is too long: at most {}", format_duration(*timeout), format_duration(*longest))]
-    NodeTimeoutTooLong {
+    /// A round would end before any node can answer, or would wait for a silent node without an end.
+    #[error("a node timeout of {} cannot work: it must be at least {} and at most {}",
+        format_duration(*timeout), format_duration(*shortest), format_duration(*longest))]
+    NodeTimeout {
         /// The timeout that was set.
         timeout: Duration,
-        /// The longest one.
+        /// The shortest that works.
+        shortest: Duration,
+        /// The longest that works.
         longest: Duration,
     },
     /// The drift factor is not a number from 0 to below 0.5.

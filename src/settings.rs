@@ -1,12 +1,13 @@
 //! The settings of a client, checked.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::error::ConfigError;
 use crate::protocol::{Outage, Schedule};
 
 pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
-const LONGEST_NODE_TIMEOUT: Duration = Duration::from_secs(3600);
+const NODE_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 const LONGEST_DEFAULT_NODE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Checked settings.
@@ -37,8 +38,9 @@ impl Settings {
         }
         let drift = self.schedule.validity.drift(lease);
         let node_timeout = self.node_timeout(lease);
-        if node_timeout > LONGEST_NODE_TIMEOUT {
-            return Err(ConfigError::NodeTimeoutTooLong { timeout: node_timeout, longest: LONGEST_NODE_TIMEOUT });
+        if let Some(timeout) = self.fixed_node_timeout.filter(|timeout| !NODE_TIMEOUTS.contains(timeout)) {
+            let (shortest, longest) = NODE_TIMEOUTS.into_inner();
+            return Err(ConfigError::NodeTimeout { timeout, shortest, longest });
         }
         if lease <= drift + node_timeout {
             return Err(ConfigError::LeaseTooShort { lease, drift, node_timeout });

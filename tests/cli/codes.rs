@@ -67,6 +67,7 @@ fn wrong_usage_has_exit_code_64() {
         (&["run", "--lease", "1s", "--node-timeout", "2s", "job", "--", "true"], "the node timeout of 2s"),
         (&["inspect"], "<NAME>"),
         (&["inspect", "--node-timeout", "2h", "job"], "2h"),
+        (&["status", "--node-timeout", "0s"], "a node timeout of 0s cannot work"),
         (&["inspect", "--nodes", "nonsense", "job"], "write it as a URL"),
     ];
     for (args, said) in cases {
