@@ -97,7 +97,7 @@ async fn examine(place: &Place) -> Result<(Status, Vec<Finding>), Failure> {
     let prefix = place.prefix_bytes();
     let targets = nodes.into_iter().zip(place.urls()).map(|((name, node), url)| {
         let client = place.redis_cli(url, &name);
-        (Target { name, client }, node)
+        (Target { name, client, prefix_flag: place.prefix_flag() }, node)
     });
     let examined = targets.zip(&status.nodes).map(async |((target, node), known)| match node {
         Err(error) => vec![checks::no_vote(&target, &error)],

@@ -9,7 +9,7 @@ use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use quorlock::{Builder, DEFAULT_LEASE, Quorlock};
+use quorlock::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX, Quorlock};
 
 use crate::child::Variables;
 use crate::exit::{Exit, Failure};
@@ -41,7 +41,7 @@ pub struct PlaceFlags {
     local: bool,
 
     /// What stands before a NAME in its key; may be empty. The same wherever the lock is used.
-    #[arg(long, env = PREFIX_VARIABLE, default_value = quorlock::DEFAULT_PREFIX)]
+    #[arg(long, env = PREFIX_VARIABLE, default_value = DEFAULT_PREFIX)]
     prefix: OsString,
 
     #[command(flatten)]
@@ -74,8 +74,8 @@ pub struct ReadFlags {
     #[command(flatten)]
     place: PlaceFlags,
 
-    /// How long to wait for the connection to a node, and for each of its answers. What the others have said is shown then. For
-    /// distant nodes, five round trips.
+    /// How long to wait for the connection to a node, and for each of its answers. Then the result is shown without that node. For
+    /// distant nodes, set five round trips.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
     node_timeout: Duration,
 }
@@ -194,6 +194,14 @@ impl Place {
 
     pub fn prefix_bytes(&self) -> &[u8] {
         self.prefix.as_bytes()
+    }
+
+    /// Returns the flag that names the prefix in a command to copy, with a space before it, and nothing for the default prefix.
+    pub fn prefix_flag(&self) -> String {
+        if self.prefix == DEFAULT_PREFIX {
+            return String::new();
+        }
+        format!(" --prefix {}", quoted(&self.prefix.to_string_lossy()))
     }
 
     /// The URLs of the nodes, which may hold passwords.

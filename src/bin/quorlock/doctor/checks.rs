@@ -32,6 +32,8 @@ pub struct Target {
     pub name: String,
     /// How `redis-cli` reaches it.
     pub client: String,
+    /// The flag that names the prefix for other subcommands, with a space before it. Empty for the default prefix.
+    pub prefix_flag: String,
 }
 
 /// From this offset on the clock is worth a look, in ms.
@@ -109,14 +111,16 @@ pub fn no_vote(node: &Target, error: &NodeError) -> Finding {
 
 /// Whether the node has a vote, by its record.
 pub fn vote(node: &Target, state: &State) -> Finding {
-    let declare = || Some("quorlock nodes declare-new, before the first client connects".to_owned());
     match state {
         State::Voting => found(Grade::Ok, node, "it has a vote", None),
         State::Quarantined(left) => {
             let what = format!("in quarantine for {} s, as it may have forgotten leases", left.as_secs() + 1);
             found(Grade::Warn, node, what, Some("wait".to_owned()))
         }
-        State::Undeclared => found(Grade::Warn, node, "it is not declared", declare()),
+        State::Undeclared => {
+            let mend = format!("quorlock nodes declare-new{}, before the first client connects", node.prefix_flag);
+            found(Grade::Warn, node, "it is not declared", Some(mend))
+        }
         State::Not(error) => no_vote(node, error),
     }
 }
@@ -145,7 +149,7 @@ fn persistence(node: &Target, answers: &Answers) -> Finding {
         return found(Grade::Warn, node, format!("it is not known whether it keeps every write: {why}"), None);
     };
     let now = on(node, &format!("CONFIG SET {setting}"));
-    let mend = format!("{now}, and in its configuration file; then quorlock nodes set-list");
+    let mend = format!("{now}, and in its configuration file; then quorlock nodes set-list{}", node.prefix_flag);
     found(Grade::Warn, node, format!("it is in quarantine after each restart ({why})"), Some(mend))
 }
 
@@ -252,7 +256,8 @@ mod tests {
     }
 
     fn target() -> Target {
-        Target { name: "a:1".to_owned(), client: "redis-cli -u redis://a:1".to_owned() }
+        let client = "redis-cli -u redis://a:1".to_owned();
+        Target { name: "a:1".to_owned(), client, prefix_flag: String::new() }
     }
 
     #[test]
@@ -331,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_node_that_hangs_is_told_apart_from_one_that_is_away() {
-        let tls = Target { name: "a:1".to_owned(), client: "redis-cli -u rediss://a:1".to_owned() };
+        let tls = Target { client: "redis-cli -u rediss://a:1".to_owned(), ..target() };
         let mend = |node: &Target, error: NodeError| no_vote(node, &error).mend.unwrap_or_default();
         let away = || NodeError::Connect("refused".to_owned());
         assert_eq!(mend(&target(), away()), "start the server, or check the way to it: redis-cli -u redis://a:1 PING");
