@@ -281,7 +281,7 @@ impl Child {
         self.resume_at = Some(Instant::now() + STOPPED_FOR);
     }
 
-    /// Was quorlock, or the command by the terminal, told to end?
+    /// Returns whether quorlock got a signal to end, or the command got one from the terminal.
     pub fn was_told_to_end(&self) -> bool {
         let ends = [Signal::TERM, Signal::INT, Signal::QUIT];
         ends.iter().any(|signal| self.delivery.was_received(*signal)) || self.delivery.key().is_some()

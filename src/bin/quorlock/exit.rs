@@ -86,7 +86,7 @@ Exit codes of `lead`:
   69     the nodes refuse the user or the password. An outage is waited for
   78     the deployment is configured wrongly: this list of nodes is not the one
          that the nodes have, or nodes can have no vote
-  79     the lock was lost, and quorlock was told to end then, or the command
+  79     the lock was lost, and quorlock got a signal to end then, or the command
          cannot be killed and goes on; or the lock of an enclosing `run` is lost
   126    the command cannot be run
   127    there is no such command";

@@ -119,9 +119,11 @@ one asks for the lock again after a second; the pause doubles each time, up to 3
 has run for longer than that. With --once quorlock ends instead, with the exit code of COMMAND.
 
 SIGTERM, SIGINT or SIGQUIT to quorlock is passed on to COMMAND. When COMMAND has ended, the lock is released and quorlock \
-ends, as COMMAND did. While what COMMAND has left is ended, such a signal is passed on to that, a second one kills it, and \
-quorlock ends by the signal. Other signals are passed on as `quorlock run` does. SIGHUP does not end a candidate that waits, \
-as no settings are to be read again there, unless quorlock has a terminal, which hangs up with it.";
+ends, as COMMAND did. While quorlock ends what COMMAND has left in its process group, it passes such a signal on to that. A \
+second one kills it (SIGKILL). Then quorlock ends by the first signal.
+
+Other signals are passed on as `quorlock run` does. SIGHUP does not end a candidate that waits under a supervisor, as it has \
+no settings to read again. It ends a candidate that has a controlling terminal, as that terminal has hung up.";
 
 /// Run a command as the leader: on one of several machines, and on the next one when that fails
 #[derive(Args)]

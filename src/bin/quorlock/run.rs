@@ -65,7 +65,7 @@ pub struct Held {
     pub end: End,
     /// The lock was lost.
     pub is_lost: bool,
-    /// quorlock was told to end meanwhile, or the command goes on without the lock.
+    /// quorlock got a signal to end meanwhile, or the command goes on without the lock.
     pub is_last: bool,
     /// How long the command ran.
     pub ran: Duration,

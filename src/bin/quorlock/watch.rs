@@ -116,7 +116,7 @@ pub async fn watch(options: &RunOptions, guard: &Guard, child: &mut Child, signa
 pub struct Cleared {
     /// What could not be killed.
     pub left: Left,
-    /// quorlock was told to end meanwhile.
+    /// The signal to end that quorlock got meanwhile.
     pub told: Option<Signal>,
 }
 
