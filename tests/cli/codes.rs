@@ -56,7 +56,7 @@ fn wrong_usage_has_exit_code_64() {
         (&["run", "--lease", "0s", "job", "--", "true"], "choose a longer --lease"),
         (&["run", "--lease", "9days", "job", "--", "true"], "choose a shorter --lease"),
         (&["run", "--lease", "3s", "--grace", "2s", "job", "--", "true"], "shorter --grace"),
-        (&["run", "--wait", "soon", "job", "--", "true"], "--wait"),
+        (&["run", "--wait", "soon", "job", "--", "true"], "write a duration as in 500ms, 10s"),
         (&["run", "--wait", "1s", "--try", "job", "--", "true"], "cannot be used with"),
         (&["run", "-E", "256", "job", "--", "true"], "--conflict-exit-code"),
         (&["run", "-q", "-v", "job", "--", "true"], "cannot be used with"),

@@ -11,6 +11,7 @@ mod child;
 mod delivery;
 mod descendants;
 mod doctor;
+mod duration;
 mod enclosing;
 mod end;
 mod exit;

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use quorlock::admin::{self, Node};
 use quorlock::{Builder, ErrorKind, NodeError};
 
+use crate::duration::duration;
 use crate::exit::{Exit, Failure};
 use crate::messages::{self, Verbosity};
 use crate::place::{Place, PlaceFlags};
@@ -63,12 +64,12 @@ struct DeclareFlags {
 
     /// How long a node remembers the last ballot of a name after its release. Half of it is how far the clocks of clients
     /// and nodes may differ.
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     ballot_ttl: Duration,
 
     /// The longest lease that clients will use: how long a node that may have forgotten leases has no vote. Clients that
     /// use a longer lease raise it.
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     longest_lease: Duration,
 
     /// Do not ask for a confirmation. Needed where standard input is no terminal.

@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use quorlock::secrets::without_bare_credentials;
 
+use crate::duration::duration;
 use crate::exit::{self, Exit, Failure};
 use crate::messages::{self, Log, Verbosity, shown};
 use crate::output::{Format, Output, OutputFlags};
@@ -88,7 +89,7 @@ struct RunFlags {
     hold: HoldFlags,
 
     /// How long to wait while another owner holds the lock [default: for ever].
-    #[arg(long, short, value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "try")]
+    #[arg(long, short, value_name = "DURATION", value_parser = duration, conflicts_with = "try")]
     wait: Option<Duration>,
 
     /// Do not wait at all.
@@ -101,7 +102,7 @@ struct RunFlags {
 
     /// Keep the lock for at least this long after it was acquired, also when COMMAND ends sooner: a job that is started on several
     /// machines at about the same time then runs once. Ctrl-C or SIGTERM ends that wait.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     at_least: Option<Duration>,
 }
 
@@ -151,21 +152,21 @@ struct HoldFlags {
     place: PlaceFlags,
 
     /// How long the lock outlives a holder that dies, as in `10s` or `1m 30s`.
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     lease: Duration,
 
     /// The longest lease that any client of these nodes uses, where that is not this one: how long a node that may have
     /// forgotten leases has no vote.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     longest_lease: Option<Duration>,
 
     /// How long to wait for nodes when no majority has answered. For distant nodes, some round trips [default: a quarter of
     /// the lease, at most 500ms].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     node_timeout: Option<Duration>,
 
     /// How long COMMAND may take to end after SIGTERM when the lock is in danger [default: while the lock is valid].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     grace: Option<Duration>,
 
     /// Give COMMAND neither the lease nor the nodes. A `quorlock run` inside COMMAND cannot
@@ -201,7 +202,7 @@ struct InspectFlags {
     place: PlaceFlags,
 
     /// How long to wait for nodes. For distant nodes, some round trips [default: 500ms].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     node_timeout: Option<Duration>,
 
     #[command(flatten)]

@@ -12,6 +12,7 @@ use clap::Args;
 use quorlock::{Builder, DEFAULT_LEASE, DEFAULT_PREFIX, Quorlock};
 
 use crate::child::Variables;
+use crate::duration::duration;
 use crate::exit::{Exit, Failure};
 use crate::handover;
 use crate::messages::{Verbosity, quoted, shown};
@@ -76,7 +77,7 @@ pub struct ReadFlags {
 
     /// How long to wait for the connection to a node, and for each of its answers. Then the result is shown without that node. For
     /// distant nodes, set five round trips.
-    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     node_timeout: Duration,
 }
 

@@ -12,6 +12,7 @@ use quorlock::text::{Printable, printable_json};
 use quorlock::{Answer, Holder, Quorlock, RevokeError, Revoked, Token};
 use serde_json::json;
 
+use crate::duration::duration;
 use crate::exit::{Exit, Failure, RELEASE_CODES};
 use crate::inspect;
 use crate::messages::{Verbosity, print, shown};
@@ -54,7 +55,7 @@ pub struct Flags {
     place: PlaceFlags,
 
     /// How long to wait for nodes. For distant nodes, some round trips [default: 500ms].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     node_timeout: Option<Duration>,
 
     /// Print one JSON object.

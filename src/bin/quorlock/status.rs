@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use self::output::{json, prometheus, table};
 use self::reading::{Status, read};
+use crate::duration::duration;
 use crate::exit::{Exit, Failure, MEND, STATUS_CODES};
 use crate::messages::{self, Verbosity};
 use crate::output::{Output, OutputFlags};
@@ -35,7 +36,7 @@ pub struct Flags {
 
     /// Repeat it: a terminal is redrawn, anything else gets one JSON object in each line [default: 2s].
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2s")]
-    #[arg(value_parser = humantime::parse_duration)]
+    #[arg(value_parser = duration)]
     watch: Option<Duration>,
 }
 

@@ -14,6 +14,7 @@ use clap::Args;
 use tokio::time::sleep;
 
 use self::picture::Picture;
+use crate::duration::duration;
 use crate::end::End;
 use crate::exit::{Exit, Failure, TOP_CODES};
 use crate::messages::{self, Verbosity};
@@ -39,7 +40,7 @@ pub struct Flags {
     place: ReadFlags,
 
     /// The pause between two readings, as in `2s`.
-    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     interval: Duration,
 
     /// The most locks that are shown: the first in their order.
