@@ -241,8 +241,9 @@ impl LockRequest {
         block_on(self.0.try_acquire()).map(Guard::new)
     }
 
-    /// Acquires, runs `work` on this thread in the owner's [scope](Owner::sync_scope), and waits for the release, also when the work
-    /// fails or panics, unless it ended after the lock was lost. The work cannot be stopped: call [`check`](crate::Guard::check) between its steps.
+    /// Acquires, runs `work` on this thread in the owner's [scope](Owner::sync_scope), and waits for the release, also when the
+    /// work fails or panics, unless the lock was lost before it ended. The work cannot be stopped: call
+    /// [`check`](crate::Guard::check) between its steps.
     ///
     /// # Errors
     ///

@@ -242,7 +242,7 @@ impl LostError {
 /// Why [`run`](crate::LockRequest::run) failed. `E` is the error of the work, and `T` its output: work that was done is not lost with
 /// its lock. `RunError` without them is for work that cannot fail and returns `()`.
 ///
-/// It is an error itself for each `E` that can be printed, also for `Box<dyn Error>`, and for every `T`. To pass it on as the error of a
+/// It implements `Error` for each `E` that can be printed, `Box<dyn Error>` included, and for every `T`. To pass it on as the error of a
 /// function with another output, use [`without_output`](Self::without_output).
 ///
 /// ```
@@ -325,7 +325,7 @@ impl<E, T> RunError<E, T> {
         }
     }
 
-    /// What kind of error it is: all of one kind are handled in one way. `None` for the error of the work.
+    /// Returns the kind of the error: all of one kind are handled in one way. `None` for the error of the work.
     #[must_use]
     pub fn kind(&self) -> Option<ErrorKind> {
         match self {
@@ -336,7 +336,7 @@ impl<E, T> RunError<E, T> {
         }
     }
 
-    /// May the same call succeed later, without a change of the program or of the deployment? Work that has begun is not to be
+    /// Returns whether the same call may succeed later, without a change of the program or of the deployment. Work that has begun is not to be
     /// repeated unseen.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -392,7 +392,7 @@ pub enum ExtendError {
 }
 
 impl ExtendError {
-    /// What kind of error it is: all of one kind are handled in one way.
+    /// Returns the kind of the error: all of one kind are handled in one way.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -403,7 +403,7 @@ impl ExtendError {
         }
     }
 
-    /// May the same call succeed later? The lease runs on meanwhile.
+    /// Returns whether the same call may succeed later. The lease runs on meanwhile.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -448,7 +448,7 @@ pub enum ReleaseError {
 }
 
 impl ReleaseError {
-    /// What kind of error it is: all of one kind are handled in one way.
+    /// Returns the kind of the error: all of one kind are handled in one way.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -94,7 +94,7 @@ pub enum AcquireError {
 }
 
 impl AcquireError {
-    /// What kind of error it is: all of one kind are handled in one way.
+    /// Returns the kind of the error: all of one kind are handled in one way.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {

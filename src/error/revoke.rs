@@ -49,7 +49,7 @@ pub enum RevokeError {
 }
 
 impl RevokeError {
-    /// What kind of error it is: all of one kind are handled in one way.
+    /// Returns the kind of the error: all of one kind are handled in one way.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -60,7 +60,7 @@ impl RevokeError {
         }
     }
 
-    /// May the same call succeed later?
+    /// Returns whether the same call may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -364,7 +364,7 @@ fn end_with(_: Pid) -> io::Result<()> {
     Ok(())
 }
 
-/// Is there no such program, rather than one that cannot be run?
+/// Returns whether there is no such program, rather than one that cannot be run.
 pub fn is_not_found(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }

@@ -108,7 +108,7 @@ impl Delivery {
     }
 }
 
-/// Does the terminal send this to its foreground group, by a key or when it hangs up?
+/// Returns whether the terminal sends this to its foreground group, by a key or when it hangs up.
 pub fn is_of_terminal(signal: Signal) -> bool {
     [Signal::HUP, Signal::INT, Signal::QUIT].contains(&signal)
 }

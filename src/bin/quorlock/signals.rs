@@ -166,7 +166,7 @@ impl Signals {
         self.spares_hangup = true;
     }
 
-    /// Does this signal end quorlock while there is no command?
+    /// Returns whether this signal ends quorlock while there is no command.
     pub fn ends_a_wait(&self, signal: Signal) -> bool {
         is_fatal(signal) && !(self.spares_hangup && signal == Signal::HUP)
     }
@@ -189,7 +189,7 @@ impl Signals {
     }
 }
 
-/// Would this end a process that does not handle it?
+/// Returns whether this signal ends a process that does not handle it.
 pub fn is_fatal(signal: Signal) -> bool {
     ![Signal::CONT, Signal::TSTP, Signal::URG, Signal::WINCH].contains(&signal)
 }

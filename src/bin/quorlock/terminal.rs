@@ -33,7 +33,7 @@ impl Terminal {
         Some(Self { tty, wanted, handed: false })
     }
 
-    /// Is quorlock's own group in the foreground?
+    /// Returns whether quorlock's own group is in the foreground.
     pub fn is_ours(&self) -> bool {
         tcgetpgrp(&self.tty).is_ok_and(|group| group == getpgrp())
     }
