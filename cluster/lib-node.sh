@@ -193,7 +193,7 @@ start_node() { # I: on the port it had, or on a free one when it has not been in
     if ((code)); then
       rm -f -- "$node/port"
       die 69 "node $i did not start: $(why "$node/redis.log" "$code")" \
-        "When that is mended run cluster/up again, or cluster/down to give up"
+        "When that is mended run cluster/up again. cluster/down removes the cluster"
     fi
   fi
   declare_node "$i"
