@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorlock::{AcquireError, Answer, NodeError, Quorlock};
+use quorlock::{AcquireError, Answer, NodeError, Outage, Quorlock};
 use quorlock_testkit::{Cluster, Setup};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -78,7 +78,8 @@ async fn acc_44_new_nodes_keep_their_first_list() {
     let cluster = Setup::new(5).undeclared().start();
     let urls = cluster.urls();
     let first = client(&urls[..3]).await;
-    let guard = first.lock("x").acquire().await.expect("when the quarantine of the new nodes is over");
+    let guard = first.lock("x").wait(60 * SECOND).outage(Outage::Wait).acquire().await;
+    let guard = guard.expect("when the quarantine of the new nodes is over");
     let other = client(&urls).await;
     for is_held in [true, false] {
         let error = other.lock("x").wait(2 * SECOND).acquire().await.expect_err("another list");

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use quorlock::Quorlock;
 use quorlock_testkit::worker::Worker;
 use quorlock_testkit::{Cluster, Setup, Stopwatch, eventually};
 use tokio::task::JoinHandle;
@@ -55,6 +56,14 @@ async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
     assert!(took <= limit, "all are served {took:?} after the nodes are back, {limit:?} allowed");
 }
 
+/// Returns a client that waits for the answers of nodes on a busy machine.
+async fn patient(cluster: &Cluster) -> Quorlock {
+    let locks = cluster.builder().lease(10 * SECOND).node_timeout(5 * SECOND);
+    let locks = locks.connect().await.expect("settings that work");
+    locks.flush().await;
+    locks
+}
+
 /// Clients that contend for one lock all the time.
 struct Contenders {
     turns: Arc<AtomicUsize>,
@@ -65,7 +74,7 @@ impl Contenders {
     async fn start(cluster: &Cluster, name: &'static str, clients: usize, keep: Duration) -> Self {
         let (turns, mut tasks) = (Arc::new(AtomicUsize::new(0)), Vec::new());
         for _ in 0..clients {
-            let (locks, turns) = (cluster.client(10 * SECOND).await, Arc::clone(&turns));
+            let (locks, turns) = (patient(cluster).await, Arc::clone(&turns));
             tasks.push(tokio::spawn(async move {
                 loop {
                     let guard = locks.lock(name).acquire().await.expect("its turn");
@@ -96,13 +105,13 @@ impl Drop for Contenders {
 async fn acc_41_waiting_sets_block_no_lock_and_get_their_turn() {
     const SETS: usize = 16;
     let cluster = Cluster::quiet(5);
-    let holder = cluster.client(10 * SECOND).await;
+    let holder = patient(&cluster).await;
     let mut held = Vec::new();
     for i in 0..SETS {
         held.push(holder.lock(format!("b{i}")).acquire().await.expect("a free lock"));
     }
     let contenders = Contenders::start(&cluster, "a", 4, Duration::from_millis(3)).await;
-    let locks = cluster.client(10 * SECOND).await;
+    let locks = patient(&cluster).await;
     let wait = |i| {
         let set = locks.lock_all(["a", &format!("b{i}")]).acquire();
         tokio::spawn(async move { set.await.expect("both locks").release().await.expect("a release") })
@@ -136,7 +145,7 @@ async fn acc_45_a_crowd_hardly_slows_hand_overs_and_loses_no_lease() {
     const CROWDS: [usize; 2] = [20, 300];
     const HELD: usize = 20;
     let cluster = Cluster::quiet(5);
-    let bystander = cluster.client(10 * SECOND).await;
+    let bystander = patient(&cluster).await;
     let mut held = Vec::new();
     for i in 0..HELD {
         held.push(bystander.lock(format!("beside {i}")).acquire().await.expect("a free lock"));

@@ -45,7 +45,7 @@ fn nested_runs_on_other_names_share_the_owner() {
         &["a"],
         r#"echo $QUORLOCK_TOKEN
            run b -- sh -c 'echo $QUORLOCK_TOKEN
-               "$QUORLOCK" run --try --node-timeout 10s c a -- sh -c "echo \$QUORLOCK_NAME; echo \$QUORLOCK_TOKEN
+               "$QUORLOCK" run --try --node-timeout 5s c a -- sh -c "echo \$QUORLOCK_NAME; echo \$QUORLOCK_TOKEN
                    \"\$QUORLOCK\" run --try b -- true && for name in a b c; do \"\$QUORLOCK\" inspect --json \$name | grep owner; done"'"#,
     );
     assert_eq!(ended.code, Some(0), "{ended:?}");
