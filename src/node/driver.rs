@@ -56,7 +56,8 @@ impl Driver {
         poll_fn(move |cx| {
             running.0.polls.fetch_add(1, Ordering::Relaxed);
             // Registered first: if another thread is polling, its polls have to wake this task.
-            running.0.task.0.register(cx.waker());
+            running.0.task.waker.register(cx.waker());
+            running.0.task.begins();
             running.0.poll()
         })
     }
@@ -73,8 +74,9 @@ impl Driver {
     }
 
     /// Runs code that sends. Outside of tasks, as in `main` and in tests, what it sends leaves on this thread when it is done: the
-    /// task would first have to wake up on another one. Inside of tasks the task of the connections is next on this thread
-    /// anyway, and sends what several tasks have for it at once. Not to be called with the state of a lease locked.
+    /// task would first have to wake up on another one. If the task is about to run, it is left to that, which sends what many
+    /// requests have for it at once. So it is inside of tasks, as the task of the connections is next on this thread. Not to be
+    /// called with the state of a lease locked.
     pub(crate) fn sending<T>(&self, send: impl FnOnce() -> T) -> T {
         let _sending = task::try_id().is_none().then(|| Sending::begin(self));
         send()
@@ -91,11 +93,11 @@ impl Driver {
     pub(crate) fn send_now(&self) {
         // A thread that is ending has no place for a runtime to be in.
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
-            return;
+            return self.task.wake_up();
         }
         let _inside = self.runtime.enter(); // Connections that are made meanwhile belong there.
         if self.poll().is_ready() {
-            self.task.0.wake();
+            self.task.wake_up();
         }
     }
 
@@ -147,7 +149,29 @@ impl Drop for Driver {
 
 /// Wakes the task, also after another thread has polled the connections.
 #[derive(Default)]
-struct Task(AtomicWaker);
+struct Task {
+    waker: AtomicWaker,
+    /// It was woken, and has not polled since.
+    is_woken: AtomicBool,
+}
+
+impl Task {
+    fn wake_up(&self) {
+        self.is_woken.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    /// Notes that it polls now.
+    fn begins(&self) {
+        self.is_woken.swap(false, Ordering::SeqCst);
+    }
+
+    /// Returns whether it polls after this call, and finds what was queued before.
+    fn is_about_to_run(&self) -> bool {
+        // A write, which `begins` reads: a mere load would not order what was queued before the poll.
+        self.is_woken.compare_exchange(true, true, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+}
 
 impl Wake for Task {
     fn wake(self: Arc<Self>) {
@@ -164,7 +188,7 @@ impl Wake for Task {
             is_here
         });
         if !is_noted.unwrap_or(false) {
-            self.0.wake();
+            self.wake_up();
         }
     }
 }
@@ -200,8 +224,8 @@ impl Drop for Sending<'_> {
     fn drop(&mut self) {
         if SENDER.replace(self.before).is_due {
             if thread::panicking() {
-                self.driver.task.0.wake();
-            } else {
+                self.driver.task.wake_up();
+            } else if self.driver.common.life.has_ended() || !self.driver.task.is_about_to_run() {
                 self.driver.send_now();
             }
         }
@@ -321,6 +345,56 @@ mod tests {
         inside.await.expect("no panic");
         yield_now().await;
         assert_eq!(counts(), (3, 4), "the task does it");
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_is_left_to_a_task_that_is_about_to_run() {
+        let (request, polls): (Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
+        let driver = Arc::new(Driver::new(vec![woken_by(&request, &polls)], common()));
+        let task = tokio::spawn(Arc::clone(&driver).run());
+        yield_now().await;
+        let counts = || (driver.polls(), polls.load(Ordering::SeqCst));
+        request.wake();
+        driver.sending(|| request.wake());
+        assert_eq!(counts(), (1, 1), "the task sends what many have for it");
+        yield_now().await;
+        assert_eq!(counts(), (2, 2));
+        driver.sending(|| request.wake());
+        assert_eq!(counts(), (2, 3));
+        task.abort();
+    }
+
+    /// Sends when its thread ends.
+    struct AtEnd(Cell<Option<(Arc<Driver>, Arc<AtomicWaker>)>>);
+
+    impl Drop for AtEnd {
+        fn drop(&mut self) {
+            let is_over = Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed());
+            assert!(is_over, "tokio's part of the thread ends first");
+            let (driver, request) = self.0.take().expect("it was set");
+            driver.sending(|| request.wake());
+        }
+    }
+
+    thread_local! {
+        static AT_END: AtEnd = const { AtEnd(Cell::new(None)) };
+    }
+
+    #[tokio::test]
+    async fn what_a_thread_sends_while_it_ends_is_left_to_the_task() {
+        let (request, polls): (Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
+        let driver = Arc::new(Driver::new(vec![woken_by(&request, &polls)], common()));
+        let task = tokio::spawn(Arc::clone(&driver).run());
+        yield_now().await;
+        let sender = (Arc::clone(&driver), request);
+        let thread = thread::spawn(move || {
+            AT_END.with(|end| end.0.set(Some(sender)));
+            drop(Handle::try_current()); // Later than the other, so it ends before.
+        });
+        thread.join().expect("no panic");
+        yield_now().await;
+        assert_eq!((driver.polls(), polls.load(Ordering::SeqCst)), (2, 2));
         task.abort();
     }
 
