@@ -68,9 +68,16 @@ impl Driver {
         &self.runtime
     }
 
-    /// Returns how often the task has polled. If that stays the same although something was sent, no thread runs the task.
+    /// Returns how often the task has polled. If that stays the same although the task was woken, no thread runs it.
     pub(crate) fn polls(&self) -> u64 {
         self.polls.load(Ordering::Relaxed)
+    }
+
+    /// Wakes the task, if it has not polled since [`polls`](Self::polls) returned this.
+    pub(crate) fn probe(&self, polls: u64) {
+        if polls == self.polls() {
+            self.task.wake_up();
+        }
     }
 
     /// Runs code that sends. Outside of tasks, as in `main` and in tests, what it sends leaves on this thread when it is done: the
@@ -362,6 +369,12 @@ mod tests {
         assert_eq!(counts(), (2, 2));
         driver.sending(|| request.wake());
         assert_eq!(counts(), (2, 3));
+        driver.probe(1);
+        yield_now().await;
+        assert_eq!(driver.polls(), 2, "it has run since");
+        driver.probe(2);
+        yield_now().await;
+        assert_eq!(driver.polls(), 3);
         task.abort();
     }
 

@@ -90,6 +90,22 @@ fn a_loss_is_signalled_while_the_client_runtime_is_stalled() {
     single().block_on(async { eventually(LIMIT, "queued bytes leave at the end", gone).await });
 }
 
+/// The caller sends without the task of the connections, which has nothing to do before an answer comes or is overdue.
+#[test]
+fn silent_nodes_are_not_taken_for_a_stalled_runtime() {
+    let mut cluster = Cluster::start(3);
+    runtime().block_on(async {
+        let locks = cluster.builder().node_timeout(2 * SECOND).connect().await.expect("settings that work");
+        locks.lock("x").acquire().await.expect("the lock").release().await.expect("a release");
+        (0..3).for_each(|node| cluster.pause(node));
+        let wait = Duration::from_millis(200); // Shorter than the time after which a connection in use is doubted.
+        let error = locks.lock("x").wait(wait).acquire().await.expect_err("no node answers");
+        let is_blamed = |answer: &Answer| matches!(answer, Answer::Failed(NodeError::NoAnswer(_)));
+        assert!(error.nodes().iter().all(|node| is_blamed(&node.answer)), "{error}");
+        (0..3).for_each(|node| cluster.resume(node));
+    });
+}
+
 #[test]
 fn a_dropped_guard_releases_while_the_client_runtime_is_stalled() {
     let cluster = Cluster::start(3);
