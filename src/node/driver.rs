@@ -357,17 +357,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_sent_is_left_to_a_task_that_is_about_to_run() {
-        let (request, polls): (Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
-        let driver = Arc::new(Driver::new(vec![woken_by(&request, &polls)], common()));
+        let (first, second, polls): (Arc<AtomicWaker>, Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
+        let connections = vec![woken_by(&first, &polls), woken_by(&second, &Arc::default())];
+        let driver = Arc::new(Driver::new(connections, common()));
         let task = tokio::spawn(Arc::clone(&driver).run());
         yield_now().await;
         let counts = || (driver.polls(), polls.load(Ordering::SeqCst));
-        request.wake();
-        driver.sending(|| request.wake());
+        first.wake();
+        driver.sending(|| second.wake());
         assert_eq!(counts(), (1, 1), "the task sends what many have for it");
         yield_now().await;
         assert_eq!(counts(), (2, 2));
-        driver.sending(|| request.wake());
+        driver.sending(|| first.wake());
         assert_eq!(counts(), (2, 3));
         driver.probe(1);
         yield_now().await;
