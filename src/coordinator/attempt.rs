@@ -97,7 +97,8 @@ impl Attempt {
         let core = &handle.core;
         let mut report = core.common.telemetry.request(&self.resources, &self.owner, retry.limit(), core.now());
         let span = report.span();
-        let result = self.until_decided(handle, retry, &mut report).instrument(span).await;
+        // Outside of the span: what the connections report meanwhile may be about other requests.
+        let result = core.driver.sending_in(self.until_decided(handle, retry, &mut report).instrument(span)).await;
         match &result {
             Ok(holds) => report.granted(holds.granted()),
             Err(error) => report.refused(error),
@@ -112,7 +113,7 @@ impl Attempt {
         report: &mut RequestReport<'_>,
     ) -> Result<Holds, AcquireError> {
         let core = &handle.core;
-        let competing = pin!(core.driver.sending_in(self.try_until_granted(handle, retry, report)));
+        let competing = pin!(self.try_until_granted(handle, retry, report));
         match select(competing, pin!(core.common.life.ended())).await {
             Either::Left((Ok(holds), _)) => Ok(holds),
             Either::Left((Err(error), _)) => Err(core.check().map_or_else(Into::into, |()| error)),

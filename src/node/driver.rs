@@ -6,7 +6,7 @@ use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
@@ -19,6 +19,9 @@ use tokio::task::{self, unconstrained};
 
 use super::common::Common;
 
+/// With more callers than this that have requests under way, the task sends for all of them.
+const MOST_CALLERS: usize = 2;
+
 type Connections = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) struct Driver {
@@ -29,6 +32,8 @@ pub(crate) struct Driver {
     is_due: AtomicBool,
     /// How often the task polled them.
     polls: AtomicU64,
+    /// How many futures are under way that send.
+    callers: AtomicUsize,
     runtime: Handle,
     common: Arc<Common>,
 }
@@ -45,6 +50,7 @@ impl Driver {
             task: Arc::default(),
             is_due: AtomicBool::new(false),
             polls: AtomicU64::new(0),
+            callers: AtomicUsize::new(0),
             runtime: Handle::current(),
             common,
         }
@@ -81,16 +87,18 @@ impl Driver {
     }
 
     /// Runs code that sends. Outside of tasks, as in `main` and in tests, what it sends leaves on this thread when it is done: the
-    /// task would first have to wake up on another one. If the task is about to run, it is left to that, which sends what many
-    /// requests have for it at once. So it is inside of tasks, as the task of the connections is next on this thread. Not to be
-    /// called with the state of a lease locked.
+    /// task would first have to wake up on another one. It is left to the task if that is about to run, or has work all the time, as
+    /// other callers have requests under way: it sends what many have for it at once, and threads would wait for each other. So it is
+    /// inside of tasks, as the task of the connections is next on this thread. Not to be called with the state of a lease locked.
     pub(crate) fn sending<T>(&self, send: impl FnOnce() -> T) -> T {
-        let _sending = task::try_id().is_none().then(|| Sending::begin(self));
+        let is_alone = self.callers.load(Ordering::Relaxed) <= MOST_CALLERS;
+        let _sending = (is_alone && task::try_id().is_none()).then(|| Sending::begin(self));
         send()
     }
 
     /// Runs a future that sends as [`sending`](Self::sending) does.
     pub(crate) async fn sending_in<F: Future>(&self, future: F) -> F::Output {
+        let _caller = Caller::new(&self.callers);
         let mut future = pin!(future);
         poll_fn(|cx| self.sending(|| future.as_mut().poll(cx))).await
     }
@@ -214,6 +222,22 @@ struct Sender {
     is_due: bool,
 }
 
+/// Counts a future that sends, while it lives.
+struct Caller<'a>(&'a AtomicUsize);
+
+impl<'a> Caller<'a> {
+    fn new(callers: &'a AtomicUsize) -> Self {
+        callers.fetch_add(1, Ordering::Relaxed);
+        Self(callers)
+    }
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The part of a thread's time in which it sends.
 struct Sending<'a> {
     driver: &'a Driver,
@@ -254,8 +278,8 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
     use std::panic::catch_unwind;
-    use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
     use tokio::task::yield_now;
@@ -376,6 +400,29 @@ mod tests {
         driver.probe(2);
         yield_now().await;
         assert_eq!(driver.polls(), 3);
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_is_left_to_the_task_while_many_have_requests_under_way() {
+        let (request, polls): (Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
+        let driver = Arc::new(Driver::new(vec![woken_by(&request, &polls)], common()));
+        let task = tokio::spawn(Arc::clone(&driver).run());
+        yield_now().await;
+        let counts = || (driver.polls(), polls.load(Ordering::SeqCst));
+        let mut callers: Vec<_> = (0..MOST_CALLERS).map(|_| Box::pin(driver.sending_in(pending::<()>()))).collect();
+        callers.iter_mut().for_each(|caller| assert!(caller.now_or_never().is_none()));
+        driver.sending(|| request.wake());
+        assert_eq!(counts(), (1, 2), "few");
+        let mut one_more = Box::pin(driver.sending_in(pending::<()>()));
+        assert!((&mut one_more).now_or_never().is_none());
+        driver.sending(|| request.wake());
+        assert_eq!(counts(), (1, 2), "left to the task");
+        yield_now().await;
+        assert_eq!(counts(), (2, 3));
+        drop(one_more);
+        driver.sending(|| request.wake());
+        assert_eq!(counts(), (2, 4));
         task.abort();
     }
 
