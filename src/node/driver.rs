@@ -411,7 +411,9 @@ mod tests {
         yield_now().await;
         let counts = || (driver.polls(), polls.load(Ordering::SeqCst));
         let mut callers: Vec<_> = (0..MOST_CALLERS).map(|_| Box::pin(driver.sending_in(pending::<()>()))).collect();
-        callers.iter_mut().for_each(|caller| assert!(caller.now_or_never().is_none()));
+        for caller in &mut callers {
+            assert!(caller.now_or_never().is_none());
+        }
         driver.sending(|| request.wake());
         assert_eq!(counts(), (1, 2), "few");
         let mut one_more = Box::pin(driver.sending_in(pending::<()>()));
