@@ -43,9 +43,10 @@
 //!
 //! # Where to begin
 //!
-//! [`Quorlock::builder`] makes a client, [`Quorlock::lock`] and [`Quorlock::lock_all`] ask for locks, a [`Guard`] is a
-//! hold, an [`Owner`] is who may enter again. [`Quorlock::elect`] and [`Quorlock::observe`] are for leaders. Errors: [`ConfigError`], [`AcquireError`], [`ExtendError`],
-//! [`ReleaseError`]; each names the nodes and what every one of them said.
+//! [`Quorlock::builder`] makes a client, [`Quorlock::lock`] and [`Quorlock::lock_all`] ask for locks, [`LockRequest::run`] runs work
+//! under them in one call. A [`Guard`] is a hold, an [`Owner`] is who may enter again. [`Quorlock::elect`] and [`Quorlock::observe`] are for
+//! leaders. Errors: [`ConfigError`], [`AcquireError`], [`RunError`], [`ExtendError`], [`ReleaseError`]; each names the nodes and what every
+//! one of them said.
 //!
 //! # Testing code that locks
 //!
