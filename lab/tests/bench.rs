@@ -67,7 +67,7 @@ fn cycles_are_reported_as_json_for_every_implementation() {
 fn wrong_arguments_are_refused_before_any_server_starts() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     for (arguments, part) in [
-        (["--case", "cycles"], "possible values: cycle, tasks,"),
+        (["--case", "cycles"], "possible values: cycle, block-on, tasks,"),
         (["--rounds", "0"], "--rounds <R>"),
         (["--for", "0s"], "choose a longer --for"),
         (["--nodes-count", "0"], "--nodes-count <N,...>"),
