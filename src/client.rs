@@ -61,8 +61,7 @@ impl Quorlock {
     /// # Errors
     ///
     /// [`AcquireError::Lost`] when the lease is over or its exporter has released it, [`AcquireError::NoQuorum`] when no majority
-    /// answers,
-    /// [`AcquireError::Export`] when the string is not an exported lease or was exported under another key prefix.
+    /// answers, [`AcquireError::Export`] when the string is not an exported lease or was exported under another key prefix.
     ///
     /// # Cancel safety
     ///

@@ -85,7 +85,7 @@ pub enum ConfigError {
         /// How long a node may take to answer.
         node_timeout: Duration,
     },
-    /// The lease is absurdly long.
+    /// The lease is longer than a client takes.
     #[error("the lease of {} is too long: at most {} (a lease extends itself while it is held)",
         format_duration(*lease), format_duration(*longest))]
     LeaseTooLong {

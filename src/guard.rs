@@ -17,7 +17,7 @@ use crate::protocol::Token;
 ///
 /// While it lives, the lease behind it is extended in the background. Dropping it gives the hold back without waiting;
 /// [`release`](Self::release) does the same and returns the outcome, and [`LockRequest::run`](crate::LockRequest::run) awaits it
-/// in any case. A drop writes the release to the sockets itself, as far as they take it at once, unless the client's task
+/// unless the lock was lost. A drop writes the release to the sockets itself, as far as they take it at once, unless the client's task
 /// is at it. When the last hold of an owner on a resource in this process goes, so does this process's share in the lease.
 ///
 /// A guard over several resources answers for the weakest of them.
