@@ -405,7 +405,7 @@ pub(crate) fn broken(variant: &str) -> bool {
             let mut seen = SEEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let id = self.holds.first().id;
             return is_lost
-                && seen.entry(id).or_insert_with(std::time::Instant::now).elapsed() > Duration::from_millis(500);
+                && seen.entry(id).or_insert_with(std::time::Instant::now).elapsed() > std::time::Duration::from_millis(500);
         }
         is_lost
     }
@@ -425,7 +425,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
         new: "        self.any(|phase| phase == Phase::Lost).await;
         if crate::broken(\"lost() wakes 500 ms late\") {
-            self.core().sleep(Duration::from_millis(500)).await;
+            self.core().sleep(std::time::Duration::from_millis(500)).await;
         }
         if crate::broken(\"lost() never resolves\") {
             std::future::pending::<()>().await;
