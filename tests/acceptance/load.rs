@@ -50,7 +50,7 @@ async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
         let served = process.finish();
         assert_eq!(served.len(), WAITERS_EACH, "{served:?}");
     }
-    // Fifty requests of ten processes share the cores with whatever else there is. `cluster/bench --case outage` measures the row.
+    // Ten processes with fifty requests share the cores with other programs. `cluster/bench --case outage` measures the row.
     let (took, limit) = (back.took(), SECOND + back.contended());
     println!("all are served {took:?} after the nodes are back");
     assert!(took <= limit, "all are served {took:?} after the nodes are back, {limit:?} allowed");
