@@ -11,9 +11,6 @@ const LOOKING: u64 = 2_500_000;
 /// How long a re-entry may take while a minority of the nodes is in trouble, in µs: less than a client waits for a node.
 const PROMPT: u64 = 200_000;
 
-/// One of so many re-entries may take longer, as the machine may be busy. A client that waits for a node in trouble does it each time.
-const MAY_BE_LATE: usize = 20;
-
 /// The longest time without any grant while a majority of the nodes is well, in longest leases.
 const LONGEST_SILENCE: u64 = 2;
 
@@ -153,7 +150,6 @@ pub fn keeps_while_well(model: &Model) -> Verdict {
 pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
     let mut verdict =
         Verdict::of("MinorityFaultLive", "locks are still granted while a minority of the nodes has failed");
-    let (mut reentries, mut late) = (0, Vec::new());
     for ask in &model.asks {
         let (at, without_quorum) = match ask.answer {
             Answer::Granted(at) => (at, false),
@@ -170,12 +166,15 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
         let disturbed = model.most_disturbed(ask.worker, ask.at, at);
         if (1..=model.spare()).contains(&disturbed) {
             if is_mere_reentry(model, ask) && !without_quorum {
-                reentries += 1;
-                if at - ask.at > PROMPT {
-                    late.push((at, ask, disturbed));
-                } else {
-                    verdict.check(at, true, String::new);
-                }
+                verdict.check(at, at - ask.at <= PROMPT, || {
+                    format!(
+                        "worker {} op {} entered {} again after {} us, with {disturbed} nodes in trouble",
+                        ask.worker + 1,
+                        ask.op,
+                        ask.names.join(" "),
+                        at - ask.at
+                    )
+                });
             }
             verdict.check(at, !without_quorum, || {
                 format!(
@@ -188,18 +187,6 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
                 )
             });
         }
-    }
-    let is_usual = late.len() * MAY_BE_LATE > reentries;
-    for (at, ask, disturbed) in late {
-        verdict.check(at, !is_usual, || {
-            format!(
-                "worker {} op {} entered {} again after {} us, with {disturbed} nodes in trouble",
-                ask.worker + 1,
-                ask.op,
-                ask.names.join(" "),
-                at - ask.at
-            )
-        });
     }
     grants_continue(model, &mut verdict);
     for (worker, acquired, of) in &model.calms {
