@@ -160,3 +160,20 @@ async fn one_of_a_set_is_revoked() {
     free.release().await.expect("a release");
     assert!(operator.lock("b").try_acquire().await.expect_err("closed until the end").is_held());
 }
+
+/// The nodes remember it for a day.
+#[tokio::test]
+async fn a_revoked_lease_that_is_over_is_reported_as_not_held() {
+    let cluster = Cluster::start(3);
+    let holder = cluster.client(SECOND).await;
+    let guard = holder.lock("job").acquire().await.expect("the lock");
+    let token = guard.token();
+    let operator = cluster.client(SECOND).await;
+    operator.revoke("job", Some(token)).await.expect("a majority");
+    let is_over = async {
+        while !matches!(operator.revoke("job", Some(token)).await, Err(RevokeError::NotHeld { .. })) {
+            tokio::time::sleep(SECOND / 20).await;
+        }
+    };
+    tokio::time::timeout(20 * SECOND, is_over).await.expect("its end");
+}

@@ -13,7 +13,8 @@
 --
 -- Answer  with now in us of this node's clock and highest the highest ballot that may have been honoured before this message
 --         {REVOKED, now, highest, ms, value}  the lease was here; the lock is free here after so many ms
---         {ABSENT, now, highest}              nothing of the lease is here
+--         {ABSENT, now, highest}              nothing of the lease is here, or it is over: no key, and its end has passed by this
+--                                             node's clock and the sender's
 --         {HELD, now, 1, pttl ms, value}      another lease has the key, or '' another kind of key: nothing was changed
 --         {AHEAD, now, 1}                     BALLOT is further ahead of this node's clock than ballots may be
 --         {YOUNG, now, ms}                    this node may have forgotten votes. It did as asked, but that is no vote
@@ -70,5 +71,5 @@ if till > 0 and asked ~= record then
   local young = math.max(till - math.floor(now / 1000), by_wall)
   if young > 0 then return {YOUNG, now, young} end
 end
-if new or last then return {REVOKED, now, highest, math.max(pttl, 0), new or last} end
+if new or last and pttl > 0 then return {REVOKED, now, highest, math.max(pttl, 0), new or last} end
 return {ABSENT, now, highest}

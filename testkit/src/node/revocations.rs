@@ -109,7 +109,7 @@ pub fn revoke(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
     if young > 0.0 {
         return answer(YOUNG, now, vec![int(young)]);
     }
-    match new.or(last.map(|(_, last)| last)) {
+    match new.or(last.map(|(_, last)| last).filter(|_| pttl > 0)) {
         Some(lease) => answer(REVOKED, now, vec![int(highest), Reply::Int(pttl.max(0)), Reply::Bulk(lease)]),
         None => answer(ABSENT, now, vec![int(highest)]),
     }
