@@ -429,9 +429,10 @@ impl<'k> Deed<'_, '_, 'k> {
     }
 }
 
+/// Looks for it anywhere, as the script does: the label may hold what ends no word in `%S+`.
 fn has_share(value: &[u8], share: &[u8]) -> bool {
     let wanted = [b" ", share, b":"].concat();
-    lock_words(value).is_some_and(|(_, shares)| shares.windows(wanted.len()).any(|window| window == wanted))
+    value.windows(wanted.len()).any(|window| window == wanted)
 }
 
 /// The broken variant of writing a count.
