@@ -122,6 +122,11 @@ impl Kind {
         )
     }
 
+    /// Returns whether requests to the node get no answer while it lasts, and no error either.
+    pub fn leaves_unanswered(self) -> bool {
+        matches!(self, Self::Pause | Self::ClientPause | Self::Cut | Self::CutRequests | Self::CutReplies | Self::Mute)
+    }
+
     /// Returns whether the node may be useless while it lasts and for a time after, so that it counts as failed. `amount` is
     /// that of the fault: a clock that is not too far off does not affect its node.
     pub fn disturbs(self, amount: i64) -> bool {

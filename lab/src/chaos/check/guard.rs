@@ -2,6 +2,7 @@
 
 use super::Verdict;
 use super::model::{Hold, Model};
+use crate::chaos::fault::Kind;
 
 /// The part of a lease that the drift of clocks may take, in µs: 1 % and 2 ms.
 pub fn drift(lease: u64) -> u64 {
@@ -76,7 +77,8 @@ fn all_well(model: &Model, verdict: &mut Verdict, hold: &Hold) {
     let troubled = model.worker_was_troubled(worker, asked, last.at)
         || model.stood_still(asked, last.at)
         || model.is_young(hold.ask.life, asked)
-        || may_be_left_over(model, asked, last.at);
+        || may_be_left_over(model, asked, last.at)
+        || has_forgotten_ahead(model, last.at);
     let disturbed = model.most_disturbed(worker, asked, last.at);
     if !troubled && disturbed < model.spare() {
         verdict.check(last.at, last.margin + disturbed >= model.spare(), || {
@@ -93,12 +95,19 @@ fn may_be_left_over(model: &Model, from: u64, to: u64) -> bool {
     steps.any(|step| step.from <= to && from <= step.healed.saturating_add(reach))
 }
 
+/// Returns whether a node has lost its memory until then while the nodes' clocks were ahead of the workers' by more than the
+/// window. It refuses the ballots of a worker that uses a lock alone: the others remember ballots by its clock, so none makes
+/// it propose a higher one.
+fn has_forgotten_ahead(model: &Model, to: u64) -> bool {
+    let mut leaps = model.troubles.iter().filter(|trouble| trouble.kind == Kind::Leap);
+    leaps.any(|leap| model.troubles.iter().any(|other| other.forgets && leap.from <= other.healed && other.from <= to))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chaos::check::State;
     use crate::chaos::check::test_history::{TestHistory, ms};
-    use crate::chaos::fault::Kind;
 
     #[test]
     fn more_or_less_than_the_lease_violates_remaining_is_true() {
@@ -153,6 +162,18 @@ mod tests {
             history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
             history.shown(1, ms(at), ms(200), 10, margin);
             assert_eq!(margin_is_true(&history.model()).state, expected, "{margin} at {at} ms");
+        }
+    }
+
+    #[test]
+    fn a_node_that_forgot_under_clocks_far_ahead_may_count_for_no_lock() {
+        for (kind, expected) in [(Kind::Flush, State::NotExercised), (Kind::Reset, State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.fault(1, Kind::Leap, &[0, 1, 2], ms(10)..ms(15));
+            history.fault(2, kind, &[0], ms(20)..ms(21));
+            history.granted(1, "a", "x", 10, ms(5000), 1, ms(900));
+            history.shown(1, ms(5700), ms(200), 10, 0);
+            assert_eq!(margin_is_true(&history.model()).state, expected, "{kind}");
         }
     }
 }

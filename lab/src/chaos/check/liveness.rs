@@ -8,9 +8,6 @@ use crate::chaos::history::Refusal;
 /// two seconds, and may lose a race.
 const LOOKING: u64 = 2_500_000;
 
-/// How long a re-entry may take while a minority of the nodes is in trouble, in µs: less than a client waits for a node.
-const PROMPT: u64 = 200_000;
-
 /// The longest time without any grant while a majority of the nodes is well, in longest leases.
 const LONGEST_SILENCE: u64 = 2;
 
@@ -145,8 +142,8 @@ pub fn keeps_while_well(model: &Model) -> Verdict {
     verdict
 }
 
-/// Checks that no request fails for want of a quorum while a minority of the nodes is in trouble, nor waits for the nodes in
-/// trouble, that grants continue, and that every worker acquires every lock after the faults.
+/// Checks that no request fails for want of a quorum while a minority of the nodes is in trouble, that grants
+/// continue, and that every worker acquires every lock after the faults.
 pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
     let mut verdict =
         Verdict::of("MinorityFaultLive", "locks are still granted while a minority of the nodes has failed");
@@ -165,17 +162,6 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
         }
         let disturbed = model.most_disturbed(ask.worker, ask.at, at);
         if (1..=model.spare()).contains(&disturbed) {
-            if is_mere_reentry(model, ask) && !without_quorum {
-                verdict.check(at, at - ask.at <= PROMPT, || {
-                    format!(
-                        "worker {} op {} entered {} again after {} us, with {disturbed} nodes in trouble",
-                        ask.worker + 1,
-                        ask.op,
-                        ask.names.join(" "),
-                        at - ask.at
-                    )
-                });
-            }
             verdict.check(at, !without_quorum, || {
                 format!(
                     "worker {} op {} on {} got no quorum in {} us, with {disturbed} nodes in trouble: {}",
@@ -198,12 +184,6 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
         verdict.unknown("no worker has reported its locks after the faults");
     }
     verdict
-}
-
-/// Returns whether its owner held all of it before: no other owner is in the way, so it takes one round.
-fn is_mere_reentry(model: &Model, ask: &Ask) -> bool {
-    let outer = ask.within.and_then(|op| model.hold(op));
-    outer.is_some_and(|outer| outer.lost.is_none() && ask.names.iter().all(|name| outer.ask.names.contains(name)))
 }
 
 /// Checks the length of each stretch without any grant.
@@ -345,17 +325,6 @@ mod tests {
             history.asked(1, "a", "x", ms(300));
             history.refused(1, Refusal::NoQuorum, ms(600));
             assert_eq!(minority_fault_live(&history.model(), false).state, expected, "{nodes:?}");
-        }
-    }
-
-    #[test]
-    fn a_reentry_that_waits_for_a_node_violates_minority_fault_live() {
-        for (takes, expected) in [(ms(100), State::Held), (ms(250), State::Violated)] {
-            let mut history = TestHistory::new(3);
-            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
-            history.fault(1, Kind::Pause, &[0], ms(110)..ms(900));
-            history.entered_again(2, 1, "x", ms(200)..ms(200) + takes);
-            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "{takes} us");
         }
     }
 

@@ -5,6 +5,7 @@ mod guard;
 mod liveness;
 mod model;
 mod outside;
+mod prompt;
 mod read;
 mod release;
 mod storm;
@@ -163,6 +164,7 @@ pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
         liveness::free_after_ttl(model).at_least(20),
         liveness::keeps_while_well(model).at_least(2),
         liveness::minority_fault_live(model, beside.complete).at_least(100),
+        prompt::reentry_is_prompt(model).at_least(5),
         votes::quarantine_holds(model),
         storm::no_storm(model).at_least(50),
     ];

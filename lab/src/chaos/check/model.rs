@@ -9,7 +9,7 @@ use crate::chaos::sight::NodeSight;
 
 /// How long a fault takes until it certainly is in effect, in µs: a signal, or a changed link, needs a moment to reach its
 /// process.
-const SETTLING: u64 = 20_000;
+pub const SETTLING: u64 = 20_000;
 
 /// How long a new process may take to reach every node that is well, in µs.
 const YOUNG: u64 = 1_000_000;
@@ -160,7 +160,7 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    fn concerns(&self, worker: usize) -> bool {
+    pub fn concerns(&self, worker: usize) -> bool {
         self.worker.is_none_or(|concerned| concerned == worker)
     }
 
@@ -254,6 +254,12 @@ impl Model {
 
     pub fn hold(&self, op: u64) -> Option<&Hold> {
         self.by_op.get(&op).and_then(|index| self.holds.get(*index))
+    }
+
+    /// Returns whether its owner held all of it before: no other owner is in the way, so it takes one round.
+    pub fn is_mere_reentry(&self, ask: &Ask) -> bool {
+        let outer = ask.within.and_then(|op| self.hold(op));
+        outer.is_some_and(|outer| outer.lost.is_none() && ask.names.iter().all(|name| outer.ask.names.contains(name)))
     }
 
     /// The holds that this one is nested in, the nearest first.

@@ -30,7 +30,7 @@ pub const ALL: &[Control] = &[
     caught(SHIPPED, &[]),
     // Votes and tokens.
     caught("quorum too small", &["MutualExclusion", "NoFalseGrant"]),
-    caught("waiting for every node", &["MinorityFaultLive"]),
+    caught("waiting for every node", &["ReentryIsPrompt"]),
     caught("owner reused without a fresh ballot", &["TokenUnique", "TokenMonotonic"]),
     caught("extension under a new token", &["TokenStable"]),
     caught("re-entry under a new token", &["TokenStable"]),

@@ -1,5 +1,5 @@
 //! The work of a worker with locks, in a loop: nested locks, overlapping sets, long holds, cancelled requests,
-//! and transfers between accounts.
+//! and transfers between accounts; beside it, one lock that is entered again all the time.
 
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ const DEPTH: usize = 3;
 const STEP_MS: std::ops::Range<u64> = 0..12;
 /// The time between the reading and the writing of balances.
 const DAWDLE_MS: std::ops::Range<u64> = 10..120;
+/// How often a worker enters the lock again that no other worker asks for, and for how long each time.
+const TIMES: std::ops::Range<u64> = 10..60;
+const EACH_MS: std::ops::Range<u64> = 20..60;
 const PAUSE_MS: std::ops::Range<u64> = 0..25;
 const CANCEL_MS: std::ops::Range<u64> = 0..30;
 const FIRST_MESSAGES_US: u64 = 2000;
@@ -78,6 +81,30 @@ impl Workload {
                 _ => self.transfer().await?,
             }
             self.nap(PAUSE_MS).await;
+        }
+        Ok(())
+    }
+
+    /// Holds a lock that no other worker asks for, and enters it again all the time: some of these requests are on their way
+    /// when a node falls silent.
+    pub async fn enter_again(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
+        let names = [format!("own-{}", self.job.worker + 1)];
+        let wait = Some(Duration::from_millis(self.job.lease));
+        while !*calm.borrow() {
+            let owner = Owner::new();
+            let wish = Wish { names: &names, owner: &owner, within: None, wait, is_shorter: false };
+            let Some((op, guard)) = self.acquire(&wish).await else { continue };
+            let (times, log) = (self.rng.between(TIMES), self.log.clone());
+            let again = Wish { within: Some(op), ..wish };
+            let work = async {
+                for _ in 0..times {
+                    let Some((inner, guard)) = self.acquire(&again).await else { return };
+                    self.nap(EACH_MS).await;
+                    self.step_out(inner, guard).await;
+                }
+            };
+            watched(&guard, op, &names, &log, work).await;
+            self.leave(op, guard, &wish).await;
         }
         Ok(())
     }
