@@ -2,8 +2,6 @@
 //!
 //! For an action that takes time, `from` is its start and `at` is its end.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use super::fault::{Kind, Scale};
@@ -28,6 +26,8 @@ pub enum What {
     /// A thread of this life (0: the run's own process) was due to wake up at `from` and did so now: the machine had no time
     /// for it, or the process was stopped.
     Stall { life: u64, from: u64 },
+    /// A thread of a worker, of the run's own process or of a server has waited for a processor for much of the time since `from`.
+    Wait { from: u64 },
 
     /// A request is about to be sent; inside the hold `within` of the same owner, if it is nested.
     Ask {
@@ -213,43 +213,6 @@ pub struct Setting {
     pub fencing: bool,
     /// The key prefix of all locks.
     pub prefix: String,
-}
-
-/// The interval of the check whether the machine has time for this process.
-const TICK: Duration = Duration::from_millis(20);
-/// How late a thread may wake up on a machine that is only busy.
-const LATE: Duration = Duration::from_millis(60);
-
-/// Reports whenever this task did not run in time. For a process without the lock, where a late runtime shows a stall of the
-/// machine as well.
-pub async fn watch_runtime_for_stalls(life: u64, report: impl Fn(Event) -> bool) {
-    loop {
-        let due = now() + micros(TICK);
-        tokio::time::sleep(TICK).await;
-        let at = now();
-        if at > due + micros(LATE) && !report(Event { at, what: What::Stall { life, from: due } }) {
-            return;
-        }
-    }
-}
-
-/// Starts a thread that reports whenever it did not run in time, until `report` returns `false`. It uses no runtime, because a
-/// blocked runtime is no excuse.
-pub fn watch_for_stalls(life: u64, report: impl Fn(Event) -> bool + Send + 'static) {
-    std::thread::spawn(move || {
-        loop {
-            let due = now() + micros(TICK);
-            std::thread::sleep(TICK);
-            let at = now();
-            if at > due + micros(LATE) && !report(Event { at, what: What::Stall { life, from: due } }) {
-                return;
-            }
-        }
-    });
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// `CLOCK_MONOTONIC` in µs.

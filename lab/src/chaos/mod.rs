@@ -19,6 +19,7 @@ mod progress;
 mod report;
 mod run;
 mod sight;
+mod stalls;
 mod worker;
 mod workers;
 

@@ -73,6 +73,12 @@ impl Nodes {
         self.all.iter().map(|node| node.urls[worker].clone()).collect()
     }
 
+    /// Returns what lists the processes of the servers that run. It never waits for a fault that is being put into effect.
+    pub fn pids(&self) -> impl Fn() -> Vec<u32> + Send + 'static {
+        let nodes = self.all.clone();
+        move || nodes.iter().filter_map(|node| node.server.try_lock().ok()?.as_ref()?.pid()).collect()
+    }
+
     /// Returns whether a node comes back from this fault without its votes.
     pub fn forgets(&self, fault: &Fault) -> bool {
         match fault.kind {

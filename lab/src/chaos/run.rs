@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::conductor::Conductor;
 use super::fault::Fault;
-use super::history::{Ending, Event, What, watch_runtime_for_stalls};
+use super::history::{Ending, Event, What};
 use super::interrupts::Interrupts;
 use super::ledger::{Audit, Entry, Place, StoreThread};
 use super::nodes::Nodes;
@@ -23,6 +23,7 @@ use super::options::{Options, new_file};
 use super::outcome::{self, Outcome};
 use super::plan::{Plan, Settings};
 use super::progress::{Progress, named};
+use super::stalls;
 use super::worker::{CALM, Job};
 use super::workers::{WorkerReport, Workers};
 use crate::exit::{Exit, Failure, ended_by};
@@ -191,8 +192,9 @@ impl<'a> Run<'a> {
         };
         let jobs = (0..options.workers).map(job).collect();
         let workers = Workers::new(jobs, place.clone(), sender.clone());
-        let own = sender.clone();
-        tokio::spawn(watch_runtime_for_stalls(0, move |stall| own.send(WorkerReport::Event(stall)).is_ok()));
+        let [own, servers] = [(); 2].map(|()| sender.clone());
+        tokio::spawn(stalls::watch_runtime(0, move |stall| own.send(WorkerReport::Event(stall)).is_ok()));
+        stalls::watch(0, nodes.pids(), move |stall| servers.send(WorkerReport::Event(stall)).is_ok());
         let history = BufWriter::new(new_file(&options.out.join("history.jsonl"))?);
         let run = Self {
             options,

@@ -17,8 +17,9 @@ use tokio::sync::watch;
 
 use self::event_log::EventLog;
 use self::workload::Workload;
-use super::history::{What, watch_for_stalls};
+use super::history::What;
 use super::ledger::{Place, StoreThread};
+use super::stalls;
 use crate::exit::{Exit, Failure};
 
 /// The variable with the place of the ledger: a URL may hold a password, so it is on no command line.
@@ -81,7 +82,7 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
         .await?;
     locks.flush().await;
     let log = EventLog::new(&job);
-    watch_for_stalls(job.life, |stall| {
+    stalls::watch(job.life, Vec::new, |stall| {
         event_log::write_event(&stall);
         true
     });

@@ -156,7 +156,7 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
         // A lock that was won in a race may for a moment be held by a bare quorum, until an extension repairs the other nodes.
         // When a node of that quorum dies, a re-entry without a wait is refused.
         let may_be_bare = ask.within.is_some() && !ask.waits;
-        let troubled = model.worker_was_troubled(ask.worker, ask.at, at) || model.stood_still(ask.at, at);
+        let troubled = model.worker_was_troubled(ask.worker, ask.at, at) || model.was_busy(ask.at, at);
         if may_be_bare || troubled {
             continue;
         }
@@ -387,6 +387,18 @@ mod tests {
         history.stalled(0, ms(310)..ms(580));
         history.refused(1, Refusal::NoQuorum, ms(600));
         assert_eq!(minority_fault_live(&history.model(), false).state, State::NotExercised);
+    }
+
+    #[test]
+    fn a_wait_for_a_processor_excuses_a_request_without_a_quorum() {
+        for (waited, expected) in [(ms(310), State::NotExercised), (ms(100), State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.fault(1, Kind::Pause, &[0], ms(100)..ms(900));
+            history.asked(1, "a", "x", ms(300));
+            history.waited(waited..waited + ms(50));
+            history.refused(1, Refusal::NoQuorum, ms(600));
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "waited from {waited} us on");
+        }
     }
 
     #[test]

@@ -17,6 +17,9 @@ const YOUNG: u64 = 1_000_000;
 /// How long the effects of a standstill of the machine last, in µs: clients have closed connections, and make new ones.
 const AFTERMATH: u64 = 1_500_000;
 
+/// How long after a wait for a processor answers may still be late, in µs.
+const REST: u64 = 50_000;
+
 /// A request.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -203,6 +206,8 @@ pub struct Model {
     pub stalls: Vec<(u64, u64, u64)>,
     /// When the machine stood still for a process that the run had not stopped.
     pub standstills: Vec<(u64, u64)>,
+    /// When a thread has waited for a processor for much of the time.
+    waits: Vec<(u64, u64)>,
     /// When the first worker was ready, and when the last thing happened.
     pub begin: u64,
     pub end: u64,
@@ -243,6 +248,7 @@ impl Model {
             sights,
             stalls,
             standstills,
+            waits: reader.waits,
             begin,
             end,
         }
@@ -283,6 +289,11 @@ impl Model {
     /// Returns whether the machine stood still between these times, or so shortly before that effects may remain.
     pub fn stood_still(&self, from: u64, to: u64) -> bool {
         self.standstills.iter().any(|(start, end)| *start <= to && from <= end + AFTERMATH)
+    }
+
+    /// Returns whether the machine was so busy between these times that an answer within a node timeout could not be expected.
+    pub fn was_busy(&self, from: u64, to: u64) -> bool {
+        self.stood_still(from, to) || self.waits.iter().any(|(start, end)| *start <= to && from <= end + REST)
     }
 
     /// Returns when an event that was due at `due` is late at the earliest: this life was stopped, or did not run, until then.

@@ -58,7 +58,7 @@ impl<'a> Meeting<'a> {
                 && trouble.at.max(ask.at) + PROMPT <= trouble.healing
         })?;
         let is_calm = !model.worker_was_troubled(ask.worker, ask.at, answered)
-            && !model.stood_still(ask.at, answered)
+            && !model.was_busy(ask.at, answered)
             && model.most_disturbed(ask.worker, ask.at, answered) <= model.spare();
         let took = answered - ask.at.max(silence.at);
         (is_calm && model.is_mere_reentry(ask)).then_some(Self { ask, node: *silence.nodes.first()?, answered, took })

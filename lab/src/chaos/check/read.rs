@@ -16,6 +16,7 @@ pub struct Reader {
     pub calms: Vec<(usize, usize, usize)>,
     pub scans: BTreeMap<usize, Vec<String>>,
     pub stalls: Vec<(u64, u64, u64)>,
+    pub waits: Vec<(u64, u64)>,
     pub commands: Vec<(usize, u64, u64, u64)>,
     pub seen: Vec<Seen>,
     pub sights: Vec<Sight>,
@@ -55,6 +56,7 @@ impl Reader {
             What::Commands { node, from, total } => self.commands.push((node, from, at, total)),
             What::Seen { op, answered, held, ttl } => self.seen.push(Seen { op, at, answered, held, ttl }),
             What::Stall { life, from } => self.stalls.push((life, from, at)),
+            What::Wait { from } => self.waits.push((from, at)),
             What::Down { worker, life, from } => self.deaths.push((worker, life, from, at)),
             What::Ask { op, worker, life, lease, asked, names, within, waits } => {
                 self.by_op.insert(op, self.asks.len());

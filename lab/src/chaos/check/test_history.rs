@@ -213,6 +213,10 @@ impl TestHistory {
         self.add(during.end, What::Stall { life, from: during.start });
     }
 
+    pub fn waited(&mut self, during: Range<u64>) {
+        self.add(during.end, What::Wait { from: during.start });
+    }
+
     pub fn scanned(&mut self, node: usize, keys: &[&str]) {
         self.add(0, What::Scan { node, keys: keys.iter().map(|key| (*key).to_owned()).collect() });
     }
