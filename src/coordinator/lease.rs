@@ -287,11 +287,16 @@ impl Lease {
         }
     }
 
-    /// Returns what each node answered to the latest message about the lease, or what is known of the node.
+    /// Returns what each node answered to the latest message about the lease, or what is known of the node. Of a lease that is
+    /// over these are the same from the first call on.
     pub(crate) fn reports(&self, state: &State) -> Reports {
         let known = locked(&self.reasons).reports.clone();
         let of_latest = || state.latest.as_ref().and_then(Weak::upgrade).map(|message| message.reports());
-        known.or_else(of_latest).unwrap_or_else(|| self.core.reports(|_| None))
+        let reports = known.or_else(of_latest).unwrap_or_else(|| self.core.reports(|_| None));
+        if state.lease.phase(self.core.now()) == Phase::Lost {
+            self.lost(reports.clone());
+        }
+        reports
     }
 
     /// Records that the hold message with this ballot got no majority, and that no further answer to it comes. Does not lock the
@@ -399,6 +404,20 @@ mod tests {
         assert_eq!(reports(), said(Answer::Stale));
         lease.lost(said(Answer::Gone));
         assert_eq!(reports(), said(Answer::Gone));
+    }
+
+    /// A caller may notice the end before it is recorded.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_first_caller_hears_of_a_loss_stays_so() {
+        let (core, _streams) = core(3);
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        confirm(&lease);
+        let reports = || lease.reports(&lease.state());
+        lease.state().lease.refused();
+        assert_eq!(lease.phase(), Phase::Lost);
+        let heard = reports();
+        lease.failed(Ballot::from_wire(9_000_000_000_000_000).expect("a ballot"), said(Answer::Stale));
+        assert_eq!(reports(), heard);
     }
 
     #[tokio::test(start_paused = true)]
