@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
@@ -19,12 +19,20 @@ const PORTS_TRIED: usize = 20;
 
 /// Returns a free port. The system gives none of these to outgoing connections, so a server that was stopped finds it free again.
 pub fn free_port() -> io::Result<u16> {
+    Ok(reserve_port()?.0)
+}
+
+/// Returns a free port, and the UDP socket of the same number: while that lives, no other process that chooses its ports here
+/// takes the port, also while its server is stopped.
+fn reserve_port() -> io::Result<(u16, UdpSocket)> {
     const PORTS: Range<u16> = 20_000..32_768;
-    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    match (0..PORTS_TRIED).map(|_| rand::random_range(PORTS)).find(is_free) {
-        Some(port) => Ok(port),
-        None => Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()),
-    }
+    let reserved = |port: u16| {
+        let reservation = UdpSocket::bind(("127.0.0.1", port)).ok()?;
+        let port = reservation.local_addr().ok()?.port();
+        TcpListener::bind(("127.0.0.1", port)).is_ok().then_some((port, reservation))
+    };
+    let tried = (0..PORTS_TRIED).map(|_| rand::random_range(PORTS)).chain([0]);
+    tried.map(reserved).find_map(|found| found).ok_or_else(|| io::Error::other("no free port was found"))
 }
 
 /// Returns a random password.
@@ -83,6 +91,8 @@ impl Declaration {
 /// A server process, killed when dropped.
 pub struct Server {
     port: u16,
+    /// Keeps the port from other tests.
+    reservation: UdpSocket,
     dir: PathBuf,
     options: Vec<String>,
     environment: Vec<(String, String)>,
@@ -116,12 +126,13 @@ impl Server {
         fs::create_dir_all(&dir)?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let environment = environment.to_vec();
-        let mut server = Self { port: 0, dir, options, environment, password, process: None, paused: false };
+        let (port, reservation) = reserve_port()?;
+        let mut server = Self { port, reservation, dir, options, environment, password, process: None, paused: false };
         for _ in 0..PORTS_TRIED {
-            server.port = free_port()?;
             if server.try_launch(&[])? {
                 return Ok(server);
             }
+            (server.port, server.reservation) = reserve_port()?;
         }
         Err(io::Error::other(format!(
             "no redis-server stayed up, on {PORTS_TRIED} ports; see {}",

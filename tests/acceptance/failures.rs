@@ -195,7 +195,8 @@ async fn acc_24_late_commands_leave_no_orphan() {
 #[tokio::test]
 async fn a_client_reconnects_to_a_node_that_was_paused() {
     let mut cluster = Cluster::start(5);
-    let locks = cluster.client(2 * SECOND).await;
+    let builder = cluster.builder().lease(10 * SECOND).node_timeout(SECOND / 4);
+    let locks = builder.connect().await.expect("a client");
     let guard = locks.lock("margin").acquire().await.expect("the lock");
     locks.flush().await;
     assert_eq!(guard.margin(), 2);
@@ -206,7 +207,8 @@ async fn a_client_reconnects_to_a_node_that_was_paused() {
     tokio::time::sleep(Duration::from_millis(1500)).await; // Long enough for the client to close the connection.
     cluster.resume(0);
     cluster.restart(1, true);
-    eventually(20 * SECOND, "the margin is back", || guard.margin() == 2).await;
+    // The restarted node has no vote for ten seconds.
+    eventually(60 * SECOND, "the margin is back", || guard.margin() == 2).await;
     assert_eq!(cluster.count_keys(&Cluster::lock_key("margin")), 5, "the restarted node was repaired");
     guard.release().await.expect("a release");
 }

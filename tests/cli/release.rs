@@ -57,7 +57,7 @@ async fn a_release_on_dead_connections_reaches_all_nodes() {
         proxies[..forgotten].iter().for_each(Proxy::hold_requests);
         sandbox.touch(&format!("end{forgotten}"));
         assert_eq!(finish(run).code, Some(0));
-        assert_eq!(sandbox.lock_keys("job"), 0, "{forgotten} forgotten");
+        within("no lock on any node", || sandbox.lock_keys("job") == 0);
     }
 }
 

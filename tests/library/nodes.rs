@@ -338,13 +338,13 @@ fn lock_keys(cluster: &Cluster, node: usize) -> Vec<String> {
 #[tokio::test]
 async fn a_dropped_client_releases_all_its_leases() {
     let cluster = Cluster::start(3);
-    let locks = cluster.builder().lease(60 * SECOND).connect().await.expect("a client");
+    let locks = cluster.builder().lease(300 * SECOND).connect().await.expect("a client");
     let ask = |i: usize| locks.lock(format!("many:{i}")).acquire();
     let asked = futures::stream::iter(0..3000).map(ask).buffer_unordered(100);
     let guards: Vec<_> = asked.collect().await;
     assert!(guards.iter().all(Result::is_ok) && lock_keys(&cluster, 0).len() == 3000);
     drop((guards, locks));
-    eventually(20 * SECOND, "all are free", || (0..3).all(|node| lock_keys(&cluster, node).is_empty())).await;
+    eventually(60 * SECOND, "all are free", || (0..3).all(|node| lock_keys(&cluster, node).is_empty())).await;
 }
 
 #[cfg(feature = "tls")]
