@@ -24,7 +24,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::cases::Case;
 use self::fleet::Fleet;
-use self::lockers::{Callers, FENCED, Floor, InRuntime, Measured, OWN, Ours, PLAIN, Place, Scripts, fan_out};
+use self::lockers::{
+    Callers, FENCED, Floor, InRuntime, Measured, OWN, Ours, PLAIN, Place, Scripts, fan_out, fan_out_scripts,
+};
 use self::report::Report;
 use crate::exit::{self, Exit, Failure};
 use crate::messages::Verbosity;
@@ -45,6 +47,7 @@ counts are ratios within a round, so that noise which lasts longer hits all alik
             MGET, SET, SET to lock, and MGET, DEL, SET to unlock
   scripts   the same with quorlock's own scripts
   redis-rs  the one-line scripts by redis-rs, one multiplexed connection for each node, from a spawned tokio task
+  redis-rs-scripts  the same with quorlock's own scripts
   quorlock  this library, as its users call it, from a spawned tokio task
 
 Without --nodes it starts redis-servers of its own on loopback and stops them at the end. On given nodes it writes keys \
@@ -247,7 +250,7 @@ fn implementations(peers: &[Peer]) -> impl Iterator<Item = &'static str> {
 
 /// The implementations that need a runtime.
 fn clients(peers: &[Peer]) -> impl Iterator<Item = &'static str> {
-    ["redis-rs", "quorlock"].into_iter().chain(peers.iter().map(|peer| peer.name))
+    ["redis-rs", "redis-rs-scripts", "quorlock"].into_iter().chain(peers.iter().map(|peer| peer.name))
 }
 
 /// Connects one implementation that needs a runtime.
@@ -257,6 +260,10 @@ fn connect(name: &str, place: Place, peers: &[Peer], urls: &[String]) -> Connect
         "redis-rs" => {
             let locker = runtime.block_on(fan_out(urls))?;
             Ok(Box::new(InRuntime { name: "redis-rs", locker, place, waits: false }))
+        }
+        "redis-rs-scripts" => {
+            let locker = runtime.block_on(fan_out_scripts(urls))?;
+            Ok(Box::new(InRuntime { name: "redis-rs-scripts", locker, place, waits: false }))
         }
         "quorlock" => {
             let locker = runtime.block_on(Ours::connect(urls))?;

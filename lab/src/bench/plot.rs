@@ -13,11 +13,12 @@ const ROW: f64 = 22.0;
 const BAR: f64 = 14.0;
 
 const INK: &str = "#333";
-const COLOURS: [(&str, &str); 6] = [
+const COLOURS: [(&str, &str); 7] = [
     ("floor", "#9aa5b1"),
     ("fenced", "#6f7d8c"),
     ("scripts", "#4c5966"),
     ("redis-rs", "#d9a441"),
+    ("redis-rs-scripts", "#b58526"),
     ("quorlock", "#2f7d6d"),
     ("rslock", "#b4553d"),
 ];

@@ -38,6 +38,7 @@ pub fn cycle(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
             ("fenced", None),
             ("scripts", None),
             ("redis-rs", Some(REDIS_RS)),
+            ("redis-rs-scripts", None),
             ("rslock", None),
         ];
         for (i, name) in names.iter().enumerate() {
@@ -67,7 +68,7 @@ pub fn block_on(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failur
         for (i, name) in names.iter().enumerate() {
             let mut entry = Entry::new(Case::BlockOn, nodes, name).with_rounds(&rounds, i);
             entry.add("runtime", kind);
-            let targets = [("redis-rs", Some(REDIS_RS)), ("rslock", None)];
+            let targets = [("redis-rs", Some(REDIS_RS)), ("redis-rs-scripts", None), ("rslock", None)];
             for (other, target) in targets.into_iter().filter(|_| *name == "quorlock") {
                 if let Some(other_column) = column(&names, other) {
                     let target = target.filter(|_| nodes == TARGET_NODES);

@@ -74,7 +74,7 @@ const END: &str = "9999999999999";
 const RECORD: &str = "record";
 
 /// How long nodes remember a ballot, in ms: quorlock's default.
-const MEMORY: &str = "600000";
+pub const MEMORY: &str = "600000";
 
 impl Scripts {
     /// The commands to lock and to unlock, for one of several tasks.

@@ -18,7 +18,7 @@ use super::measure::{Clock, Stretch};
 use super::turns::{Turn, Turns, now};
 
 pub use commands::{FENCED, OWN, PLAIN, Scripts};
-pub use fan_out::fan_out;
+pub use fan_out::{fan_out, fan_out_scripts};
 pub use floor::Floor;
 pub use ours::{Nested, Ours, lock_prefix};
 
