@@ -131,6 +131,7 @@ pub fn keeps_while_well(model: &Model) -> Verdict {
         let (worker, from) = (hold.ask.worker, hold.ask.at);
         let was_well = !model.worker_was_troubled(worker, from, until)
             && !model.stood_still(from, until)
+            && !model.was_overloaded(until.saturating_sub(hold.ask.lease), until)
             && model.most_disturbed(worker, from, until) <= model.spare();
         if was_well && (was_extended || hold.lost.is_some()) {
             let lost = hold.lost.is_some_and(|(at, _)| at <= until);
@@ -304,6 +305,17 @@ mod tests {
             history.fault(1, Kind::Pause, nodes, ms(200)..ms(900));
             history.lost(1, ms(1000), ms(1000));
             assert_eq!(keeps_while_well(&history.model()).state, expected, "{nodes:?}");
+        }
+    }
+
+    #[test]
+    fn waits_for_a_processor_excuse_a_loss() {
+        for (waits, expected) in [(6, State::NotExercised), (4, State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            (0..waits).for_each(|i| history.waited(ms(300 + 60 * i)..ms(350 + 60 * i)));
+            history.lost(1, ms(1000), ms(1000));
+            assert_eq!(keeps_while_well(&history.model()).state, expected, "{waits} times 50 ms of a lease of 1 s");
         }
     }
 

@@ -296,6 +296,16 @@ impl Model {
         self.stood_still(from, to) || self.waits.iter().any(|(start, end)| *start <= to && from <= end + REST)
     }
 
+    /// Returns whether threads waited for a processor in more than a quarter of the time between these.
+    pub fn was_overloaded(&self, from: u64, to: u64) -> bool {
+        let (mut waited, mut counted) = (0, from);
+        for (start, end) in self.waits.iter().map(|(start, end)| (*start, (*end).min(to))) {
+            waited += end.saturating_sub(start.max(counted));
+            counted = counted.max(end);
+        }
+        waited > (to - from) / 4
+    }
+
     /// Returns when an event that was due at `due` is late at the earliest: this life was stopped, or did not run, until then.
     pub fn excused(&self, worker: usize, life: u64, due: u64, lateness: u64) -> u64 {
         let stalls = self.stalls.iter().filter(|stall| stall.0 == life).map(|(_, from, to)| (*from, *to));

@@ -22,7 +22,7 @@ const STEP_MS: std::ops::Range<u64> = 0..12;
 const DAWDLE_MS: std::ops::Range<u64> = 10..120;
 /// How often a worker enters the lock again that no other worker asks for, and for how long each time.
 const TIMES: std::ops::Range<u64> = 10..60;
-const EACH_MS: std::ops::Range<u64> = 20..60;
+const EACH_MS: std::ops::Range<u64> = 40..100;
 const PAUSE_MS: std::ops::Range<u64> = 0..25;
 const CANCEL_MS: std::ops::Range<u64> = 0..30;
 const FIRST_MESSAGES_US: u64 = 2000;
