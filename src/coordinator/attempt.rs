@@ -97,8 +97,7 @@ impl Attempt {
         let core = &handle.core;
         let mut report = core.common.telemetry.request(&self.resources, &self.owner, retry.limit(), core.now());
         let span = report.span();
-        // Outside of the span: what the connections report meanwhile may be about other requests.
-        let result = core.driver.sending_in(self.until_decided(handle, retry, &mut report).instrument(span)).await;
+        let result = self.until_decided(handle, retry, &mut report).instrument(span).await;
         match &result {
             Ok(holds) => report.granted(holds.granted()),
             Err(error) => report.refused(error),

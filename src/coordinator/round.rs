@@ -1,7 +1,6 @@
 //! One message to all nodes at once, and the count of their replies.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
@@ -21,10 +20,6 @@ use crate::telemetry::Extension;
 use crate::waiting::Ticket;
 
 mod replies;
-
-/// A caller outside of tasks sends without waking the task of the connections. If the round is undecided after so long, the caller
-/// wakes it: whether the nodes are silent or the runtime is stalled shows only then.
-const PROBE_AFTER: Duration = Duration::from_millis(10);
 
 /// A round that has been sent. It completes in the task of the connections, also when no caller waits for it: the deciding
 /// reply changes its leases.
@@ -246,7 +241,7 @@ impl Round {
     /// Waits for the result, for at most `limit`. A node that has not answered by then counts as one that did not answer, in the reports too. A
     /// release has done its part when a majority has answered.
     pub(crate) async fn decided_within(&self, limit: Duration) -> VoteResult {
-        let mut decided = pin!(poll_fn(|cx| {
+        let decided = poll_fn(|cx| {
             let mut replies = locked(&self.replies);
             match replies.state.outcome(replies.is_confirmed) {
                 None => {
@@ -255,13 +250,8 @@ impl Round {
                 }
                 Some(verdict) => Poll::Ready(verdict),
             }
-        }));
-        let soon = limit.min(PROBE_AFTER);
-        if let Some(verdict) = self.core.within(soon, &mut decided).await {
-            return verdict;
-        }
-        self.core.driver.probe(self.polls);
-        match self.core.within(limit.saturating_sub(soon), decided).await {
+        });
+        match self.core.within(limit, decided).await {
             Some(verdict) => verdict,
             None => locked(&self.replies).state.outcome_at_timeout(),
         }

@@ -27,8 +27,7 @@ impl Guard {
         if let Err(why @ ClientError::Forked { .. }) = self.core().check() {
             return Err(why.into());
         }
-        let core = Arc::clone(self.core());
-        let pending_release = core.driver.sending(|| self.holds.give_back());
+        let pending_release = self.holds.give_back();
         let limit = self.core().settings.node_timeout(pending_release.lease);
         let decided = |round: Option<Arc<Round>>| async move {
             let round = round?;

@@ -1,26 +1,20 @@
 //! All connections of a client as one future. A task polls it while the client's runtime lives, and so does each guard that is
 //! dropped.
 
-use std::cell::Cell;
 use std::mem;
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread;
 
 use futures::FutureExt as _;
 use futures::future::{join_all, poll_fn};
 use futures::task::AtomicWaker;
 use tokio::runtime::Handle;
-use tokio::task::{self, unconstrained};
+use tokio::task::unconstrained;
 
 use super::common::Common;
-
-/// With more callers than this that have requests under way, the task sends for all of them.
-const MOST_CALLERS: usize = 2;
 
 type Connections = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -32,8 +26,6 @@ pub(crate) struct Driver {
     is_due: AtomicBool,
     /// How often the task polled them.
     polls: AtomicU64,
-    /// How many futures are under way that send.
-    callers: AtomicUsize,
     runtime: Handle,
     common: Arc<Common>,
 }
@@ -50,7 +42,6 @@ impl Driver {
             task: Arc::default(),
             is_due: AtomicBool::new(false),
             polls: AtomicU64::new(0),
-            callers: AtomicUsize::new(0),
             runtime: Handle::current(),
             common,
         }
@@ -62,8 +53,7 @@ impl Driver {
         poll_fn(move |cx| {
             running.0.polls.fetch_add(1, Ordering::Relaxed);
             // Registered first: if another thread is polling, its polls have to wake this task.
-            running.0.task.waker.register(cx.waker());
-            running.0.task.begins();
+            running.0.task.0.register(cx.waker());
             running.0.poll()
         })
     }
@@ -74,33 +64,9 @@ impl Driver {
         &self.runtime
     }
 
-    /// Returns how often the task has polled. If that stays the same although the task was woken, no thread runs it.
+    /// Returns how often the task has polled. If that stays the same although something was sent, no thread runs the task.
     pub(crate) fn polls(&self) -> u64 {
         self.polls.load(Ordering::Relaxed)
-    }
-
-    /// Wakes the task, if it has not polled since [`polls`](Self::polls) returned this.
-    pub(crate) fn probe(&self, polls: u64) {
-        if polls == self.polls() {
-            self.task.wake_up();
-        }
-    }
-
-    /// Runs code that sends. Outside of tasks, as in `main` and in tests, what it sends leaves on this thread when it is done: the
-    /// task would first have to wake up on another one. It is left to the task if that is about to run, or has work all the time, as
-    /// other callers have requests under way: it sends what many have for it at once, and threads would wait for each other. So it is
-    /// inside of tasks, as the task of the connections is next on this thread. Not to be called with the state of a lease locked.
-    pub(crate) fn sending<T>(&self, send: impl FnOnce() -> T) -> T {
-        let is_alone = self.callers.load(Ordering::Relaxed) <= MOST_CALLERS;
-        let _sending = (is_alone && task::try_id().is_none()).then(|| Sending::begin(self));
-        send()
-    }
-
-    /// Runs a future that sends as [`sending`](Self::sending) does.
-    pub(crate) async fn sending_in<F: Future>(&self, future: F) -> F::Output {
-        let _caller = Caller::new(&self.callers);
-        let mut future = pin!(future);
-        poll_fn(|cx| self.sending(|| future.as_mut().poll(cx))).await
     }
 
     /// Does on this thread what the task would do next, unless it is at it: what was sent leaves at once, as far as the sockets
@@ -108,11 +74,11 @@ impl Driver {
     pub(crate) fn send_now(&self) {
         // A thread that is ending has no place for a runtime to be in.
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
-            return self.task.wake_up();
+            return;
         }
         let _inside = self.runtime.enter(); // Connections that are made meanwhile belong there.
         if self.poll().is_ready() {
-            self.task.wake_up();
+            self.task.0.wake();
         }
     }
 
@@ -164,102 +130,15 @@ impl Drop for Driver {
 
 /// Wakes the task, also after another thread has polled the connections.
 #[derive(Default)]
-struct Task {
-    waker: AtomicWaker,
-    /// It was woken, and has not polled since.
-    is_woken: AtomicBool,
-}
-
-impl Task {
-    fn wake_up(&self) {
-        self.is_woken.store(true, Ordering::SeqCst);
-        self.waker.wake();
-    }
-
-    /// Notes that it polls now.
-    fn begins(&self) {
-        self.is_woken.swap(false, Ordering::SeqCst);
-    }
-
-    /// Returns whether it polls after this call, and finds what was queued before.
-    fn is_about_to_run(&self) -> bool {
-        // A write, which `begins` reads: a mere load would not order what was queued before the poll.
-        self.is_woken.compare_exchange(true, true, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
-}
+struct Task(AtomicWaker);
 
 impl Wake for Task {
     fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
+        self.0.wake();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // A thread that is ending sends nothing more here.
-        let is_noted = SENDER.try_with(|sender| {
-            let is_here = ptr::eq(sender.get().task, Arc::as_ptr(self));
-            if is_here {
-                sender.set(Sender { is_due: true, ..sender.get() });
-            }
-            is_here
-        });
-        if !is_noted.unwrap_or(false) {
-            self.wake_up();
-        }
-    }
-}
-
-thread_local! {
-    /// What this thread sends at the moment.
-    static SENDER: Cell<Sender> = const { Cell::new(Sender { task: ptr::null(), is_due: false }) };
-}
-
-/// Code that sends on a thread, and will have the connections polled there.
-#[derive(Clone, Copy)]
-struct Sender {
-    /// The task of the connections, by its address; null for none.
-    task: *const Task,
-    /// It would have been woken.
-    is_due: bool,
-}
-
-/// Counts a future that sends, while it lives.
-struct Caller<'a>(&'a AtomicUsize);
-
-impl<'a> Caller<'a> {
-    fn new(callers: &'a AtomicUsize) -> Self {
-        callers.fetch_add(1, Ordering::Relaxed);
-        Self(callers)
-    }
-}
-
-impl Drop for Caller<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The part of a thread's time in which it sends.
-struct Sending<'a> {
-    driver: &'a Driver,
-    before: Sender,
-}
-
-impl<'a> Sending<'a> {
-    fn begin(driver: &'a Driver) -> Self {
-        let sender = Sender { task: Arc::as_ptr(&driver.task), is_due: false };
-        Self { driver, before: SENDER.replace(sender) }
-    }
-}
-
-impl Drop for Sending<'_> {
-    fn drop(&mut self) {
-        if SENDER.replace(self.before).is_due {
-            if thread::panicking() {
-                self.driver.task.wake_up();
-            } else if self.driver.common.life.has_ended() || !self.driver.task.is_about_to_run() {
-                self.driver.send_now();
-            }
-        }
+        self.0.wake();
     }
 }
 
@@ -278,11 +157,8 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
-    use std::panic::catch_unwind;
+    use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
-
-    use tokio::task::yield_now;
 
     use super::*;
     use crate::environment::{Environment, Fake};
@@ -331,134 +207,6 @@ mod tests {
         common.life.end();
         driver.send_last();
         assert_eq!(polled(), 2);
-    }
-
-    /// A connection that is woken by this, and counts its polls.
-    fn woken_by(wake: &Arc<AtomicWaker>, polls: &Arc<AtomicUsize>) -> impl Future<Output = ()> + Send + 'static {
-        let (wake, polls) = (Arc::clone(wake), Arc::clone(polls));
-        poll_fn(move |cx| {
-            wake.register(cx.waker());
-            polls.fetch_add(1, Ordering::SeqCst);
-            Poll::Pending
-        })
-    }
-
-    #[tokio::test]
-    async fn what_is_sent_outside_of_tasks_leaves_on_this_thread_without_the_task() {
-        let (request, polls): (Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
-        let driver = Arc::new(Driver::new(vec![woken_by(&request, &polls)], common()));
-        let task = tokio::spawn(Arc::clone(&driver).run());
-        yield_now().await;
-        let counts = || (driver.polls(), polls.load(Ordering::SeqCst));
-        assert_eq!(counts(), (1, 1));
-        driver.sending(|| {
-            request.wake();
-            assert_eq!(counts(), (1, 1), "more may be sent");
-        });
-        assert_eq!(counts(), (1, 2));
-        yield_now().await;
-        assert_eq!(counts(), (1, 2), "the task was not woken");
-        driver.sending(|| ());
-        assert_eq!(counts(), (1, 2), "nothing was sent");
-
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
-            driver.sending(|| {
-                request.wake();
-                panic!("as expected");
-            })
-        }));
-        assert_eq!((panicked.is_err(), counts()), (true, (1, 2)));
-        yield_now().await;
-        assert_eq!(counts(), (2, 3), "left to the task");
-
-        let (other, woken) = (Arc::clone(&driver), Arc::clone(&request));
-        let inside = tokio::spawn(async move { other.sending(|| woken.wake()) });
-        inside.await.expect("no panic");
-        yield_now().await;
-        assert_eq!(counts(), (3, 4), "the task does it");
-        task.abort();
-    }
-
-    #[tokio::test]
-    async fn what_is_sent_is_left_to_a_task_that_is_about_to_run() {
-        let (first, second, polls): (Arc<AtomicWaker>, Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
-        let connections = vec![woken_by(&first, &polls), woken_by(&second, &Arc::default())];
-        let driver = Arc::new(Driver::new(connections, common()));
-        let task = tokio::spawn(Arc::clone(&driver).run());
-        yield_now().await;
-        let counts = || (driver.polls(), polls.load(Ordering::SeqCst));
-        first.wake();
-        driver.sending(|| second.wake());
-        assert_eq!(counts(), (1, 1), "the task sends what many have for it");
-        yield_now().await;
-        assert_eq!(counts(), (2, 2));
-        driver.sending(|| first.wake());
-        assert_eq!(counts(), (2, 3));
-        driver.probe(1);
-        yield_now().await;
-        assert_eq!(driver.polls(), 2, "it has run since");
-        driver.probe(2);
-        yield_now().await;
-        assert_eq!(driver.polls(), 3);
-        task.abort();
-    }
-
-    #[tokio::test]
-    async fn what_is_sent_is_left_to_the_task_while_many_have_requests_under_way() {
-        let (request, polls): (Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
-        let driver = Arc::new(Driver::new(vec![woken_by(&request, &polls)], common()));
-        let task = tokio::spawn(Arc::clone(&driver).run());
-        yield_now().await;
-        let counts = || (driver.polls(), polls.load(Ordering::SeqCst));
-        let mut callers: Vec<_> = (0..MOST_CALLERS).map(|_| Box::pin(driver.sending_in(pending::<()>()))).collect();
-        for caller in &mut callers {
-            assert!(caller.now_or_never().is_none());
-        }
-        driver.sending(|| request.wake());
-        assert_eq!(counts(), (1, 2), "few");
-        let mut one_more = Box::pin(driver.sending_in(pending::<()>()));
-        assert!((&mut one_more).now_or_never().is_none());
-        driver.sending(|| request.wake());
-        assert_eq!(counts(), (1, 2), "left to the task");
-        yield_now().await;
-        assert_eq!(counts(), (2, 3));
-        drop(one_more);
-        driver.sending(|| request.wake());
-        assert_eq!(counts(), (2, 4));
-        task.abort();
-    }
-
-    /// Sends when its thread ends.
-    struct AtEnd(Cell<Option<(Arc<Driver>, Arc<AtomicWaker>)>>);
-
-    impl Drop for AtEnd {
-        fn drop(&mut self) {
-            let is_over = Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed());
-            assert!(is_over, "tokio's part of the thread ends first");
-            let (driver, request) = self.0.take().expect("it was set");
-            driver.sending(|| request.wake());
-        }
-    }
-
-    thread_local! {
-        static AT_END: AtEnd = const { AtEnd(Cell::new(None)) };
-    }
-
-    #[tokio::test]
-    async fn what_a_thread_sends_while_it_ends_is_left_to_the_task() {
-        let (request, polls): (Arc<AtomicWaker>, Arc<AtomicUsize>) = Default::default();
-        let driver = Arc::new(Driver::new(vec![woken_by(&request, &polls)], common()));
-        let task = tokio::spawn(Arc::clone(&driver).run());
-        yield_now().await;
-        let sender = (Arc::clone(&driver), request);
-        let thread = thread::spawn(move || {
-            AT_END.with(|end| end.0.set(Some(sender)));
-            drop(Handle::try_current()); // Later than the other, so it ends before.
-        });
-        thread.join().expect("no panic");
-        yield_now().await;
-        assert_eq!((driver.polls(), polls.load(Ordering::SeqCst)), (2, 2));
-        task.abort();
     }
 
     #[tokio::test]
