@@ -169,12 +169,11 @@ where
 
     async fn acquire(&mut self, name: &str) -> Option<Words> {
         let words = Words::new(name, !self.records.is_empty());
-        let commands = match (&words.ballot_key, self.records.is_empty()) {
-            (None, _) | (_, true) => vec![Arc::new(words.command(&self.acquire, &[LEASE_MS]))],
-            // The record is an argument.
-            _ => {
-                self.records.iter().map(|record| Arc::new(words.command(&self.acquire, &[LEASE_MS, record]))).collect()
-            }
+        let command = |more: &[&str]| Arc::new(words.command(&self.acquire, more));
+        let commands: Vec<_> = if self.records.is_empty() {
+            vec![command(&[LEASE_MS])]
+        } else {
+            self.records.iter().map(|record| command(&[LEASE_MS, record])).collect()
         };
         self.round(&commands).await.then_some(words)
     }
