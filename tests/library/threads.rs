@@ -64,6 +64,7 @@ impl Client {
         let locks = builder.node_timeout(10 * SECOND).connect().await.expect("settings that work");
         locks.flush().await;
         let guard = locks.lock("share").acquire().await.expect("a free lock");
+        locks.flush().await;
         let key: Option<String> =
             redis::cmd("GET").arg(Cluster::lock_key("share")).query(&mut cluster.redis(0)).expect("an answer");
         let share = key.expect("every node granted it").rsplit(' ').next().expect("one word").to_owned();
