@@ -13,8 +13,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// How late a thread may wake up on a machine that is only busy.
 const LATE: Duration = Duration::from_millis(60);
 
-/// For how long in one interval a thread that could run may wait for a processor. The shortest node timeout of a worker is twice
-/// as long.
+/// For how long in one interval a thread that could run may wait for a processor. A few such waits, of a node, a link and a
+/// worker, use up the node timeout of a short lease.
 const WAITED: Duration = Duration::from_millis(20);
 
 /// Reports whenever this task did not run in time. For a process without the lock, where a late runtime shows a stall of the
