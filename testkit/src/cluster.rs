@@ -9,6 +9,9 @@ use quorlock::{Builder, Quorlock};
 use crate::clock::{Clock, Shim};
 use crate::server::{Declaration, Server};
 
+/// The longest node timeout of a client in a test.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Tests that measure time have the machine to themselves; all others share it.
 static MACHINE: RwLock<()> = RwLock::new(());
 
@@ -192,13 +195,15 @@ impl Cluster {
         Quorlock::builder().nodes(self.urls())
     }
 
-    /// Returns a client with this lease, after every node has answered it.
+    /// Returns a client with this lease, after every node has answered it. Its node timeout is a quarter of the lease, and two seconds
+    /// at most: on a busy machine a server that is well may take longer than the half second of a usual client.
     ///
     /// # Cancel safety
     ///
     /// A client that has begun to connect ends its connections.
     pub async fn client(&self, lease: Duration) -> Quorlock {
-        let locks = self.builder().lease(lease).connect().await.expect("settings that work");
+        let builder = self.builder().lease(lease).node_timeout((lease / 4).min(PATIENCE));
+        let locks = builder.connect().await.expect("settings that work");
         locks.flush().await;
         locks
     }

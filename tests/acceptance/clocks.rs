@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorlock::{Guard, Quorlock};
+use quorlock::{Answer, Guard, NodeError, Quorlock};
 use quorlock_testkit::worker::Worker;
 use quorlock_testkit::{CUT_OFF, Cluster, Setup, Stopwatch};
 
@@ -31,8 +31,23 @@ struct Step {
 }
 
 impl Step {
+    /// Tries again where the machine stood still for so long that the lease was over before the nodes were asked.
     async fn under_holders(&self, cluster: &mut Cluster) {
+        for _ in 0..5 {
+            if self.is_shown_under_holders(cluster).await {
+                return;
+            }
+        }
+        panic!(
+            "{} nodes, {} s: no node was asked in time, or no extension came in time",
+            self.nodes.len(),
+            self.seconds
+        );
+    }
+
+    async fn is_shown_under_holders(&self, cluster: &mut Cluster) -> bool {
         let Self { nodes, seconds } = self;
+        let watch = Stopwatch::new();
         let what = format!("{} nodes, {seconds} s", nodes.len());
         let (kept_name, ending_name) = (format!("kept {what}"), format!("ending {what}"));
         let (urls, reached) = (cluster.urls(), without_third(cluster));
@@ -47,19 +62,21 @@ impl Step {
             cluster.step(*node, *seconds);
         }
         let newcomer = client(&urls, true).await;
-        let mut tries = 0;
+        let mut refusals = 0;
         while !ending.remaining().is_zero() {
             for locks in [&newcomer, &idle, &inspects] {
-                refused_while_held(locks, &kept_name, &kept, &what).await;
-                refused_while_held(locks, &ending_name, &ending, &what).await;
-                tries += 1;
+                refusals += u32::from(is_refused_while_held(locks, &kept_name, &kept, &what).await);
+                refusals += u32::from(is_refused_while_held(locks, &ending_name, &ending, &what).await);
             }
             tokio::time::sleep(Duration::from_millis(5)).await; // Between tries.
         }
-        assert!(tries > 0 || ending.remaining().is_zero());
+        let mut is_shown = refusals > 0;
         if seconds.abs() <= 10 * MINUTE {
-            kept.extend().await.unwrap_or_else(|error| panic!("{what}: {error}"));
-            refused_while_held(&idle, &kept_name, &kept, &what).await;
+            match kept.extend().await {
+                Ok(_) => drop(is_refused_while_held(&idle, &kept_name, &kept, &what).await),
+                Err(_) if watch.stalled() > LEASE / 4 => is_shown = false,
+                Err(error) => panic!("{what}: {error}"),
+            }
         }
         drop((kept, ending));
         for name in [&kept_name, &ending_name] {
@@ -69,16 +86,24 @@ impl Step {
         for node in *nodes {
             cluster.step(*node, -seconds);
         }
+        is_shown
     }
 }
 
-async fn refused_while_held(locks: &Quorlock, name: &str, guard: &Guard, what: &str) {
+/// Returns whether a node has refused the lock before the lease was over.
+async fn is_refused_while_held(locks: &Quorlock, name: &str, guard: &Guard, what: &str) -> bool {
     let outcome = locks.lock(name).try_acquire().await;
     let left = guard.remaining();
     assert!(outcome.is_err() || left.is_zero(), "{what}: a second holder of {name:?}, {left:?} before the end");
+    let is_refusal = |answer: &Answer| match answer {
+        Answer::Failed(error) => matches!(error, NodeError::Quarantined { .. }),
+        answer => *answer != Answer::Agreed,
+    };
+    !left.is_zero() && outcome.is_err_and(|error| error.nodes().iter().any(|report| is_refusal(&report.answer)))
 }
 
-#[tokio::test]
+// Setting a clock blocks a thread. The clients have another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acc_35_one_clock_step_under_a_holder_gives_no_second_holder() {
     let Some(mut cluster) = Setup::new(3).longest(LEASE).with_clocks() else { return };
     for seconds in [2, MINUTE, 10 * MINUTE, HOUR, -10 * MINUTE] {
@@ -86,7 +111,7 @@ async fn acc_35_one_clock_step_under_a_holder_gives_no_second_holder() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acc_35_all_clocks_set_ahead_give_no_second_holder() {
     let Some(mut cluster) = Setup::new(3).longest(LEASE).with_clocks() else { return };
     for seconds in [2, MINUTE, 10 * MINUTE, HOUR] {
@@ -138,9 +163,8 @@ async fn acc_35_a_dead_holders_lock_is_free_after_its_lease() {
         let killed = Stopwatch::new();
         holder.kill();
         let guard = waits.lock(&name).wait(20 * SECOND).acquire().await.expect("after the lease");
-        let (took, stalled) = (killed.took(), killed.stalled());
-        let limit = LEASE + Duration::from_millis(300);
-        assert!(took <= limit, "{name}: granted {took:?} after the holder's death, without stalls of {stalled:?}");
+        let (took, limit) = (killed.elapsed(), LEASE + Duration::from_millis(300) + killed.contended());
+        assert!(took <= limit, "{name}: granted {took:?} after the holder's death, {limit:?} allowed");
         guard.release().await.expect("a release");
         for node in nodes {
             cluster.step(*node, -seconds);

@@ -116,7 +116,9 @@ fn acc_39_a_hostile_node_does_not_slow_the_others() {
     let urls = cluster.urls().into_iter().take(4).chain([hostile.url()]);
     let client = Builder::new_multi_thread().worker_threads(2).thread_name(CLIENT).enable_all().build();
     let client = client.expect("a runtime");
-    let locks = client.block_on(Quorlock::builder().nodes(urls).connect()).expect("settings that work");
+    let locks = client
+        .block_on(Quorlock::builder().nodes(urls).node_timeout(5 * SECOND).connect())
+        .expect("settings that work");
     client.block_on(locks.flush());
     let inside = client.enter();
     let (count, tasks) = cycle_for_ever(&locks);
@@ -136,6 +138,7 @@ fn acc_39_a_hostile_node_does_not_slow_the_others() {
         }
     }
     for task in tasks {
+        assert!(!task.is_finished(), "a task has failed");
         task.abort();
     }
 }

@@ -32,7 +32,7 @@ impl Scene {
         let keeper = keeper.connect().await.expect("settings that work");
         keeper.flush().await;
         let joins = Quorlock::builder().nodes(and_nowhere(proxies.iter().map(Proxy::url).collect()));
-        let joins = joins.lease(60 * SECOND).node_timeout(SECOND / 5).connect().await.expect("settings that work");
+        let joins = joins.lease(60 * SECOND).node_timeout(2 * SECOND).connect().await.expect("settings that work");
         joins.flush().await;
         let guard = keeper.lock(NAME).acquire().await.expect("a free lock");
         keeper.flush().await;
@@ -80,14 +80,14 @@ impl Scene {
         joined.extend().await.expect("it is held");
         guard.release().await.expect("a release");
         keeper.flush().await;
-        let other = cluster.client(SECOND).await;
+        let other = cluster.client(10 * SECOND).await;
         let outcome = other.lock(NAME).try_acquire().await;
         assert!(outcome.as_ref().is_err_and(|error| error.is_held()), "the later share is gone: {outcome:?}");
         assert!(!joined.is_lost());
         joined.release().await.expect("a release");
         joins.flush().await;
         let is_free = async || other.lock(NAME).try_acquire().await.is_ok();
-        within(10 * SECOND, "it is free", is_free).await;
+        within(20 * SECOND, "it is free", is_free).await;
     }
 }
 

@@ -8,7 +8,13 @@ use quorlock_testkit::{Cluster, Setup};
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn client(urls: &[String]) -> Quorlock {
-    let locks = Quorlock::builder().nodes(urls).lease(SECOND).connect().await.expect("settings that work");
+    let locks = Quorlock::builder()
+        .nodes(urls)
+        .lease(SECOND)
+        .node_timeout(SECOND / 2)
+        .connect()
+        .await
+        .expect("settings that work");
     locks.flush().await;
     locks
 }
@@ -101,7 +107,7 @@ async fn acc_44_of_two_concurrent_lists_at_most_one_is_accepted() {
         let urls = cluster.urls();
         let ask = async |urls: &[String]| {
             let locks = client(urls).await;
-            locks.lock("x").wait(2 * SECOND).acquire().await.map(std::mem::forget)
+            locks.lock("x").wait(6 * SECOND).acquire().await.map(std::mem::forget)
         };
         let (three, five) = futures::join!(ask(&urls[..3]), ask(&urls));
         assert!(three.is_err() || five.is_err(), "two majorities: {three:?}, {five:?}");

@@ -22,7 +22,7 @@ impl Lossy {
             proxies.push(Proxy::start(port).await);
         }
         let urls = proxies.iter().map(Proxy::url);
-        let builder = Quorlock::builder().nodes(urls).lease(3 * SECOND).node_timeout(Duration::from_millis(200));
+        let builder = Quorlock::builder().nodes(urls).lease(10 * SECOND).node_timeout(SECOND);
         let locks = builder.connect().await.expect("settings that work");
         locks.flush().await;
         Self { cluster, proxies, locks }
@@ -109,7 +109,7 @@ async fn lost_on(nodes: usize, mode: Mode) {
     lossy.heal(nodes).await;
     lossy.expect_depth("first", 0).await;
 
-    let other = lossy.cluster.client(SECOND).await;
+    let other = lossy.cluster.client(10 * SECOND).await;
     other.lock("first").try_acquire().await.expect("nothing is in the way").release().await.expect("a release");
 }
 
