@@ -198,7 +198,7 @@ for k = 1, #KEYS, 2 do
       local ms = state.reserved_from(ticket)
       if ms > 0 then return busy(state, {KEPT, now, i, ms}) end
       if last_head and wall < state.last_end then
-        local named = string.format(' %.0f:%s ', state.last_end, string.match(last_head, '%d+', 4))
+        local named = string.format(' %013.0f:%s ', state.last_end, string.match(last_head, '%d+', 4))
         if not string.find(waits .. ' ', named, 1, true) then
           state.limit(math.max(longest, DAY) + DAY)
           local ms = math.min(state.last_end - wall, longest)
