@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::core::Core;
 use super::reasons::Reasons;
+use super::watchdog::LONGEST_NAP;
 use crate::environment::Moment;
 use crate::error::{Answer, Holder, NodeReport, Reports};
 use crate::node::Facts;
@@ -251,9 +252,9 @@ impl Lease {
             if wanted(phase) {
                 return;
             }
-            // By a timer of its own: the watchdog ends with the client's runtime.
+            // By a timer of its own: the watchdog ends with the client's runtime. A timer stands still while the machine is suspended.
             match left {
-                Some(left) => drop(self.core.within(left, changed).await),
+                Some(left) => drop(self.core.within(left.min(LONGEST_NAP), changed).await),
                 None => changed.await,
             }
         }

@@ -11,7 +11,7 @@ use crate::sync::locked;
 
 /// The runtime's timers stand still while the machine sleeps, the leases do not. So while there are leases, no nap is
 /// longer than this, and a lease that ended during a suspend is noticed this long after it at the latest.
-const LONGEST_NAP: Duration = Duration::from_millis(250);
+pub(super) const LONGEST_NAP: Duration = Duration::from_millis(250);
 
 /// How many leases are looked at before the task yields.
 const MOST_AT_ONCE: u32 = 256;
