@@ -343,7 +343,7 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::LONGEST_LEASE;
+    use crate::protocol::LONGEST_LEASE;
 
     fn three() -> Builder {
         Builder::new().nodes(["redis://a", "redis://b", "redis://c"])

@@ -4,9 +4,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::error::ConfigError;
-use crate::protocol::{Outage, Schedule};
+use crate::protocol::{LONGEST_LEASE, Outage, Schedule};
 
-pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
 const NODE_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 const LONGEST_DEFAULT_NODE_TIMEOUT: Duration = Duration::from_millis(500);
 

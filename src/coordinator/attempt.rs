@@ -20,7 +20,7 @@ use super::waiter::Waiter;
 use crate::environment::Moment;
 use crate::error::{AcquireError, ClientError, Holder, OwnHold, Reports};
 use crate::export::ExportedLease;
-use crate::node::LastEnd;
+use crate::node::{LastEnd, LastOf};
 use crate::owner::{Owner, is_of_this_process};
 use crate::protocol::{self, Ballot, Phase, RetryAdvice, VoteResult};
 use crate::resource::Resource;
@@ -31,6 +31,9 @@ mod explain;
 
 /// How many ends of leases a request names to the nodes at most: the latest ones.
 const MOST_ENDS: usize = 32;
+
+/// How long after the wait for it a time of a node is named to that node. Then the node's next answer begins another wait.
+const WORD_TAKEN_FOR: Duration = Duration::from_secs(60);
 
 /// A checked request: what all its tries have in common.
 #[derive(Clone)]
@@ -53,11 +56,14 @@ struct Offer {
 
 impl Offer {
     /// Records how long these leases may be in force. Returns the longest of these times, from now. An end that is known
-    /// already keeps its moment, although the node names the full time again.
+    /// already keeps its moment, although the node names the full time again. So does what a node may have forgotten, for which
+    /// it names its time of each answer: it takes the first one for a minute after the wait, at least.
     fn learn(&mut self, now: Moment, ends: Vec<(LastEnd, Duration)>) -> Option<Duration> {
         let mut longest = None;
         for (end, left) in ends {
-            let known = self.ends.iter().find(|(known, _)| *known == end).map(|(_, over)| *over);
+            self.ends.retain(|(known, over)| !is_same_word(known, &end) || now.since(*over) < WORD_TAKEN_FOR);
+            let is_known = |known: &LastEnd| *known == end || is_same_word(known, &end);
+            let known = self.ends.iter().find(|(known, _)| is_known(known)).map(|(_, over)| *over);
             let over = known.unwrap_or_else(|| {
                 if self.ends.len() == MOST_ENDS {
                     self.ends.remove(0);
@@ -73,6 +79,11 @@ impl Offer {
     fn waited_for(&self, now: Moment) -> Vec<LastEnd> {
         self.ends.iter().filter(|(_, over)| *over < now).map(|(end, _)| *end).collect()
     }
+}
+
+/// Returns whether both are about what one node may have forgotten.
+fn is_same_word(one: &LastEnd, other: &LastEnd) -> bool {
+    matches!(one.of, LastOf::Word(_)) && one.of == other.of
 }
 
 /// A round that has been sent.
@@ -173,9 +184,11 @@ impl Attempt {
         let limit = retry.policy.limit(core.now(), core.settings.node_timeout(self.lease));
         let verdict = round.decided_within(limit).await;
         let acquires = round.facts().acquires;
-        let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases();
+        let has_learnt = core.common.learnt_lease() != longest
+            && core.common.nodes_differ_on_leases()
+            && round.agreed() & core.common.quarantined() != 0;
         if verdict == VoteResult::Won && acquires && has_learnt {
-            // A node has reported longer leases meanwhile: the quarantine of another node that granted may have to last longer.
+            // A node has reported longer leases meanwhile: the quarantine of a node that granted may have to last longer.
             let resource = self.first.to_string();
             return Err((
                 AcquireError::Contended { resource, nodes: round.reports(None) },
@@ -358,6 +371,11 @@ mod tests {
     /// Asks three nodes once, which give these answers to the first message. Returns the result, and how many further messages
     /// acquire.
     async fn ask(answers: [&str; 3]) -> (Result<Holds, AcquireError>, usize) {
+        ask_with(answers, &[]).await
+    }
+
+    /// The same, where these nodes have had a quarantine.
+    async fn ask_with(answers: [&str; 3], quarantined: &[usize]) -> (Result<Holds, AcquireError>, usize) {
         let (core, mut streams) = core(3);
         let owner = Owner::new();
         let mut servers = Vec::new();
@@ -369,6 +387,9 @@ mod tests {
         core.sleep(Duration::from_millis(1)).await;
         let handle = Handle::new(core);
         let now = handle.core.now();
+        for node in quarantined {
+            handle.core.common.has_quarantine(*node, true);
+        }
         let attempt = Attempt::new(vec![resource("a")], resource("a"), owner, LEASE);
         let competing = tokio::spawn({
             let handle = Arc::clone(&handle);
@@ -400,9 +421,11 @@ mod tests {
     async fn a_lease_that_shows_longer_leases_than_were_known_is_acquired_anew() {
         let (granted, again) = ask([GRANTED, GRANTED, GRANTED]).await;
         assert_eq!((granted.is_ok(), again), (true, 0));
-        let (granted, again) = ask([GRANTED_BY_LONGER, GRANTED, GRANTED]).await;
-        assert_eq!((granted.is_ok(), again), (true, 1));
-        let (refused, again) = ask([GRANTED_BY_LONGER, HELD, HELD]).await;
+        for (quarantined, tries) in [(&[][..], 0), (&[1], 1), (&[0, 2], 1)] {
+            let (granted, again) = ask_with([GRANTED_BY_LONGER, GRANTED, GRANTED], quarantined).await;
+            assert_eq!((granted.is_ok(), again), (true, tries), "{quarantined:?}");
+        }
+        let (refused, again) = ask_with([GRANTED_BY_LONGER, HELD, HELD], &[0, 1, 2]).await;
         assert!(matches!(refused, Err(AcquireError::Held { .. })) && again == 0);
     }
 
@@ -428,9 +451,18 @@ mod tests {
         assert_eq!(began.elapsed(), SECOND);
     }
 
-    /// The end of a lease that a node may have forgotten.
+    /// The end of a lease.
     fn end(at: i64) -> LastEnd {
-        let fields = [7, 0, 1, 1000, at].map(Value::Int).into_iter().chain([Value::BulkString(b"af".to_vec())]);
+        end_of(at, "ql1 7 af me:1 ab/1:1")
+    }
+
+    /// The end of a lease that a node may have forgotten: the node's time.
+    fn forgotten(at: i64) -> LastEnd {
+        end_of(at, "af")
+    }
+
+    fn end_of(at: i64, what: &str) -> LastEnd {
+        let fields = [7, 0, 1, 1000, at].map(Value::Int).into_iter().chain([Value::BulkString(what.into())]);
         match parse_hold(&Value::Array(fields.collect())) {
             Vote::No(Refusal::Early { last, .. }) => last,
             other => panic!("{other:?}"),
@@ -451,6 +483,19 @@ mod tests {
         assert_eq!(offer.waited_for(at(3)), []);
         assert_eq!(offer.waited_for(at(4)), [end(2), end(3)]);
         assert_eq!(offer.waited_for(at(6)), [end(1), end(2), end(3)]);
+    }
+
+    #[test]
+    fn what_a_node_may_have_forgotten_is_waited_for_since_its_first_answer() {
+        let mut offer = Offer::default();
+        for second in 0..10 {
+            let left = offer.learn(at(second), vec![(forgotten(second.into()), 10 * SECOND)]);
+            assert_eq!(left, Some((10 - second) * SECOND));
+        }
+        assert_eq!(offer.waited_for(at(11)), [forgotten(0)]);
+        assert_eq!(offer.learn(at(69), vec![(forgotten(69), 10 * SECOND)]), Some(Duration::ZERO));
+        assert_eq!(offer.learn(at(70), vec![(forgotten(70), 10 * SECOND)]), Some(10 * SECOND), "another wait");
+        assert_eq!(offer.waited_for(at(81)), [forgotten(70)]);
     }
 
     #[test]

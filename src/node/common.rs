@@ -8,13 +8,16 @@ use super::clocks::NodeClocks;
 use super::health::Health;
 use super::life::Life;
 use super::places::{Listing, Places};
-use crate::environment::Environment;
+use crate::environment::{Environment, Moment};
 use crate::error::NodeError;
 use crate::protocol::{Newcomer, Wall, difference};
 use crate::sync::locked;
 use crate::telemetry::Telemetry;
 use crate::waiting::Reachability;
 use crate::waiting::Tickets;
+
+/// How long a reading of both clocks may take, so that it says how far they are apart.
+const LONGEST_READING: Duration = Duration::from_micros(500);
 
 #[derive(Debug)]
 pub(crate) struct Common {
@@ -35,6 +38,8 @@ pub(crate) struct Common {
     learnt_lease: AtomicU64,
     /// The least of these longest leases, in µs.
     least_learnt: AtomicU64,
+    /// One bit for each node whose record had a quarantine, over or not, when the last connection was made.
+    quarantined: AtomicU64,
     places: Mutex<Places>,
     has_conflict: AtomicBool,
     /// How many requests were sent again, behind scripts that their node had lost.
@@ -61,7 +66,8 @@ impl Common {
         usual_lease: Duration,
     ) -> Self {
         let nodes = telemetry.nodes();
-        let wall = Wall::new(environment.now(), wall_micros(environment.as_ref()));
+        let (now, micros, _) = both_clocks(environment.as_ref());
+        let wall = Wall::new(now, micros);
         let client = random(environment.as_ref());
         Self {
             environment,
@@ -74,6 +80,7 @@ impl Common {
             used_lease: AtomicU64::new(0),
             learnt_lease: AtomicU64::new(0),
             least_learnt: AtomicU64::new(u64::MAX),
+            quarantined: AtomicU64::new(0),
             places: Mutex::new(Places::new(nodes)),
             has_conflict: AtomicBool::new(false),
             resent: AtomicU64::new(0),
@@ -94,8 +101,11 @@ impl Common {
 
     /// Returns the wall clock in µs, as it has run on since the client was made.
     pub(crate) fn wall(&self) -> u64 {
-        let shown = wall_micros(self.environment.as_ref());
-        locked(&self.wall).read(self.environment.now(), shown, self.longest_lease().max(self.usual_lease))
+        let steady_for = self.longest_lease().max(self.usual_lease);
+        match both_clocks(self.environment.as_ref()) {
+            (now, micros, true) => locked(&self.wall).read(now, micros, steady_for),
+            (now, _, false) => locked(&self.wall).at(now),
+        }
     }
 
     /// Notes what a node's clock shows, in µs, if an answer shows it.
@@ -124,6 +134,20 @@ impl Common {
     /// Returns the longest lease in use, as far as the nodes' records show.
     pub(crate) fn learnt_lease(&self) -> Duration {
         Duration::from_micros(self.learnt_lease.load(Ordering::SeqCst))
+    }
+
+    /// Records whether the record of a node has a quarantine, over or not.
+    pub(crate) fn has_quarantine(&self, index: usize, has_one: bool) {
+        if has_one {
+            self.quarantined.fetch_or(1 << index, Ordering::SeqCst);
+        } else {
+            self.quarantined.fetch_and(!(1 << index), Ordering::SeqCst);
+        }
+    }
+
+    /// Returns the nodes whose vote depends on the end of a quarantine, one bit for each.
+    pub(crate) fn quarantined(&self) -> u64 {
+        self.quarantined.load(Ordering::SeqCst)
     }
 
     /// Returns whether the records of two nodes show different longest leases.
@@ -232,8 +256,19 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn wall_micros(environment: &dyn Environment) -> u64 {
-    u64::try_from(environment.wall().as_micros()).unwrap_or(u64::MAX)
+/// Reads the monotonic clock and the wall clock, in µs, and returns whether they belong together. They do not where the thread had to
+/// wait for a processor between the two, each time.
+fn both_clocks(environment: &dyn Environment) -> (Moment, u64, bool) {
+    const TRIES: usize = 4;
+    let (mut now, mut micros) = (environment.now(), 0);
+    for _ in 0..TRIES {
+        micros = u64::try_from(environment.wall().as_micros()).unwrap_or(u64::MAX);
+        let before = std::mem::replace(&mut now, environment.now());
+        if now.since(before) <= LONGEST_READING {
+            return (now, micros, true);
+        }
+    }
+    (now, micros, false)
 }
 
 fn random(environment: &dyn Environment) -> u64 {

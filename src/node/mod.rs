@@ -42,7 +42,7 @@ use crate::error::{ClientError, NodeError};
 
 pub(crate) use address::NodeAddress;
 pub use commands::scripts;
-pub(crate) use commands::{Entry, LastEnd, RoundArgs, hold, inspect, leave, millis, release, revoke};
+pub(crate) use commands::{Entry, LastEnd, LastOf, RoundArgs, hold, inspect, leave, millis, release, revoke};
 pub(crate) use common::Common;
 use condition::Condition;
 pub use config::NodeConfig;

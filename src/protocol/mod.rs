@@ -25,7 +25,7 @@ pub use ballot::{ParseTokenError, Token};
 pub(crate) use diagnosis::{Diagnosis, FailedRound, MostNamed};
 pub(crate) use lease::{Due, LeaseState, Phase};
 pub use moment::Moment;
-pub(crate) use record::{Change, Newcomer, Process, Record};
+pub(crate) use record::{Change, LONGEST_LEASE, Newcomer, Process, Record};
 pub use retry::Outage;
 pub(crate) use retry::{ROUND_TRIP, RetryAdvice, RetryPolicy};
 pub(crate) use revocation::{Revocation, RevocationReply};

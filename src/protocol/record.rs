@@ -4,6 +4,9 @@
 use std::fmt;
 use std::time::Duration;
 
+/// No client uses longer leases, and a record that names longer ones makes no sense.
+pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// So much of a server's run id tells its processes apart.
 const RUN_ID_LENGTH: usize = 16;
 
@@ -33,7 +36,7 @@ impl Record {
         let number = |text: Option<&str>| text?.parse::<u64>().ok();
         let mut words = text.split(' ');
         let word = hexadecimal(words.next()?)?;
-        let longest = Duration::from_millis(number(words.next())?);
+        let longest = Some(Duration::from_millis(number(words.next())?)).filter(|longest| *longest <= LONGEST_LEASE)?;
         let ends = (number(words.next())?, number(words.next())?);
         let window = Duration::from_millis(number(words.next())?);
         let cluster = match words.next()? {
@@ -158,7 +161,7 @@ impl Record {
                 run_id: process.run_id.clone(),
             };
             let head = format!("{:016x} {wait}", begun.word);
-            let wall = newcomer.wall + wait + 1;
+            let wall = newcomer.wall.saturating_add(wait + 1);
             return Some(Change { head, wait: Some(wait), ends: "0 0".to_owned(), wall, rest: begun.rest() });
         };
         // A quarantine that was begun for shorter leases lasts longer now.
@@ -166,7 +169,7 @@ impl Record {
         let longer = millis(longest) - millis(kept.longest);
         let ends = match kept.ends {
             (0, _) => (0, 0),
-            (node, wall) => (node + longer, wall + longer),
+            (node, wall) => (node.saturating_add(longer), wall.saturating_add(longer)),
         };
         let cluster = kept.cluster.or(newcomer.cluster);
         let renewed = Self { longest, ends, cluster, run_id: process.run_id.clone(), ..kept.clone() };
@@ -227,6 +230,7 @@ mod tests {
             "af 10000 0 0 300000 - 2 run",
             "af 10000 0 0 300000 zz 1 run",
             "af -1 0 0 300000 - 1 run",
+            "af 604800001 0 0 300000 - 1 run",
             "af 10000 0 0 300000 - 1 run more",
         ] {
             assert_eq!(Record::parse(text), None, "{text}");
