@@ -20,6 +20,9 @@ use crate::waiting::{Ticket, Turns};
 /// How far ahead of this machine's clock a ballot may pull the client's own proposals: what NTP leaves between clocks.
 const TRUSTED_LEAD: Duration = Duration::from_secs(60);
 
+/// How far ahead of the nodes' clocks a ticket may be, in µs: no client requests a million locks a second.
+const FAR_TICKET: u64 = 1_000_000;
+
 /// A runtime that does nothing for a shorter time may just be busy.
 const STALLED: Duration = Duration::from_millis(100);
 
@@ -158,10 +161,12 @@ impl Core {
     }
 
     /// Issues a ticket for a request that begins now. Its number is taken from the nodes' clocks, so a client whose own clock is
-    /// behind gets no older tickets.
+    /// behind gets no older tickets. A ticket by another clock, before a node has shown its own, makes no later one newer.
     pub(crate) fn ticket(&self) -> Arc<Ticket> {
-        let now = self.common.clocks.median(self.now()).unwrap_or_else(|| self.wall());
-        let next = |last: u64| now.max(last + 1);
+        let median = self.common.clocks.median(self.now());
+        let now = median.unwrap_or_else(|| self.wall());
+        let is_far = |last: u64| median.is_some() && last > now.saturating_add(FAR_TICKET);
+        let next = |last: u64| if is_far(last) { now } else { now.max(last + 1) };
         let number = next(advance(&self.last_ticket, next));
         self.common.tickets.issue(number, self.common.client, self.settings.quorum)
     }
@@ -194,6 +199,13 @@ impl Core {
         let window = u64::try_from(self.common.window.as_micros()).unwrap_or(u64::MAX);
         let clock = self.common.clocks.median(self.now()).unwrap_or_else(|| self.wall());
         AcceptedBallots { floor: Ballot::ZERO, clock, window }
+    }
+
+    /// Returns whether a lease that goes on may be extended with a ballot above this one. Half of what nodes take is left for what
+    /// follows.
+    pub(crate) fn may_overtake(&self, ballot: Ballot) -> bool {
+        let fresh = self.accepted_by_fresh_node();
+        ballot.get() <= fresh.clock.saturating_add(fresh.window / 2)
     }
 
     /// Returns a new ballot, larger than `floor` and than every other one that this process has proposed for the owner.
@@ -278,6 +290,17 @@ mod tests {
         assert_eq!(propose(), behind + 2);
         core.has_met(wall - window);
         assert_eq!(propose(), wall);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ticket_by_this_machines_clock_makes_no_later_one_newer() {
+        let (core, _streams) = core(3);
+        let number = || core.ticket().text().split_once(':').expect("a number").0.parse::<u64>().expect("a number");
+        let wall = number();
+        let clock = wall - 60_000_000;
+        (0..3).for_each(|node| core.common.sees_clock(node, Some(clock)));
+        assert_eq!(number(), clock);
+        assert_eq!(number(), clock + 1);
     }
 
     /// The first refusal of three nodes decides a round when two of five are down. The client must not take the others for

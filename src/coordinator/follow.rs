@@ -94,8 +94,12 @@ fn count(round: &Round, node: usize, vote: Vote) {
     round.report(node, &vote);
     let Some(follows) = round.count(node, vote) else { return };
     if let [lease] = round.leases.as_slice() {
-        let nodes = 0..round.core.nodes.len();
-        nodes.filter(|node| follows.repairable & (1 << node) != 0).for_each(|node| repair(lease, node));
+        for node in (0..round.core.nodes.len()).filter(|node| follows.repairable & (1 << node) != 0) {
+            match round.newer_ballot(node) {
+                None => repair(lease, node),
+                Some(ballot) => lease.overtake(ballot),
+            }
+        }
     }
     if let Some(lease) = follows.over {
         refused(&lease, round);
@@ -282,6 +286,44 @@ mod tests {
         let repair = timeout(MS, server.command()).await.expect("at once").expect("a command");
         assert_eq!(repair[1], sent[1], "the same script");
         assert_ne!(repair, sent, "with a newer ballot");
+    }
+
+    /// A client whose clock is ahead was refused by the others, and has released that node.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_has_met_a_newer_ballot_is_repaired_by_the_extension_above_that() {
+        let (core, mut streams) = core(3);
+        let [lease] = leases(&core);
+        let (_first, _second) = (streams.recv().await, streams.recv().await);
+        let mut server = Server::new(streams.recv().await.expect("it connects"));
+        server.greet(3).await;
+        confirm(&lease);
+        let extend = || {
+            let round = hold_one(&core, &lease, &mut lease.state(), LEASE);
+            for node in [0, 1] {
+                round.answered(node, AGREED);
+            }
+            round
+        };
+        let met = |ballot: u64| format!("*4\r\n:5\r\n:1790000000000000\r\n:1\r\n:{ballot}\r\n");
+        sleep(LEASE / 5).await;
+        let (extension, newer) = (extend(), lease.state().sent.get() + 3_000_000);
+        server.command().await.expect("the extension");
+        server.reply(&met(newer)).await;
+        sleep(MS).await;
+        assert_eq!(lease.state().lease.next_due(), Some(extension.facts().started + LEASE / 15));
+        let above = extend();
+        assert!(above.facts().ballot.get() > newer);
+        server.command().await.expect("the next extension, and no repair before it");
+        server.reply(&met(newer)).await;
+        let repair = timeout(MS, server.command()).await.expect("at once").expect("a command");
+        assert!(
+            repair.iter().any(|word| word.contains(&format!(" {:016} ", above.facts().ballot.get()))),
+            "{repair:?}"
+        );
+        // One that is far ahead is left alone.
+        let before = lease.state().sent;
+        lease.overtake(Ballot::from_wire(core.wall() + 600_000_000).expect("a ballot"));
+        assert_eq!(lease.state().sent, before);
     }
 
     #[tokio::test(start_paused = true)]

@@ -328,6 +328,24 @@ impl Lease {
         self.reschedule(&mut state);
     }
 
+    /// Extends earlier than usual, with a ballot above this one, which a node without a key of the lease has met. When a majority has
+    /// confirmed that, the node can be repaired. A ballot that is far ahead of the nodes' clocks is left alone: nodes whose clocks are
+    /// right would take none above it.
+    pub(crate) fn overtake(self: &Arc<Self>, ballot: Ballot) {
+        if !self.core.may_overtake(ballot) {
+            return;
+        }
+        let now = self.core.now();
+        let mut state = self.state();
+        let passed = u64::try_from(now.since(state.sent_at).as_micros()).unwrap_or(u64::MAX);
+        if ballot.get() >= state.sent.get().saturating_add(passed) {
+            (state.sent, state.sent_at) = (ballot, now);
+        }
+        let soon = now + Schedule::retry_after(state.lease.length);
+        state.lease.extend_before(soon);
+        self.reschedule(&mut state);
+    }
+
     /// Moves its entry in the watchdog's calendar to what is due next.
     pub(crate) fn reschedule(self: &Arc<Self>, state: &mut State) {
         let due = state.lease.next_due();

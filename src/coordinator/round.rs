@@ -230,7 +230,11 @@ impl Round {
 
     /// Makes ballots go by the nodes' clocks when a majority takes no ballot of this machine's clock.
     fn look_for_clocks_behind(&self, replies: &Replies) {
-        let clock = |vote: &Vote| if let Vote::No(Refusal::Ahead { clock }) = vote { Some(*clock) } else { None };
+        // A clock that is not behind the ballot makes no sense of such an answer.
+        let clock = |vote: &Vote| match vote {
+            Vote::No(Refusal::Ahead { clock }) if *clock < self.facts.ballot.get() => Some(*clock),
+            _ => None,
+        };
         let mut clocks: Vec<u64> = replies.votes().filter_map(clock).collect();
         clocks.sort_unstable();
         if let (Some(lease), Some(clock)) = (self.leases.first(), clocks.get(self.core.settings.quorum - 1)) {
@@ -362,17 +366,20 @@ mod tests {
     async fn ballots_go_by_the_nodes_clocks_when_a_majority_is_behind() {
         let (core, _streams) = core(3);
         let leases: [_; 1] = leases(&core);
-        let hold = round(&core, Purpose::Hold, &leases, None);
         let (wall, window) = (core.wall(), 300_000_000);
-        let propose = || core.propose_above(&Owner::new(), Ballot::ZERO).get();
+        let propose = || core.propose_above(&Owner::new(), Ballot::ZERO);
+        let facts = Facts { started: core.now(), ballot: propose(), length: LEASE, acquires: true };
+        let hold = Round::new(&core, Purpose::Hold, facts, leases.to_vec(), None);
         let ahead = |node: usize, clock: u64| {
             let clock = Value::Int(clock.cast_signed());
             hold.answered(node, Ok(Value::Array(vec![Value::Int(4), clock, Value::Int(1)])));
         };
         ahead(0, wall - 2 * window);
-        assert!(propose() >= wall, "one is no majority");
+        assert!(propose().get() >= wall, "one is no majority");
+        ahead(2, 1 << 62);
+        assert!(propose().get() >= wall, "nor is one with a clock that the ballot is not ahead of");
         ahead(1, wall - 3 * window);
-        assert_eq!(propose(), wall - 2 * window + 1);
+        assert_eq!(propose().get(), wall - 2 * window + 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -404,7 +411,7 @@ mod tests {
     async fn only_a_lease_that_goes_on_is_repaired_where_its_key_is_gone() {
         let (core, _streams) = core(3);
         let leases: [_; 2] = leases(&core);
-        let gone = || Vote::No(Refusal::Gone { resource: 0 });
+        let gone = || Vote::No(Refusal::Gone { resource: 0, floor: Ballot::ZERO });
         for (count, acquires, repairable) in [(1, false, 1), (1, true, 0), (2, false, 0), (2, true, 0)] {
             let leases = &leases[..count];
             leases.iter().for_each(confirm);
@@ -424,7 +431,8 @@ mod tests {
         let leases: [_; 1] = leases(&core);
         let round = round(&core, Purpose::Hold, &leases, None);
         round.answered(1, Ok(Value::Array([5, 99, 1, 3].map(Value::Int).to_vec())));
-        assert_eq!(round.refusals(), [Refusal::Gone { resource: 0 }]);
+        let floor = Ballot::from_wire(3).expect("a ballot");
+        assert_eq!(round.refusals(), [Refusal::Gone { resource: 0, floor }]);
         let names =
             |indices: &[usize]| indices.iter().map(|index| core.nodes[*index].name.to_string()).collect::<Vec<_>>();
         assert_eq!(round.pending(), names(&[0, 2]));

@@ -50,6 +50,8 @@ pub(crate) enum Refusal {
     },
     Gone {
         resource: usize,
+        /// The newest ballot there; zero where a release says so.
+        floor: Ballot,
     },
     /// Free, but kept for this long for a request that has waited longer.
     Kept {
@@ -61,7 +63,7 @@ impl Refusal {
     /// Returns the resource whose lease is over on that node. `None` if another proposal, or a later one, may be taken.
     pub(crate) fn ends(&self) -> Option<usize> {
         match self {
-            Self::Held { resource, .. } | Self::Gone { resource } => Some(*resource),
+            Self::Held { resource, .. } | Self::Gone { resource, .. } => Some(*resource),
             Self::Stale { .. } | Self::Ahead { .. } | Self::Far | Self::Early { .. } | Self::Kept { .. } => None,
         }
     }
@@ -112,7 +114,9 @@ fn hold(value: &Value) -> Option<Vote> {
             Refusal::Stale { floor: Ballot::from_wire(u64::try_from(*floor).ok()?)?, clock: time(*now)? }
         }
         [Value::Int(4), Value::Int(now), Value::Int(_)] => Refusal::Ahead { clock: time(*now)? },
-        [Value::Int(5), Value::Int(_), Value::Int(i), Value::Int(_)] => Refusal::Gone { resource: place(*i)? },
+        [Value::Int(5), Value::Int(_), Value::Int(i), Value::Int(floor)] => {
+            Refusal::Gone { resource: place(*i)?, floor: Ballot::from_wire(u64::try_from(*floor).ok()?)? }
+        }
         [Value::Int(6), Value::Int(_), Value::Int(_), Value::Int(left)] => Refusal::Kept { left: millis(*left)? },
         [Value::Int(7), Value::Int(_), Value::Int(_), Value::Int(left), Value::Int(end), Value::BulkString(value)] => {
             let holder = LockValue::parse(value);
@@ -143,7 +147,7 @@ pub(crate) fn parse_release(value: &Value) -> Vote {
         [Value::Int(_), codes @ ..] if !codes.is_empty() => {
             let honoured: Vec<bool> = codes.iter().map(|code| *code == Value::Int(1)).collect();
             match honoured.as_slice() {
-                [false] => Vote::No(Refusal::Gone { resource: 0 }),
+                [false] => Vote::No(Refusal::Gone { resource: 0, floor: Ballot::ZERO }),
                 honoured if honoured.iter().all(|honoured| *honoured) => Vote::Yes,
                 _ => Vote::Partly(honoured),
             }
@@ -324,10 +328,8 @@ mod tests {
         let stale = parse_hold(&array(vec![int(3), int(99), int(1), int(41)]));
         assert!(matches!(stale, Vote::No(Refusal::Stale { floor, clock: 99 }) if floor.get() == 41));
         assert!(matches!(parse_hold(&array(vec![int(4), int(99), int(1)])), Vote::No(Refusal::Ahead { clock: 99 })));
-        assert!(matches!(
-            parse_hold(&array(vec![int(5), int(99), int(1), int(3)])),
-            Vote::No(Refusal::Gone { resource: 0 })
-        ));
+        let gone = parse_hold(&array(vec![int(5), int(99), int(1), int(3)]));
+        assert!(matches!(gone, Vote::No(Refusal::Gone { resource: 0, floor }) if floor.get() == 3));
     }
 
     #[test]
@@ -380,7 +382,7 @@ mod tests {
         assert!(
             matches!(parse_release(&array(vec![int(9), int(1), int(0)])), Vote::Partly(each) if each == [true, false])
         );
-        assert!(matches!(parse_release(&array(vec![int(9), int(0)])), Vote::No(Refusal::Gone { resource: 0 })));
+        assert!(matches!(parse_release(&array(vec![int(9), int(0)])), Vote::No(Refusal::Gone { resource: 0, .. })));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::Round;
 use crate::error::{Answer, Reports};
 use crate::node::{LastEnd, Refusal, Vote};
 use crate::protocol::ROUND_TRIP;
-use crate::protocol::{AcceptedBallots, Purpose};
+use crate::protocol::{AcceptedBallots, Ballot, Purpose};
 use crate::sync::locked;
 
 impl Round {
@@ -42,6 +42,23 @@ impl Round {
             _ => None,
         };
         locked(&self.replies).votes().filter_map(end).collect()
+    }
+
+    /// Returns the nodes that have agreed so far, one bit for each.
+    pub(crate) fn agreed(&self) -> u64 {
+        let replies = locked(&self.replies);
+        let bits = replies.votes.iter().enumerate().filter(|(_, vote)| matches!(vote, Some(Vote::Yes)));
+        bits.fold(0, |bits, (node, _)| bits | 1 << node)
+    }
+
+    /// Returns the newest ballot of a node that has no key of the lease, if that is newer than this round's: a request of a client
+    /// whose clock is ahead was given up there.
+    pub(crate) fn newer_ballot(&self, node: usize) -> Option<Ballot> {
+        let newer = |vote: &Vote| match vote {
+            Vote::No(Refusal::Gone { floor, .. }) if *floor > self.facts.ballot => Some(*floor),
+            _ => None,
+        };
+        locked(&self.replies).votes[node].as_ref().and_then(newer)
     }
 
     /// Returns every refusal so far.
