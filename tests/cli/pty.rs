@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, poll};
+use quorlock_testkit::Cluster;
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -151,4 +152,23 @@ impl Pty {
         within("the end of the terminal", || self.reader.as_ref().is_none_or(JoinHandle::is_finished));
         status.expect("it has ended")
     }
+}
+
+#[test]
+fn release_ends_with_the_code_of_what_the_nodes_have_before_it_asks() {
+    let mut sandbox = Sandbox::new(3);
+    let release = "\"$QUORLOCK\" release job --force; echo code=$?";
+    let ends_with = |sandbox: &Sandbox, words: &[&str]| {
+        let mut terminal = Pty::start(sandbox, "sh", &["-c", release]);
+        words.iter().for_each(|words| terminal.wait_for(words));
+        terminal.end();
+        assert!(!terminal.screen().contains("[y/N]"), "{}", terminal.screen());
+    };
+    ends_with(&sandbox, &["job: not held, so there is nothing to revoke", "code=0"]);
+    let foreign = redis::cmd("SET").arg(Cluster::lock_key("job")).arg("x").to_owned();
+    foreign.query::<()>(&mut sandbox.cluster.redis(0)).expect("a key");
+    ends_with(&sandbox, &["job is split", "name its token", "code=75"]);
+    sandbox.cluster.kill(1);
+    sandbox.cluster.kill(2);
+    ends_with(&sandbox, &["job is unknown", "cannot connect", "code=69"]);
 }

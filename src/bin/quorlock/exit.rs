@@ -115,7 +115,8 @@ Exit codes of `release`:
   0      revoked, or there is no such lease (the output says which)
   64     wrong usage, a value that cannot work, or not confirmed
   69     no quorum: too few nodes have answered, or have a vote by now
-  75     another lease, or a key that is not quorlock's, is in its place
+  75     another lease, a key that is not quorlock's, or several leases (split)
+         are in its place
   78     no quorum, as the deployment is configured wrongly: this list of nodes is
          not the one that the nodes have, or nodes can have no vote";
 
@@ -134,6 +135,7 @@ pub const TOP_CODES: &str = "\
 Exit codes of `top`:
   0      ended by a key
   64     wrong usage, a value that cannot work, or no terminal
+  126    the terminal cannot be used
   With --batch those of `status`, for the last figures";
 
 /// What `quorlock doctor --help` says about them.

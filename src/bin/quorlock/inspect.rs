@@ -31,16 +31,23 @@ pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
     if seen.verdict != Verdict::Unknown {
         return Ok(Exit::Success.code());
     }
-    let errors = seen.nodes.iter().filter_map(|view| view.state.as_ref().err());
-    let misconfigured = errors.filter(|error| error.kind() == ErrorKind::Misconfigured).count();
-    if seen.nodes.len() - misconfigured < seen.nodes.len() / 2 + 1 {
-        return Err(Failure::new(Exit::Configuration, format!("too few nodes can have a vote. {MEND}")));
+    let exit = exit_if_unknown(&seen);
+    if exit == Exit::Configuration {
+        return Err(Failure::new(exit, format!("too few nodes can have a vote. {MEND}")));
     }
     Err(Failure::new(
-        Exit::NoQuorum,
+        exit,
         "too few nodes have answered to tell whether the lock is held. The row of each node has the reason; check also \
          that --nodes (or QUORLOCK_NODES) is right",
     ))
+}
+
+/// Returns the exit code for a lock of which the nodes that answered do not show whether it is held.
+pub fn exit_if_unknown(seen: &Inspection) -> Exit {
+    let errors = seen.nodes.iter().filter_map(|view| view.state.as_ref().err());
+    let misconfigured = errors.filter(|error| error.kind() == ErrorKind::Misconfigured).count();
+    let can_vote = seen.nodes.len() - misconfigured;
+    if can_vote < seen.nodes.len() / 2 + 1 { Exit::Configuration } else { Exit::NoQuorum }
 }
 
 /// A URL that was meant for `--nodes` may stand in the place of the name.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use quorlock::secrets::name_without_credentials;
 use quorlock::text::{Printable, printable_json};
-use quorlock::{Answer, Holder, Quorlock, RevokeError, Revoked, Token};
+use quorlock::{Answer, Holder, Inspection, Quorlock, RevokeError, Revoked, Token, Verdict};
 use serde_json::json;
 
 use crate::duration::duration;
@@ -91,7 +91,8 @@ pub async fn release(options: &Options) -> Result<u8, Failure> {
     let mut token = options.token;
     if !options.yes {
         // What was shown is what is revoked, also when another owner has it by the time of the answer.
-        token = Some(confirm(&locks, options).await?);
+        let Some(agreed) = confirm(&locks, options).await? else { return Ok(nothing_to_revoke(options)) };
+        token = Some(agreed);
     }
     match locks.revoke(options.name.as_bytes(), token).await {
         Ok(revoked) => {
@@ -102,18 +103,9 @@ pub async fn release(options: &Options) -> Result<u8, Failure> {
     }
 }
 
-/// A lease that is over is what was asked for.
 fn not_revoked(options: &Options, error: RevokeError) -> Result<u8, Failure> {
     match error {
-        RevokeError::NotHeld { .. } => {
-            let name = shown_name(options);
-            let text = match options.token {
-                Some(token) => format!("{name}: no node of a majority has the lease with token {token}\n"),
-                None => format!("{name}: not held, so there is nothing to revoke\n"),
-            };
-            print(&if options.json { as_json_text(options, None) } else { text });
-            Ok(Exit::Success.code())
-        }
+        RevokeError::NotHeld { .. } => Ok(nothing_to_revoke(options)),
         RevokeError::Config(error) => Err(error.into()),
         RevokeError::NoQuorum { .. } => Err(Failure::new(
             error.kind().into(),
@@ -123,26 +115,30 @@ fn not_revoked(options: &Options, error: RevokeError) -> Result<u8, Failure> {
     }
 }
 
+/// Prints that there is no such lease. A lease that is over is what was asked for.
+fn nothing_to_revoke(options: &Options) -> u8 {
+    let name = shown_name(options);
+    let text = match options.token {
+        Some(token) => format!("{name}: no node of a majority has the lease with token {token}\n"),
+        None => format!("{name}: not held, so there is nothing to revoke\n"),
+    };
+    print(&if options.json { as_json_text(options, None) } else { text });
+    Exit::Success.code()
+}
+
 /// A URL that was meant for `--nodes` may stand in the place of the name.
 fn shown_name(options: &Options) -> String {
     Printable(&name_without_credentials(&options.name.to_string_lossy())).to_string()
 }
 
-/// Returns the token of the lease that the user agreed to revoke.
-async fn confirm(locks: &Quorlock, options: &Options) -> Result<Token, Failure> {
+/// Returns the token of the lease that the user agreed to revoke; `None` when there is no lease.
+async fn confirm(locks: &Quorlock, options: &Options) -> Result<Option<Token>, Failure> {
     let seen = locks.inspect(options.name.as_bytes()).await?;
     let held = match &seen.holder {
         Some(Holder::Owner { token, .. } | Holder::Revoked { token, .. }) => Some(*token),
         _ => None,
     };
-    let Some(token) = options.token.or(held) else {
-        let message = format!(
-            "{} is {}. If a lease is meant all the same, name its token (--token; `quorlock inspect` shows it)",
-            shown_name(options),
-            inspect::summary(&seen)
-        );
-        return Err(Failure::new(Exit::Conflict, message));
-    };
+    let Some(token) = options.token.or(held) else { return no_lease(options, &seen).map(|()| None) };
     let mut answer = String::new();
     let _ = write!(
         io::stderr().lock(),
@@ -153,9 +149,28 @@ async fn confirm(locks: &Quorlock, options: &Options) -> Result<Token, Failure> 
     );
     let read = io::stdin().read_line(&mut answer);
     if read.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
-        return Ok(token);
+        return Ok(Some(token));
     }
     Err(Failure::new(Exit::Usage, "not confirmed: nothing was changed"))
+}
+
+/// Checks that the lock is free, where the nodes do not have one lease that could be revoked.
+fn no_lease(options: &Options, seen: &Inspection) -> Result<(), Failure> {
+    let found = format!("{} is {}", shown_name(options), inspect::summary(seen));
+    match seen.verdict {
+        Verdict::Free => Ok(()),
+        Verdict::Unknown => {
+            let errors = seen.nodes.iter().filter_map(|view| Some((&view.node, view.state.as_ref().err()?)));
+            let errors: Vec<String> = errors.map(|(node, error)| format!("{node}: {error}")).collect();
+            let message =
+                format!("{found} ({}). Nothing was changed: check the nodes, and repeat this", errors.join("; "));
+            Err(Failure::new(inspect::exit_if_unknown(seen), message))
+        }
+        _ => Err(Failure::new(
+            Exit::Conflict,
+            format!("{found}. If a lease is meant all the same, name its token (--token; `quorlock inspect` shows it)"),
+        )),
+    }
 }
 
 fn as_text(options: &Options, revoked: &Revoked) -> String {
