@@ -30,23 +30,24 @@
 //! - Tokens of a resource are unique and increase from one acquisition to the next, as long as a majority of nodes keeps
 //!   its ballots. A store that refuses a token smaller than one it has seen is safe even from a holder that does not know
 //!   that it lost the lock.
-//! - A lost lease never comes back, and its holder learns of the loss before another owner can be granted the lock.
+//! - A lost lease never comes back. A holder whose process runs learns of the loss before another owner can be granted the lock.
 //! - A release takes away its own share of a lease and no other, however late it arrives.
-//! - A minority of nodes that is dead, hung or slow costs no time. A node that may have forgotten its votes has none until
+//! - A minority of nodes that is dead, hung or slow is not waited for. A node that may have forgotten its votes has none until
 //!   every lease that it may have forgotten is over.
-//! - Clients with different lists of nodes do not both get locks: the nodes know how many they are.
+//! - Clients whose lists of nodes differ in length do not both get locks: the nodes know how many they are.
 //!
 //! # What is not
 //!
 //! A lock cannot stop code that does not look: a thread that hangs past its lease writes late, and only a fenced store
-//! refuses that. See README.md for when not to use this crate, and DESIGN.md for why it works.
+//! refuses that. Clients with lists of the same length are not told apart by a new server in one of them: all clients list the same
+//! nodes. See README.md for when not to use this crate, and DESIGN.md for why it works.
 //!
 //! # Where to begin
 //!
 //! [`Quorlock::builder`] makes a client, [`Quorlock::lock`] and [`Quorlock::lock_all`] ask for locks, [`LockRequest::run`] runs work
-//! under them in one call. A [`Guard`] is a hold, an [`Owner`] is who may enter again. [`Quorlock::elect`] and [`Quorlock::observe`] are for
-//! leaders. Errors: [`ConfigError`], [`AcquireError`], [`RunError`], [`ExtendError`], [`ReleaseError`]; each names the nodes and what every
-//! one of them said.
+//! under them in one call. A [`Guard`] is a hold, an [`Owner`] is who may enter again. [`Quorlock::elect`] and [`Quorlock::observe`]
+//! are for leaders. Errors: [`ConfigError`], [`AcquireError`], [`RunError`], [`LostError`], [`ExtendError`], [`ReleaseError`], [`RevokeError`],
+//! [`ReadyError`]; those of a round name the nodes and what each of them said.
 //!
 //! # Testing code that locks
 //!

@@ -81,7 +81,9 @@ const ABOUT_LIST: &str = "\
 Make this list of nodes the list that clients with this prefix must have.
 
 All nodes must answer, and no lease under the prefix may be in force on any of them. While the list is changed, no client \
-gets a lock under the prefix. Clients that have another list get none afterwards: start them with the new list.
+gets a lock under the prefix. Clients with a list of another length get none afterwards. Where a node was replaced in a list \
+of the same length, clients with the old list go on with the nodes that stayed: start them with the new list before a server \
+answers at the old address again.
 
 A node that is new gets a record. It has no vote until the longest lease is over, as it may have forgotten leases. The \
 settings that decide whether a node keeps every write are read again.
