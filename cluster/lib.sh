@@ -148,8 +148,8 @@ need_cluster() { # sets SIZE
   own_folder
   if [[ -f $DIR/size ]]; then { read -r size <"$DIR/size"; } 2>/dev/null || true; fi
   [[ $size != 0 ]] || die 69 "the cluster in $DIR is being taken down, or was in part. To finish that: cluster/down"
-  [[ $size =~ ^[1-9][0-9]?$ ]] ||
-    die 69 "$DIR/size is no number of nodes from 1 to 99. To begin anew: cluster/down, then cluster/up"
+  [[ $size =~ ^([1-9]|[1-5][0-9]|6[0-3])$ ]] ||
+    die 69 "$DIR/size is no number of nodes from 1 to 63. To begin anew: cluster/down, then cluster/up"
   SIZE=$size
 }
 

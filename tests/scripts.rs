@@ -527,8 +527,8 @@ fn wrong_use_is_refused_and_leaves_nothing() {
     for (verb, arg) in [("status", "1"), ("nodes", "1"), ("down", "--now"), ("demo", "5")] {
         refused(verb, &[arg], 64, "unexpected argument");
     }
-    for number in ["0", "2", "-1", "1x", "101", "03", "$(id)", "a[$(id)]"] {
-        refused("up", &[number], 64, "is not an odd number from 1 to 99");
+    for number in ["0", "2", "-1", "1x", "65", "101", "03", "$(id)", "a[$(id)]"] {
+        refused("up", &[number], 64, "is not an odd number from 1 to 63");
     }
     for verb in ["status", "nodes"] {
         refused(verb, &[], 69, "Start one: cluster/up");
