@@ -232,7 +232,8 @@ impl Quorlock {
     /// ```
     /// # fn doc(locks: &quorlock::Quorlock) {
     /// let stats = locks.stats();
-    /// println!("{} held, {} waiting, {} lost", stats.held, stats.waiting, stats.losses.expired + stats.losses.refused);
+    /// let lost = stats.losses.expired + stats.losses.refused + stats.losses.revoked;
+    /// println!("{} held, {} waiting, {lost} lost", stats.held, stats.waiting);
     /// # }
     /// ```
     #[must_use]

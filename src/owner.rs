@@ -79,6 +79,10 @@ impl Owner {
     /// Runs `future` with this owner as the one that acquisitions inside it take when none is passed.
     ///
     /// It reaches as far as the task does; a task spawned inside does not inherit it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops `future`.
     pub async fn scope<F: Future>(&self, future: F) -> F::Output {
         SCOPED.scope(self.clone(), future).await
     }
@@ -97,8 +101,8 @@ impl Owner {
         SCOPED.try_with(Self::clone).ok()
     }
 
-    /// The 128 random bits in hexadecimal. Who knows them and may ask the nodes can enter what the owner holds: errors and
-    /// `quorlock inspect` show the [fingerprint](Self::fingerprint) instead.
+    /// The 128 random bits in hexadecimal. A process that knows them and may ask the nodes can enter what the owner holds: errors
+    /// and `quorlock inspect` show the [fingerprint](Self::fingerprint) instead.
     #[must_use]
     pub fn id(&self) -> String {
         format!("{:032x}", self.0.id)
