@@ -34,8 +34,10 @@ fn the_tables_have_the_names_that_the_command_prints() {
         serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
     };
     let status = json(&["status", "--json"]);
+    assert_eq!(keys(&status), documented("| JSON field of `status` |"));
     assert_eq!(keys(&status["nodes"][0]), documented("| JSON field of a node |"));
     let list = json(&["list", "--json"]);
+    assert_eq!(keys(&list), documented("| JSON field of `list` |"));
     assert_eq!(keys(&list["locks"][0]), documented("| JSON field of a lock |"));
     let inspection = json(&["inspect", "job", "--json"]);
     let mut both = keys(&inspection);
