@@ -39,15 +39,15 @@
 //! # What is not
 //!
 //! A lock cannot stop code that does not look: a thread that hangs past its lease writes late, and only a fenced store
-//! refuses that. Clients with lists of the same length are not told apart by a new server in one of them: all clients list the same
-//! nodes. See README.md for when not to use this crate, and DESIGN.md for why it works.
+//! refuses that. A new server in a list of the same length is not noticed: all clients must list the same nodes.
+//! See README.md for when not to use this crate, and DESIGN.md for why it works.
 //!
 //! # Where to begin
 //!
 //! [`Quorlock::builder`] makes a client, [`Quorlock::lock`] and [`Quorlock::lock_all`] ask for locks, [`LockRequest::run`] runs work
 //! under them in one call. A [`Guard`] is a hold, an [`Owner`] is who may enter again. [`Quorlock::elect`] and [`Quorlock::observe`]
-//! are for leaders. Errors: [`ConfigError`], [`AcquireError`], [`RunError`], [`LostError`], [`ExtendError`], [`ReleaseError`], [`RevokeError`],
-//! [`ReadyError`]; those of a round name the nodes and what each of them said.
+//! are for leaders. Errors: [`ConfigError`], [`AcquireError`], [`RunError`], [`LostError`], [`ExtendError`], [`ReleaseError`],
+//! [`RevokeError`], [`ReadyError`]; those of a round name the nodes and what each of them said.
 //!
 //! # Testing code that locks
 //!
