@@ -186,8 +186,9 @@ impl Round {
                     replies.is_confirmed = true;
                     waker = replies.waiting.take().or(waker);
                 }
-                // These nodes have met a ballot since the last confirmation, perhaps of a request that was not granted. The
-                // ballot that was confirmed just now is newer: with it they can be repaired, before another node fails.
+                // These nodes have met a ballot since the last confirmation, perhaps of a request that was not granted. The ballot
+                // that was confirmed just now is newer, unless that client's clock is ahead: with it they can be repaired, before
+                // another node fails.
                 if self.leases.len() == 1 && !self.facts.acquires {
                     follows.repairable = repairable;
                 }

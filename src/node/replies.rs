@@ -271,6 +271,9 @@ struct LockValue<'a> {
     holds: u32,
 }
 
+/// Of a longer value a node shows so many bytes: the last share may be cut.
+const MOST_SHOWN: usize = 4096;
+
 impl<'a> LockValue<'a> {
     fn parse(value: &'a [u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(value).ok()?.split(' ');
@@ -282,7 +285,12 @@ impl<'a> LockValue<'a> {
         let label = words.next()?;
         let mut holds: u32 = 0;
         for share in words {
-            holds = holds.saturating_add(share.split_once(':')?.1.parse().ok()?);
+            let count = share.split_once(':').and_then(|(_, count)| count.parse().ok());
+            match count {
+                Some(count) => holds = holds.saturating_add(count),
+                None if value.len() == MOST_SHOWN => break,
+                None => return None,
+            }
         }
         Some(Self { token, owner, label, holds })
     }
@@ -310,6 +318,15 @@ mod tests {
 
     fn text(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn of_a_value_that_was_cut_the_last_share_does_not_count() {
+        let long = format!("ql1 7 ab host:1{}", " 0123456789abcdef/1:2".repeat(300));
+        let holds = |bytes: usize| LockValue::parse(&long.as_bytes()[..bytes]).map(|value| value.holds);
+        assert_eq!(holds(MOST_SHOWN), Some(2 * 194));
+        assert_eq!(holds(MOST_SHOWN - 1), None, "only there the node has cut it");
+        assert_eq!(holds(long.len()), Some(600));
     }
 
     #[test]
