@@ -49,7 +49,7 @@ fn key_content_is_escaped_in_every_output() {
         assert_printable(&json);
         let json: Value = serde_json::from_str(&json.stdout).expect("one JSON object");
         assert!(json["nodes"][0]["label"].as_str().is_none_or(|label| label.len() <= 120), "{json}");
-        let refused = sandbox.end(&["run", "-v", "--wait=1100ms", "job", "--", "true"]);
+        let refused = sandbox.end(&["run", "-v", "--wait=3s", "job", "--", "true"]);
         assert_eq!(refused.code, Some(75), "{refused:?}");
         assert_printable(&refused);
     }
@@ -124,8 +124,8 @@ fn names_and_commands_are_escaped() {
     sandbox.wait_for("held");
     let wait = format!("--wait={NASTY}");
     let cases: &[(&[&str], i32)] = &[
-        (&["run", "--try", &name, "--", "true"], 75),
-        (&["run", "-v", "--wait=1100ms", &name, "--", "true"], 75),
+        (&["run", "--try", "--node-timeout", "5s", &name, "--", "true"], 75),
+        (&["run", "-v", "--wait=3s", &name, "--", "true"], 75),
         (&["run", "-v", "free", "--", &name], 127),
         (&["inspect", &name], 0),
         (&["inspect", "--json", &name], 0),

@@ -7,7 +7,7 @@ use crate::sandbox::{Sandbox, finish};
 /// Runs a shell script under `quorlock run`, whose own arguments come first. `run` stands for the command in the script.
 fn nest(sandbox: &Sandbox, args: &[&str], script: &str) -> crate::sandbox::Ended {
     let script = format!(
-        "run() {{ \"$QUORLOCK\" run --try \"$@\"; }}; inspect() {{ \"$QUORLOCK\" inspect --json \"$1\"; }}; {script}"
+        "run() {{ \"$QUORLOCK\" run --try --node-timeout 5s \"$@\"; }}; inspect() {{ \"$QUORLOCK\" inspect --json \"$1\"; }}; {script}"
     );
     sandbox.end(&[&["run"], args, &["--", "bash", "-ec", &script]].concat())
 }
@@ -20,7 +20,7 @@ fn three_nested_runs_on_one_name() {
         &["job"],
         r#"echo $QUORLOCK_TOKEN
            run job -- sh -c 'echo $QUORLOCK_TOKEN
-               "$QUORLOCK" run --try job -- sh -c "echo \$QUORLOCK_TOKEN
+               "$QUORLOCK" run --try --node-timeout 5s job -- sh -c "echo \$QUORLOCK_TOKEN
                    \"\$QUORLOCK\" inspect --json job > \$DIR/deep; exit 11" && exit 1 || exit $(($? + 1))' || code=$?
            inspect job > $DIR/shallow
            exit $code"#,
@@ -46,7 +46,7 @@ fn nested_runs_on_other_names_share_the_owner() {
         r#"echo $QUORLOCK_TOKEN
            run b -- sh -c 'echo $QUORLOCK_TOKEN
                "$QUORLOCK" run --try --node-timeout 5s c a -- sh -c "echo \$QUORLOCK_NAME; echo \$QUORLOCK_TOKEN
-                   \"\$QUORLOCK\" run --try b -- true && for name in a b c; do \"\$QUORLOCK\" inspect --json \$name | grep owner; done"'"#,
+                   \"\$QUORLOCK\" run --try --node-timeout 5s b -- true && for name in a b c; do \"\$QUORLOCK\" inspect --json \$name | grep owner; done"'"#,
     );
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let lines: Vec<&str> = ended.stdout.lines().collect();
@@ -72,9 +72,9 @@ fn a_nested_run_enters_only_the_same_lock() {
            run --nodes "$reversed" job -- echo order does not matter
            run --prefix other: job -- echo another key
            run --nodes ${QUORLOCK_NODES%%,*} job -- true || echo other nodes $?
-           env -u QUORLOCK_LEASE "$QUORLOCK" run --try job -- true || echo a stranger $?
-           QUORLOCK_LEASE=x "$QUORLOCK" run --try --prefix other: job -- echo nothing is inherited
-           QUORLOCK_LEASE=x "$QUORLOCK" run --try job -- true || echo malformed $?"#,
+           env -u QUORLOCK_LEASE "$QUORLOCK" run --try --node-timeout 5s job -- true || echo a stranger $?
+           QUORLOCK_LEASE=x "$QUORLOCK" run --try --node-timeout 5s --prefix other: job -- echo nothing is inherited
+           QUORLOCK_LEASE=x "$QUORLOCK" run --try --node-timeout 5s job -- true || echo malformed $?"#,
     );
     let lines: Vec<&str> = ended.stdout.lines().collect();
     let expected = [
@@ -93,7 +93,7 @@ fn a_nested_run_enters_only_the_same_lock() {
 #[test]
 fn a_nested_run_without_the_lease_is_warned_of_a_deadlock() {
     let sandbox = Sandbox::new(3);
-    let script = r#"env -u QUORLOCK_LEASE "$QUORLOCK" run --wait 1300ms job -- true"#;
+    let script = r#"env -u QUORLOCK_LEASE "$QUORLOCK" run --wait 3s job -- true"#;
     let ended = nest(&sandbox, &["job"], script);
     assert_eq!(ended.code, Some(75), "{ended:?}");
     let lines: Vec<&str> = ended.stderr.lines().collect();
@@ -118,9 +118,9 @@ fn a_nested_run_does_not_enter_an_ended_lease() {
 #[test]
 fn a_nested_run_on_other_nodes_does_not_enter_the_outer_lock() {
     let (outer, inner) = (Sandbox::new(3), Sandbox::new(3));
-    let script = r#"QUORLOCK_NODES=$INNER "$QUORLOCK" run --try job -- sh -c 'echo inner; "$QUORLOCK" run --try job -- echo again'
-                    "$QUORLOCK" run --try job -- echo outer
-                    QUORLOCK_PREFIX=other: "$QUORLOCK" run --try job -- echo prefix"#;
+    let script = r#"QUORLOCK_NODES=$INNER "$QUORLOCK" run --try --node-timeout 5s job -- sh -c 'echo inner; "$QUORLOCK" run --try --node-timeout 5s job -- echo again'
+                    "$QUORLOCK" run --try --node-timeout 5s job -- echo outer
+                    QUORLOCK_PREFIX=other: "$QUORLOCK" run --try --node-timeout 5s job -- echo prefix"#;
     let mut run = outer.quorlock(&["run", "job", "--", "sh", "-ec", script]);
     let ended = finish(run.env("INNER", inner.cluster.urls().join(",")).spawn().expect("quorlock"));
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "inner\nagain\nouter\nprefix\n"), "{ended:?}");

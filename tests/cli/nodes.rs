@@ -12,6 +12,8 @@ const LIST: &str = "quorlock:list:quorlock:lock:";
 const HOLD: &str = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
 const DECLARE: [&str; 3] = ["nodes", "declare-new", "--yes"];
 const SET: [&str; 2] = ["nodes", "set-list"];
+/// A first connection takes more than the default node timeout on a busy machine.
+const TRY: [&str; 7] = ["run", "--try", "--node-timeout", "5s", "job", "--", "true"];
 
 fn undeclared(nodes: usize) -> Sandbox {
     Sandbox::around(Cluster::undeclared(nodes, &[]))
@@ -64,13 +66,13 @@ fn new_nodes_vote_at_once_when_declared() {
     }
     assert_ne!(field(&sandbox, 0, 0), field(&sandbox, 1, 0), "each node has a word of its own");
     assert_eq!(lists(&sandbox), vec![Some("3".to_owned()); 3]);
-    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(0));
+    assert_eq!(sandbox.end(&TRY).code, Some(0));
 }
 
 #[test]
 fn nodes_without_a_declaration_have_no_vote_at_first() {
     let sandbox = undeclared(3);
-    let refused = sandbox.end(&["run", "--try", "job", "--", "true"]);
+    let refused = sandbox.end(&TRY);
     assert_eq!(refused.code, Some(69), "a quarantine ends by itself: {refused:?}");
     let late = sandbox.end(&DECLARE);
     assert_eq!(late.code, Some(78), "{late:?}");
@@ -225,7 +227,7 @@ fn set_list_is_refused_while_a_lease_is_in_force() {
     let sandbox = undeclared(5);
     assert_eq!(with_nodes(&sandbox, &[0, 1, 2], &DECLARE).code, Some(0));
     let three = sandbox.cluster.urls()[..3].join(",");
-    let run = ["run", "--lease", "3s", "--nodes", &three, "job", "--", "sh", "-c", HOLD];
+    let run = ["run", "--lease", "10s", "--nodes", &three, "job", "--", "sh", "-c", HOLD];
     let holder = sandbox.start(&run);
     sandbox.wait_for("held");
     let refused = sandbox.end(&SET);
@@ -250,7 +252,7 @@ fn set_list_is_refused_while_a_lease_is_in_force() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(lists(&sandbox), vec![Some("5".to_owned()); 5]);
-    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(0), "three of five vote at once");
+    assert_eq!(sandbox.end(&TRY).code, Some(0), "three of five vote at once");
 }
 
 #[test]
@@ -276,7 +278,7 @@ fn clients_with_another_list_get_no_lock() {
         let error = old.lock("job").wait(Duration::from_millis(700)).acquire().await.expect_err("no lock for it");
         assert!(error.to_string().contains("3 nodes are listed here, and this node is one of 5"), "{error}");
     });
-    let four = with_nodes(&sandbox, &[0, 1, 2, 3], &["run", "--try", "job", "--", "true"]);
+    let four = with_nodes(&sandbox, &[0, 1, 2, 3], &TRY);
     assert_eq!(four.code, Some(78), "{four:?}");
     assert!(four.stderr.contains("4 nodes are listed here, and this node is one of 5"), "{}", four.stderr);
     assert!(four.stderr.contains("quorlock nodes set-list"), "{}", four.stderr);
@@ -296,10 +298,10 @@ fn set_list_keeps_a_majority_of_the_old_list() {
     let done = with_nodes(&sandbox, &[0, 1, 2], &SET);
     assert_eq!(done.code, Some(0), "{done:?}");
     assert_ne!(field(&sandbox, 0, 5), cluster, "the nodes outside are no part of it");
-    assert_eq!(with_nodes(&sandbox, &[0, 1, 2], &["run", "--try", "job", "--", "true"]).code, Some(0));
-    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(78));
+    assert_eq!(with_nodes(&sandbox, &[0, 1, 2], &TRY).code, Some(0));
+    assert_eq!(sandbox.end(&TRY).code, Some(78));
     // Of the same length, and with nodes that were left out.
-    let stray = with_nodes(&sandbox, &[2, 3, 4], &["run", "--try", "job", "--", "true"]);
+    let stray = with_nodes(&sandbox, &[2, 3, 4], &TRY);
     assert_eq!(stray.code, Some(78), "{stray:?}");
 }
 
@@ -318,7 +320,7 @@ fn a_change_that_one_node_refuses_is_undone() {
     assert!(failed.stderr.contains("NOPERM") && failed.stderr.contains("The list is as it was"), "{}", failed.stderr);
     assert_eq!(lists(&sandbox), [Some("2".to_owned()), Some("2".to_owned()), None]);
     assert_ne!(field(&sandbox, 0, 0), word, "the change began on node 0");
-    assert_eq!(with_nodes(&sandbox, &[0, 1], &["run", "--try", "job", "--", "true"]).code, Some(0));
+    assert_eq!(with_nodes(&sandbox, &[0, 1], &TRY).code, Some(0));
     script("+eval");
     assert_eq!(sandbox.end(&SET).code, Some(0));
 }
@@ -391,7 +393,7 @@ fn a_list_that_is_being_changed_names_the_old_and_the_new_length() {
 #[test]
 fn a_first_list_is_finished_although_the_nodes_are_in_quarantine() {
     let sandbox = undeclared(3);
-    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(69));
+    assert_eq!(sandbox.end(&TRY).code, Some(69));
     (0..3).for_each(|node| set(&sandbox, node, LIST, "3000"));
     let finished = sandbox.end(&SET);
     assert_eq!(finished.code, Some(0), "{finished:?}");
@@ -460,7 +462,7 @@ fn set_list_joins_clusters_only_with_its_option() {
     let adopted = sandbox.end(&[&SET[..], &["--adopt"]].concat());
     assert_eq!(adopted.code, Some(0), "{adopted:?}");
     assert_eq!([1, 2].map(|node| field(&sandbox, node, 5)), [0; 2].map(|node| field(&sandbox, node, 5)));
-    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(0));
+    assert_eq!(sandbox.end(&TRY).code, Some(0));
 }
 
 #[test]
@@ -482,7 +484,7 @@ fn a_change_that_was_interrupted_blocks_until_it_is_repeated() {
     let repeated = sandbox.end(&SET);
     assert_eq!(repeated.code, Some(0), "{repeated:?}");
     assert_eq!(lists(&sandbox), vec![Some("3".to_owned()); 3]);
-    assert_eq!(sandbox.end(&["run", "--try", "job", "--", "true"]).code, Some(0));
+    assert_eq!(sandbox.end(&TRY).code, Some(0));
 }
 
 #[test]
@@ -505,11 +507,11 @@ fn no_nodes_command_shows_a_password() {
 #[test]
 fn a_list_for_another_prefix_does_not_affect_a_holder() {
     let mut sandbox = undeclared(4);
-    let declared = with_nodes(&sandbox, &[0, 1, 2], &[&DECLARE[..], &["--longest-lease", "2s"]].concat());
+    let declared = with_nodes(&sandbox, &[0, 1, 2], &[&DECLARE[..], &["--longest-lease", "5s"]].concat());
     assert_eq!(declared.code, Some(0), "{declared:?}");
     let list = sandbox.cluster.urls()[..3].join(",");
     // The work takes more than three leases.
-    let mut holder = sandbox.quorlock(&["run", "--lease", "2s", "job", "--", "sh", "-c", "echo > $DIR/held; sleep 7"]);
+    let mut holder = sandbox.quorlock(&["run", "--lease", "5s", "job", "--", "sh", "-c", "echo > $DIR/held; sleep 16"]);
     let holder = holder.env("QUORLOCK_NODES", list).spawn().expect("quorlock");
     sandbox.wait_for("held");
     sandbox.cluster.kill(2);

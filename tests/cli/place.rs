@@ -43,7 +43,7 @@ fn nodes_are_read_from_a_file() {
     let text = format!("# our nodes\n\n{}\n", sandbox.cluster.urls().join("\n"));
     fs::write(sandbox.path("nodes"), text).expect("a file");
     let file = sandbox.path("nodes").display().to_string();
-    let script = "echo nodes=$QUORLOCK_NODES file=$QUORLOCK_NODES_FILE; \"$QUORLOCK\" run --try job -- echo entered";
+    let script = "echo nodes=$QUORLOCK_NODES file=$QUORLOCK_NODES_FILE; \"$QUORLOCK\" run --try --node-timeout 5s job -- echo entered";
     let expected = format!("nodes= file={file}\nentered\n");
     let ended = without_variable(&sandbox, &["run", "--nodes-file", &file, "job", "--", "sh", "-c", script]);
     assert_eq!((ended.code, &ended.stdout), (Some(0), &expected), "{ended:?}");

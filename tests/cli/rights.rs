@@ -166,11 +166,11 @@ fn a_team_cannot_touch_the_locks_of_another() {
     let hold = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
     let holder = start(&sandbox, "billing", TEAM, &["run", "job", "--", "sh", "-c", hold]);
     sandbox.wait_for("held");
-    let own = end(&sandbox, "web", "web:", &["run", "--try", "job", "--", "true"]);
+    let own = end(&sandbox, "web", "web:", &["run", "--try", "--node-timeout", "5s", "job", "--", "true"]);
     assert_eq!(own.code, Some(0), "{own:?}");
     assert_eq!((refused(&sandbox.cluster, "billing"), refused(&sandbox.cluster, "web")), (vec![], vec![]));
 
-    let theirs = end(&sandbox, "web", TEAM, &["run", "--try", "job", "--", "true"]);
+    let theirs = end(&sandbox, "web", TEAM, &["run", "--try", "--node-timeout", "5s", "job", "--", "true"]);
     // 69 where a slow node has not answered yet.
     assert!([Some(78), Some(69)].contains(&theirs.code), "{theirs:?}");
     let url = urls(&sandbox.cluster, "web").remove(0);

@@ -21,8 +21,9 @@ fn a_password_is_never_shown() {
     let holder = holder.env("QUORLOCK_NODES", &right).spawn().expect("quorlock");
     sandbox.wait_for("held");
     let run = ["run", "-v", "--try", "job", "--", "true"];
+    let patient = [&run[..3], &["--node-timeout", "5s"], &run[3..]].concat();
     let cases: &[(&str, &[&str], i32)] = &[
-        (&right, &run, 0),
+        (&right, &patient, 0),
         (&wrong, &run, 69),
         (&broken, &run, 64),
         (&bare, &run, 64),
@@ -44,8 +45,8 @@ fn a_password_is_never_shown() {
         (&right, &["run", "-v", &right, "--", "true"], 0),
         (&right, &["run", &right, "true"], 64),
         (&dead, &["run", "--try", &dead, "--", "true"], 69),
-        (&right, &["run", "--try", &held, "--", "true"], 75),
-        (&right, &["run", "--wait=1500ms", "-v", &held, "--", "true"], 75),
+        (&right, &["run", "--try", "--node-timeout", "5s", &held, "--", "true"], 75),
+        (&right, &["run", "--wait=3s", "-v", &held, "--", "true"], 75),
         (&right, &["inspect", &right], 0),
         (&right, &["inspect", "--json", &right], 0),
         // In the place of the command.
@@ -68,7 +69,7 @@ fn the_command_gets_no_password_and_a_nested_run_enters_the_lock() {
     let allow = redis::cmd("ACL").arg(&["SETUSER", "me", "on", ">hunter2", "~*", "&*", "+@all"]).to_owned();
     sandbox.cluster.each::<()>(&allow);
     let url = format!("redis://me:{PASSWORD}@127.0.0.1:{}", sandbox.cluster.ports()[0]);
-    let script = "env; exec 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-; $QUORLOCK run --try job -- sh -c 'echo inner; env'";
+    let script = "env; exec 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-; $QUORLOCK run --try --node-timeout 5s job -- sh -c 'echo inner; env'";
     let mut outer = sandbox.quorlock(&["run", "job", "--", "sh", "-c", script]);
     outer.env("QUORLOCK_NODES", &url).env("QUORLOCK", env!("CARGO_BIN_EXE_quorlock"));
     let ended = finish(outer.spawn().expect("quorlock"));

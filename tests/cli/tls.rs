@@ -18,8 +18,7 @@ fn a_nested_run_has_the_settings_for_tls() {
     let files = [server.file("ca.pem"), server.write("client.pem", &certificate), server.write("client.key", &key)];
     let [ca, certificate, key] = files.each_ref().map(String::as_str);
     let sandbox = Sandbox::around(server.cluster);
-    let script =
-        "cd /; \"$QUORLOCK\" run --try job -- sh -c 'echo $QUORLOCK_CACERT $QUORLOCK_CERT $QUORLOCK_KEY $QUORLOCK_SNI'";
+    let script = "cd /; \"$QUORLOCK\" run --try --node-timeout 5s job -- sh -c 'echo $QUORLOCK_CACERT $QUORLOCK_CERT $QUORLOCK_KEY $QUORLOCK_SNI'";
     let expected = format!("{ca} {certificate} {key} redis.internal\n");
     let tls = ["--cacert", ca, "--cert", certificate, "--key", key, "--sni", "redis.internal"];
     let args = [&["run", "--nodes", &server.url][..], &tls, &["job", "--", "sh", "-c", script]].concat();

@@ -15,18 +15,22 @@ fn a_second_run_is_refused_or_waits() {
     let first = sandbox.start(&["run", "--label", "nightly", "job", "--", "sh", "-c", HOLD]);
     sandbox.wait_for("held");
 
-    let refused = sandbox.end(&["run", "--try", "job", "--", "touch", "/nowhere"]);
+    let refused = sandbox.end(&["run", "--try", "--node-timeout", "5s", "job", "--", "touch", "/nowhere"]);
     assert_eq!(refused.code, Some(75), "{refused:?}");
     assert!(refused.stderr.contains("job is held by") && refused.stderr.contains(":nightly"), "{}", refused.stderr);
     assert!(!refused.stderr.contains("around this one"), "{}", refused.stderr);
     assert!(refused.stderr.contains("Try again later, or wait longer with --wait"), "{}", refused.stderr);
     assert_eq!(sandbox.end(&["run", "--wait", "0s", "job", "--", "true"]).code, Some(75));
-    assert_eq!(sandbox.end(&["run", "--try", "-E", "9", "job", "--", "true"]).code, Some(9));
-    assert_eq!(sandbox.end(&["run", "--try", "-E", "0", "job", "other", "--", "false"]).code, Some(0), "all or none");
-    let late = sandbox.end(&["run", "--wait", "1s", "job", "--", "true"]);
+    assert_eq!(sandbox.end(&["run", "--try", "--node-timeout", "5s", "-E", "9", "job", "--", "true"]).code, Some(9));
+    assert_eq!(
+        sandbox.end(&["run", "--try", "--node-timeout", "5s", "-E", "0", "job", "other", "--", "false"]).code,
+        Some(0),
+        "all or none"
+    );
+    let late = sandbox.end(&["run", "--wait", "3s", "job", "--", "true"]);
     assert_eq!(late.code, Some(75), "{late:?}");
     // It says how long it has waited.
-    assert!(late.stderr.contains("not acquired within 1"), "{}", late.stderr);
+    assert!(late.stderr.contains("not acquired within 3"), "{}", late.stderr);
 
     let err = fs::File::create(sandbox.path("err")).expect("a file for stderr");
     let mut second =
@@ -51,7 +55,7 @@ fn a_timed_out_wait_is_always_a_conflict() {
     let sandbox = Sandbox::new(5);
     let first = sandbox.start(&["run", "job", "--", "sh", "-c", HOLD]);
     sandbox.wait_for("held");
-    let waits: Vec<String> = (0..12).map(|i| format!("{}ms", 1000 + 7 * i)).collect();
+    let waits: Vec<String> = (0..12).map(|i| format!("{}ms", 5000 + 7 * i)).collect();
     let waiting = waits.iter().map(|wait| sandbox.start(&["run", "--wait", wait, "job", "--", "true"]));
     for (run, wait) in waiting.collect::<Vec<_>>().into_iter().zip(&waits) {
         let ended = finish(run);
@@ -79,7 +83,7 @@ fn an_interrupted_wait_leaves_nothing() {
     }
     sandbox.touch("end");
     assert_eq!(finish(first).code, Some(0));
-    assert_eq!(sandbox.end(&["run", "--try", "job", "other", "--", "true"]).code, Some(0));
+    assert_eq!(sandbox.end(&["run", "--try", "--node-timeout", "5s", "job", "other", "--", "true"]).code, Some(0));
 }
 
 /// The lock is free, but cannot be granted yet. A message explains the wait.
