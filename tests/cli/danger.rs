@@ -24,7 +24,7 @@ fn pause_three(sandbox: &mut Sandbox) {
 #[test]
 fn a_command_that_obeys_sigterm_is_not_killed() {
     let mut sandbox = Sandbox::new(5);
-    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", OBEYS_TERM]);
+    let run = sandbox.start(&["run", "--lease", "9s", "job", "--", "sh", "-c", OBEYS_TERM]);
     sandbox.wait_for("ready");
     pause_three(&mut sandbox);
     let ended = finish(run);
@@ -73,7 +73,7 @@ fn no_process_of_the_command_outlives_the_lock() {
 #[test]
 fn a_recovered_quorum_does_not_stop_the_kill() {
     let mut sandbox = Sandbox::new(5);
-    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", IGNORES_TERM]);
+    let run = sandbox.start(&["run", "--lease", "9s", "job", "--", "sh", "-c", IGNORES_TERM]);
     sandbox.wait_for("ready");
     pause_three(&mut sandbox);
     sandbox.wait_for("terminated");
@@ -216,7 +216,7 @@ fn a_lock_lost_before_the_start_starts_no_command() {
     rustix::io::ioctl_fionbio(&writer, true).expect("our own pipe");
     while writer.write(&[b'x'; 4096]).is_ok() {}
     rustix::io::ioctl_fionbio(&writer, false).expect("our own pipe");
-    let mut command = sandbox.quorlock(&["run", "-v", "--lease", "1s", "job", "--", "touch", "ran"]);
+    let mut command = sandbox.quorlock(&["run", "-v", "--lease", "5s", "job", "--", "touch", "ran"]);
     let run = command.current_dir(sandbox.cluster.dir()).stderr(writer).spawn().expect("quorlock");
     drop(command); // This closes the end of the pipe as well.
     within("the lock", || sandbox.lock_keys("job") >= 2);
