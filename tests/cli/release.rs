@@ -24,14 +24,20 @@ fn a_paused_node_does_not_delay_the_end_of_a_run() {
     let hold = "echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done";
     let holder = sandbox.start(&["run", "held", "--", "sh", "-c", hold]);
     sandbox.wait_for("held");
-    let (runs, is_refused) = (["run", "job", "--", "true"], ["run", "--try", "held", "--", "true"]);
-    let all_up = (shortest(&sandbox, &runs, 0), shortest(&sandbox, &is_refused, 75));
-    sandbox.cluster.pause(2);
-    let one_stopped = (shortest(&sandbox, &runs, 0), shortest(&sandbox, &is_refused, 75));
-    sandbox.cluster.resume(2);
+    let (runs, is_refused) =
+        (["run", "job", "--", "true"], ["run", "--try", "--node-timeout", "5s", "held", "--", "true"]);
     let limit = |all_up: Duration| all_up * 3 / 2 + Duration::from_millis(30);
-    assert!(one_stopped.0 <= limit(all_up.0), "{one_stopped:?}, with all nodes {all_up:?}");
-    assert!(one_stopped.1 <= limit(all_up.1), "{one_stopped:?}, with all nodes {all_up:?}");
+    // Other load may begin between the two measurements. A delay by the node is in all of them.
+    let mut measured = Vec::new();
+    let is_fast = (0..4).any(|_| {
+        let all_up = (shortest(&sandbox, &runs, 0), shortest(&sandbox, &is_refused, 75));
+        sandbox.cluster.pause(2);
+        let one_stopped = (shortest(&sandbox, &runs, 0), shortest(&sandbox, &is_refused, 75));
+        sandbox.cluster.resume(2);
+        measured.push((one_stopped, all_up));
+        one_stopped.0 <= limit(all_up.0) && one_stopped.1 <= limit(all_up.1)
+    });
+    assert!(is_fast, "with a paused node, and with all nodes: {measured:?}");
     // The paused node has received the releases.
     within("the releases arrive", || sandbox.lock_keys("job") == 0);
     sandbox.touch("end");
