@@ -82,7 +82,9 @@ async fn a_dropped_client_closes_all_its_connections() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_grant_returns_only_when_it_is_in_force() {
     let cluster = Cluster::start(3);
-    let locks = cluster.client(Duration::from_secs(60)).await;
+    let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
+    let locks = builder.connect().await.expect("settings that work");
+    Cluster::until_all_answer(&locks).await;
     let cycles = (0..8).map(|task| {
         let locks = locks.clone();
         tokio::spawn(async move {

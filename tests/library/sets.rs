@@ -63,7 +63,8 @@ async fn a_refused_set_leaves_existing_holds_unchanged() {
     let outer = locks.lock("a").acquire().await.expect("the lock");
     let theirs = other.lock("b").acquire().await.expect("the lock");
     for _ in 0..3 {
-        locks.lock_all(["a", "b"]).owner(outer.owner()).try_acquire().await.expect_err("b is held");
+        let error = locks.lock_all(["a", "b"]).owner(outer.owner()).try_acquire().await.expect_err("b is held");
+        assert!(error.is_held(), "{error}");
     }
     assert_eq!((outer.hold_count(), outer.is_lost()), (1, false), "a refusal for b is no loss of a");
     outer.extend().await.expect("still held");
