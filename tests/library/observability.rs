@@ -77,15 +77,17 @@ async fn a_lease_that_expires_is_counted_as_lost_and_not_as_released() {
 #[tokio::test]
 async fn the_numbers_of_a_node_follow_its_connections() {
     let mut cluster = Cluster::start(3);
-    let locks = cluster.builder().node_timeout(Duration::from_millis(100)).connect().await.expect("settings that work");
-    locks.flush().await;
-    for node in locks.stats().nodes {
-        assert_eq!((node.state(), node.timeouts, node.reconnections), ("up", 0, 0), "{node:?}");
+    let locks = cluster.builder().node_timeout(SECOND).connect().await.expect("settings that work");
+    Cluster::until_all_answer(&locks).await;
+    // On a busy machine an answer may have been overdue already.
+    let before = locks.stats().nodes;
+    for node in &before {
+        assert_eq!(node.state(), "up", "{node:?}");
         assert!(node.round_trip.is_some_and(|took| took < 5 * SECOND), "{node:?}");
     }
     cluster.pause(0);
     locks.flush().await;
-    eventually(10 * SECOND, "an answer is overdue", || locks.stats().nodes[0].timeouts == 1).await;
+    eventually(10 * SECOND, "an answer is overdue", || locks.stats().nodes[0].timeouts > before[0].timeouts).await;
     cluster.resume(0);
     until_state(&locks, 0, "up").await;
     cluster.kill(1);
@@ -93,7 +95,9 @@ async fn the_numbers_of_a_node_follow_its_connections() {
     cluster.restart(1, false);
     until_state(&locks, 1, "quarantined").await; // It keeps nothing.
     let nodes = locks.stats().nodes;
-    assert_eq!((nodes[1].reconnections, nodes[2].reconnections), (1, 0), "{nodes:?}");
+    assert!(nodes[1].reconnections > before[1].reconnections, "{nodes:?}");
+    let is_steady = |node: usize| nodes[node].timeouts == before[node].timeouts;
+    assert!(!is_steady(2) || nodes[2].reconnections == before[2].reconnections, "{nodes:?}");
     assert_eq!(nodes[1].node, format!("127.0.0.1:{}", cluster.ports()[1]));
 }
 
@@ -139,7 +143,7 @@ async fn an_observer_gets_the_life_of_a_lock_in_order() {
     let diary = Arc::new(Diary::default());
     let builder = cluster.builder().lease(2 * SECOND).observer(Arc::<Diary>::clone(&diary));
     let locks = builder.connect().await.expect("settings that work");
-    locks.flush().await;
+    Cluster::until_all_answer(&locks).await;
     let node = |node: usize| format!("127.0.0.1:{}", cluster.ports()[node]);
     let nodes: Vec<String> = (0..3).map(node).collect();
     let mut connected = diary.lines();
@@ -241,7 +245,7 @@ async fn a_client_whose_observer_panics_works() {
     let panics = Arc::new(Panics::default());
     let builder = cluster.builder().observer(Arc::<Panics>::clone(&panics));
     let locks = builder.connect().await.expect("settings that work");
-    locks.flush().await;
+    Cluster::until_all_answer(&locks).await;
     cluster.kill(0);
     until_state(&locks, 0, "unreachable").await;
     cluster.restart(0, false);
@@ -249,16 +253,17 @@ async fn a_client_whose_observer_panics_works() {
     for _ in 0..3 {
         locks.lock("x").acquire().await.expect("a free lock").release().await.expect("a release");
     }
-    eventually(5 * SECOND, "all events", || panics.0.load(Ordering::Relaxed) == 3 + 2 + 6).await;
+    // More of them where a node is slow.
+    eventually(5 * SECOND, "all events", || panics.0.load(Ordering::Relaxed) >= 3 + 2 + 6).await;
 }
 
 #[tokio::test]
 async fn a_client_is_ready_while_a_majority_is_known_to_vote() {
     let mut cluster = Cluster::start(3);
-    let locks = cluster.builder().node_timeout(Duration::from_millis(100)).connect().await.expect("settings that work");
+    let locks = cluster.builder().node_timeout(SECOND).connect().await.expect("settings that work");
     let early = locks.ready().expect_err("it is connecting");
     assert!(early.is_retryable(), "{early}");
-    // On a busy machine it takes more than the 100 ms of one attempt.
+    // On a busy machine it takes more than the second of one attempt.
     eventually(10 * SECOND, "all nodes vote", || locks.ready() == Ok(())).await;
     locks.flush().await;
     cluster.kill(0);
