@@ -47,10 +47,11 @@ async fn nodes_half_a_second_away_lock_with_a_longer_node_timeout() {
 /// The handshake with an undeclared node writes its record and its list: more round trips, each within the node timeout.
 #[tokio::test]
 async fn undeclared_nodes_may_be_far_away() {
-    let (cluster, round_trip) = (Cluster::undeclared(3, &[]), Duration::from_millis(420));
+    let (cluster, round_trip) = (Cluster::undeclared(3, &[]), Duration::from_millis(1200));
     let links = far_away(&cluster, round_trip).await;
     // A stream takes two round trips: for TCP, and for TLS.
     let environment = Arc::new(Ahead::that_connects_after(2 * round_trip));
-    let builder = Quorlock::builder().nodes(links.iter().map(url)).environment(environment);
+    let builder = Quorlock::builder().nodes(links.iter().map(url)).node_timeout(2 * SECOND);
+    let builder = builder.environment(environment);
     all_connect(&builder.connect().await.expect("settings that work")).await;
 }
