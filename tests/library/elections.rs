@@ -14,6 +14,8 @@ use quorlock_testkit::{Cluster, eventually};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::revoke::patient;
+
 const SECOND: Duration = Duration::from_secs(1);
 /// The limit for an event that takes a moment, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -106,7 +108,7 @@ async fn a_leader_that_is_cut_off_has_stopped_before_the_next_one_begins() {
 async fn a_leader_that_is_revoked_has_stopped_before_the_next_one_begins() {
     let (cluster, log) = (Cluster::start(3), Log::default());
     let (_proxies, _candidates) = two_candidates(&cluster, &log).await;
-    cluster.client(SECOND).await.revoke("x", None).await.expect("a majority");
+    patient(&cluster).await.revoke("x", None).await.expect("a majority");
     log.until(3).await; // Either of them: both wait until the revoked lease would have ended.
 }
 
@@ -132,7 +134,7 @@ async fn a_candidate_leads_again_after_an_outage() {
         candidates.push(log.candidate(&cluster.client(3 * SECOND).await, name));
     }
     log.until(1).await;
-    let mut leaders = cluster.client(SECOND).await.observe("x").every(SECOND / 20);
+    let mut leaders = patient(&cluster).await.observe("x").every(SECOND / 20);
     assert!(matches!(next(&mut leaders).await, Leadership::Led(_)));
     (0..3).for_each(|node| cluster.pause(node));
     log.until(2).await;
@@ -163,7 +165,7 @@ async fn a_leader_that_resigns_lets_the_other_one_lead() {
 #[tokio::test]
 async fn a_list_of_nodes_that_is_not_theirs_ends_the_election() {
     let cluster = Cluster::start(3);
-    cluster.client(SECOND).await.lock("y").acquire().await.expect("the lock").release().await.expect("a release");
+    patient(&cluster).await.lock("y").acquire().await.expect("the lock").release().await.expect("a release");
     let one = Quorlock::builder()
         .nodes(cluster.urls().into_iter().take(1))
         .lease(SECOND)
@@ -184,7 +186,7 @@ async fn next(leaders: &mut Observation) -> Leadership {
 async fn an_observer_sees_each_term_and_writes_nothing() {
     let cluster = Cluster::start(3);
     let locks = cluster.builder().lease(60 * SECOND).label("worker").connect().await.expect("sound settings");
-    let mut leaders = cluster.client(SECOND).await.observe("x").every(SECOND / 20);
+    let mut leaders = patient(&cluster).await.observe("x").every(SECOND / 20);
     assert_eq!(next(&mut leaders).await, Leadership::Vacant);
     let mut before = None;
     for _ in 0..2 {

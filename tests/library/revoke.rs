@@ -2,16 +2,24 @@
 
 use std::time::{Duration, Instant};
 
-use quorlock::{ErrorKind, Holder, LostError, RevokeError, Verdict};
+use quorlock::{ErrorKind, Holder, LostError, Quorlock, RevokeError, Verdict};
 use quorlock_testkit::{Cluster, within};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// Returns a client that waits five seconds for an answer, on a busy machine.
+pub async fn patient(cluster: &Cluster) -> Quorlock {
+    let builder = cluster.builder().lease(10 * SECOND).node_timeout(5 * SECOND);
+    let locks = builder.connect().await.expect("settings that work");
+    Cluster::until_all_answer(&locks).await;
+    locks
+}
 
 #[tokio::test]
 async fn a_revoked_holder_is_refused_and_the_lock_stays_closed_until_its_end() {
     let cluster = Cluster::start(3);
     let holder = cluster.client(3 * SECOND).await;
-    let operator = cluster.client(SECOND).await;
+    let operator = patient(&cluster).await;
     let guard = holder.lock("job").acquire().await.expect("the lock");
     let label = guard.owner().label().to_owned();
 
@@ -68,7 +76,7 @@ async fn a_holder_that_only_waits_learns_of_it_by_its_next_extension() {
     let holder = cluster.client(3 * SECOND).await;
     let guard = holder.lock("job").acquire().await.expect("the lock");
     let end = Instant::now() + guard.remaining();
-    cluster.client(SECOND).await.revoke("job", None).await.expect("a majority");
+    patient(&cluster).await.revoke("job", None).await.expect("a majority");
     guard.lost().await;
     assert!(Instant::now() < end, "told only by the end of its lease");
     assert!(guard.is_lost());
@@ -78,8 +86,8 @@ async fn a_holder_that_only_waits_learns_of_it_by_its_next_extension() {
 #[tokio::test]
 async fn a_node_without_the_key_repairs_no_revoked_lease() {
     let mut cluster = Cluster::start(3);
-    let holder = cluster.client(10 * SECOND).await;
-    let operator = cluster.client(SECOND).await;
+    let holder = cluster.client(60 * SECOND).await;
+    let operator = patient(&cluster).await;
     let guard = holder.lock("job").acquire().await.expect("the lock");
     holder.flush().await;
     for key in [Cluster::lock_key("job"), format!("quorlock:ballot:{}", Cluster::lock_key("job"))] {
@@ -95,8 +103,11 @@ async fn a_node_without_the_key_repairs_no_revoked_lease() {
 #[tokio::test]
 async fn repeated_and_with_a_minority_down() {
     let mut cluster = Cluster::start(5);
-    let holder = cluster.client(10 * SECOND).await;
-    let operator = cluster.client(SECOND).await;
+    let holder = cluster.client(60 * SECOND).await;
+    // Each call waits that long for the two that are down.
+    let builder = cluster.builder().node_timeout(2 * SECOND);
+    let operator = builder.connect().await.expect("settings that work");
+    Cluster::until_all_answer(&operator).await;
     let guard = holder.lock("job").acquire().await.expect("the lock");
     cluster.pause(0);
     cluster.pause(1);
@@ -119,7 +130,7 @@ async fn a_revoked_lease_cannot_be_entered_joined_or_released() {
     let joiner = cluster.client(10 * SECOND).await;
     let guard = holder.lock("job").acquire().await.expect("the lock");
     let export = guard.export();
-    cluster.client(SECOND).await.revoke("job", None).await.expect("a majority");
+    patient(&cluster).await.revoke("job", None).await.expect("a majority");
     assert!(joiner.join(&export).await.expect_err("revoked").is_lost());
     let error = holder.lock("job").owner(guard.owner()).try_acquire().await.expect_err("revoked");
     assert!(error.is_lost() || error.is_held(), "{error}");
@@ -130,7 +141,7 @@ async fn a_revoked_lease_cannot_be_entered_joined_or_released() {
 #[tokio::test]
 async fn keys_of_other_kinds_are_not_touched() {
     let cluster = Cluster::start(3);
-    let operator = cluster.client(SECOND).await;
+    let operator = patient(&cluster).await;
     let key = Cluster::lock_key("job");
     let set: Vec<()> = cluster.each(redis::cmd("SET").arg(&key).arg("foreign").arg("PX").arg(60_000));
     assert_eq!(set.len(), 3);
@@ -150,7 +161,7 @@ async fn one_of_a_set_is_revoked() {
     let cluster = Cluster::start(3);
     let holder = cluster.client(10 * SECOND).await;
     let guard = holder.lock_all(["a", "b"]).acquire().await.expect("both");
-    let operator = cluster.client(SECOND).await;
+    let operator = patient(&cluster).await;
     operator.revoke("b", None).await.expect("a majority");
     let error = guard.extend().await.expect_err("b is lost");
     assert!(error.is_lost() && error.to_string().contains('b'), "{error}");
@@ -165,10 +176,10 @@ async fn one_of_a_set_is_revoked() {
 #[tokio::test]
 async fn a_revoked_lease_that_is_over_is_reported_as_not_held() {
     let cluster = Cluster::start(3);
-    let holder = cluster.client(SECOND).await;
+    let holder = cluster.client(3 * SECOND).await;
     let guard = holder.lock("job").acquire().await.expect("the lock");
     let token = guard.token();
-    let operator = cluster.client(SECOND).await;
+    let operator = patient(&cluster).await;
     operator.revoke("job", Some(token)).await.expect("a majority");
     let is_over = async {
         while !matches!(operator.revoke("job", Some(token)).await, Err(RevokeError::NotHeld { .. })) {
