@@ -82,7 +82,7 @@ async fn a_refused_login_differs_from_an_unreachable_node() {
 #[tokio::test]
 async fn a_loss_shows_the_answers_of_the_nodes() {
     let mut cluster = Cluster::start(3);
-    let locks = cluster.client(SECOND).await;
+    let locks = cluster.client(3 * SECOND).await;
     let guard = locks.lock("x").acquire().await.expect("a free lock");
     cluster.kill(0);
     cluster.pause(1);
@@ -115,7 +115,7 @@ async fn a_loss_shows_the_answers_of_the_nodes() {
 #[tokio::test]
 async fn the_reasons_of_a_loss_do_not_change() {
     let mut cluster = Cluster::start(3);
-    let locks = cluster.client(SECOND).await;
+    let locks = cluster.client(3 * SECOND).await;
     let guard = locks.lock("x").acquire().await.expect("a free lock");
     locks.flush().await;
     (0..3).for_each(|node| cluster.pause(node));

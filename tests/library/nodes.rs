@@ -244,14 +244,19 @@ async fn users_and_passwords_are_used_and_never_shown() {
 #[tokio::test]
 async fn a_durable_node_keeps_its_vote_over_a_restart() {
     let mut cluster = Cluster::with_options(1, &["--appendonly", "yes", "--appendfsync", "always"]);
-    let locks = cluster.client(60 * SECOND).await;
+    // A busy disk takes seconds to write before the node answers.
+    let patient = async |cluster: &Cluster| {
+        let builder = cluster.builder().lease(60 * SECOND).node_timeout(10 * SECOND);
+        builder.connect().await.expect("settings that work")
+    };
+    let locks = patient(&cluster).await;
     cycle(cluster.urls()).await.expect("a new node counts");
     let quarantined = |answer: &Answer| matches!(answer, Answer::Failed(NodeError::Quarantined { .. }));
     for empty in [false, true] {
         cluster.restart(0, empty);
-        let newcomer = cluster.client(60 * SECOND).await;
+        let newcomer = patient(&cluster).await;
         for locks in [&locks, &newcomer] {
-            // A busy disk takes seconds to write before the node answers. A quarantine lasts for a minute.
+            // A quarantine lasts for a minute.
             let wait = if empty { 5 * SECOND } else { 50 * SECOND };
             let outcome = locks.lock("x").wait(wait).acquire().await;
             match outcome {
