@@ -97,6 +97,12 @@ impl Quorlock {
         }
     }
 
+    /// Returns the token of the lease that [`revoke`](Self::revoke) would revoke without a token.
+    #[doc(hidden)]
+    pub async fn token_to_revoke(&self, name: impl AsRef<[u8]>) -> Result<Token, RevokeError> {
+        self.held_token(&self.core().resource(name.as_ref())?).await
+    }
+
     /// Returns the token of the lease that the nodes have, if it is one: in its key, or as the last lease that was honoured and
     /// may be in force.
     async fn held_token(&self, resource: &Resource) -> Result<Token, RevokeError> {

@@ -61,7 +61,13 @@ impl Offer {
     fn learn(&mut self, now: Moment, ends: Vec<(LastEnd, Duration)>) -> Option<Duration> {
         let mut longest = None;
         for (end, left) in ends {
-            self.ends.retain(|(known, over)| !is_same_word(known, &end) || now.since(*over) < WORD_TAKEN_FOR);
+            // Not where the node's clock has leapt since.
+            let is_taken = |known: &LastEnd, over: Moment| {
+                let passed = (now + left).since(over).max(over.since(now + left));
+                let shown = Duration::from_millis(known.end.abs_diff(end.end));
+                now.since(over) < WORD_TAKEN_FOR && passed.abs_diff(shown) < WORD_TAKEN_FOR
+            };
+            self.ends.retain(|(known, over)| !is_same_word(known, &end) || is_taken(known, *over));
             let is_known = |known: &LastEnd| *known == end || is_same_word(known, &end);
             let known = self.ends.iter().find(|(known, _)| is_known(known)).map(|(_, over)| *over);
             let over = known.unwrap_or_else(|| {
@@ -489,13 +495,20 @@ mod tests {
     fn what_a_node_may_have_forgotten_is_waited_for_since_its_first_answer() {
         let mut offer = Offer::default();
         for second in 0..10 {
-            let left = offer.learn(at(second), vec![(forgotten(second.into()), 10 * SECOND)]);
+            let left = offer.learn(at(second), vec![(forgotten(i64::from(second) * 1000), 10 * SECOND)]);
             assert_eq!(left, Some((10 - second) * SECOND));
         }
         assert_eq!(offer.waited_for(at(11)), [forgotten(0)]);
-        assert_eq!(offer.learn(at(69), vec![(forgotten(69), 10 * SECOND)]), Some(Duration::ZERO));
-        assert_eq!(offer.learn(at(70), vec![(forgotten(70), 10 * SECOND)]), Some(10 * SECOND), "another wait");
-        assert_eq!(offer.waited_for(at(81)), [forgotten(70)]);
+        assert_eq!(
+            offer.learn(at(12), vec![(forgotten(72_000), 10 * SECOND)]),
+            Some(10 * SECOND),
+            "its clock has leapt"
+        );
+        offer = Offer::default();
+        offer.learn(at(0), vec![(forgotten(0), 10 * SECOND)]);
+        assert_eq!(offer.learn(at(69), vec![(forgotten(69_000), 10 * SECOND)]), Some(Duration::ZERO));
+        assert_eq!(offer.learn(at(70), vec![(forgotten(70_000), 10 * SECOND)]), Some(10 * SECOND), "another wait");
+        assert_eq!(offer.waited_for(at(81)), [forgotten(70_000)]);
     }
 
     #[test]

@@ -204,8 +204,9 @@ impl Core {
     /// Returns whether a lease that goes on may be extended with a ballot above this one. Half of what nodes take is left for what
     /// follows.
     pub(crate) fn may_overtake(&self, ballot: Ballot) -> bool {
-        let fresh = self.accepted_by_fresh_node();
-        ballot.get() <= fresh.clock.saturating_add(fresh.window / 2)
+        let clock = self.common.clocks.median(self.now()).unwrap_or_else(|| self.wall());
+        let most = u64::try_from(self.common.least_window().as_micros() / 2).unwrap_or(u64::MAX);
+        ballot.get() <= clock.saturating_add(most)
     }
 
     /// Returns a new ballot, larger than `floor` and than every other one that this process has proposed for the owner.

@@ -324,6 +324,36 @@ mod tests {
         let before = lease.state().sent;
         lease.overtake(Ballot::from_wire(core.wall() + 600_000_000).expect("a ballot"));
         assert_eq!(lease.state().sent, before);
+        let above = |lease: &Arc<Lease>| lease.state().above;
+        assert!(above(&lease).get() < core.wall() + 100_000_000);
+        let near = |seconds: u64| Ballot::from_wire(core.wall() + seconds * 1_000_000).expect("a ballot");
+        lease.overtake(near(100));
+        assert_eq!(above(&lease), near(100));
+        core.common.learn_window(100 * LEASE / 5);
+        lease.overtake(near(101));
+        assert_eq!(above(&lease), near(100), "a node takes ballots for 200 s only");
+        assert!(lease.state().sent == before, "what was not sent is released by no message");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_goes_on_naming_newer_ballots_is_followed_less_and_less_often() {
+        let (core, _streams) = core(3);
+        let [lease] = leases(&core);
+        confirm(&lease);
+        let mut extensions = 0;
+        let began = core.now();
+        for _ in 0..600 {
+            let due = lease.state().lease.next_due().expect("it is held");
+            core.sleep(due.since(core.now())).await;
+            confirm(&lease);
+            let sent = lease.state().sent.get();
+            lease.overtake(Ballot::from_wire(sent + 1).expect("a ballot"));
+            extensions += 1;
+            if core.now().since(began) > 10 * LEASE {
+                break;
+            }
+        }
+        assert!((30..=45).contains(&extensions), "{extensions} extensions in ten leases");
     }
 
     #[tokio::test(start_paused = true)]

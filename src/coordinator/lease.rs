@@ -22,6 +22,8 @@ use crate::waiting::{Ticket, Turn};
 
 /// How soon after a contested acquisition the nodes that refused get an extension.
 const CONTESTED_EXTENSION_DELAY: Duration = Duration::from_millis(5);
+/// How often the time to the next early extension is doubled at most.
+const MOST_DOUBLINGS: u32 = 10;
 
 /// A message that was sent for a lease, as the lease looks back at it.
 pub(super) trait Message: Send + Sync {
@@ -60,6 +62,10 @@ pub(crate) struct State {
     pub(crate) sent: Ballot,
     /// When that was.
     pub(super) sent_at: Moment,
+    /// The next ballot is above this one, which a node has met.
+    pub(super) above: Ballot,
+    /// How often the lease has been extended early to go above a ballot, since all nodes have honoured it.
+    overtakes: u32,
     /// The latest end that was sent for it: of this machine's wall clock, in ms.
     pub(super) end: u64,
     /// The request that asked for it has not returned its guard yet.
@@ -119,6 +125,8 @@ impl Lease {
             state: Mutex::new(State {
                 sent: lease.known,
                 sent_at: core.now(),
+                above: Ballot::ZERO,
+                overtakes: 0,
                 end: 0,
                 lease,
                 fresh: exporter.is_none(),
@@ -262,7 +270,11 @@ impl Lease {
 
     /// Records how many nodes honour the round of this ballot by now, and how many have not answered.
     pub(crate) fn voted(&self, ballot: Ballot, votes: usize, awaited: usize) {
-        self.state().lease.voted(ballot, votes, awaited);
+        let mut state = self.state();
+        if votes == self.core.nodes.len() {
+            state.overtakes = 0;
+        }
+        state.lease.voted(ballot, votes, awaited);
     }
 
     /// Records that a majority honours the round with these facts.
@@ -330,19 +342,17 @@ impl Lease {
 
     /// Extends earlier than usual, with a ballot above this one, which a node without a key of the lease has met. When a majority has
     /// confirmed that, the node can be repaired. A ballot that is far ahead of the nodes' clocks is left alone: nodes whose clocks are
-    /// right would take none above it.
+    /// right would take none above it. A node that goes on naming newer ones is followed less and less often.
     pub(crate) fn overtake(self: &Arc<Self>, ballot: Ballot) {
         if !self.core.may_overtake(ballot) {
             return;
         }
         let now = self.core.now();
         let mut state = self.state();
-        let passed = u64::try_from(now.since(state.sent_at).as_micros()).unwrap_or(u64::MAX);
-        if ballot.get() >= state.sent.get().saturating_add(passed) {
-            (state.sent, state.sent_at) = (ballot, now);
-        }
-        let soon = now + Schedule::retry_after(state.lease.length);
-        state.lease.extend_before(soon);
+        state.above = state.above.max(ballot);
+        let wait = Schedule::retry_after(state.lease.length).saturating_mul(1 << state.overtakes.min(MOST_DOUBLINGS));
+        state.overtakes = state.overtakes.saturating_add(1);
+        state.lease.extend_before(now + wait);
         self.reschedule(&mut state);
     }
 

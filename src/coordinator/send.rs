@@ -69,12 +69,13 @@ pub(super) fn hold_round(
     (Round::new(core, Purpose::Hold, facts, leases.to_vec(), ticket), command)
 }
 
-/// Returns the next ballot of leases that go on. It runs with the monotonic clock: a wall clock that is set meanwhile must not
+/// Returns the next ballot of leases that go on, above those that nodes have met. It runs with the monotonic clock: a wall clock that is set meanwhile must not
 /// carry it to where no node takes it.
 fn continued(owner: &Owner, states: &[&mut State], now: Moment) -> Ballot {
     let next = |state: &&mut State| {
         let passed = u64::try_from(now.since(state.sent_at).as_micros()).unwrap_or(u64::MAX);
-        Ballot::from_wire(state.sent.get().saturating_add(passed.max(1))).unwrap_or(state.sent)
+        let least = state.above.get().saturating_add(1);
+        Ballot::from_wire(state.sent.get().saturating_add(passed.max(1)).max(least)).unwrap_or(state.sent)
     };
     let ballot = states.iter().map(next).max().unwrap_or_default();
     owner.last_ballot().fetch_max(ballot.get(), Ordering::Relaxed);

@@ -7,7 +7,7 @@ use futures::future::join_all;
 
 use super::Guard;
 use crate::coordinator::{Round, hold_one, lock_states, shortest};
-use crate::error::{ExtendError, Reports};
+use crate::error::ExtendError;
 use crate::protocol::VoteResult;
 
 /// The pause between two tries of an extension that found nodes away.
@@ -38,7 +38,7 @@ impl Guard {
         match self.remaining() {
             remaining if remaining >= validity => Ok(()),
             // It was granted, but took too long, or the machine slept meanwhile.
-            remaining => Err(ExtendError::NoQuorum { remaining, nodes: Reports(Vec::new()) }),
+            remaining => Err(ExtendError::NoQuorum { remaining, nodes: self.reports() }),
         }
     }
 
@@ -121,7 +121,9 @@ mod tests {
             test.reply(HONOURED).await;
         })
         .await;
-        assert!(matches!(extended, Err(ExtendError::NoQuorum { remaining, .. }) if remaining < asked), "{extended:?}");
+        let Err(error) = extended else { panic!("less is left: {:?}", guard.remaining()) };
+        assert!(matches!(error, ExtendError::NoQuorum { remaining, .. } if remaining < asked), "{error:?}");
+        assert!(error.is_retryable() && error.kind() == crate::ErrorKind::NoQuorum, "{error}");
         let (extended, ()) = join(guard.ensure(asked), test.reply(HONOURED)).await;
         assert_eq!(test.locks.stats().extensions.extended, 2);
         assert!(extended.is_ok() && guard.remaining() >= asked, "{extended:?}");

@@ -38,6 +38,8 @@ pub(crate) struct Common {
     learnt_lease: AtomicU64,
     /// The least of these longest leases, in µs.
     least_learnt: AtomicU64,
+    /// The shortest time by which ballots may lie from a node's clock, as far as the nodes' records show, in µs.
+    least_window: AtomicU64,
     /// One bit for each node whose record had a quarantine, over or not, when the last connection was made.
     quarantined: AtomicU64,
     places: Mutex<Places>,
@@ -80,6 +82,7 @@ impl Common {
             used_lease: AtomicU64::new(0),
             learnt_lease: AtomicU64::new(0),
             least_learnt: AtomicU64::new(u64::MAX),
+            least_window: AtomicU64::new(u64::MAX),
             quarantined: AtomicU64::new(0),
             places: Mutex::new(Places::new(nodes)),
             has_conflict: AtomicBool::new(false),
@@ -134,6 +137,16 @@ impl Common {
     /// Returns the longest lease in use, as far as the nodes' records show.
     pub(crate) fn learnt_lease(&self) -> Duration {
         Duration::from_micros(self.learnt_lease.load(Ordering::SeqCst))
+    }
+
+    /// Records how far ballots may lie from the clock of a node, by its record.
+    pub(crate) fn learn_window(&self, window: Duration) {
+        self.least_window.fetch_min(micros(window), Ordering::SeqCst);
+    }
+
+    /// Returns how far ballots may lie from the clock of each node, as far as this client knows.
+    pub(crate) fn least_window(&self) -> Duration {
+        self.window.min(Duration::from_micros(self.least_window.load(Ordering::SeqCst)))
     }
 
     /// Records whether the record of a node has a quarantine, over or not.
@@ -256,19 +269,23 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Reads the monotonic clock and the wall clock, in µs, and returns whether they belong together. They do not where the thread had to
-/// wait for a processor between the two, each time.
+/// Reads the monotonic clock and the wall clock, in µs, as close together as some tries get them. Returns whether they belong together:
+/// they do not where the thread had to wait for a processor between the two, each time.
 fn both_clocks(environment: &dyn Environment) -> (Moment, u64, bool) {
     const TRIES: usize = 4;
-    let (mut now, mut micros) = (environment.now(), 0);
+    let (mut now, mut best) = (environment.now(), None::<(Duration, Moment, u64)>);
     for _ in 0..TRIES {
-        micros = u64::try_from(environment.wall().as_micros()).unwrap_or(u64::MAX);
+        let micros = u64::try_from(environment.wall().as_micros()).unwrap_or(u64::MAX);
         let before = std::mem::replace(&mut now, environment.now());
-        if now.since(before) <= LONGEST_READING {
-            return (now, micros, true);
+        let took = now.since(before);
+        if best.is_none_or(|(shortest, ..)| took < shortest) {
+            best = Some((took, now, micros));
+        }
+        if took <= LONGEST_READING {
+            break;
         }
     }
-    (now, micros, false)
+    best.map_or((now, 0, false), |(took, now, micros)| (now, micros, took <= LONGEST_READING))
 }
 
 fn random(environment: &dyn Environment) -> u64 {

@@ -53,7 +53,7 @@ async fn settle(
     for _ in 0..MOST_WRITES {
         if let Some((_, record)) = &health.record {
             common.learn_lease(record.longest);
-            common.has_quarantine(index, !record.is_settled());
+            common.learn_window(record.window);
         }
         let nodes = match common.reached(index, name, &health)? {
             Listing::Known => None,

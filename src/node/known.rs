@@ -37,6 +37,11 @@ impl Known {
         self.record.longest
     }
 
+    /// Returns whether the node has had a quarantine, perhaps one that is over.
+    pub(super) fn has_quarantine(&self) -> bool {
+        !self.record.is_settled()
+    }
+
     /// Returns how long the node's quarantine lasts by its own clock.
     pub(super) fn quarantine(&self, now: Moment) -> Duration {
         let clock = now.micros().saturating_add_signed(self.clock_ahead) / 1000;

@@ -50,7 +50,7 @@ pub(crate) enum Refusal {
     },
     Gone {
         resource: usize,
-        /// The newest ballot there; zero where a release says so.
+        /// The newest ballot there; zero for none, and where a release says so.
         floor: Ballot,
     },
     /// Free, but kept for this long for a request that has waited longer.

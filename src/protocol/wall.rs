@@ -16,8 +16,8 @@ const READING_ERROR: i64 = 1_000; // µs
 pub(crate) struct Wall {
     /// Wall clock less monotonic clock, in µs.
     offset: i64,
-    /// Another offset, and the moment from which on no other one was read.
-    other: Option<(i64, Moment)>,
+    /// Another offset that was read, and when: first, and last. Meanwhile it was about the same.
+    other: Option<[(i64, Moment); 2]>,
 }
 
 impl Wall {
@@ -32,12 +32,14 @@ impl Wall {
             self.other = None;
         } else {
             match self.other {
-                Some((other, since)) if is_steady(seen - other, now.since(since)) => {
-                    if now.since(since) >= steady_for {
+                Some(other) if other.iter().all(|(offset, at)| is_steady(seen - offset, now.since(*at))) => {
+                    let [first, _] = other;
+                    self.other = Some([first, (seen, now)]);
+                    if now.since(first.1) >= steady_for {
                         (self.offset, self.other) = (seen, None);
                     }
                 }
-                _ => self.other = Some((seen, now)),
+                _ => self.other = Some([(seen, now); 2]),
             }
         }
         self.at(now)
@@ -97,6 +99,16 @@ mod tests {
         assert_eq!(read(&mut wall, 5, 3600), 0);
         assert_eq!(read(&mut wall, 15, 3600), 3600);
         assert_eq!(read(&mut wall, 16, 3600), 3600);
+    }
+
+    #[test]
+    fn a_second_step_is_not_taken_for_the_rate_of_the_first() {
+        let mut wall = started();
+        for (at, ahead) in [(5, 1), (14, 1), (15, 3)] {
+            assert_eq!(read(&mut wall, at, ahead), 0, "at {at}");
+        }
+        assert_eq!(read(&mut wall, 24, 3), 0);
+        assert_eq!(read(&mut wall, 25, 3), 3);
     }
 
     #[test]

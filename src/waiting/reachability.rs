@@ -78,7 +78,9 @@ impl Reachability {
         let answered = self.answered.notified();
         environment.sleep(random_time(environment, LEAST_PAUSE)).await;
         let asks = async {
-            let _next = self.asks_next.lock().await;
+            // Each that is before this one asks within a pause, unless its task is not run: a future that is kept and not polled.
+            let most = LEAST_PAUSE.end * 2_u32.pow(MOST_DOUBLINGS) * self.waiting.load(Ordering::SeqCst);
+            let _next = within(environment, most, self.asks_next.lock()).await;
             let doublings = self.asked.fetch_add(1, Ordering::SeqCst).min(MOST_DOUBLINGS);
             let pause = random_time(environment, LEAST_PAUSE) * (2_u32.pow(doublings) - 1);
             let _ = within(environment, pause, self.reconnected.notified()).await;
@@ -183,6 +185,18 @@ mod tests {
         }
         let (answered, at) = late.await.expect("no panic");
         assert!(answered && at - began == Duration::from_millis(250), "{answered}, after {:?}", at - began);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_kept_and_not_polled_stops_no_other_one() {
+        let reachability = Reachability::new(5);
+        assert!(!reachability.next_try(&LONGEST).await);
+        let mut kept = Box::pin(reachability.next_try(&LONGEST));
+        assert!(timeout(Duration::from_millis(150), &mut kept).await.is_err(), "it waits to ask next");
+        let began = Instant::now();
+        assert!(!reachability.next_try(&LONGEST).await);
+        assert!(began.elapsed() <= Duration::from_secs(3), "{:?}", began.elapsed());
+        drop(kept);
     }
 
     #[tokio::test(start_paused = true)]

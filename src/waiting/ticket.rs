@@ -18,7 +18,11 @@ pub(crate) struct Tickets(Mutex<HashMap<u64, Weak<Ticket>>>);
 
 impl Tickets {
     /// Makes the ticket of a request that begins. The request keeps it over all its tries.
-    pub(crate) fn issue(self: &Arc<Self>, number: u64, client: u64, quorum: usize) -> Arc<Ticket> {
+    pub(crate) fn issue(self: &Arc<Self>, mut number: u64, client: u64, quorum: usize) -> Arc<Ticket> {
+        let mut tickets = locked(&self.0);
+        while tickets.contains_key(&number) {
+            number += 1;
+        }
         let ticket = Arc::new(Ticket {
             issuer: Arc::clone(self),
             number,
@@ -31,7 +35,7 @@ impl Tickets {
             called: Notify::new(),
             met: Mutex::default(),
         });
-        locked(&self.0).insert(ticket.number, Arc::downgrade(&ticket));
+        tickets.insert(ticket.number, Arc::downgrade(&ticket));
         ticket
     }
 

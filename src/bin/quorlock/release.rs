@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use quorlock::secrets::name_without_credentials;
 use quorlock::text::{Printable, printable_json};
-use quorlock::{Answer, Holder, Inspection, Quorlock, RevokeError, Revoked, Token, Verdict};
+use quorlock::{Answer, Quorlock, RevokeError, Revoked, Token};
 use serde_json::json;
 
 use crate::duration::duration;
@@ -133,44 +133,31 @@ fn shown_name(options: &Options) -> String {
 
 /// Returns the token of the lease that the user agreed to revoke; `None` when there is no lease.
 async fn confirm(locks: &Quorlock, options: &Options) -> Result<Option<Token>, Failure> {
-    let seen = locks.inspect(options.name.as_bytes()).await?;
-    let held = match &seen.holder {
-        Some(Holder::Owner { token, .. } | Holder::Revoked { token, .. }) => Some(*token),
-        _ => None,
+    let token = match options.token {
+        Some(token) => token,
+        None => match locks.token_to_revoke(options.name.as_bytes()).await {
+            Ok(token) => token,
+            Err(RevokeError::NotHeld { .. }) => return Ok(None),
+            Err(error) => {
+                let message = format!("{error}. Nothing was changed: check the nodes, and repeat this");
+                return Err(Failure::new(error.kind().into(), message));
+            }
+        },
     };
-    let Some(token) = options.token.or(held) else { return no_lease(options, &seen).map(|()| None) };
+    let seen = locks.inspect(options.name.as_bytes()).await?;
     let mut answer = String::new();
     let _ = write!(
         io::stderr().lock(),
         "{}: {}. Revoke {}? [y/N] ",
         shown(&options.name),
         inspect::summary(&seen),
-        options.token.map_or_else(|| "it".to_owned(), |token| format!("the lease with token {token}")),
+        format_args!("the lease with token {token}"),
     );
     let read = io::stdin().read_line(&mut answer);
     if read.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
         return Ok(Some(token));
     }
     Err(Failure::new(Exit::Usage, "not confirmed: nothing was changed"))
-}
-
-/// Checks that the lock is free, where the nodes do not have one lease that could be revoked.
-fn no_lease(options: &Options, seen: &Inspection) -> Result<(), Failure> {
-    let found = format!("{} is {}", shown_name(options), inspect::summary(seen));
-    match seen.verdict {
-        Verdict::Free => Ok(()),
-        Verdict::Unknown => {
-            let errors = seen.nodes.iter().filter_map(|view| Some((&view.node, view.state.as_ref().err()?)));
-            let errors: Vec<String> = errors.map(|(node, error)| format!("{node}: {error}")).collect();
-            let message =
-                format!("{found} ({}). Nothing was changed: check the nodes, and repeat this", errors.join("; "));
-            Err(Failure::new(inspect::exit_if_unknown(seen), message))
-        }
-        _ => Err(Failure::new(
-            Exit::Conflict,
-            format!("{found}. If a lease is meant all the same, name its token (--token; `quorlock inspect` shows it)"),
-        )),
-    }
 }
 
 fn as_text(options: &Options, revoked: &Revoked) -> String {

@@ -26,7 +26,7 @@
 --         {STALE, now, i, floor}             propose more than floor
 --         {AHEAD, now, i}                    the proposal is further ahead of this node's clock than ballots may be
 --         {GONE, now, i, ballot}             no key, and a newer ballot was honoured here, or this lease was released; or a join
---                                            whose exported share is not here
+--                                            whose exported share is not here. ballot is the newest here, 0 for none
 --         {KEPT, now, i, ms}                 free, but reserved for a ticket that has waited longer
 --         {EARLY, now, i, ms, end, value}    no key, but the last lease was not released, and by the sender's clock it may be
 --                                            in force for so long. For a lease that this node may have forgotten, end is this
@@ -225,7 +225,7 @@ for k = 1, #KEYS, 2 do
     if found == 0 then
       -- A share that joins, or one whose release was overtaken by its own late message. A join goes by the exported share: a
       -- majority may have keys of the lease although each of its shares was released by a majority.
-      if joins and not string.find(value, ' ' .. known .. ':', 1, true) then return refuse({GONE, now, i, floor}) end
+      if joins and not string.find(value, ' ' .. known .. ':', 1, true) then return refuse({GONE, now, i, highest}) end
       if next <= highest then return refuse({STALE, now, i, highest}) end
       new = value .. entry
     end
@@ -234,7 +234,7 @@ for k = 1, #KEYS, 2 do
     local is_last = last_head == head and string.find(last_shares, ' ' .. share .. ':', 1, true)
     -- A join never brings a key back.
     if joins or not is_last and tonumber(known) < floor then
-      return refuse({GONE, now, i, floor})
+      return refuse({GONE, now, i, highest})
     end
     new = head .. label .. entry
     if last_head == head then

@@ -11,7 +11,9 @@
 --
 -- Answer  {record, nodes}: as they are now. A record that has changed since the client has seen it stays as it is.
 local seen = redis.call('MGET', KEYS[1], KEYS[2])
-if (seen[1] or '') == ARGV[1] or (ARGV[1] == '' and not string.match(seen[1], '^%x+ %d+ %d+ %d+ %d+ %S+ %d %S+$')) then
+local longest = string.match(seen[1] or '', '^%x+ (%d+) %d+ %d+ %d+ %S+ %d %S+$')
+-- No lease is longer than seven days, and no client reads a record that says so.
+if (seen[1] or '') == ARGV[1] or ARGV[1] == '' and not (longest and tonumber(longest) <= 604800000) then
   local ends = ARGV[4]
   if ARGV[3] ~= '' then
     local time = redis.call('TIME')

@@ -6,6 +6,9 @@ use super::rules::Rules;
 use super::script_args::{Record, Release, millis, number, replaced};
 use super::{Data, Store};
 
+/// ms
+const LONGEST_LEASE: f64 = 604_800_000.0;
+
 /// `publish` returns how many connections received a message on a channel.
 pub fn release(
     store: &mut Store,
@@ -130,7 +133,8 @@ pub fn record(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
     };
     let stored = store.text(key, now).unwrap_or_default().to_vec();
     let mut text = stored.clone();
-    if stored == seen || (seen.is_empty() && Record::parse(&stored).is_none()) {
+    let is_record = Record::parse(&stored).is_some_and(|record| record.longest <= LONGEST_LEASE);
+    if stored == seen || (seen.is_empty() && !is_record) {
         let begins = !wait.is_empty() && !rules.no_quarantine;
         let ends = if begins {
             let till = now.div_ceil(1000) as f64 + number(wait);

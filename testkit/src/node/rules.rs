@@ -315,7 +315,7 @@ impl<'k> Deed<'_, '_, 'k> {
                 Some(_) if rules.increments_counts => incremented(value, one.share),
                 Some(renewed) => renewed,
                 None if one.joins() && !has_share(value, one.known) => {
-                    return Err(refusal(GONE, now, vec![place, int(floor)]).into());
+                    return Err(refusal(GONE, now, vec![place, int(highest)]).into());
                 }
                 None if next <= highest => return Err(refusal(STALE, now, vec![place, int(highest)]).into()),
                 None => [value, &entry].concat(),
@@ -325,7 +325,7 @@ impl<'k> Deed<'_, '_, 'k> {
             let is_last = is_ours && last_value.as_ref().is_some_and(|(_, last)| has_share(last, one.share));
             let is_newer = known < floor && !is_last && !rules.repairs_over_newer;
             if one.joins() || is_newer {
-                return Err(refusal(GONE, now, vec![place, int(floor)]).into());
+                return Err(refusal(GONE, now, vec![place, int(highest)]).into());
             }
             match &last_value {
                 Some((_, last)) if is_ours && !rules.repairs_alone => {
@@ -415,7 +415,7 @@ impl<'k> Deed<'_, '_, 'k> {
         }
         if let Some((end, last)) = state.last.as_ref().filter(|(end, _)| self.wall < *end && !rules.one_clock) {
             let token = lock_words(last).map_or(&[][..], |([token, ..], _)| token);
-            if !asked.has_waited_for(&format!("{end:.0}:{}", String::from_utf8_lossy(token))) {
+            if !asked.has_waited_for(&format!("{end:013.0}:{}", String::from_utf8_lossy(token))) {
                 state.limit(self.store, (self.record.longest as u64).max(DAY_MS) + DAY_MS, now);
                 let left = int((end - self.wall).min(self.record.longest));
                 return Err(busy(refusal(
