@@ -18,7 +18,7 @@ use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::sandbox::{PATIENCE, Sandbox, within};
+use crate::sandbox::{PATIENCE, Sandbox, finish, within};
 
 pub const INTERRUPT: &str = "\x03";
 pub const QUIT: &str = "\x1c";
@@ -167,8 +167,25 @@ fn release_ends_with_the_code_of_what_the_nodes_have_before_it_asks() {
     ends_with(&sandbox, &["job: not held, so there is nothing to revoke", "code=0"]);
     let foreign = redis::cmd("SET").arg(Cluster::lock_key("job")).arg("x").to_owned();
     foreign.query::<()>(&mut sandbox.cluster.redis(0)).expect("a key");
-    ends_with(&sandbox, &["job is split", "name its token", "code=75"]);
+    ends_with(&sandbox, &["not quorlock's", "code=75"]);
     sandbox.cluster.kill(1);
     sandbox.cluster.kill(2);
-    ends_with(&sandbox, &["job is unknown", "cannot connect", "code=69"]);
+    ends_with(&sandbox, &["no quorum", "cannot connect", "code=69"]);
+}
+
+/// The keys were deleted by hand, and the nodes remember the lease.
+#[test]
+fn release_asks_about_a_lease_without_keys() {
+    let mut sandbox = Sandbox::new(3);
+    let holder = sandbox.start(&["run", "--lease", "60s", "job", "--", "sh", "-c", "echo > $DIR/ready; exec sleep 50"]);
+    sandbox.wait_for("ready");
+    let _: Vec<u64> = sandbox.cluster.each(redis::cmd("DEL").arg(Cluster::lock_key("job")));
+    let mut terminal = Pty::start(&sandbox, "sh", &["-c", "\"$QUORLOCK\" release job --force; echo code=$?"]);
+    terminal.wait_for("Revoke the lease with token");
+    terminal.press("y\r");
+    terminal.wait_for("code=0");
+    assert!(terminal.screen().contains("revoked from"), "{}", terminal.screen());
+    terminal.end();
+    assert_eq!(finish(holder).code, Some(79));
+    sandbox.is_clean();
 }
