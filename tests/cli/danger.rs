@@ -230,3 +230,21 @@ fn a_lock_lost_before_the_start_starts_no_command() {
     assert!(said.contains("was lost before the command began"), "{}", said.trim_start_matches('x'));
     assert!(!sandbox.path("ran").exists());
 }
+
+/// The kernel cuts the name of a program after 15 bytes, and here within a character.
+#[test]
+fn a_process_with_a_name_that_is_not_text_is_killed() {
+    let sandbox = Sandbox::new(3);
+    let script = r#"
+        printf '#!/bin/sh\necho $$ > $DIR/deep; while :; do sleep 0.01; done\n' > $DIR/aaaaaaaaaaaaaaé
+        chmod +x $DIR/aaaaaaaaaaaaaaé
+        setsid $DIR/aaaaaaaaaaaaaaé > $DIR/out 2>&1 &
+        wait"#;
+    let run = sandbox.start(&["run", "--lease", "3s", "job", "--", "sh", "-c", script]);
+    let pid = sandbox.wait_for("deep");
+    let name = fs::read(format!("/proc/{}/comm", pid.trim_end())).expect("a process");
+    assert!(std::str::from_utf8(&name).is_err(), "{name:?}");
+    assert_eq!(sandbox.end(&["release", "job", "--force", "--yes"]).code, Some(0));
+    let ended = finish(run);
+    assert_eq!((ended.code, sandbox.processes()), (Some(79), vec![]), "{ended:?}");
+}

@@ -76,11 +76,11 @@ mod linux {
 
     impl Process {
         fn look(pid: Pid) -> Option<Self> {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-            Self::parse(pid, &stat)
+            let stat = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+            Self::parse(pid, &String::from_utf8_lossy(&stat))
         }
 
-        /// `PID (NAME) STATE PARENT ...`, where the name may hold anything.
+        /// `PID (NAME) STATE PARENT ...`, where the name may hold anything, and any bytes.
         fn parse(pid: Pid, stat: &str) -> Option<Self> {
             let (_, after_name) = stat.rsplit_once(") ")?;
             let mut fields = after_name.split(' ');

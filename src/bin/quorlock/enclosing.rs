@@ -33,9 +33,10 @@ fn is_ancestor(pid: u32) -> bool {
         if at == pid {
             return true;
         }
-        let stat = fs::read_to_string(format!("/proc/{at}/stat")).unwrap_or_default();
-        // Behind the name, which may hold spaces: the state, and the parent.
-        ancestor = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        let stat = fs::read(format!("/proc/{at}/stat")).unwrap_or_default();
+        // Behind the name, which may hold spaces and any bytes: the state, and the parent.
+        ancestor =
+            String::from_utf8_lossy(&stat).rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
     }
     false
 }
