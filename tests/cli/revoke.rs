@@ -96,3 +96,21 @@ fn the_lease_that_the_question_shows_is_the_one_that_is_revoked() {
     sandbox.touch("second.end");
     assert_eq!(finish(second).code, Some(0));
 }
+
+/// A script that executes quorlock leaves its children to it.
+#[test]
+fn what_quorlock_has_not_started_is_not_killed() {
+    let sandbox = Sandbox::new(3);
+    let script = r#"
+        sh -c 'sh -c "echo \$\$ > \$DIR/below; while :; do sleep 0.01; done" & echo $$ > $DIR/helper; wait' > $DIR/out 2>&1 &
+        exec "$QUORLOCK" run --lease 3s job -- sh -c 'trap "" TERM; echo > $DIR/ready; while :; do sleep 0.01; done'"#;
+    let run = sandbox.command("sh", &["-c", script]).spawn().expect("sh");
+    sandbox.wait_for("ready");
+    let helpers = ["helper", "below"].map(|file| sandbox.wait_for(file));
+    assert_eq!(sandbox.end(&["release", "job", "--force", "--yes"]).code, Some(0));
+    let ended = finish(run);
+    assert_eq!(ended.code, Some(79), "{ended:?}");
+    assert!(ended.stderr.contains("killed (SIGKILL)") && !ended.stderr.contains("still there"), "{ended:?}");
+    let left: Vec<String> = sandbox.processes().iter().map(|pid| format!("{}\n", pid.as_raw_nonzero())).collect();
+    assert!(helpers.iter().all(|helper| left.contains(helper)), "{helpers:?} and {left:?}");
+}

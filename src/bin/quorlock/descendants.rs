@@ -1,5 +1,7 @@
 //! What the command has started, in any process group: a `quorlock run` inside it puts its own command into a group of its
 //! own, which a signal to the outer group does not reach.
+//!
+//! A program that executes quorlock leaves it its children. These, and what they start, are not of the command.
 
 use rustix::process::Pid;
 
@@ -23,17 +25,18 @@ pub fn shown(refusing: &[Pid]) -> String {
 }
 
 #[cfg(target_os = "linux")]
-pub use linux::{adopt, kill, refusing};
+pub use linux::{adopt, kill, note_inherited, refusing};
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
     use std::fs;
+    use std::sync::OnceLock;
 
     use rustix::io::{Errno, Result};
     use rustix::process::{
-        Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal, set_child_subreaper,
-        test_kill_process,
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open, pidfd_send_signal,
+        set_child_subreaper, test_kill_process, waitid,
     };
 
     use super::Left;
@@ -49,13 +52,28 @@ mod linux {
         ended: bool,
     }
 
+    /// Numbers and start times of the processes that were below this one before it started any.
+    static INHERITED: OnceLock<HashSet<(Pid, u64)>> = OnceLock::new();
+
+    /// Excludes the processes that are below this one now, and what they start. To be called before this process starts any.
+    ///
+    /// An orphan of such a process that was started later, and that this process gets as its child, counts as the command's.
+    pub fn note_inherited() {
+        // A look at all processes takes milliseconds, and most often there is none.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if !matches!(waitid(WaitId::All, look), Err(Errno::CHILD)) {
+            let inherited = descendants().iter().map(Process::identity).collect();
+            let _ = INHERITED.set(inherited); // It is called once.
+        }
+    }
+
     /// From now on, what loses its parent among this process's descendants becomes this process's child, and so can still
     /// be found.
     pub fn adopt() {
         let _ = set_child_subreaper(Some(getpid())); // Older than any kernel that is still in use.
     }
 
-    /// Kills all descendants of this process, and gives what was there.
+    /// Kills all descendants of this process but for the inherited ones, and gives what was there.
     pub fn kill(_leader: Pid) -> Left {
         let mut left = Left::default();
         for process in descendants() {
@@ -75,6 +93,15 @@ mod linux {
     }
 
     impl Process {
+        /// A process that gets the same number later has another one.
+        fn identity(&self) -> (Pid, u64) {
+            (self.pid, self.started)
+        }
+
+        fn is_inherited(&self) -> bool {
+            INHERITED.get().is_some_and(|inherited| inherited.contains(&self.identity()))
+        }
+
         fn look(pid: Pid) -> Option<Self> {
             let stat = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
             Self::parse(pid, &String::from_utf8_lossy(&stat))
@@ -104,11 +131,12 @@ mod linux {
         }
     }
 
+    /// Without those that are [inherited](note_inherited), and without what is below these.
     fn descendants() -> Vec<Process> {
         let mut children: HashMap<Pid, Vec<Process>> = HashMap::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-            if let Some(process) = pid.and_then(Process::look)
+            if let Some(process) = pid.and_then(Process::look).filter(|process| !process.is_inherited())
                 && let Some(parent) = process.parent
             {
                 children.entry(parent).or_default().push(process);
@@ -160,6 +188,9 @@ mod linux {
 
 #[cfg(not(target_os = "linux"))]
 pub fn adopt() {}
+
+#[cfg(not(target_os = "linux"))]
+pub fn note_inherited() {}
 
 /// Elsewhere only the command's own group is killed.
 #[cfg(not(target_os = "linux"))]

@@ -80,6 +80,7 @@ impl Held {
 impl<'a> Session<'a> {
     pub async fn start(options: &'a RunOptions, inherited: Inherited) -> Result<Self, Failure> {
         options.place.announce(options.verbosity);
+        descendants::note_inherited();
         let signals = Signals::register()
             .map_err(|error| Failure::new(Exit::NotRunnable, format!("cannot handle signals: {error}")))?;
         let locks = connect(options).await?;
