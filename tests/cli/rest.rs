@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use crate::pty::{INTERRUPT, Pty};
 use crate::sandbox::{Sandbox, finish, signal, within};
 
 #[test]
@@ -58,4 +59,34 @@ fn a_signal_ends_the_rest_and_a_loss_is_said() {
         ended.code == Some(7) && ended.stderr.contains("before --at-least was over") || ended.code == Some(79),
         "{ended:?}"
     );
+}
+
+#[test]
+fn a_signal_that_ends_the_command_ends_the_rest() {
+    let sandbox = Sandbox::new(3);
+    let script = "echo > $DIR/ready; while :; do sleep 0.01; done";
+    let run = sandbox.start(&["run", "--at-least", "1h", "job", "--", "sh", "-c", script]);
+    sandbox.wait_for("ready");
+    signal(&run, Signal::TERM);
+    let ended = finish(run);
+    assert_eq!(ended.signal, Some(Signal::TERM.as_raw()), "{ended:?}");
+    within("the release", || sandbox.lock_keys("job") == 0);
+    sandbox.is_clean();
+}
+
+#[test]
+fn a_key_ends_the_rest() {
+    let sandbox = Sandbox::new(3);
+    let script = r#""$QUORLOCK" run --at-least 1h job -- sh -c 'echo $$ > $DIR/pid'"#;
+    let mut terminal = Pty::start(&sandbox, "sh", &["-c", &format!("{script}; echo code=$?")]);
+    let command = format!("/proc/{}", sandbox.wait_for("pid").trim_end());
+    within("the end of the command", || !std::path::Path::new(&command).exists());
+    // The command's group has the terminal until quorlock takes it back, a moment after the end of the command.
+    within("the end by a key", || {
+        terminal.press(INTERRUPT);
+        std::thread::sleep(Duration::from_millis(20));
+        sandbox.processes().is_empty()
+    });
+    terminal.end();
+    assert_eq!(sandbox.lock_keys("job"), 0, "{}", terminal.screen());
 }

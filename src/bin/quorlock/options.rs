@@ -101,7 +101,8 @@ struct RunFlags {
     conflict_exit_code: u8,
 
     /// Keep the lock for at least this long after it was acquired, also when COMMAND ends sooner: a job that is started on several
-    /// machines at about the same time then runs once. Ctrl-C or SIGTERM ends that wait.
+    /// machines at about the same time then runs once. Ctrl-C or SIGTERM ends that wait, also one that
+    /// came while COMMAND ran.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     at_least: Option<Duration>,
 }

@@ -129,7 +129,7 @@ impl<'a> Session<'a> {
             let cleared = clear(options, &guard, &mut child, signals).await;
             (ended.left, told) = (cleared.left, cleared.told);
         }
-        if ended.stop.is_none() && !rest(options, &guard, acquired, signals).await {
+        if ended.stop.is_none() && !rest(options, &guard, acquired, &mut child, ended.status, signals).await {
             messages::error(format_args!(
                 "the lock on {shown} was lost before --at-least was over, when the command had ended"
             ));
@@ -155,9 +155,25 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Keeps the lock for as long as was asked for, or until a signal comes. Returns whether it was held until then.
-async fn rest(options: &RunOptions, guard: &Guard, acquired: Instant, signals: &mut Signals) -> bool {
+/// Keeps the lock for as long as was asked for, or until a signal comes. A signal that ended the command, or was to end
+/// it, counts, too. Returns whether the lock was held until then.
+async fn rest(
+    options: &RunOptions,
+    guard: &Guard,
+    acquired: Instant,
+    child: &mut Child,
+    status: Option<Status>,
+    signals: &mut Signals,
+) -> bool {
     let end = acquired + options.at_least;
+    if end <= Instant::now() {
+        return true;
+    }
+    child.hear_the_last().await;
+    child.take_terminal_back();
+    if child.was_told_to_end() || status.is_some_and(|status| child.end(status).dies) {
+        return true;
+    }
     while Instant::now() < end {
         select! {
             biased;
