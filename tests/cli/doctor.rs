@@ -117,3 +117,34 @@ fn a_dead_majority_fails_and_an_undeclared_cluster_is_a_warning() {
     assert_eq!(ended.code, Some(69), "{ended:?}");
     assert_eq!(ended.stdout.matches("start the server, or check the way to it").count(), 2, "{}", ended.stdout);
 }
+
+/// The name of a key is written by others: a command with it, in a shell, names that key and does nothing else.
+#[test]
+fn a_printed_command_names_the_very_key_or_is_left_out() {
+    let sandbox = Sandbox::new(1);
+    let long = "x".repeat(200);
+    for (name, is_in_a_command) in [
+        ("a'; touch $DIR/injected #", true),
+        ("$(touch $DIR/injected) `touch $DIR/injected`", true),
+        (long.as_str(), false),
+        ("a\nb", false),
+        ("a\\nb", true),
+    ] {
+        let mut redis = sandbox.cluster.redis(0);
+        let key = Cluster::lock_key(name);
+        redis::cmd("SET").arg(&key).arg("x").query::<()>(&mut redis).expect("a key");
+        let ended = sandbox.end(&["doctor"]);
+        let line = ended.stdout.lines().find(|line| line.contains("has no end")).unwrap_or_else(|| panic!("{ended:?}"));
+        let (_, mend) = line.split_once(". Mend: ").expect("what mends it");
+        let command = mend.split_once(" DEL ").map(|(_, rest)| rest.rsplit_once(", if ").expect("a condition").0);
+        assert_eq!(command.is_some(), is_in_a_command, "{line}");
+        if let Some(word) = command {
+            let said = finish(sandbox.command("sh", &["-c", &format!("printf %s {word}")]).spawn().expect("sh"));
+            assert_eq!(said.stdout, key, "{line}");
+            assert!(!sandbox.path("injected").exists(), "{line}");
+        } else {
+            assert!(mend.contains(&format!("{} bytes", key.len())), "{line}");
+        }
+        redis::cmd("DEL").arg(&key).query::<()>(&mut redis).expect("no key");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorlock::text::Printable;
+use quorlock::text::{Printable, readable};
 use quorlock::{ErrorKind, NodeError};
 
 use super::finding::{Finding, Grade};
@@ -24,7 +24,7 @@ pub struct Answers {
     pub user: Option<String>,
     pub missing_rights: Vec<String>,
     /// A lock key without an end; the error of a search that the user may not make.
-    pub endless: Result<Option<String>, NodeError>,
+    pub endless: Result<Option<Vec<u8>>, NodeError>,
 }
 
 /// A node under examination.
@@ -43,6 +43,8 @@ const OFFSET_FAIL: i64 = 240_000;
 /// What the drift allowance covers: 1 %. What the measurement itself may be off by, in ms.
 const DRIFT_WARN: f64 = 0.01;
 const DRIFT_NOISE_MS: i64 = 20;
+/// A longer key is not printed in a command, in bytes.
+const LONGEST_COPIED: usize = 120;
 /// So much of a limit may be used.
 const FULL: f64 = 0.8;
 
@@ -219,14 +221,28 @@ fn endless(node: &Target, answers: &Answers) -> Finding {
     match &answers.endless {
         Ok(None) => found(Grade::Ok, node, "every lock has an end", None),
         Ok(Some(key)) => {
-            let what = format!("the key {key} has no end, so nothing is granted there");
-            found(Grade::Warn, node, what, Some(format!("{}, if no one uses it", on(node, &format!("DEL '{key}'")))))
+            let what = format!("the key {} has no end, so nothing is granted there", readable(key));
+            let mend = match copied(key) {
+                Some(word) => format!("{}, if no program uses it", on(node, &format!("DEL {word}"))),
+                None => format!(
+                    "delete that key if no program uses it. Its name has {} bytes and is shown escaped or cut: SCAN finds it",
+                    key.len()
+                ),
+            };
+            found(Grade::Warn, node, what, Some(mend))
         }
         Err(_) => {
             let mend = "allow +scan to this user, or run doctor as an administrator".to_owned();
             found(Grade::Warn, node, "it is not known whether every lock has an end: the search is refused", Some(mend))
         }
     }
+}
+
+/// Returns the key as a word of a command that people may copy into a shell, unless a message shows another name in its place.
+fn copied(key: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(key).ok()?;
+    let is_shown = key.len() <= LONGEST_COPIED && Printable(text).to_string() == text;
+    is_shown.then(|| quoted(text))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a part of a limit")]
@@ -304,10 +320,10 @@ mod tests {
                 "+scan",
             ),
             (
-                |answers| answers.endless = Ok(Some("lock:x".to_owned())),
+                |answers| answers.endless = Ok(Some(b"lock:x".to_vec())),
                 Grade::Warn,
                 "lock:x has no end",
-                "DEL 'lock:x'",
+                "DEL lock:x, if no",
             ),
             (
                 |answers| answers.keeps = Keeps::of(&[].into()),
@@ -342,6 +358,21 @@ mod tests {
         assert_eq!(mend(&target(), away()), "start the server, or check the way to it: redis-cli -u redis://a:1 PING");
         assert!(mend(&tls, away()).contains(", or the certificates of both sides: redis-cli -u rediss://a:1 PING"));
         assert!(mend(&tls, NodeError::NoAnswer(Duration::from_secs(5))).starts_with("look whether the server hangs"));
+    }
+
+    #[test]
+    fn a_key_is_copied_only_as_it_is_shown() {
+        let long = [b'x'; LONGEST_COPIED + 1];
+        for (key, expected) in [
+            (&b"lock:x"[..], Some("lock:x")),
+            (b"it's", Some(r"'it'\''s'")),
+            (b"\xff", None),
+            (b"a\x1bb", None),
+            (&long[1..], std::str::from_utf8(&long[1..]).ok()),
+            (&long, None),
+        ] {
+            assert_eq!(copied(key).as_deref(), expected);
+        }
     }
 
     #[test]

@@ -93,8 +93,8 @@ async fn all_keys(node: &mut Node, beginning: &[u8]) -> Result<Vec<(Vec<u8>, Opt
     Ok(found.into_inner().into_iter().collect())
 }
 
-/// A lock key under this prefix that has no end, as people can read it.
-pub async fn endless_lock(node: &mut Node, prefix: &[u8]) -> Result<Option<String>, NodeError> {
+/// A lock key under this prefix that has no end.
+pub async fn endless_lock(node: &mut Node, prefix: &[u8]) -> Result<Option<Vec<u8>>, NodeError> {
     let keys = std::cell::RefCell::new(Vec::new());
     let collect = |key: &[u8], value: &[u8]| {
         if is_lock(prefix, key, value) {
@@ -106,7 +106,7 @@ pub async fn endless_lock(node: &mut Node, prefix: &[u8]) -> Result<Option<Strin
     for key in keys.into_inner() {
         let left: i64 = read("PTTL", node.ask(redis::cmd("PTTL").arg(&key)).await?)?;
         if left == -1 {
-            return Ok(Some(readable(&key)));
+            return Ok(Some(key));
         }
     }
     Ok(None)
