@@ -145,3 +145,20 @@ fn a_nested_run_with_other_credentials_enters_the_outer_lock() {
     nodes.sort_unstable();
     assert_eq!(where_it_is.stdout, format!("{} quorlock:lock:\n", nodes.join(",")));
 }
+
+/// The holder's label names the outermost run, which is around both.
+#[test]
+fn a_nested_run_beside_another_one_is_not_warned_of_a_deadlock() {
+    let sandbox = Sandbox::new(3);
+    let script = r#"
+        "$QUORLOCK" run db -- sh -c 'echo > $DIR/held; until [ -e $DIR/end ]; do sleep 0.01; done' &
+        until [ -e $DIR/held ]; do sleep 0.01; done
+        "$QUORLOCK" run -v --wait 3s db -- true || echo code=$?
+        "$QUORLOCK" run --try --node-timeout 5s db -- true || echo code=$?
+        touch $DIR/end; wait"#;
+    let ended = sandbox.end(&["run", "deploy", "--", "sh", "-c", script]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "code=75\ncode=75\n"), "{ended:?}");
+    let said = "Another nested run of the same outermost `quorlock run` has it";
+    assert_eq!(ended.stderr.matches(said).count(), 3, "during the wait, after it and without one: {ended:?}");
+    assert!(!ended.stderr.contains("wait for itself") && !ended.stderr.contains("export()"), "{ended:?}");
+}

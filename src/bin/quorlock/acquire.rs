@@ -11,7 +11,7 @@ use tokio::select;
 use tokio::time::sleep;
 
 use crate::child;
-use crate::enclosing;
+use crate::enclosing::{self, Relative};
 use crate::exit::{Exit, Failure};
 use crate::inspect::summary;
 use crate::messages::{Verbosity, shown};
@@ -60,13 +60,13 @@ pub async fn acquire(
             },
         }
     });
-    let mut telling = pin!(tell_who_is_waited_for(options, locks));
+    let mut telling = pin!(tell_who_is_waited_for(options, locks, owner));
     let mut told = false;
     loop {
         select! {
             biased;
             acquired = &mut acquiring => {
-                return acquired.map_err(|error| NotAcquired::Failed(explained(options, error)));
+                return acquired.map_err(|error| NotAcquired::Failed(explained(options, owner, error)));
             }
             // What was granted meanwhile is released when `acquiring` is dropped.
             signal = interrupted(signals) => return Err(NotAcquired::Interrupted(signal)),
@@ -89,8 +89,8 @@ pub async fn interrupted(signals: &mut Signals) -> Signal {
     }
 }
 
-fn explained(options: &RunOptions, error: AcquireError) -> Failure {
-    let enclosing = enclosing::hint_of(&error);
+fn explained(options: &RunOptions, owner: Option<&Owner>, mut error: AcquireError) -> Failure {
+    let enclosing = enclosing::hint_of(&mut error, owner);
     let named = enclosing.map(|hint| format!("{error}. {hint}"));
     let mut failure = Failure::from(error);
     failure.message = named.unwrap_or(failure.message);
@@ -100,16 +100,17 @@ fn explained(options: &RunOptions, error: AcquireError) -> Failure {
     failure
 }
 
-async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock) {
+async fn tell_who_is_waited_for(options: &RunOptions, locks: &Quorlock, owner: Option<&Owner>) {
     sleep(LONG_WAIT).await;
     let mut is_said = false;
     for name in &options.names {
         let Some((told, holder)) = holder_of(locks, name).await else { continue };
-        match holder.as_ref().and_then(enclosing::hint) {
-            Some(hint) => {
+        match holder.as_ref().and_then(|holder| enclosing::relative(holder, owner)) {
+            Some(around @ Relative::Around) => {
                 is_said = true;
-                options.verbosity.notice(format_args!("{told}. {hint}"));
+                options.verbosity.notice(format_args!("{told}. {}", around.hint()));
             }
+            Some(beside) => options.verbosity.detail(format_args!("{told}. {}", beside.hint())),
             None => options.verbosity.detail(told),
         }
     }
