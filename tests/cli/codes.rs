@@ -210,3 +210,45 @@ fn names_and_arguments_too_long_together_are_refused_early() {
     let ballots: Vec<Vec<String>> = sandbox.cluster.each(redis::cmd("KEYS").arg("quorlock:ballot:*"));
     assert!(ballots.iter().all(Vec::is_empty), "no request reached the nodes");
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let sandbox = Sandbox::new(1);
+    let cases: &[(&str, &str)] = &[
+        ("status", "74"),
+        ("status -o prometheus", "74"),
+        ("status --watch", "74"),
+        ("list --json", "74"),
+        ("inspect job", "74"),
+        ("release job --force --yes", "74"),
+        ("completions bash", "74"),
+        ("man", "74"),
+        ("--help", "74"),
+        ("--version", "74"),
+        #[cfg(feature = "tui")]
+        ("top -b -n 1", "74"),
+        ("doctor --format nagios", "3"),
+    ];
+    for (args, code) in cases {
+        let full = finish(
+            sandbox.command("sh", &["-c", &format!("\"$QUORLOCK\" {args} > /dev/full; echo $?")]).spawn().expect("sh"),
+        );
+        assert_eq!(full.stdout.trim_end(), *code, "{args}: {full:?}");
+        assert!(full.stderr.contains("cannot write the result: No space left on device"), "{args}: {full:?}");
+        let closed = format!("(\"$QUORLOCK\" {args}; echo $? >&2) | :");
+        if *args != "doctor --format nagios" {
+            let closed = finish(sandbox.command("sh", &["-c", &closed]).spawn().expect("sh"));
+            assert_eq!(closed.stderr, "0\n", "{args}: {closed:?}");
+        }
+    }
+    let unknown = finish(
+        sandbox
+            .command("sh", &["-c", "\"$QUORLOCK\" status > /dev/full; echo $?"])
+            .env("QUORLOCK_NODES", "redis://127.0.0.1:1")
+            .spawn()
+            .expect("sh"),
+    );
+    assert_eq!(unknown.stdout, "69\n", "what the nodes have is worse: {unknown:?}");
+    assert!(unknown.stderr.contains("cannot write the result"), "{unknown:?}");
+}

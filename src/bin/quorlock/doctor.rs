@@ -74,7 +74,7 @@ pub async fn doctor(options: &Options) -> Result<u8, Failure> {
     if is_nagios {
         let (line, code) = finding::nagios(checks::figures(&status.summary()), &findings);
         messages::print(&line);
-        return Ok(code);
+        return Ok(if messages::unwritten().is_some() { finding::NAGIOS_UNKNOWN } else { code });
     }
     let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
     messages::print(&format!("{}\n", lines.join("\n")));

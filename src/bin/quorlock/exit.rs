@@ -11,6 +11,8 @@ pub enum Exit {
     Usage,
     /// `EX_UNAVAILABLE`: too few nodes answer for a quorum.
     NoQuorum,
+    /// `EX_IOERR`: all went well, and the result cannot be written to stdout.
+    NotWritten,
     /// `EX_TEMPFAIL`: another owner holds the lock. `run --conflict-exit-code` replaces it.
     Conflict,
     /// `EX_CONFIG`: the nodes are not what this list says they are, or cannot have votes.
@@ -29,6 +31,7 @@ impl Exit {
             Self::Success => 0,
             Self::Usage => 64,
             Self::NoQuorum => 69,
+            Self::NotWritten => 74,
             Self::Conflict => 75,
             Self::Configuration => 78,
             Self::Lost => 79,
@@ -98,6 +101,7 @@ Exit codes of `inspect`:
          the same one)
   64     wrong usage, or a value that cannot work
   69     unknown: too few nodes can be reached
+  74     the result cannot be written (a full disk)
   78     unknown, as the deployment is configured wrongly: this list of nodes is
          not the one that the nodes have, or nodes can have no vote";
 
@@ -107,6 +111,7 @@ Exit codes of `list`:
   0      a majority of the nodes has answered
   64     wrong usage, or a value that cannot work
   69     too few nodes have answered to know all locks; what is known is listed
+  74     the result cannot be written (a full disk)
   78     the same, as the deployment is configured wrongly";
 
 /// What `quorlock release --help` says about them.
@@ -115,6 +120,7 @@ Exit codes of `release`:
   0      revoked, or there is no such lease (the output says which)
   64     wrong usage, a value that cannot work, or not confirmed
   69     no quorum: too few nodes have answered, or have a vote by now
+  74     the result cannot be written (a full disk)
   75     another lease, a key that is not quorlock's, or several leases (split)
          are in its place
   78     no quorum, as the deployment is configured wrongly: this list of nodes is
@@ -126,6 +132,7 @@ Exit codes of `status`:
   0      a quorum of the nodes has a vote
   64     wrong usage, or a value that cannot work
   69     no quorum: too few nodes can be reached, or have a vote by now
+  74     the result cannot be written (a full disk)
   78     no quorum, as the deployment is configured wrongly: this list of nodes is
          not the one that the nodes have, or nodes can have no vote";
 
@@ -144,6 +151,7 @@ Exit codes of `doctor`:
   0      a quorum has a vote, and nothing failed (there may be warnings)
   64     wrong usage, or a value that cannot work
   69     no quorum: too few nodes can be reached, or have a vote by now
+  74     the result cannot be written (a full disk)
   78     something failed that is to be mended
   With --format nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN";
 

@@ -49,6 +49,14 @@ fn main() -> ExitCode {
         messages::error(&failure.message);
         failure.exit.code().into()
     });
+    let is_success = end == Exit::Success.code().into();
+    let end = match messages::unwritten() {
+        None => end,
+        Some(error) => {
+            messages::error(format_args!("cannot write the result: {error}"));
+            if is_success { Exit::NotWritten.code().into() } else { end }
+        }
+    };
     end.code().into()
 }
 

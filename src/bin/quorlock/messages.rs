@@ -87,16 +87,34 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
-/// Prints a result. A closed pipe (`| head`) is no failure.
+/// The first error of a write to stdout, but for a closed pipe.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
+
+/// Prints a result. A closed pipe (`| head`) is no failure. [`unwritten`] has any other error.
 pub fn print(text: &str) {
-    let _ = io::stdout().lock().write_all(printable_lines(text).as_bytes());
+    let _ = print_as_is(&printable_lines(text));
 }
 
-/// Prints a result with control sequences of this program's own. What comes from elsewhere is escaped in it.
+/// Prints a result with control sequences of this program's own. What comes from elsewhere is escaped in it. A closed pipe is an error
+/// here, by which a repetition ends.
 pub fn print_as_is(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    printed(io::stdout().lock().write_all(text.as_bytes()))
+}
+
+/// Completes what has been written to stdout, and keeps an error for [`unwritten`].
+pub fn printed(written: io::Result<()>) -> io::Result<()> {
+    let written = written.and_then(|()| io::stdout().flush());
+    if let Err(error) = &written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        let _ = UNWRITTEN.set(error.to_string()); // The first error has the cause.
+    }
+    written
+}
+
+/// Returns why a result could not be written.
+pub fn unwritten() -> Option<&'static str> {
+    UNWRITTEN.get().map(String::as_str)
 }
 
 /// One write for one line, without what may be a password. A message that cannot be written is no reason to end: the lock

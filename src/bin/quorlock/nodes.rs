@@ -50,6 +50,7 @@ Exit codes:
   0      done
   64     wrong usage, or a value that cannot work
   69     a node cannot be reached, or did not answer
+  74     done, and the result cannot be written
 {refused}  78     refused because of what is declared or stored there, or because a node
          can have no vote: the message says what to do"
     )

@@ -273,7 +273,7 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     let flags = match Flags::try_parse() {
         Ok(flags) => flags,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            let _ = error.print(); // A closed pipe (`| head`) is no failure.
+            let _ = messages::printed(error.print()); // A closed pipe (`| head`) is no failure.
             return Ok(None);
         }
         Err(error) => {
