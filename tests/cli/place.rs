@@ -113,3 +113,21 @@ fn no_export_removes_lease_and_nodes_from_the_environment() {
     let ended = finish(command.spawn().expect("quorlock"));
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "QUORLOCK_NAME\nQUORLOCK_TOKEN\n"), "{ended:?}");
 }
+
+/// What is read from a pipe cannot be read again by a nested run, and the file of a descriptor is another one there.
+#[test]
+fn nodes_from_a_pipe_reach_a_nested_run() {
+    let sandbox = Sandbox::new(3);
+    fs::write(sandbox.path("nodes"), sandbox.cluster.urls().join("\n")).expect("a file");
+    let nested = r#"sh -c 'exec < /dev/null 3<&-; "$QUORLOCK" run --try --node-timeout 5s job -- echo entered'"#;
+    for script in [
+        format!("cat $DIR/nodes | \"$QUORLOCK\" run --nodes-file /dev/stdin job -- {nested}"),
+        format!("\"$QUORLOCK\" run --nodes-file <(cat $DIR/nodes) job -- {nested}"),
+        format!("\"$QUORLOCK\" run --nodes-file /dev/stdin job -- {nested} < $DIR/nodes"),
+        format!("\"$QUORLOCK\" run --nodes-file /proc/self/fd/3 job -- {nested} 3< $DIR/nodes"),
+    ] {
+        let mut command = sandbox.command("bash", &["-c", &script]);
+        let ended = finish(command.env_remove("QUORLOCK_NODES").spawn().expect("bash"));
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "entered\n"), "{script}: {ended:?}");
+    }
+}

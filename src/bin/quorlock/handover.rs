@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// Returns whether this URL may hold a password: before the host, or in the query of a socket's path.
+///
+/// One with a comma counts, too: it is of a file, and a variable cannot hold it in a list.
 fn is_secret(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.contains('@') || rest.contains("pass=")
+    rest.contains(['@', ',']) || rest.contains("pass=")
 }
 
 /// Returns a file with these URLs, one a line, if one of them holds a secret. Only processes of this user can read it, and it is gone
@@ -57,13 +59,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_urls_with_credentials_are_secret() {
+    fn urls_with_credentials_are_secret_and_commas_need_a_file() {
         for (url, expected) in [
             ("redis://10.0.0.1:6379", false),
             ("redis://user:secret@10.0.0.1", true),
             ("rediss://:secret@[::1]:6379/3", true),
             ("redis+unix:///run/redis.sock?pass=secret", true),
             ("redis+unix:///run/redis.sock?db=1", false),
+            ("redis+unix:///run/a,b.sock", true),
         ] {
             assert_eq!(is_secret(url), expected, "{url}");
         }

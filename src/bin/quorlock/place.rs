@@ -2,8 +2,8 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{self, Path, PathBuf};
 use std::time::Duration;
@@ -67,7 +67,7 @@ A file with the URLs of the Redis masters, one a line; empty lines are skipped, 
 line or behind a space [env: QUORLOCK_NODES_FILE]
 
 QUORLOCK_NODES takes precedence over QUORLOCK_NODES_FILE. With `run`, COMMAND finds the name of the file in its \
-environment, and no URL.";
+environment, and no URL. What is no regular file, such as a pipe, is read once: COMMAND finds the list then.";
 
 /// The place of a command that only reads what the nodes have.
 #[derive(Args)]
@@ -98,8 +98,9 @@ pub struct Place {
 }
 
 enum Source {
+    /// The list itself, or a file that another process cannot read.
     Urls,
-    /// Its absolute path.
+    /// The absolute path of a file that another process can read again.
     File(PathBuf),
     Local {
         asked_for: bool,
@@ -164,12 +165,22 @@ fn listed(file: &Path) -> Result<(Vec<String>, Source), Failure> {
     let failure = |what: &dyn std::fmt::Display| {
         Failure::new(Exit::Usage, format!("cannot take the nodes from the file {}: {what}", shown(file.as_os_str())))
     };
-    let nodes = lines(&fs::read_to_string(file).map_err(|error| failure(&error))?);
+    let mut text = String::new();
+    let mut opened = File::open(file).map_err(|error| failure(&error))?;
+    opened.read_to_string(&mut text).map_err(|error| failure(&error))?;
+    let nodes = lines(&text);
     if nodes.is_empty() {
         return Err(failure(&"it names none; write the URL of one Redis master on each line"));
     }
     let file = path::absolute(file).map_err(|error| failure(&error))?;
-    Ok((nodes, Source::File(file)))
+    // What was read from a pipe is gone.
+    let is_regular = opened.metadata().is_ok_and(|file| file.is_file());
+    Ok((nodes, if is_regular && !is_of_this_process(&file) { Source::File(file) } else { Source::Urls }))
+}
+
+/// Returns whether this path may mean another file in another process.
+fn is_of_this_process(path: &Path) -> bool {
+    ["/dev/stdin", "/dev/fd", "/proc/self", "/proc/thread-self"].iter().any(|own| path.starts_with(own))
 }
 
 /// A comment begins at the start of a line or behind a space: `#insecure` is part of a URL.
