@@ -274,3 +274,27 @@ fn what_no_retry_mends_ends_it() {
     let ended = sandbox.end(&["lead", "--nodes", &Cluster::urls(&sandbox.cluster)[0], "job", "--", "true"]);
     assert_eq!(ended.code, Some(78), "another list: {ended:?}");
 }
+
+/// A supervisor asks all candidates for a new log file, or the like. Only the one that leads has a command for it.
+#[test]
+fn a_request_to_the_daemon_does_not_end_a_candidate_that_waits() {
+    let sandbox = Sandbox::new(3);
+    let first = candidate(&sandbox, "first", &[]);
+    terms(&sandbox, 1);
+    // Where the machine is busy, quorlock may lead when it takes the signals, and passes them on.
+    let daemon = format!("trap '' USR1 USR2 ALRM; {DAEMON}");
+    let lead =
+        [env!("CARGO_BIN_EXE_quorlock"), "lead", "--lease", "3s", "job", "--", "sh", "-c", &daemon, "sh", "second"];
+    let second = sandbox.command("setsid", &lead).spawn().expect("setsid, of util-linux");
+    within("the second waits", || sandbox.cluster.count_lines("job") > 1);
+    for request in [Signal::USR1, Signal::USR2, Signal::ALARM] {
+        signal(&second, request);
+    }
+    kill_daemon(&sandbox);
+    assert_eq!(terms(&sandbox, 2), ["first", "second"]);
+    for candidate in [second, first] {
+        signal(&candidate, Signal::TERM);
+        finish(candidate);
+    }
+    sandbox.is_clean();
+}

@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub async fn lead(options: &LeadOptions, inherited: Inherited) -> Result<End, Failure> {
     let mut session = Session::start(&options.run, inherited).await?;
     if Terminal::open().is_none() {
-        session.signals.spare_hangup(); // It comes from a supervisor then, and not from a terminal that hangs up.
+        session.signals.spare_requests(); // SIGHUP comes from a supervisor then, and not from a terminal that hangs up.
     }
     // The next term waits for the process group of the command. The first process of a container may wait for no orphan, and then what
     // has ended would never leave the group.

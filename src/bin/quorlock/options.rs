@@ -124,8 +124,9 @@ SIGTERM, SIGINT or SIGQUIT to quorlock is passed on to COMMAND. When COMMAND has
 ends, as COMMAND did. While quorlock ends what COMMAND has left in its process group, it passes such a signal on to that. A \
 second one kills it (SIGKILL). Then quorlock ends by the first signal.
 
-Other signals are passed on as `quorlock run` does. SIGHUP does not end a candidate that waits under a supervisor, as it has \
-no settings to read again. It ends a candidate that has a controlling terminal, as that terminal has hung up.";
+Other signals are passed on as `quorlock run` does. SIGHUP, SIGUSR1 and others that are no order to end do not end a \
+candidate that waits under a supervisor, as they are for COMMAND. They end a candidate that has a controlling terminal; SIGHUP means \
+that it has hung up.";
 
 /// Run a command as the leader: on one of several machines, and on the next one when that fails
 #[derive(Args)]

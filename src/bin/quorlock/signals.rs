@@ -54,6 +54,9 @@ pub const REPORTED: &[Signal] = &[
 #[cfg(not(target_os = "linux"))]
 pub const REPORTED: &[Signal] = &[];
 
+/// Those that mean the end to any program. The others may ask a daemon for something: to read its settings again, to open its log anew.
+const ORDERS_TO_END: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::ABORT];
+
 /// What the caller has set for the signals, and the command inherits.
 #[derive(Clone, Copy, Debug)]
 pub struct Inherited {
@@ -146,8 +149,8 @@ pub fn unblock_terminal_output() {
 pub struct Signals {
     forwarded: Vec<(Signal, unix::Signal)>,
     child: unix::Signal,
-    /// SIGHUP is for the command alone, and ends nothing while there is none.
-    spares_hangup: bool,
+    /// Only the orders to end are for quorlock. The others are for the command alone, and end nothing while there is none.
+    spares_requests: bool,
 }
 
 impl Signals {
@@ -158,17 +161,17 @@ impl Signals {
         let wanted = FORWARDED.iter().filter(|signal| ignored & mask(**signal) == 0);
         let forwarded = wanted.map(|signal| Ok((*signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?)));
         let forwarded = forwarded.collect::<io::Result<_>>()?;
-        Ok(Self { forwarded, child: unix::signal(SignalKind::child())?, spares_hangup: false })
+        Ok(Self { forwarded, child: unix::signal(SignalKind::child())?, spares_requests: false })
     }
 
-    /// A SIGHUP from now on asks the command to read its settings again. While there is no command, nothing is to be read.
-    pub fn spare_hangup(&mut self) {
-        self.spares_hangup = true;
+    /// A signal from now on that is no order to end is a request to the command. While there is no command, nothing answers it.
+    pub fn spare_requests(&mut self) {
+        self.spares_requests = true;
     }
 
     /// Returns whether this signal ends quorlock while there is no command.
     pub fn ends_a_wait(&self, signal: Signal) -> bool {
-        is_fatal(signal) && !(self.spares_hangup && signal == Signal::HUP)
+        if self.spares_requests { ORDERS_TO_END.contains(&signal) } else { is_fatal(signal) }
     }
 
     /// The next signal to pass on, or `None` when something has happened to a child.
