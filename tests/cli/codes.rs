@@ -56,6 +56,13 @@ fn wrong_usage_has_exit_code_64() {
         (&["run", "--lease", "0s", "job", "--", "true"], "choose a longer --lease"),
         (&["run", "--lease", "9days", "job", "--", "true"], "choose a shorter --lease"),
         (&["run", "--lease", "3s", "--grace", "2s", "job", "--", "true"], "shorter --grace"),
+        (&["run", "--at-least", "9223372036854775807s", "job", "--", "true"], "a duration is 36500 days at most"),
+        (&["run", "--wait", "18446744073709551615s", "job", "--", "true"], "a duration is 36500 days at most"),
+        (&["status", "--watch=9223372036854775807s"], "a duration is 36500 days at most"),
+        (&["nodes", "declare-new", "--longest-lease", "18446744073709551615s"], "a duration is 36500 days at most"),
+        (&["nodes", "declare-new", "--longest-lease", "36500days", "--yes"], "--longest-lease"),
+        #[cfg(feature = "tui")]
+        (&["top", "-b", "--interval", "18446744073709551615s"], "a duration is 36500 days at most"),
         (&["run", "--wait", "soon", "job", "--", "true"], "write a duration as in 500ms, 10s"),
         (&["run", "--wait", "1s", "--try", "job", "--", "true"], "cannot be used with"),
         (&["run", "-E", "256", "job", "--", "true"], "--conflict-exit-code"),

@@ -190,7 +190,7 @@ fn memory(node: &Target, answers: &Answers) -> Finding {
         return found(Grade::Ok, node, "it has memory left", None);
     }
     let what = format!("it uses {used} of {limit} bytes: a node that is full grants nothing");
-    found(Grade::Warn, node, what, Some(on(node, &format!("CONFIG SET maxmemory {}", 2 * limit))))
+    found(Grade::Warn, node, what, Some(on(node, &format!("CONFIG SET maxmemory {}", limit.saturating_mul(2)))))
 }
 
 fn connections(node: &Target, answers: &Answers) -> Finding {
@@ -200,7 +200,7 @@ fn connections(node: &Target, answers: &Answers) -> Finding {
         return found(Grade::Ok, node, format!("{used} {connections}"), None);
     }
     let what = format!("{used} of {limit} connections are in use");
-    let mend = format!("CONFIG SET maxclients {}", 2 * limit);
+    let mend = format!("CONFIG SET maxclients {}", limit.saturating_mul(2));
     let mend = format!("{}, with as many file descriptors (ulimit -n)", on(node, &mend));
     found(Grade::Warn, node, what, Some(mend))
 }
