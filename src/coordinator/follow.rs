@@ -187,6 +187,7 @@ impl Tick for Lease {
 mod tests {
     use std::time::Duration;
 
+    use tokio::io::DuplexStream;
     use tokio::time::{sleep, timeout};
 
     use super::super::core::Core;
@@ -211,6 +212,20 @@ mod tests {
     }
 
     const AGREED: Result<Value, NodeError> = Ok(Value::Int(1));
+
+    /// A client that holds a lease, the third node, and the ends of the streams to the other two.
+    async fn held_at_the_third_of_three() -> (Arc<Core>, Arc<Lease>, Server, Vec<DuplexStream>) {
+        let (core, mut streams) = core(3);
+        let [lease] = leases(&core);
+        let mut open = Vec::new();
+        for _ in 0..3 {
+            open.push(streams.recv().await.expect("it connects"));
+        }
+        let mut server = Server::new(open.pop().expect("the third"));
+        server.greet(3).await;
+        confirm(&lease);
+        (core, lease, server, open)
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_release_concerns_its_leases_and_a_leave_any_lease() {
@@ -271,12 +286,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_node_without_the_key_is_repaired_when_a_majority_has_confirmed_the_lease() {
-        let (core, mut streams) = core(3);
-        let [lease] = leases(&core);
-        let (_first, _second) = (streams.recv().await, streams.recv().await);
-        let mut server = Server::new(streams.recv().await.expect("it connects"));
-        server.greet(3).await;
-        confirm(&lease);
+        let (core, lease, mut server, _streams) = held_at_the_third_of_three().await;
         let extension = hold_one(&core, &lease, &mut lease.state(), LEASE);
         let sent = server.command().await.expect("the extension");
         server.reply(GONE).await;
@@ -291,12 +301,7 @@ mod tests {
     /// A client whose clock is ahead was refused by the others, and has released that node.
     #[tokio::test(start_paused = true)]
     async fn a_node_that_has_met_a_newer_ballot_is_repaired_by_the_extension_above_that() {
-        let (core, mut streams) = core(3);
-        let [lease] = leases(&core);
-        let (_first, _second) = (streams.recv().await, streams.recv().await);
-        let mut server = Server::new(streams.recv().await.expect("it connects"));
-        server.greet(3).await;
-        confirm(&lease);
+        let (core, lease, mut server, _streams) = held_at_the_third_of_three().await;
         let extend = || {
             let round = hold_one(&core, &lease, &mut lease.state(), LEASE);
             for node in [0, 1] {

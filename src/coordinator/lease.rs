@@ -1,10 +1,12 @@
 //! A lease in use: the pure [state](protocol::LeaseState) behind a lock, and what its changes set in motion.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use futures::future::select;
 use tokio::sync::Notify;
 
 use super::core::Core;
@@ -260,10 +262,23 @@ impl Lease {
             if wanted(phase) {
                 return;
             }
-            // By a timer of its own: the watchdog ends with the client's runtime. A timer stands still while the machine is suspended.
+            // By a timer of its own: the watchdog ends with the client's runtime. From then on it looks again after a nap, as a timer
+            // stands still while the machine is suspended.
+            let life = &self.core.common.life;
+            let has_ended = life.has_ended();
+            let told = async {
+                if has_ended {
+                    changed.await;
+                } else {
+                    select(pin!(changed), pin!(life.ended())).await;
+                }
+            };
             match left {
-                Some(left) => drop(self.core.within(left.min(LONGEST_NAP), changed).await),
-                None => changed.await,
+                Some(left) => {
+                    let nap = if has_ended { left.min(LONGEST_NAP) } else { left };
+                    let _ = self.core.within(nap, told).await;
+                }
+                None => told.await,
             }
         }
     }

@@ -69,8 +69,8 @@ pub(super) fn hold_round(
     (Round::new(core, Purpose::Hold, facts, leases.to_vec(), ticket), command)
 }
 
-/// Returns the next ballot of leases that go on, above those that nodes have met. It runs with the monotonic clock: a wall clock that is set meanwhile must not
-/// carry it to where no node takes it.
+/// Returns the next ballot of leases that go on, above those that nodes have met. It runs with the monotonic clock: a wall clock that
+/// is set meanwhile must not carry it to where no node takes it.
 fn continued(owner: &Owner, states: &[&mut State], now: Moment) -> Ballot {
     let next = |state: &&mut State| {
         let passed = u64::try_from(now.since(state.sent_at).as_micros()).unwrap_or(u64::MAX);

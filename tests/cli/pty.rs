@@ -176,7 +176,7 @@ fn release_ends_with_the_code_of_what_the_nodes_have_before_it_asks() {
 /// The keys were deleted by hand, and the nodes remember the lease.
 #[test]
 fn release_asks_about_a_lease_without_keys() {
-    let mut sandbox = Sandbox::new(3);
+    let sandbox = Sandbox::new(3);
     let holder = sandbox.start(&["run", "--lease", "60s", "job", "--", "sh", "-c", "echo > $DIR/ready; exec sleep 50"]);
     sandbox.wait_for("ready");
     let _: Vec<u64> = sandbox.cluster.each(redis::cmd("DEL").arg(Cluster::lock_key("job")));
