@@ -43,7 +43,7 @@ pub async fn inspect(options: &InspectOptions) -> Result<u8, Failure> {
 }
 
 /// Returns the exit code for a lock of which the nodes that answered do not show whether it is held.
-pub fn exit_if_unknown(seen: &Inspection) -> Exit {
+fn exit_if_unknown(seen: &Inspection) -> Exit {
     let errors = seen.nodes.iter().filter_map(|view| view.state.as_ref().err());
     let misconfigured = errors.filter(|error| error.kind() == ErrorKind::Misconfigured).count();
     let can_vote = seen.nodes.len() - misconfigured;
