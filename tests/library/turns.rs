@@ -160,26 +160,22 @@ async fn a_release_is_not_overtaken_by_the_owners_next_acquisition() {
         let (locks, owner) = (locks.clone(), owner.clone());
         tokio::spawn(async move {
             let mut grants = 0;
-            for _ in 0..1000 {
+            while grants < 200 {
                 match locks.lock("overtaken").owner(&owner).try_acquire().await {
                     Ok(guard) => {
                         guard.release().await.expect("it was held");
                         grants += 1;
                     }
                     // Another task of the same owner may be acquiring or releasing.
-                    Err(AcquireError::Held { .. } | AcquireError::Contended { .. }) => {}
+                    Err(AcquireError::Held { .. } | AcquireError::Contended { .. }) => tokio::task::yield_now().await,
                     Err(error) => panic!("{error}"),
                 }
             }
-            grants
         })
     });
-    let mut grants = 0;
     for user in users.collect::<Vec<_>>() {
-        grants += user.await.expect("a task");
+        tokio::time::timeout(60 * SECOND, user).await.expect("each is granted again and again").expect("a task");
     }
-    println!("{grants} of 4000 tries were granted");
-    assert!(grants >= 300, "{grants} of 4000 tries were granted");
 }
 
 /// Calls that a test publishes cause tries, but far fewer tries than calls.
