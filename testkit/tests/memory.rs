@@ -113,7 +113,8 @@ async fn a_lost_lock_is_free_when_its_lease_would_have_ended() {
     let began = Instant::now();
     cluster.lose("job");
     guard.lost().await;
-    assert!(began.elapsed() <= LEASE / 3, "{:?}", began.elapsed());
+    // The first extension shows it. Timers count whole milliseconds.
+    assert!(began.elapsed() <= LEASE / 3 + SECOND / 1000, "{:?}", began.elapsed());
     let next = other.lock("job").acquire().await.expect("a free lock");
     assert!(began.elapsed() >= LEASE - SECOND && next.token() > guard.token());
 }
