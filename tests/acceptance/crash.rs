@@ -84,12 +84,16 @@ async fn acc_11_a_waiter_gets_the_lock_when_the_dead_holders_lease_ends() {
     });
     holder.kill();
     let watch = Stopwatch::new();
+    // A node that is slower than the majority may not have its key yet.
     let end_at = |node: usize| {
-        let pttl = redis::cmd("PTTL").arg(Cluster::lock_key("orphaned")).query(&mut cluster.redis(node));
-        Instant::now() + Duration::from_millis(pttl.expect("a key that has an end"))
+        let pttl: i64 =
+            redis::cmd("PTTL").arg(Cluster::lock_key("orphaned")).query(&mut cluster.redis(node)).expect("a TTL");
+        assert_ne!(pttl, -1, "a key without an end");
+        Some(Instant::now() + Duration::from_millis(u64::try_from(pttl).ok()?))
     };
-    let ends: Vec<Instant> = (0..5).map(end_at).collect();
-    let (first, last) = (*ends.iter().min().expect("five nodes"), *ends.iter().max().expect("five nodes"));
+    let ends: Vec<Instant> = (0..5).filter_map(end_at).collect();
+    assert!(ends.len() >= 3, "{} nodes have a key", ends.len());
+    let (first, last) = (*ends.iter().min().expect("three nodes"), *ends.iter().max().expect("three nodes"));
     let (granted, guard) = waiter.await.expect("the waiter");
     // The answer of a node to this test may be late, which makes its end seem later.
     let limit = Duration::from_millis(300) + watch.contended();
