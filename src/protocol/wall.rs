@@ -104,11 +104,18 @@ mod tests {
     #[test]
     fn a_second_step_is_not_taken_for_the_rate_of_the_first() {
         let mut wall = started();
-        for (at, ahead) in [(5, 1), (14, 1), (15, 3)] {
-            assert_eq!(read(&mut wall, at, ahead), 0, "at {at}");
+        // In ms. Between the first reading and the third, 50 ms might be a difference in rate; between the second and the third not.
+        for (at, ahead, followed) in [
+            (5_000, 3_600, false),
+            (14_000, 3_600, false),
+            (14_500, 3_650, false),
+            (15_000, 3_650, false),
+            (24_500, 3_650, true),
+        ] {
+            let now = Moment::new(Duration::from_millis(at));
+            wall.read(now, (START * 1000 + at + ahead) * 1000, STEADY_FOR);
+            assert_eq!(wall.offset != started().offset, followed, "at {at}");
         }
-        assert_eq!(read(&mut wall, 24, 3), 0);
-        assert_eq!(read(&mut wall, 25, 3), 3);
     }
 
     #[test]
