@@ -1,7 +1,7 @@
 //! What a guard shows of its lease.
 
 use super::Verdict;
-use super::model::{Hold, Model};
+use super::model::{Hold, Model, Trouble};
 use crate::chaos::fault::Kind;
 
 /// The part of a lease that the drift of clocks may take, in µs: 1 % and 2 ms.
@@ -78,7 +78,7 @@ fn all_well(model: &Model, verdict: &mut Verdict, hold: &Hold) {
         || model.stood_still(asked, last.at)
         || model.is_young(hold.ask.life, asked)
         || may_be_left_over(model, asked, last.at)
-        || has_forgotten_ahead(model, last.at);
+        || has_forgotten_ahead(model, hold, last.at);
     let disturbed = model.most_disturbed(worker, asked, last.at);
     if !troubled && disturbed < model.spare() {
         verdict.check(last.at, last.margin + disturbed >= model.spare(), || {
@@ -95,12 +95,21 @@ fn may_be_left_over(model: &Model, from: u64, to: u64) -> bool {
     steps.any(|step| step.from <= to && from <= step.healed.saturating_add(reach))
 }
 
-/// Returns whether a node has lost its memory until then while the nodes' clocks were ahead of the workers' by more than the
-/// window. It refuses the ballots of a worker that uses a lock alone: the others remember ballots by its clock, so none makes
-/// it propose a higher one.
-fn has_forgotten_ahead(model: &Model, to: u64) -> bool {
+/// Returns whether a node has lost its memory until then, and has not got the lock's ballot back before the nodes' clocks were
+/// ahead of the workers' by more than the window. It refuses the ballots of a worker that uses a lock alone: the others remember
+/// ballots by its clock, so none makes it propose a higher one.
+fn has_forgotten_ahead(model: &Model, hold: &Hold, to: u64) -> bool {
+    let forgets: Vec<&Trouble> =
+        model.troubles.iter().filter(|trouble| trouble.forgets && trouble.from <= to).collect();
     let mut leaps = model.troubles.iter().filter(|trouble| trouble.kind == Kind::Leap);
-    leaps.any(|leap| model.troubles.iter().any(|other| other.forgets && leap.from <= other.healed && other.from <= to))
+    leaps.any(|leap| forgets.iter().any(|forget| !had_all_nodes(model, &hold.ask.names, forget.healed, leap.from)))
+}
+
+/// Returns whether a holder of these locks counted on all nodes at any time between.
+fn had_all_nodes(model: &Model, names: &[String], from: u64, to: u64) -> bool {
+    let holds = model.holds.iter().filter(|hold| hold.ask.names == names);
+    let mut readings = holds.flat_map(|hold| &hold.readings);
+    readings.any(|reading| reading.margin == model.spare() && from < reading.from && reading.at < to)
 }
 
 #[cfg(test)]
@@ -174,6 +183,24 @@ mod tests {
             history.granted(1, "a", "x", 10, ms(5000), 1, ms(900));
             history.shown(1, ms(5700), ms(200), 10, 0);
             assert_eq!(margin_is_true(&history.model()).state, expected, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_forgot_shortly_before_clocks_leapt_may_count_for_no_lock_that_was_not_held_between() {
+        for (shown, expected) in
+            [(None, State::NotExercised), (Some((150, 0)), State::NotExercised), (Some((150, 1)), State::Violated)]
+        {
+            let mut history = TestHistory::new(3);
+            history.fault(1, Kind::Flush, &[0], ms(20)..ms(21));
+            history.fault(2, Kind::Leap, &[0, 1, 2], ms(200)..ms(205));
+            history.granted(1, "a", "x", 9, ms(10), 1, ms(190));
+            if let Some((at, margin)) = shown {
+                history.shown(1, ms(at), ms(40), 9, margin);
+            }
+            history.granted(2, "a", "x", 10, ms(5000), 1, ms(900));
+            history.shown(2, ms(5700), ms(200), 10, 0);
+            assert_eq!(margin_is_true(&history.model()).state, expected, "{shown:?}");
         }
     }
 }
