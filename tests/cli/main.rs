@@ -5,6 +5,7 @@
 
 mod codes;
 mod danger;
+mod declare_new;
 mod doctor;
 mod escaping;
 mod inspect;
@@ -22,6 +23,7 @@ mod revoke;
 mod rights;
 mod sandbox;
 mod secrets;
+mod set_list;
 mod signals;
 mod status;
 mod terminal;

@@ -1,0 +1,9 @@
+//! The scripts in `cluster/`: what they leave behind when they are interrupted, called wrongly, called twice at once, or find a
+//! damaged state folder.
+//!
+//! `QUORLOCK_INTERRUPTIONS=50 cargo test --test scripts` interrupts each of them 50 times instead of 10.
+
+mod calls;
+mod interruptions;
+mod place;
+mod servers;
