@@ -24,6 +24,8 @@ pub struct Conductor {
     pub reports: mpsc::UnboundedSender<WorkerReport>,
     /// ms.
     lease: u64,
+    /// One for each worker: a fault of its process holds it from beginning to end.
+    alone: Vec<tokio::sync::Mutex<()>>,
     /// When the last fault that makes a node lose its memory ended.
     forgot: Mutex<Option<Instant>>,
     /// Whether no further fault begins.
@@ -32,7 +34,8 @@ pub struct Conductor {
 
 impl Conductor {
     pub fn new(nodes: Nodes, workers: Workers, reports: mpsc::UnboundedSender<WorkerReport>, lease: u64) -> Self {
-        Self { nodes, workers, reports, lease, forgot: Mutex::default(), closed: watch::Sender::new(false) }
+        let alone = (0..workers.count()).map(|_| tokio::sync::Mutex::default()).collect();
+        Self { nodes, workers, reports, lease, alone, forgot: Mutex::default(), closed: watch::Sender::new(false) }
     }
 
     /// Starts to carry out these faults. Each runs in its own task, which returns the fault if it could not be done as
@@ -54,7 +57,10 @@ impl Conductor {
                     return Ok(Some(fault));
                 }
                 let done = if fault.kind.is_of_workers() && fault.kind != Kind::Isolate {
-                    this.trouble_worker(&fault).await
+                    let worker = fault.worker.unwrap_or_default();
+                    // A fault before this one may last longer than planned.
+                    let Ok(_alone) = this.alone[worker].try_lock() else { return Ok(Some(fault)) };
+                    this.trouble_worker(worker, &fault).await
                 } else {
                     this.trouble_nodes(&fault).await
                 };
@@ -103,8 +109,7 @@ impl Conductor {
         }
     }
 
-    async fn trouble_worker(&self, fault: &Fault) -> io::Result<()> {
-        let worker = fault.worker.unwrap_or_default();
+    async fn trouble_worker(&self, worker: usize, fault: &Fault) -> io::Result<()> {
         let lasts = Duration::from_millis(fault.lasts);
         if fault.kind == Kind::WorkerPause {
             let (from, doubt) = self.workers.pause(worker, Duration::from_millis(2 * self.lease)).await?;

@@ -55,6 +55,10 @@ enum Judged {
 }
 
 pub fn run(flags: &Flags) -> Result<u8, Failure> {
+    if !ALL.iter().any(|control| is_chosen(control, flags)) {
+        let only = &flags.controls.only;
+        return Err(Failure::new(Exit::Usage, format!("--only: no broken client's name has {only:?} in it")));
+    }
     let failed = |error: io::Error| Failure::new(Exit::NotRunnable, format!("chaos --controls: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(try_all(flags)).map_err(failed)
@@ -62,10 +66,10 @@ pub fn run(flags: &Flags) -> Result<u8, Failure> {
 
 async fn try_all(flags: &Flags) -> io::Result<u8> {
     let mut interrupts = Interrupts::register()?;
+    let trials = trials(flags);
     let say = |text: &str| if flags.is_quiet() { Verbosity::Quiet } else { Verbosity::Normal }.notice(text);
     say("building a copy of this repository with broken clients in it");
     let program = tokio::task::spawn_blocking(build).await.map_err(io::Error::other)??;
-    let trials = trials(flags);
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let at_once = flags.controls.at_a_time.unwrap_or(RUNS_PER_PROCESSOR * processors).max(1);
     let dir = tempfile::Builder::new().prefix("quorlock-controls-").tempdir()?;
@@ -148,7 +152,7 @@ impl Trial {
         if interruption.borrow().is_some() {
             return Ok(Judged::Failed("interrupted".to_owned()));
         }
-        let child = Command::new(program)
+        let spawned = Command::new(program)
             .args(["chaos", "--quiet", "--for", &humantime::format_duration(lasts).to_string()])
             .args(["--seed", &self.seed.to_string(), "--nodes-count", &self.nodes.to_string(), "--out"])
             .arg(out)
@@ -157,7 +161,12 @@ impl Trial {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .spawn()?;
+            .spawn();
+        // The others go on: killed, they would leave their servers.
+        let child = match spawned {
+            Ok(child) => child,
+            Err(error) => return Ok(Judged::Failed(error.to_string())),
+        };
         let pid = pid(&child);
         let ended = child.wait_with_output();
         let mut ended = std::pin::pin!(ended);

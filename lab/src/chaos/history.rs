@@ -204,6 +204,9 @@ pub enum Outcome {
     Unconfirmed,
 }
 
+/// The name of a lock that one worker alone asks for begins so.
+pub const OWN_LOCK: &str = "own-";
+
 /// The settings of a run, which the events do not contain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {

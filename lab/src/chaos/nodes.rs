@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -73,10 +73,11 @@ impl Nodes {
         self.all.iter().map(|node| node.urls[worker].clone()).collect()
     }
 
-    /// Returns what lists the processes of the servers that run. It never waits for a fault that is being put into effect.
+    /// Returns what lists the processes of the servers that run. It never waits for a fault that is being put into effect, and
+    /// keeps no server running.
     pub fn pids(&self) -> impl Fn() -> Vec<u32> + Send + 'static {
-        let nodes = self.all.clone();
-        move || nodes.iter().filter_map(|node| node.server.try_lock().ok()?.as_ref()?.pid()).collect()
+        let nodes: Vec<Weak<Node>> = self.all.iter().map(Arc::downgrade).collect();
+        move || nodes.iter().filter_map(|node| node.upgrade()?.server.try_lock().ok()?.as_ref()?.pid()).collect()
     }
 
     /// Returns whether a node comes back from this fault without its votes.

@@ -112,7 +112,7 @@ pub struct Flags {
 pub struct ControlFlags {
     /// Break the client in each of many ways in turn, 60 s each on 3 and on 5 nodes, and print what was caught by which check as a
     /// Markdown table. Builds a changed copy of this repository.
-    #[arg(id = "controls", long = "controls", conflicts_with_all = ["out", "ledger", "no_fencing", "json", "command"])]
+    #[arg(id = "controls", long = "controls", conflicts_with_all = ["out", "workers", "lease", "ledger", "no_fencing", "json", "command"])]
     pub wanted: bool,
 
     /// With --controls: only the ways whose names contain this.

@@ -106,8 +106,8 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
     }
     phase.send_replace(true);
     while let Some(ended) = tasks.join_next().await {
-        if let Ok(Err(error)) = ended {
-            return Err(too_early(Ok(Err(error))));
+        if !matches!(ended, Ok(Ok(()))) {
+            return Err(too_early(ended));
         }
     }
     calm::run(&job, &locks, &log).await;

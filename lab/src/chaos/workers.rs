@@ -52,6 +52,10 @@ impl Workers {
         Self { by_index: jobs.into_iter().map(worker).collect(), ledger, reports, lives: AtomicU64::new(1) }
     }
 
+    pub fn count(&self) -> usize {
+        self.by_index.len()
+    }
+
     /// Starts a process in this worker's place, which is empty.
     pub async fn start(&self, worker: usize) -> io::Result<()> {
         let place = &self.by_index[worker];
@@ -94,8 +98,9 @@ impl Workers {
         let from = now();
         self.signal(worker, Signal::STOP).await?;
         let pid = place.process.lock().await.as_ref().and_then(|process| process.child.id());
+        let Some(pid) = pid else { return Ok((from, Some("the worker has no process".to_owned()))) };
         let stopped = tokio::time::timeout(STOPPING, async {
-            while !pid.is_none_or(is_stopped) {
+            while !is_stopped(pid) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });

@@ -101,7 +101,7 @@ fn may_be_left_over(model: &Model, from: u64, to: u64) -> bool {
 fn has_forgotten_ahead(model: &Model, hold: &Hold, to: u64) -> bool {
     let forgets: Vec<&Trouble> =
         model.troubles.iter().filter(|trouble| trouble.forgets && trouble.from <= to).collect();
-    let mut leaps = model.troubles.iter().filter(|trouble| trouble.kind == Kind::Leap);
+    let mut leaps = model.troubles.iter().filter(|trouble| trouble.kind == Kind::Leap && trouble.from <= to);
     leaps.any(|leap| forgets.iter().any(|forget| !had_all_nodes(model, &hold.ask.names, forget.healed, leap.from)))
 }
 

@@ -407,7 +407,8 @@ impl Model {
     /// Returns quarantines that had ended, and apply again to clients that connect after the node's clock was set back, with
     /// the times from and until which they do.
     fn found_again(&self) -> impl Iterator<Item = (&Trouble, u64, u64)> {
-        let steps = self.troubles.iter().filter(|trouble| trouble.kind.sets_clocks());
+        // A leap is never undone.
+        let steps = self.troubles.iter().filter(|trouble| trouble.kind == Kind::Step);
         steps.flat_map(|step| {
             // A clock that was set ahead is set back at the end of the fault.
             let (from, at) = if step.amount < 0 { (step.from, step.at) } else { (step.healing, step.healed) };

@@ -60,11 +60,13 @@ pub fn quarantine_holds(model: &Model) -> Verdict {
     verdict
 }
 
-/// Returns the requests that ended and sent messages to nodes, with their times.
+/// Returns the requests that asked for votes and got enough of them, or did not, with the times of their answers. Others may
+/// have sent no message.
 fn answered(model: &Model) -> impl Iterator<Item = (&Ask, u64)> {
     let asks = model.asks.iter().filter_map(|ask| Some((ask, ask.answered()?)));
-    // A re-entry of a lost lease is refused without a message.
-    asks.filter(|(ask, _)| !matches!(ask.answer, Answer::Cancelled(_) | Answer::Refused(Refusal::Lost, _)))
+    asks.filter(|(ask, _)| {
+        matches!(ask.answer, Answer::Granted(_) | Answer::Refused(Refusal::NoQuorum | Refusal::TooLate, _))
+    })
 }
 
 fn named(ask: &Ask) -> String {

@@ -78,7 +78,7 @@ fn banner(page: &mut String, outcome: &Outcome) {
         _ if results.interrupted && results.violations == 0 => {
             ("open", "Interrupted", "Nothing was violated until then.".to_owned())
         }
-        0 => ("good", "Every promise held", "No violation, and every required event occurred.".to_owned()),
+        0 => ("good", "Every promise held", format!("No violation, and {}.", results.exercised())),
         code::LOST_UPDATES => (
             "open",
             "Updates were lost: this run had no fencing",
@@ -92,7 +92,9 @@ fn banner(page: &mut String, outcome: &Outcome) {
             results.program.as_ref().map(ProgramResults::words).unwrap_or_default(),
         ),
         code::NOT_EXERCISED => {
-            ("open", "Some required events did not occur", format!("No violation. Missing: {}.", results.missing.join(", ")))
+            let missing = results.missing.iter().chain(&results.problems);
+            let missing = missing.map(String::as_str).collect::<Vec<_>>().join(", ");
+            ("open", "Some required events did not occur", format!("No violation. Missing: {missing}."))
         }
         _ if broken == 0 => ("bad", "The result is unknown", "Data that a check needs is missing.".to_owned()),
         _ => ("bad", "A promise was broken", format!("Violations: {}, of {broken} of the invariants.", results.violations)),

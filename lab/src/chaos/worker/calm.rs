@@ -29,6 +29,7 @@ pub async fn run(job: &Job, locks: &Quorlock, log: &EventLog) {
         drop(guard.release().await);
     }
     if let Ok(guard) = locks.lock(format!("calm-{}", job.worker + 1)).wait(PATIENCE).acquire().await {
+        acquired += 1;
         let limit = Instant::now() + GROWING;
         let most = job.nodes.len() - (job.nodes.len() / 2 + 1);
         while guard.margin() < most && Instant::now() < limit {
@@ -37,5 +38,5 @@ pub async fn run(job: &Job, locks: &Quorlock, log: &EventLog) {
         log.write(What::Margin { worker: job.worker, margin: guard.margin() });
         drop(guard.release().await);
     }
-    log.write(What::Calm { worker: job.worker, acquired, of: names.len() });
+    log.write(What::Calm { worker: job.worker, acquired, of: names.len() + 1 });
 }

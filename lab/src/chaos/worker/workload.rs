@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::Job;
 use super::event_log::EventLog;
 use super::readings::{self, watched};
-use crate::chaos::history::{Leaving, Outcome, Refusal, What, now};
+use crate::chaos::history::{Leaving, OWN_LOCK, Outcome, Refusal, What, now};
 use crate::chaos::ledger::{self, StoreThread, Transfer};
 
 /// The greatest nesting depth.
@@ -88,7 +88,7 @@ impl Workload {
     /// Holds a lock that no other worker asks for, and enters it again all the time: some of these requests are on their way
     /// when a node falls silent.
     pub async fn enter_again(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
-        let names = [format!("own-{}", self.job.worker + 1)];
+        let names = [format!("{OWN_LOCK}{}", self.job.worker + 1)];
         let wait = Some(Duration::from_millis(self.job.lease));
         while !*calm.borrow() {
             let owner = Owner::new();
