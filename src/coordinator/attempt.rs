@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 use futures::poll;
+use tokio::sync::futures::OwnedNotified;
 use tracing::Instrument as _;
 
 use super::handle::Handle;
@@ -175,8 +176,14 @@ impl Attempt {
         let core = &handle.core;
         let longest = core.common.learnt_lease();
         let begun = loop {
-            let reserved = self.reserve(handle, retry, waiter).await?;
+            let reserved = self.reserve(handle, retry).await?;
             let begun = if self.acquires(&reserved.1) {
+                if let Err(done) = waiter.wait_alone(&handle.registry, &self.owner) {
+                    drop(reserved);
+                    retry.has_met(self.not_our_turn(handle));
+                    self.until_ended(done, handle, retry).await?;
+                    continue;
+                }
                 waiter.begin_try();
                 self.begin_in_turn(handle, reserved, offer, retry, waiter).await
             } else {
@@ -215,22 +222,24 @@ impl Attempt {
         Err((error, advice.within(waits)))
     }
 
-    async fn reserve(&self, handle: &Arc<Handle>, retry: &Retry, waiter: &mut Waiter<'_>) -> Result<Reserved, Failed> {
-        let core = &handle.core;
+    async fn reserve(&self, handle: &Arc<Handle>, retry: &Retry) -> Result<Reserved, Failed> {
         loop {
-            let done = match handle.registry.reserve(&self.owner, &self.resources) {
+            match handle.registry.reserve(&self.owner, &self.resources) {
                 Ok(reserved) => return Ok(reserved),
-                Err(done) => done,
-            };
-            // The other request may be waiting for the turn that this one has from an earlier try.
-            waiter.stand_aside();
-            let contended = || AcquireError::Contended { resource: self.first.to_string(), nodes: Reports(Vec::new()) };
-            match retry.policy.left(core.now()) {
-                None => done.await,
-                Some(left) if core.within(left, done).await.is_some() => {}
-                Some(_) => return Err((contended(), RetryAdvice::Later)),
+                Err(done) => self.until_ended(done, handle, retry).await?,
             }
         }
+    }
+
+    /// Waits until another request of the owner has ended, or has ended its try.
+    async fn until_ended(&self, done: OwnedNotified, handle: &Handle, retry: &Retry) -> Result<(), Failed> {
+        let core = &handle.core;
+        let contended = || AcquireError::Contended { resource: self.first.to_string(), nodes: Reports(Vec::new()) };
+        match retry.policy.left(core.now()) {
+            None => done.await,
+            Some(left) => core.within(left, done).await.ok_or_else(|| (contended(), RetryAdvice::Later))?,
+        }
+        Ok(())
     }
 
     /// Returns whether a resource is neither held already nor to be joined.

@@ -22,6 +22,9 @@ struct Owners {
     held: ByOwner<Arc<Lease>>,
     /// A request of the owner is acquiring it. Another request of the owner waits until that has ended, and then re-enters.
     acquiring: ByOwner<Arc<Notify>>,
+    /// A request of the owner waits for it by turns, also between its tries. Another one waits until that has ended, and then
+    /// re-enters: with tickets of their own, each would take the other's turn.
+    waiting: ByOwner<Arc<Notify>>,
 }
 
 /// One value for each owner, by its number. The first one takes no allocation: most resources have one owner.
@@ -72,7 +75,7 @@ impl<T> ByOwner<T> {
 fn change(all: &mut HashMap<Resource, Owners>, resource: &Resource, with: impl FnOnce(&mut Owners)) {
     if let Some(owners) = all.get_mut(resource) {
         with(owners);
-        if owners.held.is_empty() && owners.acquiring.is_empty() {
+        if owners.held.is_empty() && owners.acquiring.is_empty() && owners.waiting.is_empty() {
             all.remove(resource);
         }
     }
@@ -98,6 +101,23 @@ impl Registry {
             all.entry(resource.clone()).or_default().acquiring.add(owner, Arc::clone(&done));
         }
         Ok((Reservation { registry: Arc::clone(self), owner, resources: free, done }, held))
+    }
+
+    /// Makes this the request of its owner that waits for the resource by turns. If there is one already, returns what to wait for
+    /// before the next call instead.
+    pub(super) fn wait_for_turns(
+        self: &Arc<Self>,
+        owner: &Owner,
+        resource: &Resource,
+    ) -> Result<WaitsForTurns, OwnedNotified> {
+        let (mut all, owner) = (locked(&self.0), owner.number());
+        let waiting = &mut all.entry(resource.clone()).or_default().waiting;
+        if let Some(done) = waiting.get(owner) {
+            return Err(Arc::clone(done).notified_owned());
+        }
+        let done = Arc::new(Notify::new());
+        waiting.add(owner, Arc::clone(&done));
+        Ok(WaitsForTurns { registry: Arc::clone(self), owner, resource: resource.clone(), done })
     }
 
     /// Forgets a lease that this process does not hold any more.
@@ -150,6 +170,21 @@ impl Drop for Reservation {
                 change(&mut all, resource, |owners| owners.acquiring.remove(self.owner));
             }
         }
+        self.done.notify_waiters();
+    }
+}
+
+/// The right to wait for a resource by turns for an owner. Dropping it lets the next request of the same owner do so.
+pub(super) struct WaitsForTurns {
+    registry: Arc<Registry>,
+    owner: u128,
+    resource: Resource,
+    done: Arc<Notify>,
+}
+
+impl Drop for WaitsForTurns {
+    fn drop(&mut self) {
+        change(&mut locked(&self.registry.0), &self.resource, |owners| owners.waiting.remove(self.owner));
         self.done.notify_waiters();
     }
 }
@@ -217,6 +252,22 @@ mod tests {
         drop(first);
         assert!(poll!(&mut done).is_ready());
         assert!(test.reserve(&test.owner, &test.resources).is_ok() && test.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_request_of_an_owner_waits_for_a_resource_by_turns() {
+        let test = test();
+        let [a, b] = &test.resources;
+        let waits = |owner: &Owner, resource: &Resource| test.registry.wait_for_turns(owner, resource);
+        let Ok(first) = waits(&test.owner, a) else { panic!("none waits") };
+        assert!(waits(&test.owner, b).is_ok() && waits(&Owner::new(), a).is_ok());
+        assert!(test.reserve(&test.owner, std::slice::from_ref(a)).is_ok(), "it may be acquired without waiting");
+        let Err(done) = waits(&test.owner, a) else { panic!("the first one waits") };
+        let mut done = pin!(done);
+        assert!(poll!(&mut done).is_pending());
+        drop(first);
+        assert!(poll!(&mut done).is_ready());
+        assert!(waits(&test.owner, a).is_ok() && test.is_empty());
     }
 
     #[tokio::test]

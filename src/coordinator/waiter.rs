@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::futures::OwnedNotified;
+
 use super::core::Core;
 use super::lease::Lease;
+use super::registry::{Registry, WaitsForTurns};
 use super::send::send_leave;
+use crate::owner::Owner;
 use crate::protocol::RetryAdvice;
 use crate::resource::Resource;
 use crate::waiting::{Ticket, Turn};
@@ -20,6 +24,8 @@ pub(crate) struct Waiter<'a> {
     entry: Option<Arc<QueueEntry>>,
     /// Dropped after the entry.
     turn: Option<Turn>,
+    /// Dropped after the turn, so the next request of the owner finds it free.
+    alone: Option<WaitsForTurns>,
 }
 
 /// The request's entry in the nodes' wait queues. Dropping it removes the ticket from every queue unless a granted lease has
@@ -42,7 +48,7 @@ impl Drop for QueueEntry {
 
 impl<'a> Waiter<'a> {
     pub(crate) fn new(core: &'a Arc<Core>, resources: &'a Arc<[Resource]>, waits: bool) -> Self {
-        Self { core, resources, waits, takes_turns: true, entry: None, turn: None }
+        Self { core, resources, waits, takes_turns: true, entry: None, turn: None, alone: None }
     }
 
     pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
@@ -66,15 +72,33 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    /// Runs `start` when it is this request's turn. A request that does not wait runs it at once, and so does every request while
-    /// no majority answers. A request for several resources takes no turns: it would keep some of them from others
-    /// while it waits for one, and two such requests could wait for each other. `None` when the turn was lost.
+    /// Returns the resource for which this request takes turns. A request that does not wait takes none, nor does any request while
+    /// no majority answers, nor one for several resources: it would keep some of them from others while it waits for one, and two
+    /// such requests could wait for each other.
+    fn takes_turns_for(&self) -> Option<&'a Resource> {
+        match &**self.resources {
+            [resource] if self.waits && self.takes_turns => Some(resource),
+            _ => None,
+        }
+    }
+
+    /// Makes this the one request of its owner that waits by turns, if it does. If there is another one, leaves the queues and
+    /// returns what to wait for: this request enters what the other one is granted.
+    pub(super) fn wait_alone(&mut self, registry: &Arc<Registry>, owner: &Owner) -> Result<(), OwnedNotified> {
+        if let (Some(resource), None) = (self.takes_turns_for(), &self.alone) {
+            let alone = registry.wait_for_turns(owner, resource).inspect_err(|_| self.entry = None)?;
+            self.alone = Some(alone);
+        }
+        Ok(())
+    }
+
+    /// Runs `start` when it is this request's turn, or at once when it takes none. `None` when the turn was lost.
     pub(crate) async fn in_turn<T: Send + 'static>(
         &mut self,
         start: impl FnOnce(Option<&Arc<Ticket>>) -> T + Send + 'static,
     ) -> Option<T> {
-        let resource = match &**self.resources {
-            [resource] if self.waits && self.takes_turns && self.turn.is_none() => resource,
+        let resource = match self.takes_turns_for() {
+            Some(resource) if self.turn.is_none() => resource,
             _ => return Some(start(self.ticket())),
         };
         let entry = self.entry.clone();
@@ -93,18 +117,13 @@ impl<'a> Waiter<'a> {
     pub(crate) fn failed(&mut self, advice: RetryAdvice) {
         if let RetryAdvice::WhenAnswered = advice {
             self.turn = None;
+            self.alone = None;
         }
     }
 
     /// Sets whether the next try waits for its turn.
     pub(crate) fn takes_turns(&mut self, takes_turns: bool) {
         self.takes_turns = takes_turns;
-    }
-
-    /// Leaves the queues, as another task of the same owner asks for the same. This request enters what that one is granted.
-    pub(crate) fn stand_aside(&mut self) {
-        self.entry = None;
-        self.turn = None;
     }
 
     /// Hands turn and ticket to the lease. The lease keeps the turn until it is over, and then takes the ticket from the wait
@@ -137,7 +156,6 @@ mod tests {
     use super::super::fake::{confirm, core, lease, resource};
     use super::*;
     use crate::node::fake::Server;
-    use crate::owner::Owner;
 
     /// A client of one node, which is connected.
     async fn connected() -> (Arc<Core>, Server, UnboundedReceiver<tokio::io::DuplexStream>) {
@@ -193,16 +211,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_stands_aside_leaves_the_wait_queues() {
-        let (core, mut server, _streams) = connected().await;
-        let a = resources(&["a"]);
-        let mut waiter = Waiter::new(&core, &a, true);
-        waiter.begin_try();
-        let ticket = enqueue(&waiter);
-        waiter.stand_aside();
-        assert!(waiter.ticket().is_none());
-        let leave = server.command().await.expect("a command");
-        assert!(leave.iter().any(|word| word.contains(&ticket)), "{leave:?}");
+    async fn requests_of_one_owner_wait_by_turns_one_at_a_time() {
+        let (core, _server, _streams) = connected().await;
+        let (a, both, owner, registry) = (resources(&["a"]), resources(&["a", "b"]), Owner::new(), Arc::default());
+        let [mut first, mut second] = [(); 2].map(|()| Waiter::new(&core, &a, true));
+        assert!(first.wait_alone(&registry, &owner).is_ok() && first.wait_alone(&registry, &owner).is_ok());
+        assert!(Waiter::new(&core, &a, false).wait_alone(&registry, &owner).is_ok(), "it does not wait");
+        assert!(Waiter::new(&core, &both, true).wait_alone(&registry, &owner).is_ok(), "it takes no turns");
+        let Err(done) = second.wait_alone(&registry, &owner) else { panic!("the first one waits") };
+        first.failed(RetryAdvice::WhenAnswered);
+        timeout(SOON, done).await.expect("no majority answers, so each tries by itself");
+        assert!(second.wait_alone(&registry, &owner).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -300,7 +319,7 @@ mod tests {
         assert_eq!(timeout(SOON, next).await.expect("its turn"), Some(()));
         let mut last = pin!(third.in_turn(|_| ()));
         assert!(poll!(&mut last).is_pending());
-        second.stand_aside();
+        drop(second);
         assert_eq!(timeout(SOON, last).await.expect("its turn"), Some(()));
     }
 }

@@ -61,8 +61,11 @@ impl Reachability {
 
     /// Ends all waits, as a majority has answered a request of this client.
     pub(crate) fn majority_answered(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        // Also when the request that found the majority again was the only one, which waits no more.
+        if self.asked.load(Ordering::SeqCst) > 0 {
             self.asked.store(0, Ordering::SeqCst);
+        }
+        if self.waiting.load(Ordering::SeqCst) > 0 {
             self.answered.notify_waiters();
         }
     }
@@ -211,6 +214,8 @@ mod tests {
             [pause().await, pause().await, pause().await, pause().await, pause().await],
             [100, 200, 400, 800, 800]
         );
+        reachability.majority_answered();
+        assert_eq!([pause().await, pause().await], [100, 200], "the one that asked has had its answer");
         let waits = tokio::spawn({
             let reachability = Arc::clone(&reachability);
             async move { reachability.next_try(&LONGEST).await }

@@ -102,6 +102,29 @@ async fn cancel_at_handoff_leaves_no_ticket() {
     drop(other.lock("ghost").try_acquire().await.expect("a free lock"));
 }
 
+/// Each task that is called must use the call, and not leave it to the other one.
+#[tokio::test]
+async fn two_tasks_of_one_owner_get_the_lock_beside_a_client_that_asks_again_at_once() {
+    let cluster = Cluster::start(3);
+    let (locks, other) = (cluster.client(10 * SECOND).await, cluster.client(10 * SECOND).await);
+    let mut guard = other.lock("busy").acquire().await.expect("the lock");
+    let owner = Owner::new();
+    let asked = [(); 2].map(|()| tokio::spawn(locks.lock("busy").owner(&owner).wait(20 * SECOND).acquire()));
+    eventually(5 * SECOND, "one waits", || cluster.count_lines("busy") >= 2).await;
+    let again = tokio::spawn(async move {
+        loop {
+            drop(guard); // The next request leaves with the release.
+            guard = other.lock("busy").acquire().await.expect("the lock");
+        }
+    });
+    let mut guards = Vec::new();
+    for asked in asked {
+        guards.push(asked.await.expect("a task").expect("the lock, or a hold on it"));
+    }
+    assert_eq!(guards[1].owner(), &owner);
+    again.abort();
+}
+
 /// One task has the turn from an earlier try, while the other has the right to send requests for their owner.
 #[tokio::test]
 async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
