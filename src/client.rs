@@ -61,7 +61,9 @@ impl Quorlock {
     /// # Errors
     ///
     /// [`AcquireError::Lost`] when the lease is over or its exporter has released it, [`AcquireError::NoQuorum`] when no majority
-    /// answers, [`AcquireError::Export`] when the string is not an exported lease or was exported under another key prefix.
+    /// answers, [`AcquireError::Export`] when the string is not an exported lease or was exported under another key prefix, and
+    /// otherwise as [`try_acquire`](LockRequest::try_acquire): [`AcquireError::Contended`] also when another task of this process
+    /// is joining the same lease.
     ///
     /// # Cancel safety
     ///

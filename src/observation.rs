@@ -59,10 +59,10 @@ impl Quorlock {
 impl Observation {
     /// The time between two looks. Each asks every node once, and writes nothing.
     ///
-    /// Defaults to one second.
+    /// Defaults to one second. The least is a millisecond.
     #[must_use]
     pub fn every(mut self, time: Duration) -> Self {
-        self.every = time;
+        self.every = time.max(Duration::from_millis(1));
         self
     }
 

@@ -116,8 +116,8 @@ impl LockRequest {
         })
     }
 
-    /// Acquires if no other owner holds the lock, without waiting for it: one round (a second one when a node has seen a
-    /// newer ballot).
+    /// Acquires if no other owner holds the lock, without waiting for it. That takes one round, and further ones at once, up to
+    /// nine in all, while nodes have seen newer ballots.
     ///
     /// # Errors
     ///

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
 use std::sync::Mutex;
 use std::thread;
 
@@ -16,11 +17,18 @@ use crate::sync::locked;
 /// Pieces of work under way, by key. At most one thread works for a key at a time, however often that is asked for: a name server
 /// that hangs must not collect threads. The end of the program does not wait for the threads.
 #[derive(Debug)]
-pub(crate) struct Beside<K, T>(Mutex<HashMap<K, Shared<oneshot::Receiver<T>>>>);
+pub(crate) struct Beside<K, T>(Mutex<UnderWay<K, T>>);
+
+#[derive(Debug)]
+struct UnderWay<K, T> {
+    by_key: HashMap<K, Shared<oneshot::Receiver<T>>>,
+    /// The process whose threads these are. A fork has none of them.
+    process: u32,
+}
 
 impl<K, T: Clone> Default for Beside<K, T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(UnderWay { by_key: HashMap::new(), process: process::id() }))
     }
 }
 
@@ -45,20 +53,23 @@ where
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Shared<oneshot::Receiver<T>>> {
         let mut under_way = locked(&self.0);
-        if let Some(answer) = under_way.get(&about) {
+        if under_way.process != process::id() {
+            *under_way = UnderWay { by_key: HashMap::new(), process: process::id() };
+        }
+        if let Some(answer) = under_way.by_key.get(&about) {
             return Ok(answer.clone());
         }
         let (sender, answer) = oneshot::channel();
         let (answer, key) = (answer.shared(), about.clone());
         let started = thread::Builder::new().name("quorlock".to_owned()).spawn(move || {
             let done = catch_unwind(AssertUnwindSafe(work));
-            locked(&self.0).remove(&key);
+            locked(&self.0).by_key.remove(&key);
             if let Ok(done) = done {
                 drop(sender.send(done));
             }
         });
         started.map_err(|error| io::Error::new(error.kind(), format!("no thread can be started: {error}")))?;
-        under_way.insert(about, answer.clone());
+        under_way.by_key.insert(about, answer.clone());
         Ok(answer)
     }
 }

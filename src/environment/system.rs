@@ -4,10 +4,11 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{process, thread};
 
 use futures_timer::Delay;
 use rand::TryRng as _;
@@ -16,6 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::{Handle, Id, is_rt_shutdown_err};
+use tokio::sync::oneshot;
 
 use super::dial::tcp;
 use super::interface::{Connecting, Environment, Moment, Sleeping, Stream};
@@ -24,6 +26,9 @@ use super::tls::TlsClient;
 
 /// A longer time is waited for in parts: the timers of a thread take no time past the end of the clock.
 const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Where no thread can be started for a wait, the caller's thread stands still for so long, and tries again.
+const WITHOUT_THREAD: Duration = Duration::from_millis(10);
 
 /// The operating system's clocks, random source and sockets.
 #[derive(Debug, Default)]
@@ -118,7 +123,7 @@ impl Environment for System {
                     return;
                 }
                 if runs_ahead || !home.is_here() {
-                    Delay::new(left.min(LONGEST_DELAY)).await;
+                    sleep_elsewhere(left.min(LONGEST_DELAY)).await;
                 } else {
                     runs_ahead = home.sleep(left).await;
                 }
@@ -129,6 +134,25 @@ impl Environment for System {
     fn runtime_has_ended(&self) {
         self.home.has_ended.store(true, Ordering::SeqCst);
     }
+}
+
+/// Waits without a runtime. All waits share one thread. A fork has no such thread, and each wait there has its own.
+async fn sleep_elsewhere(time: Duration) {
+    static HAS_TIMERS: OnceLock<u32> = OnceLock::new();
+    if *HAS_TIMERS.get_or_init(process::id) == process::id() {
+        return Delay::new(time).await;
+    }
+    let ((over, is_over), (keep, is_dropped)) = (oneshot::channel::<()>(), mpsc::channel::<()>());
+    let started = thread::Builder::new().name("quorlock timer".to_owned()).spawn(move || {
+        // The wait is given up when its future is dropped.
+        let _ = is_dropped.recv_timeout(time);
+        drop(over);
+    });
+    match started {
+        Ok(_) => drop(is_over.await),
+        Err(_) => thread::sleep(time.min(WITHOUT_THREAD)),
+    }
+    drop(keep);
 }
 
 /// A socket that takes bytes also when the runtime whose driver watches it has ended.

@@ -363,6 +363,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_the_servers_that_have_gone_the_latest_are_kept() {
+        let common = common();
+        for server in 0..70 {
+            assert_eq!(reached(&common, 0, &server.to_string()), Ok(Listing::Known));
+            common.connected(0);
+            common.disconnected(0);
+            common.unreachable(0);
+        }
+        assert_eq!(reached(&common, 1, "6"), same_as(0));
+        assert_eq!(reached(&common, 1, "5"), Ok(Listing::Known));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_attempt_that_is_over_keeps_no_place() {
         let common = common();
         assert_eq!(reached(&common, 0, "a"), Ok(Listing::Known));

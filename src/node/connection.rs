@@ -295,10 +295,14 @@ impl Connection {
             return self.keep(request);
         }
         let why = match end {
-            End::Broken(broken) => broken.to_string(),
-            End::Done | End::Replaced(_) => "it was silent".to_owned(),
+            // What the next request will be told as well.
+            End::Broken(broken @ (NodeError::Replica | NodeError::Nonsense(_) | NodeError::TooLarge { .. })) => {
+                broken.clone()
+            }
+            End::Broken(broken) => NodeError::Disconnected(broken.to_string()),
+            End::Done | End::Replaced(_) => NodeError::Disconnected("it was silent".to_owned()),
         };
-        request.reply_to.answer(self.index, Err(NodeError::Disconnected(why)));
+        request.reply_to.answer(self.index, Err(why));
     }
 
     /// Does what there is to do now: takes requests, sends, delivers.

@@ -16,6 +16,9 @@ use tokio::task::unconstrained;
 
 use super::common::Common;
 
+/// How often a thread polls in a row while others send: the one that drops a guard is not kept for as long as they do.
+const MOST_POLLS: u32 = 64;
+
 type Connections = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) struct Driver {
@@ -96,7 +99,7 @@ impl Driver {
         self.is_due.store(true, Ordering::SeqCst);
         // Dropped last: the observer may call the client, and not while the connections are locked.
         let _postponed = self.common.telemetry.postpone();
-        let mut ended = Poll::Pending;
+        let (mut ended, mut polls) = (Poll::Pending, 0);
         // If another thread polls already, or this one further up its stack, that one sees `is_due` and polls once more.
         while self.is_due.load(Ordering::SeqCst) {
             let mut connections = match self.connections.try_lock() {
@@ -112,6 +115,11 @@ impl Driver {
                 drop(connections);
                 drop(over);
                 ended = Poll::Ready(());
+            }
+            polls += 1;
+            if polls >= MOST_POLLS && !self.common.life.has_ended() {
+                self.task.0.wake(); // It does the rest.
+                break;
             }
         }
         ended

@@ -27,6 +27,9 @@ pub(super) struct Health {
     pub(super) clock: u64,
 }
 
+/// A run id has 40 bytes. The client keeps those of servers that have gone.
+const MOST_RUN_ID: usize = 64;
+
 /// Returns what to ask a server of itself. `list` is the key of the list.
 pub(super) fn questions(list: &[u8]) -> [Cmd; 3] {
     let [info, mut stored, time] = ["INFO", "MGET", "TIME"].map(redis::cmd);
@@ -49,7 +52,11 @@ pub(super) fn judge(answers: [Value; 3], database: i64) -> Result<Health, NodeEr
     let record = record.and_then(text).and_then(|text| Record::parse(&text).map(|record| (text, record)));
     let listed = listed.and_then(text).and_then(|text| text.parse().ok());
     let clock = seconds.saturating_mul(1_000_000).saturating_add(micros);
-    Ok(Health { run_id: field(&info, "run_id").unwrap_or_default().to_owned(), process, record, listed, clock })
+    let run_id = field(&info, "run_id").unwrap_or_default().to_owned();
+    if run_id.len() > MOST_RUN_ID {
+        return Err(NodeError::Nonsense(format!("a run id of {} bytes", run_id.len())));
+    }
+    Ok(Health { run_id, process, record, listed, clock })
 }
 
 fn answer<T: redis::FromRedisValue>(value: Value, command: &str) -> Result<T, NodeError> {
@@ -142,6 +149,9 @@ mod tests {
         let health = judge([text(INFO), stored.clone(), time.clone()], 0).expect("a server in order");
         assert_eq!((health.clock, health.listed), (17_000_005, None));
         assert_eq!(health.record.map(|(_, record)| record.word), Some(0xaf));
+        let long = INFO.replace("run_id:abc", &format!("run_id:{}", "a".repeat(65)));
+        let no_redis = judge([text(&long), stored.clone(), time.clone()], 0);
+        assert_eq!(no_redis, Err(NodeError::Nonsense("a run id of 65 bytes".to_owned())));
         let denied = judge([refused.expect("an error"), stored, time], 0);
         assert_eq!(denied, Err(NodeError::NotAllowed { command: "INFO".to_owned() }));
     }

@@ -67,6 +67,9 @@ struct Departed {
     at: Moment,
 }
 
+/// How many are kept of one place at most: the latest. A server that is another one at every connection must not fill the memory.
+const MOST_DEPARTED: usize = 64;
+
 /// What is known of all places of the node list.
 #[derive(Debug)]
 pub(super) struct Places {
@@ -165,6 +168,12 @@ impl Places {
         place.is_connected = false;
         if let Some(SeenServer { run_id, name, .. }) = &place.connected {
             self.departed.retain(|departed| (departed.run_id.as_str(), departed.place) != (run_id, index));
+            let of_place = self.departed.iter().filter(|departed| departed.place == index).count();
+            if of_place >= MOST_DEPARTED
+                && let Some(oldest) = self.departed.iter().position(|departed| departed.place == index)
+            {
+                self.departed.remove(oldest);
+            }
             let (run_id, name) = (run_id.clone(), Arc::clone(name));
             self.departed.push(Departed { run_id, place: index, name, at: now });
         }

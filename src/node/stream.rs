@@ -9,7 +9,7 @@ use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use redis::{Cmd, Value, parse_redis_value};
+use redis::{Cmd, PushKind, Value, parse_redis_value};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use super::scan::{Most, Scan, nonsense};
@@ -166,7 +166,10 @@ impl RespStream {
                     }
                     return Poll::Pending;
                 };
-                answers.push(answer);
+                // A call for a waiting request, on a channel that these commands have subscribed to.
+                if !matches!(answer, Value::Push { kind: PushKind::Message, .. }) {
+                    answers.push(answer);
+                }
             }
             Poll::Ready(Ok::<_, NodeError>(()))
         })
@@ -214,7 +217,8 @@ mod tests {
         let mut stream = RespStream::new(Box::new(stream));
         let serve = async {
             use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-            let (commands, answers) = (b"*1\r\n$4\r\nPING\r\n".repeat(2), b"+PONG\r\n*1\r\n$3\r\nx\r\n\r\n");
+            let (commands, answers) =
+                (b"*1\r\n$4\r\nPING\r\n".repeat(2), b"+PONG\r\n>3\r\n+message\r\n+a\r\n+1\r\n*1\r\n$3\r\nx\r\n\r\n");
             let mut received = vec![0; commands.len()];
             server.read_exact(&mut received).await.unwrap();
             assert_eq!(received, commands);

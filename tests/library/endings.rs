@@ -362,6 +362,7 @@ fn a_forked_child_does_not_use_the_connections() {
     let cluster = Cluster::start(3);
     let mut worker = Worker::spawn(&["fork", &cluster.urls().join(",")]);
     assert_eq!(worker.next().as_deref(), Some("the child got an error"));
+    assert_eq!(worker.next().as_deref(), Some("the child has waited"));
     assert_eq!(worker.next().as_deref(), Some("the child has ended"));
     assert_eq!(worker.next().as_deref(), Some("the parent went on"));
     worker.finish();
@@ -379,6 +380,14 @@ fn subscribers(urls: &str) -> Vec<String> {
     lists.flat_map(|list| list.lines().filter_map(number).collect::<Vec<_>>()).collect()
 }
 
+/// Connects anew, and waits for a lock outside the runtime.
+fn waits_in_a_fork(urls: &str) {
+    let home = runtime();
+    let locks = home.block_on(Quorlock::builder().nodes(urls.split(',')).connect()).expect("settings");
+    let error = block_on(locks.lock("x").wait(SECOND).acquire()).expect_err("the parent holds it");
+    assert!(error.is_timed_out() && error.is_held(), "{error}");
+}
+
 /// A process that connects, forks, and uses the client in both.
 pub fn fork(job: &[String]) {
     let urls = &job[1];
@@ -390,7 +399,12 @@ pub fn fork(job: &[String]) {
             let mut waiting = Box::pin(locks.lock("x").acquire());
             assert!(futures::poll!(&mut waiting).is_pending());
             locks.flush().await;
-            let (parent, connected) = (std::process::id(), subscribers(urls));
+            let (parent, connected, theirs) = (std::process::id(), subscribers(urls), urls.clone());
+            let waits = locks.lock("x").wait(SECOND).acquire();
+            let waits = thread::spawn(|| block_on(waits).expect_err("it is held"));
+            while !waits.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             assert_eq!(connected.len(), 3);
             // SAFETY: the child uses no lock that another thread may have held: it reports, and ends.
             match unsafe { nix::unistd::fork() }.expect("a fork") {
@@ -407,6 +421,9 @@ pub fn fork(job: &[String]) {
                     assert_eq!(guard.release().await, Err(ReleaseError::Client(why)));
                     tokio::task::yield_now().await;
                     report("the child got an error");
+                    // It has no thread of the parent. A wait outside a runtime ends in time all the same.
+                    thread::spawn(move || waits_in_a_fork(&theirs)).join().expect("a thread");
+                    report("the child has waited");
                     None
                 }
                 nix::unistd::ForkResult::Parent { child } => {

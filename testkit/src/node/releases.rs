@@ -116,13 +116,16 @@ pub fn inspect(store: &mut Store, keys: &[&[u8]], now: u64) -> Reply {
         Some(Data::Queue(_)) => "zset",
         Some(Data::Other(kind)) => kind,
     };
-    let text = |store: &mut Store, key| Reply::bulk(store.text(key, now).unwrap_or_default());
+    let text = |store: &mut Store, key, most: usize| {
+        let value = store.text(key, now).unwrap_or_default();
+        Reply::bulk(&value[..value.len().min(most)])
+    };
     Reply::Array(vec![
         Reply::Int(now.cast_signed()),
         Reply::bulk(kind),
-        text(store, lock),
+        text(store, lock, 4096),
         Reply::Int(store.pttl(lock, now)),
-        text(store, ballot),
+        text(store, ballot, 4127),
     ])
 }
 
