@@ -71,9 +71,11 @@ impl Place {
     }
 
     pub fn command(&self, verb: &str, args: &[&str]) -> Command {
-        let mut command = Command::new("env");
-        // A terminal lets all of these end a script, also signals that the caller of this test ignores.
-        command.arg("--default-signal=HUP,INT,QUIT,TERM,PIPE").arg(scripts().join(verb)).args(args);
+        let mut command = Command::new("bash");
+        // A terminal lets all of these end a script, also signals that the caller of this test ignores. Many logins let the
+        // group write to new files.
+        let script = "umask 002 && exec env --default-signal=HUP,INT,QUIT,TERM,PIPE \"$@\"";
+        command.args(["-c", script, "bash"]).arg(scripts().join(verb)).args(args);
         command.env("QUORLOCK_CLUSTER_DIR", &self.dir).env("TMPDIR", &self.root).current_dir(&self.root);
         command.env("QUORLOCK_SERVERS_DIR", self.root.join("servers folder"));
         let (tools, path) = (self.root.join("tools"), std::env::var("PATH").expect("PATH"));
