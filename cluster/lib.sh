@@ -70,7 +70,11 @@ interrupted() { # SIGNAL
 find_redis() { # sets SERVER and CLI
   local name
   for name in redis valkey; do
-    SERVER=$(type -P "$name-server") && CLI=$(type -P "$name-cli") && return
+    if SERVER=$(type -P "$name-server") && CLI=$(type -P "$name-cli"); then
+      # The programs of tests, chaos and bench start `redis-server`, unless the variable names another one.
+      [[ $name == redis ]] || export QUORLOCK_TEST_SERVER=${QUORLOCK_TEST_SERVER:-$SERVER}
+      return
+    fi
   done
   return 1
 }

@@ -1,11 +1,11 @@
-//! Wrong calls, calls at the same time, and calls for a damaged state folder or where a program is missing.
+//! Wrong calls, calls at the same time, and calls for a damaged state folder.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use crate::place::{Call, NODES, Place, entries, finish, kill, replace, scripts, stat};
+use crate::place::{Call, NODES, Place, finish, kill, replace, scripts, stat};
 
 #[test]
 fn wrong_use_is_refused_and_leaves_nothing() {
@@ -212,38 +212,4 @@ fn damaged_folders_are_mended_or_refused() {
     fs::create_dir_all(&place.dir).expect("a folder");
     fs::set_permissions(&place.dir, Permissions::from_mode(0o777)).expect("rights");
     refused("up", &["3"], "other users can write to");
-}
-
-/// `cluster/test --peers` installs nothing where a program is missing.
-#[test]
-fn missing_programs_for_the_other_lock_clients_are_named() {
-    let place = Place::new();
-    let tools = place.root.join("tools");
-    fs::create_dir(&tools).expect("a folder");
-    let path = std::env::var_os("PATH").expect("PATH");
-    for name in ["env", "bash", "realpath", "dirname", "basename"] {
-        let file = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.exists());
-        symlink(file.expect("it is in every system"), tools.join(name)).expect("a link");
-    }
-    let tool = |name: &str, code: i32| {
-        replace(&tools.join(name), &format!("#!/bin/sh\nexit {code}\n"));
-        fs::set_permissions(tools.join(name), Permissions::from_mode(0o755)).expect("a program");
-    };
-    let missing = |words: &str| {
-        let mut command = place.command("test", &["--peers"]);
-        command.env("PATH", &tools);
-        let outcome = finish(place.call(command));
-        assert_eq!(outcome.code, 69, "{words}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
-    };
-    for name in ["cargo", "redis-server", "redis-cli"] {
-        tool(name, 0);
-    }
-    missing("node is not on PATH. Install it (Debian, Ubuntu: apt-get install nodejs npm)");
-    tool("node", 0);
-    missing("npm is not on PATH");
-    tool("npm", 0);
-    tool("python3", 1);
-    missing("apt-get install python3-venv");
-    assert_eq!(entries(&place.root), [tools]);
 }

@@ -1,9 +1,10 @@
 //! The scripts in `cluster/`: what they leave behind when they are interrupted, called wrongly, called twice at once, or find a
-//! damaged state folder.
+//! damaged state folder or other programs than usual.
 //!
 //! `QUORLOCK_INTERRUPTIONS=50 cargo test --test scripts` interrupts each of them 50 times instead of 10.
 
 mod calls;
 mod interruptions;
 mod place;
+mod programs;
 mod servers;

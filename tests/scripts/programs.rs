@@ -1,0 +1,64 @@
+//! Programs that are missing, or that are others than usual.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use crate::place::{Outcome, Place, entries, finish};
+
+/// Calls a script that finds the tools of this place, a few programs of every system, and no others.
+fn run_alone(place: &Place, verb: &str, args: &[&str]) -> Outcome {
+    let (tools, path) = (place.root.join("tools"), std::env::var_os("PATH").expect("PATH"));
+    fs::create_dir_all(&tools).expect("a folder");
+    for name in ["env", "bash", "realpath", "dirname", "basename", "sed"] {
+        let file = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.exists());
+        let _ = symlink(file.expect("it is in every system"), tools.join(name)); // It may be there.
+    }
+    let mut command = place.command(verb, args);
+    command.env("PATH", &tools).env_remove("QUORLOCK_TEST_SERVER");
+    finish(place.call(command))
+}
+
+/// `cluster/test --peers` installs nothing where a program is missing.
+#[test]
+fn missing_programs_for_the_other_lock_clients_are_named() {
+    let place = Place::new();
+    let tool = |name: &str, code: i32| place.tool(name, &format!("exit {code}"));
+    let missing = |words: &str| {
+        let outcome = run_alone(&place, "test", &["--peers"]);
+        assert_eq!(outcome.code, 69, "{words}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
+    };
+    for name in ["cargo", "redis-server", "redis-cli"] {
+        tool(name, 0);
+    }
+    missing("node is not on PATH. Install it (Debian, Ubuntu: apt-get install nodejs npm)");
+    tool("node", 0);
+    missing("npm is not on PATH");
+    tool("npm", 0);
+    tool("python3", 1);
+    missing("apt-get install python3-venv");
+    assert_eq!(entries(&place.root), [place.root.join("tools")]);
+}
+
+/// Programs start `redis-server` by themselves where the variable is not set.
+#[test]
+fn programs_start_the_server_that_is_installed() {
+    let place = Place::new();
+    let lab = place.tool("lab", "echo \"$1 with ${QUORLOCK_TEST_SERVER-the default}\"");
+    let words =
+        format!("case $1 in build) echo '{{\"executable\":\"{0}\"}}' ;; *) '{0}' \"$@\" ;; esac", lab.display());
+    place.tool("cargo", &words);
+    let starts = |server: &str| {
+        for (verb, args) in [("chaos", &[][..]), ("bench", &[]), ("test", &["--lib"])] {
+            let outcome = run_alone(&place, verb, args);
+            assert_eq!(outcome.code, 0, "{verb}: {}", outcome.stderr);
+            assert!(outcome.stdout.ends_with(&format!("{verb} with {server}\n")), "{verb}: {}", outcome.stdout);
+        }
+    };
+    let valkey = place.tool("valkey-server", "exit 1");
+    place.tool("valkey-cli", "exit 1");
+    starts(&valkey.display().to_string());
+    place.tool("redis-server", "exit 1");
+    place.tool("redis-cli", "exit 1");
+    starts("the default");
+}
