@@ -134,6 +134,22 @@ build_lab() { # sets LAB
   [[ -x $LAB ]] || die 1 "cargo did not say where it put quorlock-lab"
 }
 
+# The program alone knows its arguments. Help, and arguments that it refuses, need no server.
+run_lab() { # COMMAND [ARGUMENT...]
+  local argument checked=()
+  for argument; do
+    case $argument in
+      --) break ;;
+      -h | --help) printf 'usage: %s\n\n' "$USAGE"; build_lab; exec "$LAB" "$@" ;;
+    esac
+    checked+=("$argument")
+  done
+  build_lab
+  "$LAB" "${checked[@]}" --help >/dev/null || exit
+  install_redis
+  exec "$LAB" "$@"
+}
+
 # ---- the cluster ----
 
 is_cluster() { [[ -e $DIR/size ]]; }

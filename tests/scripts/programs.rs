@@ -62,3 +62,30 @@ fn programs_start_the_server_that_is_installed() {
     place.tool("redis-cli", "exit 1");
     starts("the default");
 }
+
+/// There is no server, and no way to install one.
+#[test]
+fn help_and_unknown_arguments_need_no_server() {
+    let place = Place::new();
+    let lab = place.tool("lab", "case $* in *--lots*) echo unknown >&2; exit 64 ;; *--help) echo \"$*\" ;; esac");
+    let cargo = format!("echo '{{\"executable\":\"{}\"}}'", lab.display());
+    for verb in ["chaos", "bench"] {
+        place.tool("cargo", &cargo);
+        for args in [&["--help"][..], &["--for", "1s", "--help"]] {
+            let help = run_alone(&place, verb, args);
+            assert_eq!(help.code, 0, "{verb}: {}", help.stderr);
+            assert!(help.stdout.starts_with(&format!("usage: cluster/{verb}")), "{verb}: {}", help.stdout);
+            assert!(help.stdout.ends_with(&format!("\n{verb} {}\n", args.join(" "))), "{verb}: {}", help.stdout);
+        }
+        let refused = run_alone(&place, verb, &["--lots"]);
+        assert_eq!(refused.code, 64, "{verb}: {}", refused.stderr);
+        assert!(refused.stderr.ends_with("unknown\n"), "{verb}: {}", refused.stderr);
+        // What follows belongs to another program.
+        let accepted = run_alone(&place, verb, &["--for", "1s", "--", "program", "--lots", "--help"]);
+        assert_eq!((accepted.code, accepted.stdout.as_str()), (69, ""), "{verb}: {}", accepted.stderr);
+        assert!(accepted.stderr.contains("no redis-server"), "{verb}: {}", accepted.stderr);
+        place.tool("cargo", "exit 1");
+        let help = run_alone(&place, verb, &["--help"]);
+        assert!(help.stdout.starts_with(&format!("usage: cluster/{verb}")), "{verb} before the build: {}", help.stdout);
+    }
+}
