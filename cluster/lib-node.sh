@@ -220,7 +220,7 @@ cluster_word() { # prints it; makes it when there is none
 # ballots kept by a window of 300 s, the cluster's word, that it keeps every write, and for which process all this is so.
 # NX: what a client has written in the meantime stays. A node that is not empty, or was declared before, is not new.
 declare_node() { # I; call look before
-  local i=$1 node=$DIR/node-$1 tries record list=quorlock:list:quorlock:lock:
+  local i=$1 node=$DIR/node-$1 tries keys record list=quorlock:list:quorlock:lock:
   if [[ -e $node/declared && -s $node/run_id ]]; then return; fi
   for ((tries = 0; tries < 100; tries++)); do
     if greet "$i"; then break; fi
@@ -229,7 +229,10 @@ declare_node() { # I; call look before
   ((tries < 100)) || die 69 "node $i (pid $PID) does not answer on port $PORT (log: $node/redis.log)." \
     "To start it anew: cluster/kill $i, cluster/start $i"
   if [[ -e $node/declared ]]; then return; fi
-  if [[ $(ask DBSIZE) == 0 ]]; then
+  keys=$(ask DBSIZE) || true
+  [[ $keys =~ ^[0-9]+$ ]] ||
+    die 69 "node $i does not say how many keys it has (log: $node/redis.log). Run cluster/up again"
+  if [[ $keys == 0 ]]; then
     record="$(random_word) 10000 0 0 300000 $(cluster_word) 1 ${RUN_ID::16}"
     printf 'MULTI\nSET quorlock:node "%s" NX\nSET %s %s NX\nEXEC\n' "$record" "$list" "$SIZE" | ask >/dev/null || true
     [[ $(ask EXISTS quorlock:node) == 1 ]] ||

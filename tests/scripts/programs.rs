@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use crate::place::{Outcome, Place, entries, finish};
+use crate::place::{NODES, Outcome, Place, entries, finish};
 
 /// Calls a script that finds the tools of this place, a few programs of every system, and no others.
 fn run_alone(place: &Place, verb: &str, args: &[&str]) -> Outcome {
@@ -88,4 +88,19 @@ fn help_and_unknown_arguments_need_no_server() {
         let help = run_alone(&place, verb, &["--help"]);
         assert!(help.stdout.starts_with(&format!("usage: cluster/{verb}")), "{verb} before the build: {}", help.stdout);
     }
+}
+
+#[test]
+fn nodes_that_do_not_say_whether_they_are_empty_are_not_declared() {
+    let place = Place::new();
+    for name in ["redis-cli", "valkey-cli"] {
+        place.tool(name, &format!("case $* in *DBSIZE*) exit 1 ;; esac\nPATH=${{PATH#*:}} exec {name} \"$@\""));
+    }
+    let outcome = place.run("up", &[&NODES.to_string()]);
+    assert_eq!(outcome.code, 69, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("node 1 does not say how many keys it has"), "{}", outcome.stderr);
+    assert!(!place.node(1, "declared").exists());
+    fs::remove_dir_all(place.root.join("tools")).expect("our folder");
+    place.succeed("up", &[]);
+    place.assert_whole("the next call of up");
 }
