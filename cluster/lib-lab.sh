@@ -1,13 +1,15 @@
 # shellcheck shell=bash
 # The link and the clock of a node, with cluster/up --lab. Part of lib.sh.
 
+is_link() { # I: does it run?
+  is_process "$1" link-pid && [[ $PSTATE != [Tt] ]]
+}
+
 # A proxy in front of node I, which lives as long as the cluster.
 start_link() { # I LAB
   local i=$1 lab=$2 node=$DIR/node-$1 port tries
-  if is_process "$i" link-pid; then
-    if read_port "$node/link-port"; then return; fi
-    stop_link "$i" # Its port was not written down: cluster/up was interrupted.
-  fi
+  if is_link "$i" && read_port "$node/link-port"; then return; fi
+  stop_link "$i" # It was stopped, or cluster/up was interrupted before it had written down the port.
   no_links "$node/link.log"
   [[ -s $node/link ]] || replace "$node/link" pass
   port=$((20000 + RANDOM % 12001))
@@ -49,9 +51,19 @@ stop_link() { # I
   die 1 "the link of node $1 (pid $PID) is still there 4 s after SIGKILL; look at it with: ps -p $PID"
 }
 
-set_link() { # I STATE
-  replace "$DIR/node-$1/link" "$2"
-  printf 'node %-2s  link: %s\n' "$1" "$2" >&2
+set_links() { # STATE, of the links of all NODES
+  local i code=0
+  for i in "${NODES[@]}"; do replace "$DIR/node-$i/link" "$1"; done
+  sleep 0.2 # A link reads its state every 100 ms.
+  for i in "${NODES[@]}"; do
+    if is_link "$i"; then
+      printf 'node %-2s  link: %s\n' "$i" "$1" >&2
+    else
+      say "the link of node $i does not run, so nothing passes. Start it, in the state '$1': cluster/up"
+      code=1
+    fi
+  done
+  return "$code"
 }
 
 read_clock() { # I: sets OFFSET (µs), PPM, SINCE (µs since 1970)

@@ -5,6 +5,7 @@
 
 mod calls;
 mod interruptions;
+mod links;
 mod place;
 mod programs;
 mod servers;
