@@ -49,6 +49,10 @@ fn broken_links_are_reported_once_they_have_read_their_state() {
         assert_eq!((outcome.code, outcome.stderr), (0, format!("node 1   link: {state}\n")), "{verb}");
         assert_eq!(fs::read_to_string(place.node(1, "link")).expect("a state"), format!("{state}\n"), "{verb}");
     }
+    let outcome = place.run("cut", &["1", "--requests", "--answers"]);
+    assert_eq!(outcome.code, 64, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("For both ways: cluster/cut I...\nusage: "), "{}", outcome.stderr);
+    assert_eq!(fs::read_to_string(place.node(1, "link")).expect("a state"), "pass\n");
 }
 
 #[test]
