@@ -10,7 +10,7 @@ use nix::sys::time::TimeValLike as _;
 /// The result of one implementation in one stretch of time.
 #[derive(Default)]
 pub struct Stretch {
-    /// The durations of all cycles, sorted.
+    /// The durations of the cycles that did not fail, sorted.
     latencies: Vec<Duration>,
     pub failed: usize,
     took: Duration,
@@ -18,6 +18,37 @@ pub struct Stretch {
     cpu: Duration,
     /// The processor time of the bench's own servers, where the system shows it.
     nodes_cpu: Option<Duration>,
+}
+
+/// Cycles that have ended. A failed one is counted and not timed: an error may be faster than any lock.
+#[derive(Default)]
+pub struct Cycles {
+    latencies: Vec<Duration>,
+    failed: usize,
+}
+
+impl Cycles {
+    pub fn failed(failed: usize) -> Self {
+        Self { latencies: Vec::new(), failed }
+    }
+
+    pub fn add(&mut self, took: Duration, is_done: bool) {
+        if is_done {
+            self.latencies.push(took);
+        } else {
+            self.failed += 1;
+        }
+    }
+
+    pub fn append(&mut self, mut others: Self) {
+        self.latencies.append(&mut others.latencies);
+        self.failed += others.failed;
+    }
+
+    /// Returns the number of all cycles, failed ones too.
+    pub fn count(&self) -> usize {
+        self.latencies.len() + self.failed
+    }
 }
 
 /// Measures a stretch from its start on.
@@ -33,7 +64,8 @@ impl Clock {
         Self { began: Instant::now(), cpu: cpu_time(), nodes_cpu }
     }
 
-    pub fn stop(self, mut latencies: Vec<Duration>, failed: usize) -> Stretch {
+    pub fn stop(self, cycles: Cycles) -> Stretch {
+        let Cycles { mut latencies, failed } = cycles;
         let (took, cpu) = (self.began.elapsed(), cpu_time().saturating_sub(self.cpu));
         let nodes_cpu = nodes_cpu_time().zip(self.nodes_cpu).map(|(after, before)| after.saturating_sub(before));
         latencies.sort_unstable();
@@ -43,11 +75,11 @@ impl Clock {
 
 impl Stretch {
     pub fn p50_us(&self) -> f64 {
-        micros(quantile(&self.latencies, 0.5))
+        quantile_us(&self.latencies, 0.5)
     }
 
     pub fn p99_us(&self) -> f64 {
-        micros(quantile(&self.latencies, 0.99))
+        quantile_us(&self.latencies, 0.99)
     }
 
     pub fn cycles_per_s(&self) -> f64 {
@@ -99,11 +131,11 @@ pub fn median(mut figures: Vec<f64>) -> f64 {
     }
 }
 
-/// Returns a quantile of sorted durations, or zero when there are none.
-pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
+/// Returns a quantile of sorted durations, or NaN when there are none.
+pub fn quantile_us(sorted: &[Duration], share: f64) -> f64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the length")]
     let rank = (number(sorted.len()) * share).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+    sorted.get(rank.saturating_sub(1)).copied().map_or(f64::NAN, micros)
 }
 
 pub fn micros(duration: Duration) -> f64 {
@@ -163,10 +195,23 @@ mod tests {
     #[test]
     fn quantiles_are_values_that_occurred() {
         let sorted: Vec<Duration> = (1..=200).map(Duration::from_micros).collect();
-        assert_eq!(quantile(&sorted, 0.5), Duration::from_micros(100));
-        assert_eq!(quantile(&sorted, 0.99), Duration::from_micros(198));
-        assert_eq!(quantile(&sorted[..1], 0.99), Duration::from_micros(1));
-        assert_eq!(quantile(&[], 0.5), Duration::ZERO);
+        let is_near = |figure: f64, expected: f64| (figure - expected).abs() < 1e-6;
+        assert!(is_near(quantile_us(&sorted, 0.5), 100.0));
+        assert!(is_near(quantile_us(&sorted, 0.99), 198.0));
+        assert!(is_near(quantile_us(&sorted[..1], 0.99), 1.0));
+        assert!(quantile_us(&[], 0.5).is_nan(), "no latency is not a latency of zero");
+    }
+
+    #[test]
+    fn a_failed_cycle_is_counted_and_not_timed() {
+        let mut cycles = Cycles::default();
+        cycles.add(Duration::from_micros(300), true);
+        cycles.add(Duration::from_micros(1), false);
+        cycles.append(Cycles::failed(2));
+        assert_eq!(cycles.count(), 4);
+        let stretch = Clock::start().stop(cycles);
+        assert_eq!((stretch.latencies.as_slice(), stretch.failed), ([Duration::from_micros(300)].as_slice(), 3));
+        assert!(Clock::start().stop(Cycles::failed(1)).p50_us().is_nan(), "a figure that meets no target");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::measure::{micros, number, quantile};
+use super::measure::{number, quantile_us};
 
 /// One turn. Times are `CLOCK_MONOTONIC`, one clock for all processes of a machine.
 #[derive(Clone, Copy)]
@@ -67,9 +67,9 @@ impl Turns {
             (share / equal - 1.0).abs()
         });
         Summary {
-            p50_us: micros(quantile(&gaps, 0.5)),
-            p99_us: micros(quantile(&gaps, 0.99)),
-            inside_us: micros(quantile(&inside, 0.5)),
+            p50_us: quantile_us(&gaps, 0.5),
+            p99_us: quantile_us(&gaps, 0.99),
+            inside_us: quantile_us(&inside, 0.5),
             hand_overs: gaps.len(),
             same_share: 1.0 - number(gaps.len()) / number(pairs().count()),
             unfairness: unfairness.fold(0.0, f64::max),

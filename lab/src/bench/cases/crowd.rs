@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::{Case, TARGET_NODES};
 use crate::bench::Bench;
 use crate::bench::lockers::Ours;
-use crate::bench::measure::{micros, number, quantile};
+use crate::bench::measure::{number, quantile_us};
 use crate::bench::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
@@ -121,7 +121,7 @@ fn crowd(bench: &Bench<'_>, nodes: usize, clients: usize) -> Result<Seen, Failur
         per_s: taken / took.as_secs_f64(),
         commands: per_node(calls.count - before.1.count),
         node_us: per_node(calls.micros - before.1.micros),
-        beside_p50_us: micros(quantile(&cycles, 0.5)),
+        beside_p50_us: quantile_us(&cycles, 0.5),
         beside_lost,
     })
 }

@@ -14,7 +14,7 @@ use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use super::commands::{Command, Scripts, encode};
 use super::{LEASE, Measured, WARM_UP};
 use crate::bench::fleet::unreachable;
-use crate::bench::measure::{Clock, Stretch};
+use crate::bench::measure::{Clock, Cycles, Stretch};
 use crate::bench::turns::{Turn, Turns, now};
 use crate::exit::Failure;
 
@@ -48,16 +48,16 @@ impl Floor {
         if slots.iter().any(|it| it.acquire.says_record) && wires.iter().any(|wire| wire.record == b"$-1\r\n") {
             return Err(io::Error::other("a node has no record yet; quorlock writes it when it connects"));
         }
-        Ok(Loom { quorum: wires.len() / 2 + 1, wires, slots, latencies: Vec::new(), failed: 0 })
+        Ok(Loom { quorum: wires.len() / 2 + 1, wires, slots, cycles: Cycles::default() })
     }
 
     fn measure(&self, tasks: usize, stretch: Duration) -> io::Result<Stretch> {
         let mut loom = self.loom(tasks)?;
-        loom.run(|loom| loom.latencies.len() >= WARM_UP * tasks)?;
-        (loom.latencies, loom.failed) = (Vec::new(), 0);
+        loom.run(|loom| loom.cycles.count() >= WARM_UP * tasks)?;
+        loom.cycles = Cycles::default();
         let (clock, began) = (Clock::start(), Instant::now());
-        loom.run(|loom| !loom.latencies.is_empty() && began.elapsed() >= stretch)?;
-        Ok(clock.stop(loom.latencies, loom.failed))
+        loom.run(|loom| loom.cycles.count() > 0 && began.elapsed() >= stretch)?;
+        Ok(clock.stop(loom.cycles))
     }
 }
 
@@ -73,7 +73,7 @@ impl Measured for Floor {
     fn cycles(&self, tasks: usize, stretch: Duration) -> Stretch {
         self.measure(tasks, stretch).unwrap_or_else(|error| {
             self.warn(&error);
-            Clock::start().stop(Vec::new(), 1)
+            Clock::start().stop(Cycles::failed(1))
         })
     }
 
@@ -91,6 +91,7 @@ struct Slot {
     /// The number of the round, which distinguishes late answers from awaited ones.
     round: u32,
     is_release: bool,
+    is_granted: bool,
     yes: usize,
     no: usize,
     began: Instant,
@@ -106,6 +107,7 @@ impl Slot {
             ballot: 0,
             round: 0,
             is_release: false,
+            is_granted: false,
             yes: 0,
             no: 0,
             began: Instant::now(),
@@ -205,8 +207,7 @@ struct Loom {
     wires: Vec<Wire>,
     slots: Vec<Slot>,
     quorum: usize,
-    latencies: Vec<Duration>,
-    failed: usize,
+    cycles: Cycles,
 }
 
 impl Loom {
@@ -313,15 +314,13 @@ impl Loom {
         }
         let won = it.yes >= self.quorum;
         if it.is_release {
-            let latency = it.began.elapsed();
-            self.latencies.push(latency);
-            self.failed += usize::from(!won);
+            self.cycles.add(it.began.elapsed(), it.is_granted && won);
             self.slots[slot].running = !enough(self);
             if self.slots[slot].running {
                 self.begin(slot);
             }
         } else {
-            self.failed += usize::from(!won);
+            it.is_granted = won;
             it.is_release = true;
             self.send(slot);
         }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{Barrier, oneshot};
 
-use super::measure::{Clock, Stretch};
+use super::measure::{Clock, Cycles, Stretch};
 use super::turns::{Turn, Turns, now};
 
 pub use commands::{FENCED, OWN, PLAIN, Scripts};
@@ -143,8 +143,7 @@ impl<L: Locker> InRuntime<L> {
 async fn in_block_on<L: Locker>(mut locker: L, names: &[String], stretch: Duration) -> Stretch {
     warm_up(&mut locker, names, stretch).await;
     let clock = Clock::start();
-    let (latencies, failed) = cycles(&mut locker, names, stretch).await;
-    let done = clock.stop(latencies, failed);
+    let done = clock.stop(cycles(&mut locker, names, stretch).await);
     locker.settle().await;
     done
 }
@@ -163,14 +162,13 @@ async fn in_tasks<L: Locker>(locker: &L, names: Vec<Vec<String>>, stretch: Durat
     let tasks: Vec<_> = names.into_iter().map(spawn).collect();
     start.wait().await;
     let clock = Clock::start();
-    let (mut latencies, mut failed, mut lockers) = (Vec::new(), 0, Vec::new());
+    let (mut all, mut lockers) = (Cycles::default(), Vec::new());
     for task in tasks {
-        let (locker, (its_latencies, its_failed)) = joined(task.await);
-        latencies.extend(its_latencies);
-        failed += its_failed;
+        let (locker, its_cycles) = joined(task.await);
+        all.append(its_cycles);
         lockers.push(locker);
     }
-    let done = clock.stop(latencies, failed);
+    let done = clock.stop(all);
     for mut locker in lockers {
         locker.settle().await;
     }
@@ -187,17 +185,17 @@ async fn warm_up<L: Locker>(locker: &mut L, names: &[String], stretch: Duration)
     }
 }
 
-/// Locks and unlocks for this time. Returns how long each cycle took, and how many failed.
-async fn cycles<L: Locker>(locker: &mut L, names: &[String], stretch: Duration) -> (Vec<Duration>, usize) {
+/// Locks and unlocks for this time, at least once.
+async fn cycles<L: Locker>(locker: &mut L, names: &[String], stretch: Duration) -> Cycles {
     let began = Instant::now();
-    let (mut latencies, mut failed, mut last) = (Vec::new(), 0, began);
-    while latencies.is_empty() || last - began < stretch {
-        failed += usize::from(!cycle(locker, names).await);
+    let (mut cycles, mut last) = (Cycles::default(), began);
+    while cycles.count() == 0 || last - began < stretch {
+        let is_done = cycle(locker, names).await;
         let now = Instant::now();
-        latencies.push(now - last);
+        cycles.add(now - last, is_done);
         last = now;
     }
-    (latencies, failed)
+    cycles
 }
 
 async fn cycle<L: Locker>(locker: &mut L, names: &[String]) -> bool {
