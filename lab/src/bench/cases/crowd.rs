@@ -9,7 +9,7 @@ use quorlock::Quorlock;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinHandle;
 
-use super::{Case, TARGET_NODES};
+use super::{Case, TARGET_NODES, find_none};
 use crate::bench::Bench;
 use crate::bench::lockers::Ours;
 use crate::bench::measure::{number, quantile_us};
@@ -51,7 +51,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
         entry.add("beside_p50_us", seen.beside_p50_us);
         entry.add("beside_lost", seen.beside_lost);
         let what = |what: &str| format!("{clients} clients, {what}");
-        entry.find(what("leases lost beside them"), number(seen.beside_lost), "", targeted(Target::AtMost(0.0)));
+        find_none(&mut entry, what("leases lost beside them"), seen.beside_lost);
         if let Some(smallest) = &smallest {
             let ratio = seen.per_s / smallest.per_s;
             let than = format!("{} clients", CROWDS[0]);

@@ -15,8 +15,8 @@ pub use turns::INSIDE;
 use clap::ValueEnum;
 
 use super::Bench;
-use super::measure::{Rounds, Stretch};
-use super::report::Report;
+use super::measure::{Rounds, Stretch, number};
+use super::report::{Entry, Report, Target};
 use crate::exit::Failure;
 
 /// The number of nodes that targets apply to.
@@ -114,6 +114,12 @@ impl Case {
     }
 }
 
+/// Adds a count that must be zero.
+fn find_none(entry: &mut Entry, what: impl Into<String>, count: usize) {
+    let target = (entry.nodes == TARGET_NODES).then_some(Target::AtMost(0.0));
+    entry.find(what, number(count), "", target);
+}
+
 /// Measures all columns in every round, each time beginning with another one.
 fn in_rounds(bench: &Bench<'_>, columns: usize, measure: impl Fn(usize) -> Stretch) -> Rounds {
     let mut rounds = Rounds::default();
@@ -125,4 +131,20 @@ fn in_rounds(bench: &Bench<'_>, columns: usize, measure: impl Fn(usize) -> Stret
         rounds.push(measured.into_iter().map(|(_, stretch)| stretch).collect());
     }
     rounds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_what_must_not_be_misses_the_target() {
+        for (nodes, count, is_missed) in [(TARGET_NODES, 0, false), (TARGET_NODES, 1, true), (3, 1, false)] {
+            let mut report = Report::new(false);
+            let mut entry = Entry::new(Case::Cycle, nodes, "quorlock");
+            find_none(&mut entry, "failed", count);
+            report.add(entry);
+            assert_eq!(report.has_missed(), is_missed, "{count} on {nodes} nodes");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::stream;
 
-use super::{Case, TARGET_NODES};
+use super::{Case, TARGET_NODES, find_none};
 use crate::bench::Bench;
 use crate::bench::lockers::{Locker as _, Ours, lock_prefix};
 use crate::bench::measure::number;
@@ -52,12 +52,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     entry.add("bytes_per_name_and_node", bytes);
     entry.add("kept_min", minutes);
     let targeted = |target| (nodes == TARGET_NODES).then_some(target);
-    entry.find(
-        format!("{NAMES} names, each locked once: not granted"),
-        number(failed),
-        "",
-        targeted(Target::AtMost(0.0)),
-    );
+    find_none(&mut entry, format!("{NAMES} names, each locked once: not granted"), failed);
     entry.find(format!("{NAMES} names, each locked once: left on a node"), bytes, " bytes each", None);
     let limit = Target::AtMost(KEPT_AT_MOST.as_secs_f64() / 60.0);
     entry.find(format!("{NAMES} names, each locked once: gone after"), minutes, " min", targeted(limit));

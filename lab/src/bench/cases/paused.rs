@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Case, TARGET_NODES};
+use super::{Case, TARGET_NODES, find_none};
 use crate::bench::Bench;
 use crate::bench::lockers::Ours;
 use crate::bench::measure::{Rounds, Stretch};
@@ -56,6 +56,8 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
                     entry.find(what("p50"), p50, " ×", Some(Target::AtMost(1.1)));
                     entry.find(what("p99"), p99, " ×", Some(Target::AtMost(2.0)));
                 }
+            } else if one.name() == "quorlock" {
+                find_none(&mut entry, "all up, failed", rounds.failed(here));
             }
             report.add(entry);
         }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Case, TARGET_NODES};
+use super::{Case, TARGET_NODES, find_none};
 use crate::bench::Bench;
 use crate::bench::lockers::lock_prefix;
 use crate::bench::measure::{number, resident};
@@ -64,7 +64,7 @@ pub fn measure(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     entry.add("back_after_s", back);
     entry.find("part of rounds again after it answers", back, " s", targeted(Target::AtMost(1.0)));
     entry.add("orphans", orphans);
-    entry.find("orphans", number(orphans), "", targeted(Target::AtMost(0.0)));
+    find_none(&mut entry, "orphans", orphans);
     report.add(entry);
     Ok(())
 }

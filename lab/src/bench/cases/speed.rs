@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Builder;
 
-use super::{Case, TARGET_NODES, in_rounds};
+use super::{Case, TARGET_NODES, find_none, in_rounds};
 use crate::bench::Bench;
 use crate::bench::fleet::failure;
 use crate::bench::lockers::{Callers, InRuntime, Measured, Nested, Ours, Place};
@@ -50,6 +50,9 @@ pub fn cycle(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
                     entry.find(format!("lock and unlock, p50: quorlock / {other}"), ratio, " ×", target);
                 }
             }
+            if *name == "quorlock" {
+                find_none(&mut entry, "lock and unlock, failed", rounds.failed(i));
+            }
             add_ratios(&mut entry, &rounds, i, &names, Stretch::p50_us);
             report.add(entry);
         }
@@ -75,6 +78,9 @@ pub fn block_on(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failur
                     let ratio = rounds.ratio(i, other_column, Stretch::p50_us);
                     entry.find(format!("block_on, {kind} runtime, p50: quorlock / {other}"), ratio, " ×", target);
                 }
+            }
+            if *name == "quorlock" {
+                find_none(&mut entry, format!("block_on, {kind} runtime, failed"), rounds.failed(i));
             }
             report.add(entry);
         }
@@ -111,6 +117,9 @@ pub fn tasks(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> 
                 let what = format!("{TASKS} tasks, client CPU per cycle: quorlock / {other}");
                 entry.find(what, cpu, " ×", aimed(Target::AtMost(0.6)));
             }
+            if *name == "quorlock" {
+                find_none(&mut entry, format!("{TASKS} tasks, failed"), rounds.failed(i));
+            }
             let nodes_cpu = rounds.median(i, Stretch::nodes_cpu_us_per_cycle);
             if *name == "quorlock" && nodes_cpu.is_finite() {
                 let target = (nodes == TARGET_NODES).then_some(NODES_CPU);
@@ -137,6 +146,7 @@ pub fn reentry(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     let ratio = rounds.ratio(0, 1, Stretch::p50_us);
     entry.add("vs_cycle", ratio);
     entry.find("enter again and leave, p50: / lock and unlock", ratio, " ×", None);
+    find_none(&mut entry, "enter again and leave, failed", rounds.failed(0));
     report.add(entry);
     drop(outer);
     Ok(())
@@ -159,6 +169,7 @@ pub fn lock_all(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failur
         entry.add("at_once", one.name() == "quorlock");
         if one.name() == "quorlock" {
             entry.find(format!("lock_all of {SET}, p50: / lock and unlock of one"), ratio, " ×", None);
+            find_none(&mut entry, format!("lock_all of {SET}, failed"), rounds.failed(i));
         }
         report.add(entry);
     }

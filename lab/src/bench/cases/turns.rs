@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Case, TARGET_NODES};
+use super::{Case, TARGET_NODES, find_none};
 use crate::bench::Bench;
 use crate::bench::lockers::Measured;
 use crate::bench::measure::{median, number};
@@ -56,8 +56,7 @@ pub fn among_tasks(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Fai
             let unfairness = median(rounds.iter().map(|round| round.summary.unfairness).collect());
             let what = format!("{CONTENDERS} tasks, share furthest from equal");
             entry.find(what, unfairness * 100.0, " %", targeted(Target::AtMost(10.0)));
-            let failed: usize = rounds.iter().map(|round| round.failed).sum();
-            entry.find(format!("{CONTENDERS} tasks, failed"), number(failed), "", targeted(Target::AtMost(0.0)));
+            find_no_fault(&mut entry, "tasks", rounds);
         }
         report.add(entry);
     }
@@ -89,6 +88,7 @@ pub fn among_processes(bench: &mut Bench<'_>, report: &mut Report) -> Result<(),
             entry.find(what("share furthest from equal"), unfairness, " %", targeted(Target::AtMost(20.0)));
             let commands = of(|round| round.commands);
             entry.find(what("commands per node and hand-over"), commands, "", targeted(Target::AtMost(8.0)));
+            find_no_fault(&mut entry, "processes", rounds);
         }
         report.add(entry);
     }
@@ -113,6 +113,13 @@ fn round(
         cycle_us: one.cycles(1, cycle_stretch / 4).p50_us(),
         summary,
     }
+}
+
+/// No request may fail, and no two contenders may have the lock at the same time.
+fn find_no_fault(entry: &mut Entry, contenders: &str, rounds: &[Round]) {
+    let sum = |figure: fn(&Round) -> usize| rounds.iter().map(figure).sum();
+    find_none(entry, format!("{CONTENDERS} {contenders}, failed"), sum(|round| round.failed));
+    find_none(entry, format!("{CONTENDERS} {contenders}, overlaps"), sum(|round| round.summary.overlaps));
 }
 
 fn entry(case: Case, nodes: usize, implementation: &'static str, rounds: &[Round]) -> Entry {
