@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{Case, TARGET_NODES};
+use super::{Case, TARGET_NODES, find_none};
 use crate::bench::Bench;
 use crate::bench::lockers::{LEASE, Ours};
 use crate::bench::measure::number;
@@ -32,6 +32,7 @@ pub fn waiters(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
     let before = bench.fleet().commands(nodes)?;
     std::thread::sleep(WAIT);
     let commands = bench.fleet().commands(nodes)? - before;
+    let ended = waiting.iter().filter(|task| task.is_finished()).count();
     for task in waiting {
         task.abort();
     }
@@ -44,9 +45,11 @@ pub fn waiters(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure
         number(usize::try_from(commands).unwrap_or(usize::MAX)) / number(nodes) / number(WAITERS) / WAIT.as_secs_f64();
     let mut entry = Entry::new(Case::Waiters, nodes, "quorlock");
     entry.add("waiters", WAITERS);
+    entry.add("ended", ended);
     entry.add("commands_per_node_waiter_and_s", rate);
     let target = (nodes == TARGET_NODES).then_some(Target::AtMost(2.0));
     entry.find(format!("{WAITERS} waiters, commands per node, waiter and second"), rate, "", target);
+    find_none(&mut entry, format!("{WAITERS} waiters, ended while the lock was held"), ended);
     report.add(entry);
     Ok(())
 }
