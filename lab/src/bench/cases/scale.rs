@@ -66,8 +66,11 @@ pub fn held(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
 
 /// Beside programs that keep every core busy.
 pub fn many(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), Failure> {
-    let findings =
-        [("lost", "lost", 100.0 / number(MANY), " %", 1.0), ("bytes_per_lease", "bytes each", 1.0, "", 4096.0)];
+    let findings = [
+        ("refused", "not granted", 1.0, "", 0.0),
+        ("lost", "lost", 100.0 / number(MANY), " %", 1.0),
+        ("bytes_per_lease", "bytes each", 1.0, "", 4096.0),
+    ];
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..=std::thread::available_parallelism().map_or(1, NonZero::get) {
