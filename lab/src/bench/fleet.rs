@@ -133,11 +133,12 @@ impl Fleet {
         self.urls.iter().take(count).map(used).sum()
     }
 
-    /// Returns the longest remaining lifetime of this key on the first `count` nodes.
-    pub fn time_to_live(&self, count: usize, key: &str) -> Result<Duration, Failure> {
+    /// Returns the longest remaining lifetime of this key on the first `count` nodes, in seconds: infinite when it does not
+    /// expire on one of them, NaN when none has it.
+    pub fn time_to_live(&self, count: usize, key: &str) -> Result<f64, Failure> {
         let left = |url: &String| query::<i64>(url, redis::cmd("PTTL").arg(key));
         let left: Vec<i64> = self.urls.iter().take(count).map(left).collect::<Result<_, _>>()?;
-        Ok(Duration::from_millis(left.into_iter().max().unwrap_or(0).max(0).unsigned_abs()))
+        Ok(longest(&left))
     }
 
     /// Returns how many keys with this prefix the first `count` nodes have.
@@ -145,6 +146,17 @@ impl Fleet {
         let keys = |url: &String| query::<Vec<String>>(url, redis::cmd("KEYS").arg(format!("{prefix}*")));
         self.urls.iter().take(count).map(|url| keys(url).map(|keys| keys.len())).sum()
     }
+}
+
+/// The longest of these answers to `PTTL`, in seconds.
+fn longest(left: &[i64]) -> f64 {
+    /// The answer for a key that does not expire. The one for a missing key is -2.
+    const FOR_EVER: i64 = -1;
+    if left.contains(&FOR_EVER) {
+        return f64::INFINITY;
+    }
+    let millis = left.iter().filter_map(|left| u64::try_from(*left).ok());
+    millis.max().map_or(f64::NAN, |millis| Duration::from_millis(millis).as_secs_f64())
 }
 
 /// `cmdstat_evalsha:calls=3,usec=152,...`
@@ -178,5 +190,12 @@ mod tests {
         let (command, calls) = parse_calls(line).expect("a statistic");
         assert_eq!((command, calls.count, calls.micros), ("evalsha", 3, 152));
         assert!(parse_calls("# Commandstats").is_none());
+    }
+
+    #[test]
+    fn a_key_that_never_expires_and_a_missing_key_have_no_short_life() {
+        assert!((longest(&[-2, 1500, 2500]) - 2.5).abs() < 1e-9);
+        assert!(longest(&[2500, -1, -2]).is_infinite());
+        assert!(longest(&[-2, -2]).is_nan() && longest(&[]).is_nan());
     }
 }
