@@ -22,6 +22,8 @@ const SETTLE: Duration = Duration::from_secs(3);
 const COUNT: Duration = Duration::from_secs(8);
 /// How many leases the client beside them holds, and how often it locks and unlocks another lock.
 const BESIDE_HELD: usize = 20;
+/// The time of these leases: half of the count, so that one that is not extended is lost before its end.
+const BESIDE_LEASE: Duration = Duration::from_secs(4);
 const BESIDE_EVERY: Duration = Duration::from_millis(20);
 
 /// The result of one crowd.
@@ -84,41 +86,62 @@ fn number_of(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
+/// Counts the hand-overs from one client to another, without those to the same client.
+#[derive(Default)]
+struct HandOvers {
+    count: AtomicUsize,
+    /// The latest holder, counted from 1.
+    holder: AtomicUsize,
+}
+
+impl HandOvers {
+    fn enter(&self, who: usize) {
+        let before = self.holder.swap(who + 1, Ordering::Relaxed);
+        if before != 0 && before != who + 1 {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
 fn crowd(bench: &Bench<'_>, nodes: usize, clients: usize) -> Result<Seen, Failure> {
     const NAME: &str = "wanted by a crowd";
     let urls = bench.fleet().urls(nodes);
     let connect = |_| bench.runtime.block_on(Ours::connect(&urls));
     let clients = (0..clients).map(connect).collect::<Result<Vec<Ours>, Failure>>()?;
     let beside = bench.runtime.block_on(Ours::connect(&urls))?.locks;
-    let (done, turns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let want = |one: &Ours| {
-        let (locks, done, turns) = (one.locks.clone(), Arc::clone(&done), Arc::clone(&turns));
+    let (done, hand_overs) = (Arc::new(AtomicBool::new(false)), Arc::new(HandOvers::default()));
+    let want = |(who, one): (usize, &Ours)| {
+        let (locks, done, hand_overs) = (one.locks.clone(), Arc::clone(&done), Arc::clone(&hand_overs));
         bench.runtime.spawn(async move {
             while !done.load(Ordering::Relaxed) {
                 if let Ok(guard) = locks.lock(NAME).acquire().await {
-                    turns.fetch_add(1, Ordering::Relaxed);
+                    hand_overs.enter(who);
                     drop(guard.release().await); // The count shows its result.
                 }
             }
         })
     };
-    let wanting: Vec<_> = clients.iter().map(want).collect();
+    let wanting: Vec<_> = clients.iter().enumerate().map(want).collect();
     std::thread::sleep(SETTLE);
     let beside = stand_beside(bench, beside, Arc::clone(&done));
-    let before = (turns.load(Ordering::Relaxed), bench.fleet().calls(nodes, "evalsha")?, Instant::now());
+    let before = (hand_overs.count(), bench.fleet().calls(nodes, "evalsha")?, Instant::now());
     std::thread::sleep(COUNT);
-    let taken = number(turns.load(Ordering::Relaxed) - before.0);
+    let counted = number(hand_overs.count() - before.0);
     let calls = bench.fleet().calls(nodes, "evalsha")?;
     let took = before.2.elapsed();
     done.store(true, Ordering::Relaxed);
-    let per_node = |count: u64| number(usize::try_from(count).unwrap_or(usize::MAX)) / number(nodes) / taken;
+    let per_node = |count: u64| number(usize::try_from(count).unwrap_or(usize::MAX)) / number(nodes) / counted;
     let (mut cycles, beside_lost) = bench.runtime.block_on(beside).unwrap_or((Vec::new(), BESIDE_HELD));
     cycles.sort_unstable();
     for task in wanting {
         drop(bench.runtime.block_on(task)); // Nothing in it panics.
     }
     Ok(Seen {
-        per_s: taken / took.as_secs_f64(),
+        per_s: counted / took.as_secs_f64(),
         commands: per_node(calls.count - before.1.count),
         node_us: per_node(calls.micros - before.1.micros),
         beside_p50_us: quantile_us(&cycles, 0.5),
@@ -131,7 +154,7 @@ fn stand_beside(bench: &Bench<'_>, locks: Quorlock, done: Arc<AtomicBool>) -> Jo
     bench.runtime.spawn(async move {
         let mut held = Vec::new();
         for i in 0..BESIDE_HELD {
-            held.extend(locks.lock(format!("beside a crowd {i}")).acquire().await.ok());
+            held.extend(locks.lock(format!("beside a crowd {i}")).lease(BESIDE_LEASE).acquire().await.ok());
         }
         let mut cycles = Vec::new();
         while !done.load(Ordering::Relaxed) {
@@ -145,4 +168,23 @@ fn stand_beside(bench: &Bench<'_>, locks: Quorlock, done: Arc<AtomicBool>) -> Jo
         let kept = held.iter().filter(|guard| !guard.is_lost()).count();
         (cycles, BESIDE_HELD - kept)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_turn_of_the_same_client_is_no_hand_over() {
+        let hand_overs = HandOvers::default();
+        for who in [0, 0, 1, 1, 1, 0] {
+            hand_overs.enter(who);
+        }
+        assert_eq!(hand_overs.count(), 2);
+    }
+
+    #[test]
+    fn a_lease_beside_the_crowd_needs_extensions() {
+        assert!(2 * BESIDE_LEASE <= COUNT);
+    }
 }
