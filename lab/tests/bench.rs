@@ -1,15 +1,19 @@
 //! The form of the output of `quorlock-lab bench`. Its figures need a quiet machine and are not judged here.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use quorlock_testkit::server::{Declaration, Server};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// How long a worker holds its leases.
+const HELD_FOR: Duration = Duration::from_secs(15);
 
 /// Runs the bench with this folder for its temporary files.
 fn bench(dir: &Path, arguments: &[&str]) -> Output {
@@ -134,5 +138,27 @@ fn an_interrupted_bench_stops_its_servers() {
         assert_eq!(said, "", "its servers have ended because of the signal");
         assert_eq!(processes_in(dir.path()), Vec::<PathBuf>::new());
         assert!(is_empty(dir.path()));
+    }
+}
+
+#[test]
+fn a_worker_ends_with_its_input() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let server = Server::start(dir.path().join("node"), &[], &[]).expect("a server");
+    server.declare_new(Declaration::new(1)).expect("a node record");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorlock-lab"));
+    command.args(["bench", "--worker", "held"]).env("QUORLOCK_BENCH_NODES", server.url());
+    let worker = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut worker = Running(worker.expect("the command that was built for this test"));
+    let mut ready = String::new();
+    let output = worker.0.stdout.as_mut().expect("it is piped");
+    BufReader::new(output).read_line(&mut ready).expect("a line");
+    assert_eq!(ready, "ready\n");
+    worker.0.stdin.as_mut().expect("it is piped").write_all(b"go\n").expect("it waits for this line");
+    drop(worker.0.stdin.take());
+    let begun = Instant::now();
+    while worker.0.try_wait().expect("our own child").is_none() {
+        assert!(begun.elapsed() < HELD_FOR, "it works for a bench that has ended");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }

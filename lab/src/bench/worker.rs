@@ -4,7 +4,7 @@
 
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{self, Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -178,13 +178,22 @@ pub fn work(kind: Kind, runtime: &Arc<Runtime>, peers: &[Peer], flags: &Flags) -
 fn say(line: &str) {
     let mut out = io::stdout().lock();
     if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
-        std::process::exit(1);
+        process::exit(1);
     }
 }
 
-/// Returns `false` when there is no line to wait for.
+/// Says that it is connected and waits for a line. Returns `false` when the input ends instead.
 fn may_start() -> bool {
+    say("ready");
     io::stdin().lock().read_line(&mut String::new()).is_ok_and(|read| read > 0)
+}
+
+/// Calls `end` at the end of the input, which may come in the middle of the work: the bench has ended or needs no more.
+fn at_end_of_input(end: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink()); // An error ends the input, too.
+        end();
+    })
 }
 
 fn turns(
@@ -195,25 +204,27 @@ fn turns(
     stretch: Duration,
 ) -> Result<(), Failure> {
     let one = connect(locker, Place { runtime: Arc::clone(runtime), callers: Callers::Tasks }, peers, urls)?;
-    say("ready");
     if !may_start() {
         return Ok(());
     }
+    let end = at_end_of_input(|| process::exit(0));
     let Some(turns) = one.turns(1, INSIDE, stretch) else { return Ok(()) };
     say(&format!("turns {}", turns.len()));
     for Turn { entered, left, .. } in turns.taken() {
         say(&format!("turn {} {}", entered.as_nanos(), left.as_nanos()));
     }
     say(&format!("failed {}", turns.failed));
-    may_start();
+    let _ = end.join(); // It ends the process.
     Ok(())
 }
 
 async fn held(urls: &[String], count: usize) -> Result<(), Failure> {
     let Ours { locks } = Ours::connect(urls).await?;
-    say("ready");
-    may_start();
-    let resident = || resident(std::process::id());
+    if !may_start() {
+        return Ok(());
+    }
+    at_end_of_input(|| process::exit(0));
+    let resident = || resident(process::id());
     let ask = |i: usize| locks.lock(format!("held:{i}")).acquire();
     // Buffers reach their full size with this number of concurrent requests.
     drop(stream::iter(count..count + ASKED_AT_ONCE).map(ask).buffer_unordered(ASKED_AT_ONCE).collect::<Vec<_>>().await);
@@ -237,14 +248,12 @@ async fn held(urls: &[String], count: usize) -> Result<(), Failure> {
 
 async fn load(urls: &[String]) -> Result<(), Failure> {
     let Ours { locks } = Ours::connect(urls).await?;
-    say("ready");
-    may_start();
+    if !may_start() {
+        return Ok(());
+    }
     let (done, cycles) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let ending = Arc::clone(&done);
-    thread::spawn(move || {
-        may_start();
-        ending.store(true, Ordering::Relaxed);
-    });
+    at_end_of_input(move || ending.store(true, Ordering::Relaxed));
     let task = |i: usize| {
         let (locks, done, cycles) = (locks.clone(), Arc::clone(&done), Arc::clone(&cycles));
         tokio::spawn(async move {
