@@ -29,8 +29,11 @@ pub async fn run(job: &[String]) {
     }
 }
 
+/// With the node timeout of `Cluster::client`.
 async fn client(urls: &str, lease_ms: u64) -> Quorlock {
-    let builder = Quorlock::builder().nodes(urls.split(',')).lease(Duration::from_millis(lease_ms));
+    let lease = Duration::from_millis(lease_ms);
+    let node_timeout = (lease / 4).min(Duration::from_secs(2));
+    let builder = Quorlock::builder().nodes(urls.split(',')).lease(lease).node_timeout(node_timeout);
     let locks = builder.connect().await.expect("settings that work");
     locks.flush().await;
     locks

@@ -383,8 +383,9 @@ fn subscribers(urls: &str) -> Vec<String> {
 /// Connects anew, and waits for a lock outside the runtime.
 fn waits_in_a_fork(urls: &str) {
     let home = runtime();
-    let locks = home.block_on(Quorlock::builder().nodes(urls.split(',')).connect()).expect("settings");
-    let error = block_on(locks.lock("x").wait(SECOND).acquire()).expect_err("the parent holds it");
+    let builder = Quorlock::builder().nodes(urls.split(',')).node_timeout(5 * SECOND);
+    let locks = home.block_on(builder.connect()).expect("settings");
+    let error = block_on(locks.lock("x").wait(2 * SECOND).acquire()).expect_err("the parent holds it");
     assert!(error.is_timed_out() && error.is_held(), "{error}");
 }
 
@@ -394,7 +395,8 @@ pub fn fork(job: &[String]) {
     let forked = || {
         let home = single();
         home.block_on(async {
-            let locks = Quorlock::builder().nodes(urls.split(',')).connect().await.expect("settings");
+            let builder = Quorlock::builder().nodes(urls.split(',')).lease(60 * SECOND).node_timeout(5 * SECOND);
+            let locks = builder.connect().await.expect("settings");
             let guard = locks.lock("x").acquire().await.expect("the lock");
             let mut waiting = Box::pin(locks.lock("x").acquire());
             assert!(futures::poll!(&mut waiting).is_pending());
