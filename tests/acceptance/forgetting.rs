@@ -12,7 +12,11 @@ const LONGEST: Duration = Duration::from_millis(2500);
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
 async fn client(urls: impl IntoIterator<Item = String>, lease: Duration) -> Quorlock {
-    let builder = Quorlock::builder().nodes(urls).lease(lease).auto_extend(lease < LONGEST);
+    let builder = Quorlock::builder()
+        .node_timeout((lease / 4).min(2 * SECOND))
+        .nodes(urls)
+        .lease(lease)
+        .auto_extend(lease < LONGEST);
     let locks = builder.connect().await.expect("settings that work");
     locks.flush().await;
     locks

@@ -148,7 +148,7 @@ async fn acc_39_a_hostile_node_is_named_avoided_and_readmitted() {
     let cluster = Cluster::start(5);
     let hostile = Hostile::start(cluster.ports()[4]);
     let urls = cluster.urls().into_iter().take(4).chain([hostile.url()]);
-    let locks = Quorlock::builder().nodes(urls).connect().await.expect("settings that work");
+    let locks = Quorlock::builder().node_timeout(2 * SECOND).nodes(urls).connect().await.expect("settings that work");
     locks.flush().await;
     for kind in HOSTILE {
         hostile.set(kind);

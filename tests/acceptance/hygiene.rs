@@ -53,7 +53,7 @@ async fn acc_26_user_keys_are_unchanged_and_only_ballots_remain() {
     assert!(before.iter().all(|keys| keys.len() == 18));
 
     let locks = cluster.client(10 * SECOND).await;
-    let bare = cluster.builder().prefix("").connect().await.expect("an empty prefix");
+    let bare = cluster.builder().node_timeout(2 * SECOND).prefix("").connect().await.expect("an empty prefix");
     Cluster::until_all_answer(&bare).await;
     let all_bytes: Vec<u8> = (0..=255).collect();
     let names: [&[u8]; 4] = [b"lock", b"", &[b'x'; 10_000], &all_bytes];
@@ -116,7 +116,7 @@ async fn acc_27_each_foreign_key_costs_one_vote() {
 #[tokio::test]
 async fn acc_26_a_plain_redlock_client_and_quorlock_exclude_each_other() {
     let cluster = Cluster::start(5);
-    let locks = cluster.builder().prefix("").connect().await.expect("an empty prefix");
+    let locks = cluster.builder().node_timeout(2 * SECOND).prefix("").connect().await.expect("an empty prefix");
     Cluster::until_all_answer(&locks).await;
     let plain =
         || cluster.each::<Option<String>>(redis::cmd("SET").arg("shared").arg("plain").arg("NX").arg("PX").arg(60_000));
@@ -133,7 +133,8 @@ async fn acc_26_a_plain_redlock_client_and_quorlock_exclude_each_other() {
 async fn acc_32_database_numbers_connections_and_reconnection() {
     let mut cluster = Cluster::start(5);
     let urls = cluster.urls().into_iter().map(|url| format!("{url}/3"));
-    let locks = quorlock::Quorlock::builder().nodes(urls).connect().await.expect("settings that work");
+    let locks =
+        quorlock::Quorlock::builder().node_timeout(2 * SECOND).nodes(urls).connect().await.expect("settings that work");
     let guard = locks.lock("in three").acquire().await.expect("the lock");
     locks.flush().await;
     for node in 0..5 {

@@ -28,7 +28,7 @@ impl Scene {
         }
         let and_nowhere = |urls: Vec<String>| urls.into_iter().chain(vec![CUT_OFF.to_owned(); 3 - reached]);
         let direct = and_nowhere(cluster.urls().into_iter().take(reached).collect());
-        let keeper = Quorlock::builder().nodes(direct).lease(60 * SECOND);
+        let keeper = Quorlock::builder().node_timeout(2 * SECOND).nodes(direct).lease(60 * SECOND);
         let keeper = keeper.connect().await.expect("settings that work");
         keeper.flush().await;
         let joins = Quorlock::builder().nodes(and_nowhere(proxies.iter().map(Proxy::url).collect()));

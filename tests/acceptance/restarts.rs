@@ -15,7 +15,7 @@ async fn acc_22_a_node_that_lost_its_vote_does_not_vote_twice() {
     let urls = cluster.urls();
     // A holds the lock on exactly three of five nodes. The other two have no part in it.
     let reached = urls[..3].iter().cloned().chain([CUT_OFF.to_owned(), "redis://127.0.0.2:1".to_owned()]);
-    let builder = Quorlock::builder().nodes(reached).lease(LEASE).auto_extend(false);
+    let builder = Quorlock::builder().node_timeout(LEASE / 4).nodes(reached).lease(LEASE).auto_extend(false);
     let holder = builder.connect().await.expect("settings that work");
     holder.flush().await;
     let knows = cluster.client(LEASE).await;

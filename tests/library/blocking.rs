@@ -16,7 +16,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn client(cluster: &Cluster, lease: Duration) -> Quorlock {
-    let locks = cluster.builder().lease(lease).connect_blocking().expect("settings that work");
+    let locks = cluster
+        .builder()
+        .node_timeout((lease / 4).min(2 * SECOND))
+        .lease(lease)
+        .connect_blocking()
+        .expect("settings that work");
     locks.flush();
     locks
 }
@@ -155,16 +160,16 @@ fn lock_often(builder: Builder) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_in_a_runtime_of_several_threads_do_not_panic() {
     let cluster = Cluster::start(3);
-    let builder = cluster.builder();
+    let builder = cluster.builder().node_timeout(2 * SECOND);
     tokio::spawn(async move { lock_often(builder) }).await.expect("no panic on a worker thread");
-    let builder = cluster.builder();
+    let builder = cluster.builder().node_timeout(2 * SECOND);
     tokio::task::spawn_blocking(move || lock_often(builder)).await.expect("no panic");
 }
 
 #[tokio::test]
 async fn calls_in_a_runtime_of_one_thread_do_not_panic() {
     let cluster = Cluster::start(3);
-    lock_often(cluster.builder());
+    lock_often(cluster.builder().node_timeout(2 * SECOND));
 }
 
 /// Sends when the thread ends whose local it is.
@@ -197,7 +202,7 @@ fn the_thread_ends_with_the_last_handle_after_the_release() {
     let cluster = Cluster::start(3);
     let (sender, ended) = mpsc::channel();
     let witness = Arc::new(Witness(Mutex::new(sender)));
-    let builder = cluster.builder().lease(60 * SECOND).observer(witness);
+    let builder = cluster.builder().node_timeout(2 * SECOND).lease(60 * SECOND).observer(witness);
     let locks = builder.connect_blocking().expect("settings that work");
     locks.flush();
     let guard = locks.lock("x").acquire().expect("free");

@@ -92,7 +92,7 @@ impl Environment for Ahead {
 
 async fn client(cluster: &Cluster, ahead: i64) -> (Quorlock, Arc<Ahead>) {
     let environment = Arc::new(Ahead { wall: AtomicI64::new(ahead), ..Ahead::default() });
-    let builder = cluster.builder().environment(environment.clone());
+    let builder = cluster.builder().node_timeout(2 * SECOND).environment(environment.clone());
     (builder.connect().await.expect("settings that work"), environment)
 }
 
@@ -286,7 +286,13 @@ async fn clients_with_slow_clocks_get_an_equal_share_of_turns() {
     for seconds in [-1, -1, 0] {
         let environment = Arc::new(Ahead::default());
         environment.wall.store(seconds, Ordering::Relaxed);
-        let locks = cluster.builder().environment(environment).connect().await.expect("settings that work");
+        let locks = cluster
+            .builder()
+            .node_timeout(2 * SECOND)
+            .environment(environment)
+            .connect()
+            .await
+            .expect("settings that work");
         locks.flush().await;
         let taken = Arc::clone(&taken);
         clients.push(tokio::spawn(async move {

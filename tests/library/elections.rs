@@ -185,7 +185,14 @@ async fn next(leaders: &mut Observation) -> Leadership {
 #[tokio::test]
 async fn an_observer_sees_each_term_and_writes_nothing() {
     let cluster = Cluster::start(3);
-    let locks = cluster.builder().lease(60 * SECOND).label("worker").connect().await.expect("sound settings");
+    let locks = cluster
+        .builder()
+        .node_timeout(2 * SECOND)
+        .lease(60 * SECOND)
+        .label("worker")
+        .connect()
+        .await
+        .expect("sound settings");
     let mut leaders = patient(&cluster).await.observe("x").every(SECOND / 20);
     assert_eq!(next(&mut leaders).await, Leadership::Vacant);
     let mut before = None;

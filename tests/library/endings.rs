@@ -197,7 +197,13 @@ fn every_kind_of_stream_sends_the_last_release() {
         for outlives in [false, true] {
             let home = single();
             let guard = home.block_on(async {
-                let locks = Quorlock::builder().nodes([&url]).lease(60 * SECOND).connect().await.expect("settings");
+                let locks = Quorlock::builder()
+                    .node_timeout(2 * SECOND)
+                    .nodes([&url])
+                    .lease(60 * SECOND)
+                    .connect()
+                    .await
+                    .expect("settings");
                 locks.lock("x").acquire().await.expect("the lock")
             });
             if outlives {
@@ -330,7 +336,8 @@ async fn single_main(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn st
 }
 
 async fn body(way: &str, name: &str, urls: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let locks = Quorlock::builder().nodes(urls.split(',')).lease(60 * SECOND).connect().await?;
+    let locks =
+        Quorlock::builder().node_timeout(2 * SECOND).nodes(urls.split(',')).lease(60 * SECOND).connect().await?;
     if way == "request" {
         // The request is dropped while the nodes' answers are in transit.
         let mut request = Box::pin(locks.lock(name).acquire());

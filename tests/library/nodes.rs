@@ -156,7 +156,13 @@ async fn a_panic_in_one_connection_leaves_the_others_working() {
     let cluster = Setup::new(2).listed(3).start();
     let urls = cluster.urls().into_iter().chain(["unix:///nowhere/redis.sock".to_owned()]);
     let environment = Arc::new(Ahead::default());
-    let locks = Quorlock::builder().nodes(urls).environment(environment).connect().await.expect("settings that work");
+    let locks = Quorlock::builder()
+        .node_timeout(2 * SECOND)
+        .nodes(urls)
+        .environment(environment)
+        .connect()
+        .await
+        .expect("settings that work");
     let guard = locks.lock("x").acquire().await.expect("two of three are there");
     assert_eq!(guard.margin(), 0);
     guard.release().await.expect("a release");
@@ -191,7 +197,7 @@ impl Environment for Clumsy {
 #[tokio::test]
 async fn a_node_recovers_after_panics_in_its_connection() {
     let cluster = Cluster::start(3);
-    let builder = cluster.builder().environment(Arc::new(Clumsy::default()));
+    let builder = cluster.builder().node_timeout(2 * SECOND).environment(Arc::new(Clumsy::default()));
     let locks = builder.connect().await.expect("settings that work");
     let error = locks.lock("x").try_acquire().await.expect_err("no connection yet");
     assert!(error.to_string().contains("on purpose"), "{error}");
@@ -312,7 +318,7 @@ async fn one_server_under_two_names_has_one_vote() {
         format!("redis://localhost:{}", ports[0]),
         format!("redis://127.0.0.1:{}", ports[1]),
     ];
-    let locks = Quorlock::builder().nodes(urls).connect().await.expect("they look different");
+    let locks = Quorlock::builder().node_timeout(2 * SECOND).nodes(urls).connect().await.expect("they look different");
     locks.flush().await;
     let guard = locks.lock("x").acquire().await.expect("two servers are a majority of three");
     locks.flush().await;
@@ -359,7 +365,7 @@ fn lock_keys(cluster: &Cluster, node: usize) -> Vec<String> {
 #[tokio::test]
 async fn a_dropped_client_releases_all_its_leases() {
     let cluster = Cluster::start(3);
-    let locks = cluster.builder().lease(300 * SECOND).connect().await.expect("a client");
+    let locks = cluster.builder().node_timeout(2 * SECOND).lease(300 * SECOND).connect().await.expect("a client");
     let ask = |i: usize| locks.lock(format!("many:{i}")).acquire();
     let asked = futures::stream::iter(0..3000).map(ask).buffer_unordered(100);
     let guards: Vec<_> = asked.collect().await;

@@ -126,7 +126,7 @@ async fn an_observer_may_call_the_client() {
         node: Mutex::new(cluster.redis(2)),
         freed: OnceLock::new(),
     });
-    let builder = cluster.builder().observer(Arc::<Reacts>::clone(&reacts));
+    let builder = cluster.builder().node_timeout(2 * SECOND).observer(Arc::<Reacts>::clone(&reacts));
     let locks = builder.connect().await.expect("settings that work");
     locks.flush().await;
     let guard = locks.lock("x").acquire().await.expect("a free lock");
@@ -153,7 +153,7 @@ impl Observer for Panics {
 async fn a_client_whose_observer_panics_works() {
     let mut cluster = Cluster::start(3);
     let panics = Arc::new(Panics::default());
-    let builder = cluster.builder().observer(Arc::<Panics>::clone(&panics));
+    let builder = cluster.builder().node_timeout(2 * SECOND).observer(Arc::<Panics>::clone(&panics));
     let locks = builder.connect().await.expect("settings that work");
     Cluster::until_all_answer(&locks).await;
     cluster.kill(0);
@@ -172,7 +172,7 @@ async fn a_client_whose_observer_panics_works() {
 async fn a_node_whose_user_lacks_a_right_refuses_until_it_has_it() {
     let cluster = Cluster::start(3);
     let diary = Arc::new(Diary::default());
-    let builder = cluster.builder().observer(Arc::<Diary>::clone(&diary));
+    let builder = cluster.builder().node_timeout(2 * SECOND).observer(Arc::<Diary>::clone(&diary));
     let locks = builder.connect().await.expect("settings that work");
     locks.flush().await;
     let change = |sign: char| {

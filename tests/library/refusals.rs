@@ -27,7 +27,7 @@ async fn a_user_who_may_only_run_scripts_can_lock() {
     let key = Cluster::lock_key("x");
     let locks = async || {
         let url = format!("redis://quorlock:secret@127.0.0.1:{}", cluster.ports()[0]);
-        let locks = Quorlock::builder().nodes([url]).connect().await.expect("a client");
+        let locks = Quorlock::builder().node_timeout(2 * SECOND).nodes([url]).connect().await.expect("a client");
         locks.inspect("x").await.expect("a name");
         locks
     };

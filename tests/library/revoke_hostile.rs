@@ -60,7 +60,7 @@ async fn tokens_still_increase_after_a_request_without_a_quorum_by_a_clock_that_
     let token = guard.token();
     guard.release().await.expect("a release");
     eventually(20 * SECOND, "the ballots are forgotten", || cluster.count_keys(&ballot_key()) == 0).await;
-    let builder = cluster.builder().environment(Arc::new(Ahead::with_wall(-5 * 3600)));
+    let builder = cluster.builder().node_timeout(2 * SECOND).environment(Arc::new(Ahead::with_wall(-5 * 3600)));
     let behind = builder.connect().await.expect("settings that work");
     Cluster::until_all_answer(&behind).await;
     cluster.pause(1);

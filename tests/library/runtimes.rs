@@ -106,7 +106,7 @@ fn a_client_works_after_its_first_requests_were_dropped() {
     for client in 0..400 {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let works = async {
-            let locks = cluster.builder().connect().await.expect("settings that work");
+            let locks = cluster.builder().node_timeout(2 * SECOND).connect().await.expect("settings that work");
             for _ in 0..client % 40 {
                 let mut request = Box::pin(locks.lock("cancelled").acquire());
                 drop(futures::poll!(&mut request));

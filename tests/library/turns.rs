@@ -35,7 +35,13 @@ async fn a_lock_changes_hands_in_one_message_to_each_node() {
     const CHANGES: usize = 20;
     let cluster = Cluster::start(3);
     let environment = Arc::new(Ahead::default());
-    let locks = cluster.builder().environment(environment.clone()).connect().await.expect("settings that work");
+    let locks = cluster
+        .builder()
+        .node_timeout(2 * SECOND)
+        .environment(environment.clone())
+        .connect()
+        .await
+        .expect("settings that work");
     locks.flush().await;
     let mut guard = locks.lock("hands").acquire().await.expect("the lock");
     for _ in 0..CHANGES {

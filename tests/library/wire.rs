@@ -89,8 +89,14 @@ async fn each_hold_message_raises_the_end_and_carries_the_clock() {
     let environment = Arc::new(Recorded::default());
     let wall = || u64::try_from(environment.wall().as_millis()).expect("this century");
     let before = wall();
-    let locks =
-        cluster.builder().lease(60 * SECOND).environment(environment.clone()).connect().await.expect("settings");
+    let locks = cluster
+        .builder()
+        .node_timeout(SECOND)
+        .lease(60 * SECOND)
+        .environment(environment.clone())
+        .connect()
+        .await
+        .expect("settings");
     let guard = locks.lock("x").acquire().await.expect("the lock");
     let again = locks.lock("x").owner(guard.owner()).lease(2 * SECOND).acquire().await.expect("a re-entry");
     again.release().await.expect("a release");
