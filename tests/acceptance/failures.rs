@@ -121,8 +121,7 @@ async fn acc_20_the_winner_of_a_race_soon_has_every_node() {
 async fn acc_21_a_stalled_majority_is_no_quorum_and_leaves_nothing() {
     let mut cluster = Cluster::quiet(5);
     // With the node timeout of a usual client.
-    let locks =
-        cluster.builder().node_timeout(2 * SECOND).lease(60 * SECOND).connect().await.expect("settings that work");
+    let locks = cluster.builder().lease(60 * SECOND).connect().await.expect("settings that work");
     Cluster::until_all_answer(&locks).await;
     for node in 0..3 {
         cluster.pause(node);

@@ -73,14 +73,8 @@ async fn acc_05_ten_thousand_steps_agree_with_an_integer() {
 #[tokio::test]
 async fn acc_15_reentry_never_shortens_the_lease() {
     let cluster = Cluster::start(5);
-    let locks = cluster
-        .builder()
-        .node_timeout(2 * SECOND)
-        .lease(30 * SECOND)
-        .auto_extend(false)
-        .connect()
-        .await
-        .expect("settings that work");
+    let builder = cluster.builder().node_timeout(SECOND * 9 / 10).lease(30 * SECOND).auto_extend(false);
+    let locks = builder.connect().await.expect("settings that work");
     locks.flush().await; // A node that is connected later gets the lease of the re-entry alone.
     let outer = locks.lock("long").acquire().await.expect("the lock");
     let inner = locks.lock("long").owner(outer.owner()).lease(SECOND).acquire().await.expect("a re-entry");
