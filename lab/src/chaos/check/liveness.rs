@@ -169,7 +169,9 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
         // A lock that was won in a race may for a moment be held by a bare quorum, until an extension repairs the other nodes.
         // When a node of that quorum dies, a re-entry without a wait is refused.
         let may_be_bare = ask.within.is_some() && !ask.waits;
-        let troubled = model.worker_was_troubled(ask.worker, ask.at, at) || model.was_busy(ask.at, at);
+        let troubled = model.worker_was_troubled(ask.worker, ask.at, at)
+            || model.was_busy(ask.at, at)
+            || model.may_wait_for_quarantine(ask.life, ask.at);
         if may_be_bare || troubled {
             continue;
         }
@@ -452,6 +454,24 @@ mod tests {
             history.asked(1000, "a", "y", ms(400));
             history.refused(1000, Refusal::NoQuorum, ms(400) + took);
             assert_eq!(minority_fault_live(&history.model(), false).state, expected, "{took} us, {others} others");
+        }
+    }
+
+    #[test]
+    fn a_new_process_waits_for_quarantines_that_began_under_clocks_ahead() {
+        for (up, kind, expected) in [
+            (ms(3000), Kind::Flush, State::NotExercised),
+            (ms(3000), Kind::Reset, State::Violated),
+            (ms(900), Kind::Flush, State::Violated),
+        ] {
+            let mut history = TestHistory::new(3);
+            history.up(0, up);
+            history.fault(1, Kind::Leap, &[0, 1, 2], ms(10)..ms(15));
+            history.fault(2, kind, &[0], ms(500)..ms(501));
+            history.fault(3, Kind::Pause, &[1], ms(3000)..ms(5000));
+            history.asked(1, "a", "x", ms(3200));
+            history.refused(1, Refusal::NoQuorum, ms(3800));
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "up at {up} us, {kind}");
         }
     }
 

@@ -286,6 +286,16 @@ impl Model {
         self.ups.get(&life).is_some_and(|up| at < up + YOUNG)
     }
 
+    /// Returns whether this life may not have waited yet at this time for a quarantine that began while the nodes' clocks were ahead
+    /// for good. Each client waits a longest lease for it, by its own clock.
+    pub fn may_wait_for_quarantine(&self, life: u64, at: u64) -> bool {
+        let leap = self.troubles.iter().filter(|trouble| trouble.kind == Kind::Leap).map(|leap| leap.from).min();
+        let is_new = self.ups.get(&life).is_some_and(|up| at < up + YOUNG + self.setting.lease);
+        let has_forgotten =
+            |leap| self.troubles.iter().any(|other| other.forgets && leap <= other.healed && other.from <= at);
+        is_new && leap.is_some_and(has_forgotten)
+    }
+
     /// Returns whether the machine stood still between these times, or so shortly before that effects may remain.
     pub fn stood_still(&self, from: u64, to: u64) -> bool {
         self.standstills.iter().any(|(start, end)| *start <= to && from <= end + AFTERMATH)

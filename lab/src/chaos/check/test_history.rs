@@ -203,6 +203,12 @@ impl TestHistory {
         }
     }
 
+    /// Begins the first life of a worker.
+    pub fn up(&mut self, worker: usize, at: u64) {
+        let life = u64::try_from(worker).unwrap_or(0) + 1;
+        self.add(at, What::Up { worker, life });
+    }
+
     /// Ends the first life of a worker.
     pub fn killed(&mut self, worker: usize, at: u64) {
         let life = u64::try_from(worker).unwrap_or(0) + 1;
