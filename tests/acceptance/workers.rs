@@ -52,7 +52,10 @@ async fn demo(urls: &str, name: &str, register: &str, start: u64, seconds: u64) 
         guard.release().await.expect("an inner release");
         sum
     }
-    let locks = client(urls, 60_000).await;
+    // With the usual node timeout: before the start, the client waits for nodes that are paused.
+    let builder = Quorlock::builder().nodes(urls.split(',')).lease(Duration::from_secs(60));
+    let locks = builder.connect().await.expect("settings that work");
+    locks.flush().await;
     let register = Register::new(register);
     sleep_until(start).await;
     Owner::labelled("demo")
