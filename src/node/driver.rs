@@ -102,6 +102,12 @@ impl Driver {
         let (mut ended, mut polls) = (Poll::Pending, 0);
         // If another thread polls already, or this one further up its stack, that one sees `is_due` and polls once more.
         while self.is_due.load(Ordering::SeqCst) {
+            if polls == MOST_POLLS && !self.common.life.has_ended() {
+                // The task does the rest. The connections are unlocked here: it, and who has found them locked, find them free.
+                self.task.0.wake();
+                break;
+            }
+            polls += 1;
             let mut connections = match self.connections.try_lock() {
                 Ok(connections) => connections,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -115,11 +121,6 @@ impl Driver {
                 drop(connections);
                 drop(over);
                 ended = Poll::Ready(());
-            }
-            polls += 1;
-            if polls >= MOST_POLLS && !self.common.life.has_ended() {
-                self.task.0.wake(); // It does the rest.
-                break;
             }
         }
         ended
@@ -166,6 +167,7 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
+    use std::sync::{OnceLock, Weak};
     use std::time::Duration;
 
     use super::*;
@@ -215,6 +217,31 @@ mod tests {
         common.life.end();
         driver.send_last();
         assert_eq!(polled(), 2);
+    }
+
+    /// Whenever it is polled, another thread finds the connections locked.
+    #[tokio::test]
+    async fn a_thread_that_sends_leaves_to_the_task_what_others_send_all_the_time() {
+        let (polls, driver): (Arc<AtomicUsize>, Arc<OnceLock<Weak<Driver>>>) = Default::default();
+        let others = {
+            let (polls, driver) = (Arc::clone(&polls), Arc::clone(&driver));
+            poll_fn(move |_| {
+                if polls.fetch_add(1, Ordering::SeqCst) < 1000 {
+                    driver.get().and_then(Weak::upgrade).expect("it polls this").send_now();
+                }
+                Poll::Pending
+            })
+        };
+        let made = Arc::new(Driver::new(vec![others], common()));
+        assert!(driver.set(Arc::downgrade(&made)).is_ok());
+        made.send_now();
+        assert_eq!(polls.load(Ordering::SeqCst), MOST_POLLS as usize);
+        let task = tokio::spawn(made.run());
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(polls.load(Ordering::SeqCst), 1001, "no poll that is due is left out");
+        task.abort();
     }
 
     #[tokio::test]
