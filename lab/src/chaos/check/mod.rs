@@ -1,5 +1,6 @@
 //! The checks of a history: pure functions, one for each invariant.
 
+mod endings;
 mod exclusion;
 mod guard;
 mod liveness;
@@ -157,11 +158,11 @@ pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
         time::no_resurrection(model).at_least(3),
         time::loss_on_time(model).at_least(10),
         time::warns_before_loss(model).at_least(8),
-        liveness::no_orphan(model, beside.complete),
+        endings::no_orphan(model, beside.complete),
         time::lease_never_shrinks(model).at_least(500),
         guard::remaining_is_true(model).at_least(1000),
         guard::margin_is_true(model).at_least(20),
-        liveness::free_after_ttl(model).at_least(20),
+        endings::free_after_ttl(model).at_least(20),
         liveness::keeps_while_well(model).at_least(2),
         liveness::minority_fault_live(model, beside.complete).at_least(100),
         prompt::reentry_is_prompt(model).at_least(5),
@@ -177,7 +178,7 @@ pub fn of_program(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
         outside::one_holder(model),
         outside::granted_by_vote(model),
         outside::tokens_grow(model),
-        liveness::no_orphan(model, beside.complete),
+        endings::no_orphan(model, beside.complete),
     ];
     finished(model, beside, verdicts)
 }
