@@ -66,6 +66,20 @@ fn a_loss_is_signalled_after_the_client_runtime_ended() {
     block_on(guard.lost());
 }
 
+/// All that it could see is there at once. It must not look for ever within one poll.
+#[test]
+fn an_observer_of_an_ended_client_waits_between_its_looks() {
+    let cluster = Cluster::start(1);
+    let (elsewhere, home) = (single(), runtime());
+    let locks = home.block_on(cluster.client(SECOND));
+    drop(home);
+    elsewhere.block_on(async {
+        let mut leaders = locks.observe("x").every(Duration::ZERO);
+        leaders.changed().await.expect("a name");
+        assert!(timeout(SECOND / 10, leaders.changed()).await.is_err(), "nothing changes");
+    });
+}
+
 #[test]
 fn a_loss_is_signalled_while_the_client_runtime_is_stalled() {
     let cluster = Cluster::start(3);
