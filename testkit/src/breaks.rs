@@ -266,7 +266,7 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     // Two clocks.
     Change {
-        file: "src/coordinator/attempt.rs",
+        file: "src/coordinator/attempt/offer.rs",
         old: "self.ends.iter().filter(|(_, over)| *over < now)",
         new: "self.ends.iter().filter(|(_, over)| *over < now || crate::broken(\"an end is named without waiting\"))",
     },
