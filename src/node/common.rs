@@ -213,7 +213,7 @@ impl Common {
         self.places(|places| places.attempt(index, name, health, (self.environment.now(), longest)))
     }
 
-    /// Returns whether another server has this record. Then this server has the data of that one, whose replica it was.
+    /// Returns whether this server has the data of one at another place, whose replica it was.
     pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
         locked(&self.places).is_copy(index, health)
     }

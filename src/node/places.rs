@@ -199,10 +199,12 @@ impl Places {
         }
     }
 
-    /// Returns whether another server has this record. Then this server has the data of that one, whose replica it was.
+    /// Returns whether this server has the data of one at another place, whose replica it was: that one has the same record, which
+    /// does not name this server's process. A record that names it is the server's own, even if a copy of it stands elsewhere:
+    /// otherwise one node that shows another node's record would put that node into quarantine.
     pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
-        let word = health.record.as_ref().map(|(_, record)| record.word);
-        word.is_some() && self.others(index).any(|server| server.word == word && server.run_id != health.run_id)
+        let not_own = health.record.as_ref().filter(|(_, record)| !record.is_of(&health.process));
+        not_own.is_some_and(|(_, record)| self.others(index).any(|server| server.word == Some(record.word)))
     }
 
     /// Returns the cluster that a majority of the list is part of, without counting this node.
@@ -329,10 +331,20 @@ mod tests {
         places.connected(0);
         places.disconnected(0, second(1));
         places.unreachable(0);
-        assert!(places.is_copy(1, &in_cluster("b", 7, 1)));
-        assert!(!places.is_copy(1, &in_cluster("a", 7, 1)), "the same server at another place");
-        assert!(!places.is_copy(0, &in_cluster("b", 7, 1)), "its own place");
+        let copy_on = |run_id| Health { record: in_cluster("a", 7, 1).record, ..server(run_id, Some(3)) };
+        assert!(places.is_copy(1, &copy_on("b")));
+        assert!(!places.is_copy(1, &copy_on("a")), "the same server at another place");
+        assert!(!places.is_copy(0, &copy_on("b")), "its own place");
         assert!(!places.is_copy(1, &server("b", None)));
+    }
+
+    #[test]
+    fn the_original_of_a_copy_is_none() {
+        let mut places = Places::new(3);
+        let copy = Health { record: in_cluster("a", 7, 1).record, ..server("b", Some(3)) };
+        attempt(&mut places, 0, 1, &copy).unwrap();
+        assert!(!places.is_copy(0, &in_cluster("a", 7, 1)));
+        assert!(places.is_copy(0, &Health { process: Process::new("d", 0, false, false), ..in_cluster("a", 7, 1) }));
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Record {
         words.next().is_none().then_some(Self { word, longest, ends, window, cluster, keeps, run_id })
     }
 
+    /// Returns whether it holds for this server process.
+    pub(crate) fn is_of(&self, process: &Process) -> bool {
+        self.run_id == process.run_id
+    }
+
     /// Returns whether it has no quarantine, not even one that is over.
     pub(crate) fn is_settled(&self) -> bool {
         self.ends.0 == 0
@@ -147,7 +152,7 @@ impl Record {
     /// | there | another | yes | the same, and the run id |
     /// | there | another | no | a new one, with a quarantine |
     pub(crate) fn due(seen: Option<&Self>, process: &Process, newcomer: &Newcomer) -> Option<Change> {
-        let kept = seen.filter(|record| record.run_id == process.run_id || (record.keeps && process.may_keep(record)));
+        let kept = seen.filter(|record| record.is_of(process) || (record.keeps && process.may_keep(record)));
         let Some(kept) = kept else {
             let longest = seen.map_or(newcomer.longest, |record| record.longest.max(newcomer.longest));
             let wait = millis(longest);

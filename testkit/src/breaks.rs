@@ -282,8 +282,8 @@ pub(crate) fn broken(variant: &str) -> bool {
     // Nodes, as the client sees them.
     Change {
         file: "src/protocol/record.rs",
-        old: "record.run_id == process.run_id ||",
-        new: "crate::broken(\"run id not compared\") || record.run_id == process.run_id ||",
+        old: "record.is_of(process) ||",
+        new: "crate::broken(\"run id not compared\") || record.is_of(process) ||",
     },
     Change {
         file: "src/node/common.rs",

@@ -15,6 +15,7 @@ mod observability;
 mod observers;
 mod owners;
 mod refusals;
+mod replicas;
 mod reports;
 mod revoke;
 mod revoke_hostile;
