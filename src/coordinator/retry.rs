@@ -104,19 +104,21 @@ impl Retry {
         };
         match (answered, end) {
             (Some(answered), None) => Ok(answered),
-            (Some(answered), Some(until)) if until > core.now() => Ok(answered),
+            (Some(answered), Some(until)) if until > core.now() => {
+                self.met = Some(error);
+                Ok(answered)
+            }
             (None, None) => Err(error),
-            (None, Some(until)) if until <= now => Err(self.over(now, error)),
+            (None, Some(until)) if until <= now => {
+                // This try was cut short by the end of the time: the error of the one before says what was waited for.
+                let before = matches!(error, AcquireError::NoQuorum { .. }).then(|| self.met.take()).flatten();
+                Err(self.over(now, before.unwrap_or(error)))
+            }
             (_, Some(_)) => Err(self.over(core.now(), error)),
         }
     }
 
-    fn over(&mut self, now: Moment, last: AcquireError) -> AcquireError {
-        let last = match last {
-            // This try was cut short by the end of the time: the error of the one before says what was waited for.
-            AcquireError::NoQuorum { .. } if self.unanswered_since == Some(now) => self.met.take().unwrap_or(last),
-            last => last,
-        };
+    fn over(&self, now: Moment, last: AcquireError) -> AcquireError {
         match last {
             // No lock is in the way: the error names what is.
             AcquireError::NoQuorum { .. } => last,
@@ -269,6 +271,18 @@ mod tests {
         let error =
             retry.wait_after(&core, LEASE, said([silent()]), RetryAdvice::WhenAnswered, None).await.unwrap_err();
         assert!(is_over_by_contention(&error), "{error:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_the_end_cut_short_hides_no_outage_before_it() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), Some(LEASE), Outage::default());
+        let mut fail = async |answer| {
+            retry.wait_after(&core, LEASE, said([answer]), RetryAdvice::WhenAnswered, None).await.map_err(Box::new)
+        };
+        assert_eq!(fail(quarantined()).await, Ok(false));
+        advance(LEASE).await;
+        assert_eq!(fail(Answer::Up).await, Err(Box::new(said([quarantined()]))));
     }
 
     #[tokio::test(start_paused = true)]
