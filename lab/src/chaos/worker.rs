@@ -89,15 +89,15 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
     log.write(What::Up { worker: job.worker, life: job.life });
     let (phase, calm) = watch::channel(false);
     let mut tasks = tokio::task::JoinSet::new();
-    for task in 0..=job.tasks {
+    for task in 0..job.tasks + 2 {
         let store = StoreThread::open(ledger.clone()).await;
         let store = store.map_err(|error| Failure::new(Exit::NotRunnable, format!("the ledger: {error}")))?;
         let workload = Workload::new(&job, task, locks.clone(), log.clone(), store);
-        if task == job.tasks {
-            tasks.spawn(workload.enter_again(calm.clone()));
-        } else {
-            tasks.spawn(workload.run(calm.clone()));
-        }
+        match task.checked_sub(job.tasks) {
+            None => tasks.spawn(workload.run(calm.clone())),
+            Some(0) => tasks.spawn(workload.enter_again(calm.clone())),
+            Some(_) => tasks.spawn(workload.knock(calm.clone())),
+        };
     }
     let mut words = BufReader::new(tokio::io::stdin()).lines();
     tokio::select! {

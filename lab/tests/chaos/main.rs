@@ -51,21 +51,23 @@ fn a_short_run_holds_every_invariant_and_reports_it() {
     place.is_clean();
 }
 
-/// A request falls into a quarantine by chance, and a busy machine excuses much, so other seeds are tried when something was not
+/// A request falls into a quarantine by chance, and a busy machine excuses much, so other seeds are tried until everything was
 /// seen. No run may show a violation.
 #[test]
 fn memory_loss_and_clock_steps_violate_no_invariant() {
     let place = Place::new("forgetting");
-    let held = ["MutualExclusion", "FencedStore", "NoResurrection", "QuarantineHolds", "MinorityFaultLive"];
-    let has_held = (11..=13).any(|seed| {
+    let mut unseen = vec!["MutualExclusion", "FencedStore", "NoResurrection", "QuarantineHolds", "MinorityFaultLive"];
+    for seed in 11..=13 {
         let output = place.end(&format!("--for 45s --seed {seed} --nodes-count 3 --workers 4 --lease 1s"));
-        let code = output.status.code();
-        assert!(matches!(code, Some(0 | 81)), "{}", said(&output));
+        assert!(matches!(output.status.code(), Some(0 | 81)), "{}", said(&output));
         let results = place.results();
-        held.iter().all(|invariant| results["invariants"][invariant]["verdict"] == "held")
-    });
+        unseen.retain(|invariant| results["invariants"][invariant]["verdict"] != "held");
+        if unseen.is_empty() {
+            break;
+        }
+    }
     let results = place.results();
-    assert!(has_held, "in none of the runs: {results}");
+    assert!(unseen.is_empty(), "{unseen:?} in none of the runs: {results}");
     for kind in ["flush", "swap", "replica", "promote", "replace", "forget", "step", "leap"] {
         assert!(results["faults"][kind].as_u64() > Some(0), "{kind}: {results}");
     }

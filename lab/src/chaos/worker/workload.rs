@@ -1,5 +1,5 @@
 //! The work of a worker with locks, in a loop: nested locks, overlapping sets, long holds, cancelled requests,
-//! and transfers between accounts; beside it, one lock that is entered again all the time.
+//! and transfers between accounts; beside it, one lock that is entered again all the time, and one that is asked for without a wait.
 
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ const DAWDLE_MS: std::ops::Range<u64> = 10..120;
 /// How often a worker enters the lock again that no other worker asks for, and for how long each time.
 const TIMES: std::ops::Range<u64> = 10..60;
 const EACH_MS: std::ops::Range<u64> = 40..100;
+const KNOCK_MS: std::ops::Range<u64> = 100..200;
 const PAUSE_MS: std::ops::Range<u64> = 0..25;
 const CANCEL_MS: std::ops::Range<u64> = 0..30;
 const FIRST_MESSAGES_US: u64 = 2000;
@@ -105,6 +106,21 @@ impl Workload {
             };
             watched(&guard, op, &names, &log, work).await;
             self.leave(op, guard, &wish).await;
+        }
+        Ok(())
+    }
+
+    /// Asks for a free lock at short intervals and without a wait: some of these requests begin and end while a majority is silent
+    /// or in quarantine.
+    pub async fn knock(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
+        let names = [format!("{OWN_LOCK}{}-knock", self.job.worker + 1)];
+        while !*calm.borrow() {
+            let owner = Owner::new();
+            let wish = Wish { names: &names, owner: &owner, within: None, wait: None, is_shorter: false };
+            if let Some((op, guard)) = self.acquire(&wish).await {
+                self.leave(op, guard, &wish).await;
+            }
+            self.nap(KNOCK_MS).await;
         }
         Ok(())
     }
