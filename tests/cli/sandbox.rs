@@ -13,6 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// The limit that ends a hanging test. No step takes nearly as long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Arguments with which the node timeout is given, or may have to be shorter.
+const SETS_NODE_TIMEOUT: [&str; 2] = ["--node-timeout", "--lease"];
+
 /// A variable in the environment of every process that a sandbox starts.
 const MARK: &str = "QUORLOCK_TEST_SANDBOX";
 static SANDBOXES: AtomicU64 = AtomicU64::new(0);
@@ -41,9 +44,13 @@ impl Sandbox {
         Self { cluster, mark: format!("{}-{number}", std::process::id()) }
     }
 
-    /// Returns `quorlock` with these arguments, the cluster's nodes in its environment, and `$DIR` for scripts.
+    /// Returns `quorlock` with these arguments, the cluster's nodes in its environment, and `$DIR` for scripts. `quorlock run` waits five
+    /// seconds for a node unless the arguments say otherwise: on a busy machine a node that is well may take longer than the usual half.
     pub fn quorlock(&self, args: &[&str]) -> Command {
-        self.command(env!("CARGO_BIN_EXE_quorlock"), args)
+        let is_patient = args.first() == Some(&"run") && !args.iter().any(|arg| SETS_NODE_TIMEOUT.contains(arg));
+        let args =
+            if is_patient { [&args[..1], &["--node-timeout", "5s"], &args[1..]].concat() } else { args.to_vec() };
+        self.command(env!("CARGO_BIN_EXE_quorlock"), &args)
     }
 
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
