@@ -209,7 +209,8 @@ impl Common {
     ///
     /// Why it cannot be part of this list, or has no vote yet.
     pub(super) fn reached(&self, index: usize, name: &Arc<str>, health: &Health) -> Result<Listing, NodeError> {
-        let longest = self.longest_lease().max(self.usual_lease);
+        let stored = health.record.as_ref().map_or(Duration::ZERO, |(_, record)| record.longest);
+        let longest = self.longest_lease().max(self.usual_lease).max(stored);
         self.places(|places| places.attempt(index, name, health, (self.environment.now(), longest)))
     }
 

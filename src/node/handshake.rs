@@ -51,14 +51,15 @@ async fn settle(
     let (mut stream, mut health) = establish(environment, address, common, is_open).await?;
     common.sees_clock(index, Some(health.clock));
     for _ in 0..MOST_WRITES {
-        if let Some((_, record)) = &health.record {
-            common.learn_lease(record.longest);
-            common.learn_window(record.window);
-        }
         let nodes = match common.reached(index, name, &health)? {
             Listing::Known => None,
             Listing::Write(nodes) => Some(nodes),
         };
+        // Not of a server that has no part in the list: what is learnt there would be written to all nodes, and stay.
+        if let Some((_, record)) = &health.record {
+            common.learn_lease(record.longest);
+            common.learn_window(record.window);
+        }
         let seen = health.record.as_ref();
         // A record that came with another node's data says nothing of this one.
         let own = seen.map(|(_, record)| record).filter(|_| !common.is_copy(index, &health));

@@ -27,6 +27,13 @@ pub(super) struct Health {
     pub(super) clock: u64,
 }
 
+impl Health {
+    /// Returns whether the server's record holds for this process of it.
+    pub(super) fn has_own_record(&self) -> bool {
+        self.record.as_ref().is_some_and(|(_, record)| record.is_of(&self.process))
+    }
+}
+
 /// A run id has 40 bytes. The client keeps those of servers that have gone.
 const MOST_RUN_ID: usize = 64;
 

@@ -17,6 +17,8 @@ struct SeenServer {
     is_reachable: bool,
     /// Of its record.
     word: Option<u64>,
+    /// Its record holds for its own process.
+    has_own_record: bool,
     cluster: Option<u64>,
     /// Why it cannot be part of this list.
     conflict: Option<NodeError>,
@@ -126,7 +128,11 @@ impl Places {
         }
         let cluster = health.record.as_ref().and_then(|(_, record)| record.cluster);
         let same = self.place_of(&health.run_id, index);
-        let apart = self.reachable(index).find(|server| server.cluster.zip(cluster).is_some_and(|(a, b)| a != b));
+        // A server that is refused itself is no reason to refuse the nodes of the list.
+        let is_apart = |server: &&SeenServer| {
+            server.conflict.is_none() && server.cluster.zip(cluster).is_some_and(|(a, b)| a != b)
+        };
+        let apart = self.reachable(index).find(is_apart);
         let conflict = match (same, health.listed, apart) {
             (Some(same), _, _) => return Err(NodeError::SameServer(same.to_string())),
             (_, Some(CHANGING..), _) => Some(NodeError::ListChanging),
@@ -139,6 +145,7 @@ impl Places {
             run_id: health.run_id.clone(),
             is_reachable: true,
             word: health.record.as_ref().map(|(_, record)| record.word),
+            has_own_record: health.has_own_record(),
             cluster,
             conflict: conflict.clone(),
         });
@@ -199,12 +206,12 @@ impl Places {
         }
     }
 
-    /// Returns whether this server has the data of one at another place, whose replica it was: that one has the same record, which
-    /// does not name this server's process. A record that names it is the server's own, even if a copy of it stands elsewhere:
-    /// otherwise one node that shows another node's record would put that node into quarantine.
+    /// Returns whether this server may have the data of another one, whose replica it was: that one has the same record. A record that
+    /// holds for the one and not for the other shows which of them is the copy. Where it shows nothing, either may be.
     pub(super) fn is_copy(&self, index: usize, health: &Health) -> bool {
-        let not_own = health.record.as_ref().filter(|(_, record)| !record.is_of(&health.process));
-        not_own.is_some_and(|(_, record)| self.others(index).any(|server| server.word == Some(record.word)))
+        let Some((_, record)) = &health.record else { return false };
+        let same = |server: &&SeenServer| server.word == Some(record.word) && server.run_id != health.run_id;
+        self.others(index).filter(same).any(|server| !health.has_own_record() || server.has_own_record)
     }
 
     /// Returns the cluster that a majority of the list is part of, without counting this node.
@@ -340,11 +347,34 @@ mod tests {
 
     #[test]
     fn the_original_of_a_copy_is_none() {
+        let [original, copy] =
+            ["a", "b"].map(|run_id| Health { record: in_cluster("a", 7, 1).record, ..server(run_id, Some(3)) });
         let mut places = Places::new(3);
-        let copy = Health { record: in_cluster("a", 7, 1).record, ..server("b", Some(3)) };
         attempt(&mut places, 0, 1, &copy).unwrap();
-        assert!(!places.is_copy(0, &in_cluster("a", 7, 1)));
-        assert!(places.is_copy(0, &Health { process: Process::new("d", 0, false, false), ..in_cluster("a", 7, 1) }));
+        assert!(!places.is_copy(0, &original));
+        assert!(places.is_copy(0, &Health { record: original.record.clone(), ..server("d", Some(3)) }), "neither is");
+        assert!(!places.is_copy(0, &copy), "the same server");
+    }
+
+    #[test]
+    fn either_of_two_servers_that_have_the_same_record_as_their_own_may_be_the_copy() {
+        let mut places = Places::new(3);
+        attempt(&mut places, 0, 1, &in_cluster("b", 7, 1)).unwrap();
+        assert!(places.is_copy(0, &in_cluster("a", 7, 1)));
+    }
+
+    #[test]
+    fn a_server_of_another_cluster_refuses_no_node_of_the_list() {
+        let mut places = Places::new(3);
+        for (index, run_id) in ["a", "b", "c"].into_iter().enumerate() {
+            attempt(&mut places, 0, index, &in_cluster(run_id, index as u64, 1)).unwrap();
+            places.connected(index);
+        }
+        let other = NodeError::OtherCluster { other: name(1).to_string() };
+        assert_eq!(attempt(&mut places, 1, 0, &in_cluster("x", 9, 2)), Err(other));
+        places.disconnected(1, second(2));
+        assert_eq!(attempt(&mut places, 2, 1, &in_cluster("b", 1, 1)), Ok(Listing::Known));
+        assert!(places.has_conflict(), "and nothing is acquired while it stands there");
     }
 
     #[test]
