@@ -279,6 +279,14 @@ pub(crate) fn broken(variant: &str) -> bool {
             lease: if crate::broken(\"one word for all shares of a client\") { 0 } else { self.id },
         }",
     },
+    Change {
+        file: "src/coordinator/attempt.rs",
+        old: "                Phase::Held | Phase::Endangered => above",
+        new: "                Phase::Held | Phase::Endangered if crate::broken(\"a re-entry is refused\") => {
+                    return Err(lost(&lease.resource, lease.reports(state)));
+                }
+                Phase::Held | Phase::Endangered => above",
+    },
     // Nodes, as the client sees them.
     Change {
         file: "src/protocol/record.rs",
@@ -465,6 +473,9 @@ pub(crate) fn broken(variant: &str) -> bool {
         let pending_release = self.holds.give_back();
         if crate::broken(\"a release is not sent and says Ok\") {
             return Ok(Released { pending: Vec::new(), holds: pending_release.holds });
+        }
+        if crate::broken(\"a release says that nothing was held\") {
+            return Err(ReleaseError::NotHeld { resource: String::new(), nodes: pending_release.said });
         }
 ",
     },

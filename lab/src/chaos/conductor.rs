@@ -138,7 +138,7 @@ impl Conductor {
             nodes: fault.nodes.clone(),
             worker: fault.worker,
             amount: fault.amount,
-            forgets: self.nodes.forgets(fault),
+            forgets: self.nodes.begins_quarantine(fault),
             tail: fault.tail(self.lease) * 1000,
             from,
             doubt,

@@ -1,5 +1,6 @@
 //! The run's own servers, with a link between each of them and each worker, and their faults.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -32,6 +33,8 @@ pub struct Nodes {
     active: Mutex<Vec<Fault>>,
     /// The faults of clocks whose effect no node could show so far.
     unproven: Mutex<Vec<usize>>,
+    /// The nodes that have lost their memory, and with it what they were declared to be.
+    undeclared: Mutex<BTreeSet<usize>>,
 }
 
 impl Nodes {
@@ -66,7 +69,13 @@ impl Nodes {
                 commands: Mutex::default(),
             }));
         }
-        Ok(Self { all: nodes, password, active: Mutex::default(), unproven: Mutex::default() })
+        Ok(Self {
+            all: nodes,
+            password,
+            active: Mutex::default(),
+            unproven: Mutex::default(),
+            undeclared: Mutex::default(),
+        })
     }
 
     pub fn urls(&self, worker: usize) -> Vec<String> {
@@ -80,6 +89,13 @@ impl Nodes {
         move || nodes.iter().filter_map(|node| node.upgrade()?.server.try_lock().ok()?.as_ref()?.pid()).collect()
     }
 
+    /// Returns whether a node is in quarantine after this fault. A node that was declared to keep its writes is no longer, once it has
+    /// lost its memory.
+    pub fn begins_quarantine(&self, fault: &Fault) -> bool {
+        let undeclared = lock(&self.undeclared);
+        self.forgets(fault) || (fault.kind == Kind::Restart && fault.nodes.iter().any(|node| undeclared.contains(node)))
+    }
+
     /// Returns whether a node comes back from this fault without its votes.
     pub fn forgets(&self, fault: &Fault) -> bool {
         match fault.kind {
@@ -90,6 +106,9 @@ impl Nodes {
 
     /// Puts the fault into effect. Returns the reason why it does not count as done, if there is one.
     pub async fn begin(&self, fault: &Fault) -> io::Result<Option<String>> {
+        if fault.kind.forgets() {
+            lock(&self.undeclared).extend(&fault.nodes);
+        }
         let silent = self.silent();
         let probed = if fault.kind == Kind::Reset { self.connections(fault).await } else { Vec::new() };
         lock(&self.active).push(fault.clone());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Verdict;
-use super::model::{Hold, Model};
+use super::model::{Answer, Hold, Model};
 use crate::chaos::history::Outcome;
 
 /// Checks that no lock is granted while another owner believes to hold it.
@@ -52,11 +52,35 @@ pub fn reentrant_depth(model: &Model) -> Verdict {
     verdict
 }
 
+/// Checks that an owner that has a lock, and waits, enters it again while all is well.
+pub fn reentry_is_granted(model: &Model) -> Verdict {
+    let mut verdict = Verdict::of("ReentryIsGranted", "an owner that holds a lock is granted it again");
+    for ask in model.asks.iter().filter(|ask| ask.waits && model.is_mere_reentry(ask)) {
+        let (is_granted, at) = match ask.answer {
+            Answer::Granted(at) => (true, at),
+            Answer::Refused(_, at) => (false, at),
+            Answer::Cancelled(_) | Answer::None => continue,
+        };
+        let is_well = !model.worker_was_troubled(ask.worker, ask.at, at)
+            && !model.was_busy(ask.at, at)
+            && !model.is_young(ask.life, ask.at)
+            && model.most_disturbed(ask.worker, ask.at, at) == 0;
+        if is_well {
+            verdict.check(at, is_granted, || {
+                let (worker, names) = (ask.worker + 1, ask.names.join(" "));
+                format!("worker {worker} op {} could not enter {names} again: {:?}", ask.op, ask.answer)
+            });
+        }
+    }
+    verdict
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chaos::check::State;
     use crate::chaos::check::test_history::{TestHistory, ms};
+    use crate::chaos::fault::Kind;
 
     #[test]
     fn a_lease_that_was_over_at_its_first_reading_overlaps_nothing() {
@@ -114,5 +138,23 @@ mod tests {
             history.released(1, 150, 0);
             assert_eq!(reentrant_depth(&history.model()).state, expected, "{inner} {left}");
         }
+    }
+
+    #[test]
+    fn a_holder_that_may_not_enter_again_violates_reentry_is_granted() {
+        for (nodes, expected) in [(&[][..], State::Violated), (&[0], State::NotExercised)] {
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.fault(1, Kind::Cut, nodes, ms(150)..ms(900));
+            history.entry_refused(2, 1, "x", ms(300)..ms(310));
+            assert_eq!(reentry_is_granted(&history.model()).state, expected, "{nodes:?}");
+        }
+        let mut history = TestHistory::new(3);
+        history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+        history.entered_again(2, 1, "x", ms(300)..ms(310));
+        assert_eq!(reentry_is_granted(&history.model()).state, State::Held);
+        history.entry_refused(3, 1, "x", ms(320)..ms(330));
+        history.lost(1, ms(400), ms(400));
+        assert_eq!(reentry_is_granted(&history.model()).state, State::NotExercised, "its hold was lost");
     }
 }

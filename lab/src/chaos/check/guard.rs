@@ -78,7 +78,8 @@ fn all_well(model: &Model, verdict: &mut Verdict, hold: &Hold) {
         || model.stood_still(asked, last.at)
         || model.is_young(hold.ask.life, asked)
         || may_be_left_over(model, asked, last.at)
-        || has_forgotten_ahead(model, hold, last.at);
+        || has_forgotten_ahead(model, hold, last.at)
+        || model.may_have_stray_votes(&hold.ask, asked, last.at);
     let disturbed = model.most_disturbed(worker, asked, last.at);
     if !troubled && disturbed < model.spare() {
         verdict.check(last.at, last.margin + disturbed >= model.spare(), || {

@@ -22,7 +22,8 @@ pub fn keeps_while_well(model: &Model) -> Verdict {
         let was_well = !model.worker_was_troubled(worker, from, until)
             && !model.stood_still(from, until)
             && !model.was_overloaded(until.saturating_sub(hold.ask.lease), until)
-            && model.most_disturbed(worker, from, until) <= model.spare();
+            && model.most_disturbed(worker, from, until) <= model.spare()
+            && !model.may_have_stray_votes(&hold.ask, from, until);
         if was_well && (was_extended || hold.lost.is_some()) {
             let lost = hold.lost.is_some_and(|(at, _)| at <= until);
             verdict.check(until, !lost, || {
@@ -59,7 +60,7 @@ pub fn minority_fault_live(model: &Model, complete: bool) -> Verdict {
         let may_be_bare = ask.within.is_some() && !ask.waits;
         let troubled = model.worker_was_troubled(ask.worker, ask.at, at)
             || model.was_busy(ask.at, at)
-            || model.may_wait_for_quarantine(ask.life, ask.at);
+            || model.may_wait_for_quarantine(ask.worker, ask.life, ask.at);
         if may_be_bare || troubled {
             continue;
         }

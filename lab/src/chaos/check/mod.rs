@@ -148,11 +148,13 @@ pub fn all(model: &Model, beside: &Beside<'_>) -> Vec<Verdict> {
     let verdicts = vec![
         exclusion::mutual_exclusion(model).at_least(250),
         exclusion::reentrant_depth(model).at_least(300),
+        exclusion::reentry_is_granted(model).at_least(20),
         tokens::token_unique(model).at_least(150),
         tokens::token_monotonic(model).at_least(150),
         tokens::token_stable(model).at_least(500),
         tokens::fenced_store(model, beside.audit).at_least(50),
         release::release_safe(model).at_least(2),
+        release::release_is_confirmed(model).at_least(20),
         release::release_takes_effect(model).at_least(30),
         votes::no_false_grant(model).at_least(200),
         time::no_resurrection(model).at_least(3),

@@ -287,13 +287,30 @@ impl Model {
     }
 
     /// Returns whether this life may not have waited yet at this time for a quarantine that began while the nodes' clocks were ahead
-    /// for good. Each client waits a longest lease for it, by its own clock.
-    pub fn may_wait_for_quarantine(&self, life: u64, at: u64) -> bool {
+    /// for good. Each client waits a longest lease for it, by its own clock, from when it first hears of it.
+    pub fn may_wait_for_quarantine(&self, worker: usize, life: u64, at: u64) -> bool {
         let leap = self.troubles.iter().filter(|trouble| trouble.kind == Kind::Leap).map(|leap| leap.from).min();
-        let is_new = self.ups.get(&life).is_some_and(|up| at < up + YOUNG + self.setting.lease);
+        let resumed = self.pauses(worker, 0, at).map(|(_, end)| end).max();
+        let runs_since = self.ups.get(&life).copied().max(resumed);
+        let is_new = runs_since.is_some_and(|since| at < since + YOUNG + self.setting.lease);
         let has_forgotten =
             |leap| self.troubles.iter().any(|other| other.forgets && leap <= other.healed && other.from <= at);
         is_new && leap.is_some_and(has_forgotten)
+    }
+
+    /// Returns whether another worker's request for one of these names may have left votes that nothing takes back: the worker was
+    /// stopped, killed or cut off meanwhile. They last for a lease.
+    pub fn may_have_stray_votes(&self, ask: &Ask, from: u64, to: u64) -> bool {
+        let from = from.saturating_sub(self.setting.lease);
+        let over = |other: &Ask| {
+            let killed = || self.deaths.iter().find(|(_, life, ..)| *life == other.life).map(|(_, _, _, at)| *at);
+            other.answered().or_else(killed).unwrap_or(self.end)
+        };
+        let others = self.asks[..self.asks.partition_point(|other| other.at <= to)].iter();
+        others.filter(|other| other.worker != ask.worker && over(other) >= from).any(|other| {
+            other.names.iter().any(|name| ask.names.contains(name))
+                && self.worker_was_troubled(other.worker, other.at, over(other))
+        })
     }
 
     /// Returns whether the machine stood still between these times, or so shortly before that effects may remain.

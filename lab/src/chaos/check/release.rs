@@ -1,7 +1,7 @@
 //! What a release says, and what it leaves on the nodes.
 
 use super::Verdict;
-use super::model::{Answer, Model, Seen};
+use super::model::{Answer, Ask, Model, Seen};
 use crate::chaos::history::{Leaving, Outcome};
 
 /// Checks that a release after the loss does not claim that the lock was held until then.
@@ -11,6 +11,28 @@ pub fn release_safe(model: &Model) -> Verdict {
         let (Some((lost, _)), Some((left, Leaving::Release))) = (hold.lost, hold.leave) else { continue };
         if let (true, Some((at, outcome, _))) = (lost < left, hold.left) {
             verdict.check(at, outcome != Outcome::Released, || format!("{} was released after its loss", hold.named()));
+        }
+    }
+    verdict
+}
+
+/// Checks that a release of a lease that is in force, while all is well, says that the lock was held until then.
+pub fn release_is_confirmed(model: &Model) -> Verdict {
+    let mut verdict =
+        Verdict::of("ReleaseIsConfirmed", "a release says that the lock was held until then, when it was");
+    for hold in &model.holds {
+        let (Some((leave, Leaving::Release)), Some((at, outcome, _)), None) = (hold.leave, hold.left, hold.lost) else {
+            continue;
+        };
+        let Ask { worker, .. } = hold.ask;
+        let is_well = hold.deadline() > at
+            && !model.worker_was_troubled(worker, leave, at)
+            && !model.was_busy(leave, at)
+            && !model.is_young(hold.ask.life, leave)
+            && model.most_disturbed(worker, hold.granted, at) == 0;
+        if is_well {
+            verdict
+                .check(at, outcome == Outcome::Released, || format!("{}: its release said {outcome:?}", hold.named()));
         }
     }
     verdict
@@ -67,6 +89,22 @@ mod tests {
             history.lost(1, lost, ms(500));
             history.released(1, ms(600), 0);
             assert_eq!(release_safe(&history.model()).state, expected, "lost at {lost} us");
+        }
+    }
+
+    #[test]
+    fn a_release_that_says_nothing_was_held_violates_release_is_confirmed() {
+        for (outcome, nodes, expected) in [
+            (Outcome::Released, &[][..], State::Held),
+            (Outcome::NotHeld, &[], State::Violated),
+            (Outcome::Unconfirmed, &[], State::Violated),
+            (Outcome::Unconfirmed, &[0], State::NotExercised),
+        ] {
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(900));
+            history.fault(1, Kind::Cut, nodes, ms(150)..ms(900));
+            history.left(1, ms(200), outcome);
+            assert_eq!(release_is_confirmed(&history.model()).state, expected, "{outcome:?}, {nodes:?}");
         }
     }
 

@@ -93,6 +93,12 @@ impl TestHistory {
         self.grant(op, "a", 10, during.end, 2, LEASE);
     }
 
+    /// Adds a re-entry that is refused.
+    pub fn entry_refused(&mut self, op: u64, within: u64, name: &str, during: Range<u64>) {
+        self.ask(op, 0, name, Some(within), during.start);
+        self.refused(op, Refusal::Held, during.end);
+    }
+
     pub fn refused(&mut self, op: u64, why: Refusal, at: u64) {
         self.add(at, What::Refuse { op, why, detail: None });
     }
@@ -152,6 +158,13 @@ impl TestHistory {
     pub fn released(&mut self, op: u64, at: u64, holds: u32) {
         self.add(at, What::Leave { op, how: Leaving::Release });
         self.add(at + 1, What::Left { op, outcome: Outcome::Released, holds: Some(holds) });
+    }
+
+    /// Adds a release of an outermost hold that ends like this.
+    pub fn left(&mut self, op: u64, at: u64, outcome: Outcome) {
+        self.add(at, What::Leave { op, how: Leaving::Release });
+        let holds = (outcome == Outcome::Released).then_some(0);
+        self.add(at + 1, What::Left { op, outcome, holds });
     }
 
     pub fn wrote(&mut self, op: u64, at: u64, accepted: bool) {

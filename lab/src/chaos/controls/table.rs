@@ -34,6 +34,7 @@ pub const ALL: &[Control] = &[
     caught("owner reused without a fresh ballot", &["TokenUnique", "TokenMonotonic"]),
     caught("extension under a new token", &["TokenStable"]),
     caught("re-entry under a new token", &["TokenStable"]),
+    caught("a re-entry is refused", &["ReentryIsGranted"]),
     caught("token() is constant", &["TokenUnique", "TokenMonotonic"]),
     caught(
         "late reply credited to another round",
@@ -70,6 +71,7 @@ pub const ALL: &[Control] = &[
     // Releases.
     caught("a release does nothing and says Ok", &["ReleaseTakesEffect"]),
     caught("a release is not sent and says Ok", &["ReleaseTakesEffect"]),
+    caught("a release says that nothing was held", &["ReleaseIsConfirmed"]),
     beyond(
         "a release deletes the lock of anyone",
         "it reaches only nodes that may have granted; what the ballot key remembers keeps others out until the next extension",

@@ -188,8 +188,9 @@ impl<'a> NodeFaults<'a> {
     /// Returns whether CLIENT PAUSE can begin on this node at this time.
     fn keeps_time(&self, node: usize, at: u64) -> bool {
         let ends = at + 2 * self.settings.lease + CLIENT_PAUSE_MORE_MS;
-        let is_right = self.wrong.1 <= at || !self.wrong.2.contains(&node);
-        is_right && self.leap.is_none_or(|leap| !(at..=ends).contains(&leap))
+        // A clock that was set may be set back later than planned, and would lengthen the pause.
+        let is_right = self.wrong.1 + CLIENT_PAUSE_MORE_MS <= at || !self.wrong.2.contains(&node);
+        is_right && self.leap.is_none_or(|leap| !(at.saturating_sub(CLIENT_PAUSE_MORE_MS)..=ends).contains(&leap))
     }
 
     fn is_settable(&self, node: usize, at: u64) -> bool {
@@ -208,7 +209,7 @@ impl<'a> NodeFaults<'a> {
             at = at.max(well.unwrap_or(0));
         }
         if kind == Kind::ClientPause {
-            at = at.max(self.wrong.1);
+            at = at.max(self.wrong.1 + CLIENT_PAUSE_MORE_MS);
         }
         let fits_kind = |node: &usize| match kind {
             Kind::Restart => durable[*node],
