@@ -57,3 +57,18 @@ async fn a_conflict_lasts_until_the_server_cannot_be_reached() {
     settled().await;
     assert_eq!(conflict(&test), None);
 }
+
+/// The longest lease is never lowered, and is written to every node.
+#[tokio::test(start_paused = true)]
+async fn a_server_of_another_list_teaches_no_longest_lease() {
+    let mut test = test_of(2);
+    let before = test.common.learnt_lease();
+    let mut server = Server::new(test.streams.recv().await.expect("it connects"));
+    server.greet(5).await;
+    settled().await;
+    assert_eq!(test.common.learnt_lease(), before);
+    drop(server);
+    let _server = test.server_of(2).await;
+    settled().await;
+    assert!(test.common.learnt_lease() > before, "one of the list does");
+}
