@@ -96,7 +96,7 @@ async fn work(job: Job, ledger: Place) -> Result<u8, Failure> {
         match task.checked_sub(job.tasks) {
             None => tasks.spawn(workload.run(calm.clone())),
             Some(0) => tasks.spawn(workload.enter_again(calm.clone())),
-            Some(_) => tasks.spawn(workload.knock(calm.clone())),
+            Some(_) => tasks.spawn(workload.ask_for_a_free_lock(calm.clone())),
         };
     }
     let mut words = BufReader::new(tokio::io::stdin()).lines();

@@ -268,6 +268,37 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_was_stopped_under_clocks_ahead_waits_for_quarantines_as_a_new_one() {
+        for (resumed, expected) in [(ms(3000), State::NotExercised), (ms(900), State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.up(0, 0);
+            history.fault(1, Kind::Leap, &[0, 1, 2], ms(10)..ms(15));
+            history.fault(2, Kind::Flush, &[0], ms(500)..ms(501));
+            history.worker_fault(3, Kind::WorkerPause, 0, ms(400)..resumed);
+            history.fault(4, Kind::Pause, &[1], ms(3000)..ms(5000));
+            history.asked(1, "a", "x", ms(3800));
+            history.refused(1, Refusal::NoQuorum, ms(4400));
+            assert_eq!(minority_fault_live(&history.model(), false).state, expected, "resumed at {resumed} us");
+        }
+    }
+
+    #[test]
+    fn votes_of_a_request_that_was_cut_short_excuse_a_loss() {
+        for (killed, name, expected) in
+            [(ms(100), "x", State::NotExercised), (ms(100), "y", State::Violated), (ms(20), "x", State::Violated)]
+        {
+            let mut history = TestHistory::new(3);
+            history.up(1, ms(1));
+            history.asked_by(1, 1, name, ms(15));
+            history.worker_fault(2, Kind::WorkerKill, 1, killed..killed + 1);
+            history.killed(1, killed + 1);
+            history.granted(2, "a", "x", 10, ms(1030), 1, ms(900));
+            history.lost(2, ms(2400), ms(2400));
+            assert_eq!(keeps_while_well(&history.model()).state, expected, "killed at {killed} us, {name}");
+        }
+    }
+
+    #[test]
     fn a_request_that_fails_when_all_is_well_violates_minority_fault_live() {
         for (why, expected) in [
             (Refusal::NoQuorum, State::Violated),

@@ -23,7 +23,8 @@ const DAWDLE_MS: std::ops::Range<u64> = 10..120;
 /// How often a worker enters the lock again that no other worker asks for, and for how long each time.
 const TIMES: std::ops::Range<u64> = 10..60;
 const EACH_MS: std::ops::Range<u64> = 40..100;
-const KNOCK_MS: std::ops::Range<u64> = 100..200;
+/// The time between two requests for a free lock.
+const FREE_MS: std::ops::Range<u64> = 100..200;
 const PAUSE_MS: std::ops::Range<u64> = 0..25;
 const CANCEL_MS: std::ops::Range<u64> = 0..30;
 const FIRST_MESSAGES_US: u64 = 2000;
@@ -112,15 +113,15 @@ impl Workload {
 
     /// Asks for a free lock at short intervals and without a wait: some of these requests begin and end while a majority is silent
     /// or in quarantine.
-    pub async fn knock(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
-        let names = [format!("{OWN_LOCK}{}-knock", self.job.worker + 1)];
+    pub async fn ask_for_a_free_lock(mut self, calm: watch::Receiver<bool>) -> Result<(), ledger::Error> {
+        let names = [format!("{OWN_LOCK}{}-free", self.job.worker + 1)];
         while !*calm.borrow() {
             let owner = Owner::new();
             let wish = Wish { names: &names, owner: &owner, within: None, wait: None, is_shorter: false };
             if let Some((op, guard)) = self.acquire(&wish).await {
                 self.leave(op, guard, &wish).await;
             }
-            self.nap(KNOCK_MS).await;
+            self.nap(FREE_MS).await;
         }
         Ok(())
     }
