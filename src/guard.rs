@@ -217,6 +217,47 @@ mod tests {
         }
     }
 
+    /// Three nodes.
+    pub(super) struct Three {
+        pub(super) servers: Vec<Server>,
+        _streams: UnboundedReceiver<DuplexStream>,
+    }
+
+    impl Three {
+        /// All nodes agree to the next message.
+        pub(super) async fn honour(&mut self) {
+            for server in &mut self.servers {
+                server.command().await.expect("a message");
+                server.reply(HONOURED).await;
+            }
+        }
+
+        /// Two nodes fail to do what the next message says, and the third does not answer.
+        pub(super) async fn fail_two(&mut self) {
+            for server in &mut self.servers[..2] {
+                server.command().await.expect("a message");
+                server.reply("-OOM no memory\r\n").await;
+            }
+        }
+    }
+
+    /// Three nodes that are waited for 10 ms, and a guard that all of them honour.
+    pub(super) async fn held_on_three() -> (Quorlock, Three, Guard) {
+        let (environment, mut streams) = Fake::new();
+        let builder = Quorlock::builder().nodes(["redis://x", "redis://y", "redis://z"]).lease(LEASE);
+        let builder = builder.node_timeout(Duration::from_millis(10)).environment(Arc::new(environment));
+        let locks = builder.connect().await.expect("sound settings");
+        let mut servers = Vec::new();
+        for number in 0..3 {
+            let mut server = Server::new(streams.recv().await.expect("it connects"));
+            server.greet_as(number, 3).await;
+            servers.push(server);
+        }
+        let mut nodes = Three { servers, _streams: streams };
+        let (guard, ()) = join(locks.lock("a").acquire(), nodes.honour()).await;
+        (locks, nodes, guard.expect("all nodes agree"))
+    }
+
     /// Lets the clock pass the end of the lease before any timer has fired.
     pub(super) async fn suspend() {
         assert!(poll!(pin!(advance(LEASE))).is_pending());

@@ -149,6 +149,7 @@ impl Attempt {
             && round.agreed() & core.common.quarantined() != 0;
         if verdict == VoteResult::Won && acquires && has_learnt {
             // A node has reported longer leases meanwhile: the quarantine of a node that granted may have to last longer.
+            core.common.reachability.majority_answered();
             let resource = self.first.to_string();
             return Err((
                 AcquireError::Contended { resource, nodes: round.reports(None) },
@@ -163,7 +164,9 @@ impl Attempt {
         }
         let waits = offer.learn(core.now(), round.last_ends());
         let (error, advice) = self.explain(core, holds, round, verdict, limit);
-        if !matches!(advice, RetryAdvice::WhenAnswered) {
+        // A lease that time has ended shows nothing of the nodes.
+        let answers = round.refusals().len() + round.agreed().count_ones() as usize;
+        if !matches!(advice, RetryAdvice::WhenAnswered) && answers >= core.settings.quorum {
             core.common.reachability.majority_answered();
         }
         Err((error, advice.within(waits)))
@@ -263,7 +266,6 @@ impl Attempt {
         ticket: Option<&Arc<Ticket>>,
     ) -> Result<Option<Begun>, Failed> {
         let core = &handle.core;
-        let now = core.now();
         let mut free: Vec<&Resource> = self
             .resources
             .iter()
@@ -277,6 +279,7 @@ impl Attempt {
 
         let created: Vec<Arc<Lease>>;
         let mut states = lock_states(&entered);
+        let now = core.now();
         let mut above = offer.above;
         for (lease, state) in entered.iter().zip(&states) {
             // A later lease of the same owner is not the one that was exported, which is over.
@@ -319,7 +322,7 @@ fn lost(resource: &Resource, nodes: Reports) -> Failed {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{LEASE, core, resource};
+    use super::super::fake::{LEASE, confirm, core, lease, resource};
     use super::*;
     use crate::error::Answer;
     use crate::node::fake::Server;
@@ -335,6 +338,15 @@ mod tests {
 
     /// The same, where these nodes have had a quarantine.
     async fn ask_with(answers: [&str; 3], quarantined: &[usize]) -> (Result<Holds, AcquireError>, usize) {
+        ask_for(&["a"], answers, quarantined).await
+    }
+
+    /// The same for these resources, in alphabetical order.
+    async fn ask_for(
+        names: &[&str],
+        answers: [&str; 3],
+        quarantined: &[usize],
+    ) -> (Result<Holds, AcquireError>, usize) {
         let (core, mut streams) = core(3);
         let owner = Owner::new();
         let mut servers = Vec::new();
@@ -349,7 +361,8 @@ mod tests {
         for node in quarantined {
             handle.core.common.has_quarantine(*node, true);
         }
-        let attempt = Attempt::new(vec![resource("a")], resource("a"), owner, LEASE);
+        let resources = names.iter().map(|name| resource(name)).collect();
+        let attempt = Attempt::new(resources, resource(names[0]), owner, LEASE);
         let competing = tokio::spawn({
             let handle = Arc::clone(&handle);
             async move { attempt.compete(&handle, Retry::once(now)).await }
@@ -386,6 +399,33 @@ mod tests {
         }
         let (refused, again) = ask_with([GRANTED_BY_LONGER, HELD, HELD], &[0, 1, 2]).await;
         assert!(matches!(refused, Err(AcquireError::Held { .. })) && again == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_resource_that_is_held_is_named_and_not_the_first_one() {
+        let second_is_held = HELD.replacen(":1\r\n", ":2\r\n", 1);
+        let (refused, _) = ask_for(&["a", "b"], [&second_is_held, &second_is_held, &second_is_held], &[]).await;
+        assert!(matches!(&refused, Err(AcquireError::Held { resource, .. }) if resource == "b"), "{:?}", refused.err());
+        let (refused, _) = ask_for(&["a", "b"], [HELD, HELD, HELD], &[]).await;
+        assert!(matches!(&refused, Err(AcquireError::Held { resource, .. }) if resource == "a"), "{:?}", refused.err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_lease_by_time_does_not_count_as_an_answer_of_the_nodes() {
+        let (core, _streams) = core(3);
+        let (owner, handle) = (Owner::new(), Handle::new(core));
+        let core = &handle.core;
+        let held = lease(core, &resource("a"), &owner);
+        let Ok((reservation, _)) = handle.registry.reserve(&owner, &[resource("a")]) else { panic!("it is free") };
+        reservation.fulfil(std::iter::once(&held));
+        confirm(&held);
+        let left = held.state().lease.remaining(core.now());
+        tokio::time::advance(left.saturating_sub(SECOND / 100)).await;
+        let attempt = Attempt::new(vec![resource("a")], resource("a"), owner, LEASE);
+        let retry = Retry::until(core.now(), Some(SECOND / 50), Outage::default());
+        let (re_entered, answered) = futures::future::join(attempt.compete(&handle, retry), core.next_try()).await;
+        assert!(matches!(re_entered, Err(AcquireError::Lost { .. })), "{:?}", re_entered.err());
+        assert!(!answered, "no node has answered");
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::core::Core;
 use super::lease::Lease;
-use crate::environment::Fake;
+use crate::environment::{Environment, Fake};
 use crate::node::{Facts, NodeAddress};
 use crate::owner::Owner;
 use crate::protocol::{self, Ballot, Outage, Schedule, Validity, quorum};
@@ -26,6 +26,11 @@ pub(super) fn core(nodes: usize) -> (Arc<Core>, UnboundedReceiver<DuplexStream>)
 /// The same, of a client whose longest lease is this one.
 pub(super) fn core_with(nodes: usize, longest_lease: Duration) -> (Arc<Core>, UnboundedReceiver<DuplexStream>) {
     let (environment, streams) = Fake::new();
+    (core_in(Arc::new(environment), nodes, longest_lease), streams)
+}
+
+/// The same, in this environment.
+pub(super) fn core_in(environment: Arc<dyn Environment>, nodes: usize, longest_lease: Duration) -> Arc<Core> {
     let settings = Settings {
         quorum: quorum(nodes),
         lease: LEASE,
@@ -38,7 +43,7 @@ pub(super) fn core_with(nodes: usize, longest_lease: Duration) -> (Arc<Core>, Un
         schedule: Schedule { validity: Validity { drift_factor: 0.01 }, extends: true, danger: None },
     };
     let address = |node| NodeAddress::parse(&format!("redis://node{node}")).expect("an address");
-    (Core::start(settings, (0..nodes).map(address).collect(), Arc::new(environment), "", Listeners::default()), streams)
+    Core::start(settings, (0..nodes).map(address).collect(), environment, "", Listeners::default())
 }
 
 pub(super) fn resource(name: &str) -> Resource {

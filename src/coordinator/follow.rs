@@ -124,8 +124,7 @@ fn refused(lease: &Arc<Lease>, round: &Round) {
 
 /// Sends a hold message to one node that has no key of the lease.
 fn repair(lease: &Arc<Lease>, node: usize) {
-    let now = lease.core.now();
-    let mut state = lease.state();
+    let (mut state, now) = lease.state_now();
     if matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
         let (length, bid) = (state.lease.length, Bid::default());
         let (round, command) = hold_round(&lease.core, std::slice::from_ref(lease), &mut [&mut state], length, &bid);
@@ -151,8 +150,7 @@ fn over(lease: &Arc<Lease>, mut state: MutexGuard<'_, State>, cause: LossCause) 
 
 impl Tick for Lease {
     fn tick(self: Arc<Self>) {
-        let now = self.core.now();
-        let mut state = self.state();
+        let (mut state, now) = self.state_now();
         state.scheduled = None;
         let due = state.lease.due(now);
         let extend = match due {
@@ -246,7 +244,7 @@ mod tests {
         let [first, second] = leases(&core);
         let message = round(&core, Purpose::Hold, &[&first, &second]);
         assert!(!message.is_moot());
-        first.state().lease.released();
+        first.state().lease.released(core.now());
         assert!(!message.is_moot());
         second.state().lease.refused();
         assert!(message.is_moot());

@@ -58,8 +58,11 @@ impl Holds {
 
     /// Returns how long all leases can still be relied on.
     pub(crate) fn remaining(&self) -> Duration {
-        let now = self.core().now();
-        self.leases.iter().map(|lease| lease.state().lease.remaining(now)).min().unwrap_or_default()
+        let remaining = |lease: &Arc<Lease>| {
+            let (state, now) = lease.state_now();
+            state.lease.remaining(now)
+        };
+        self.leases.iter().map(remaining).min().unwrap_or_default()
     }
 
     /// Returns the token of the first lease, and how many nodes honour the lease that the fewest do.
@@ -87,8 +90,8 @@ impl Holds {
     pub(crate) fn give_back(&mut self) -> PendingRelease {
         let leases = mem::take(&mut self.leases);
         let core = &self.handle.core;
-        let now = core.now();
         let mut states = lock_states(&leases);
+        let now = core.now();
         let lease = shortest(states.iter().map(|state| state.lease.length));
         let mut pending_release = PendingRelease {
             release: None,
@@ -113,7 +116,7 @@ impl Holds {
             if state.lease.holds == 0 {
                 turns.extend(state.turn.take());
                 // What was lost was released on the nodes when that was noticed.
-                if state.lease.released() {
+                if state.lease.released(now) {
                     lease.reschedule(state);
                     released.push(Arc::clone(lease));
                     released_states.push(&mut **state);

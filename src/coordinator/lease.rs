@@ -151,14 +151,21 @@ impl Lease {
         locked(&self.state)
     }
 
+    /// Locks the state, and returns it with the time: read after the lock, so it never runs backwards for the state.
+    pub(super) fn state_now(&self) -> (MutexGuard<'_, State>, Moment) {
+        let state = self.state();
+        let now = self.core.now();
+        (state, now)
+    }
+
     /// Returns the share of this client in it.
     pub(crate) fn share(&self) -> Share {
         Share { client: self.core.common.client, lease: self.id }
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        let now = self.core.now();
-        self.state().lease.phase(now)
+        let (state, now) = self.state_now();
+        state.lease.phase(now)
     }
 
     pub(crate) fn mark_sent(&self, node: usize) {
@@ -187,8 +194,7 @@ impl Lease {
 
     /// Notes that the request that asked for it returns its guard now.
     pub(crate) fn is_taken(self: &Arc<Self>) {
-        let now = self.core.now();
-        let mut state = self.state();
+        let (mut state, now) = self.state_now();
         // The watchdog may have left out an extension.
         if state.is_left(now) && matches!(state.lease.phase(now), Phase::Held | Phase::Endangered) {
             state.lease.extend_before(now);
@@ -254,9 +260,8 @@ impl Lease {
     pub(crate) async fn reaches(&self, wanted: impl Fn(Phase) -> bool) {
         loop {
             let changed = self.changed.notified();
-            let now = self.core.now();
             let (phase, left) = {
-                let state = self.state();
+                let (state, now) = self.state_now();
                 (state.lease.phase(now), state.lease.until_next_phase(now))
             };
             if wanted(phase) {
@@ -294,8 +299,7 @@ impl Lease {
 
     /// Records that a majority honours the round with these facts.
     pub(super) fn confirmed(self: &Arc<Self>, &Facts { started, ballot, length, acquires }: &Facts) {
-        let now = self.core.now();
-        let mut state = self.state();
+        let (mut state, now) = self.state_now();
         let before = state.lease.phase(now);
         let after = state.lease.confirmed(now, started, ballot, length);
         self.core.common.use_lease(length);
@@ -348,8 +352,7 @@ impl Lease {
     /// Extends earlier than usual, as a few nodes have refused what a majority honours, and may become free soon. A node that goes
     /// on refusing is asked less and less often: each time when the lease has lasted twice as long.
     pub(crate) fn extend_soon(self: &Arc<Self>) {
-        let now = self.core.now();
-        let mut state = self.state();
+        let (mut state, now) = self.state_now();
         let lasted = now.since(state.began);
         state.lease.extend_before(now + lasted.max(CONTESTED_EXTENSION_DELAY));
         self.reschedule(&mut state);
@@ -362,8 +365,7 @@ impl Lease {
         if !self.core.may_overtake(ballot) {
             return;
         }
-        let now = self.core.now();
-        let mut state = self.state();
+        let (mut state, now) = self.state_now();
         state.above = state.above.max(ballot);
         let wait = Schedule::retry_after(state.lease.length).saturating_mul(1 << state.overtakes.min(MOST_DOUBLINGS));
         state.overtakes = state.overtakes.saturating_add(1);
@@ -389,11 +391,61 @@ pub(crate) fn lock_states(leases: &[Arc<Lease>]) -> Vec<MutexGuard<'_, State>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use futures::FutureExt as _;
 
-    use super::super::fake::{LEASE, confirm, core, lease, resource};
+    use super::super::fake::{LEASE, confirm, core, core_in, lease, resource};
+    use super::super::watchdog::Tick as _;
     use super::*;
+    use crate::environment::{Connecting, Environment, Fake};
     use crate::error::{Answer, NodeReport};
+
+    /// A clock that tells whether it was read while the state of this lease was not locked.
+    #[derive(Debug)]
+    struct Watching {
+        clock: Fake,
+        lease: OnceLock<Arc<Lease>>,
+        too_early: AtomicU64,
+    }
+
+    impl Environment for Watching {
+        fn now(&self) -> Moment {
+            if self.lease.get().is_some_and(|lease| lease.state.try_lock().is_ok()) {
+                self.too_early.fetch_add(1, Ordering::Relaxed);
+            }
+            self.clock.now()
+        }
+
+        fn wall(&self) -> Duration {
+            self.clock.wall()
+        }
+
+        fn fill(&self, bytes: &mut [u8]) {
+            self.clock.fill(bytes);
+        }
+
+        fn connect<'a>(&'a self, address: &'a redis::ConnectionAddr) -> Connecting<'a> {
+            self.clock.connect(address)
+        }
+    }
+
+    /// Otherwise one that was seen as lost could be confirmed by an older time.
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_is_read_once_the_state_of_the_lease_is_locked() {
+        let (clock, _streams) = Fake::new();
+        let environment = Arc::new(Watching { clock, lease: OnceLock::new(), too_early: AtomicU64::new(0) });
+        let core = core_in(Arc::clone(&environment) as Arc<dyn Environment>, 3, LEASE);
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        let facts = Facts { started: core.now(), ballot: lease.state().sent, length: LEASE, acquires: true };
+        assert!(environment.lease.set(Arc::clone(&lease)).is_ok());
+        lease.confirmed(&facts);
+        lease.is_taken();
+        assert_eq!(lease.phase(), Phase::Held);
+        lease.extend_soon();
+        Arc::clone(&lease).tick();
+        assert_eq!(environment.too_early.load(Ordering::Relaxed), 0);
+    }
 
     fn said(answer: Answer) -> Reports {
         Reports(vec![NodeReport { node: "node".to_owned(), answer }])

@@ -95,13 +95,17 @@ impl Retry {
         if self.outage == Outage::Fail && end.is_none_or(|end| end > now) {
             return Err(error);
         }
-        let until = self.outage.until(since, end, lease, only_quarantined(&error));
+        let ends_by_itself = only_quarantined(&error);
+        let until = self.outage.until(since, end, lease, ends_by_itself);
         let next_try = core.next_try();
         let answered = match until.map(|until| until.since(now)) {
             None => Some(next_try.await),
             Some(Duration::ZERO) => None,
             Some(left) => core.within(left, next_try).await,
         };
+        if ends_by_itself || answered == Some(true) {
+            self.unanswered_since = None;
+        }
         match (answered, end) {
             (Some(answered), None) => Ok(answered),
             (Some(answered), Some(until)) if until > core.now() => {
@@ -209,6 +213,30 @@ mod tests {
         assert!(wait(&mut retry, RetryAdvice::WhenAnswered).await.is_ok());
         advance(LEASE).await;
         assert!(wait(&mut retry, RetryAdvice::WhenAnswered).await.is_err(), "none has answered since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_begins_anew_when_a_majority_has_answered_another_request_or_was_quarantined() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), None, Outage::default());
+        let wait = async |retry: &mut Retry, error| {
+            retry.wait_after(&core, LEASE, error, RetryAdvice::WhenAnswered, None).await
+        };
+        let silence = || said([silent(), silent(), silent()]);
+        let answers = async {
+            core.sleep(MS).await;
+            core.common.reachability.majority_answered();
+        };
+        let (waited, ()) = futures::future::join(wait(&mut retry, silence()), answers).await;
+        assert!(matches!(waited, Ok(true)), "{waited:?}");
+        advance(LEASE).await;
+        assert!(wait(&mut retry, silence()).await.is_ok(), "a majority has answered another request");
+        advance(LEASE).await;
+        assert!(wait(&mut retry, said([quarantined(), quarantined(), silent()])).await.is_ok());
+        advance(LEASE).await;
+        assert!(wait(&mut retry, silence()).await.is_ok(), "two nodes have answered, from their quarantine");
+        advance(LEASE).await;
+        assert!(wait(&mut retry, silence()).await.is_err(), "none has answered since");
     }
 
     /// No majority: each node said this.

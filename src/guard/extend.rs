@@ -84,7 +84,8 @@ impl Guard {
             let left = limit.saturating_sub(core.now().since(began));
             if left <= pause {
                 core.check()?;
-                return Err(ExtendError::NoQuorum { remaining: self.remaining(), nodes: round.reports(Some(limit)) });
+                let waited = (verdicts[missing] == VoteResult::Pending).then_some(limit);
+                return Err(ExtendError::NoQuorum { remaining: self.remaining(), nodes: round.reports(waited) });
             }
             core.sleep(pause).await;
             pause = (2 * pause).min(LONGEST_RETRY_PAUSE);
@@ -97,8 +98,9 @@ mod tests {
     use futures::future::join;
     use tokio::time::{Instant, sleep};
 
-    use super::super::tests::{HONOURED, LEASE, Test, suspend};
+    use super::super::tests::{HONOURED, LEASE, Test, held_on_three, suspend};
     use super::*;
+    use crate::error::Answer;
     use crate::owner::Owner;
 
     #[tokio::test(start_paused = true)]
@@ -127,6 +129,14 @@ mod tests {
         let (extended, ()) = join(guard.ensure(asked), test.reply(HONOURED)).await;
         assert_eq!(test.locks.stats().extensions.extended, 2);
         assert!(extended.is_ok() && guard.remaining() >= asked, "{extended:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_extension_reports_no_node_as_silent_that_was_not_waited_for() {
+        let (_locks, mut nodes, guard) = held_on_three().await;
+        let (extended, ()) = join(guard.extend(), nodes.fail_two()).await;
+        let Err(ExtendError::NoQuorum { nodes, .. }) = &extended else { panic!("two nodes fail: {extended:?}") };
+        assert_eq!(nodes.0.last().map(|node| &node.answer), Some(&Answer::Up), "{nodes}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -186,6 +186,24 @@ mod tests {
         assert!(guard.protect(suspend()).await.is_err());
     }
 
+    #[cfg(feature = "blocking")]
+    #[tokio::test(start_paused = true)]
+    async fn a_loss_that_the_drop_of_the_guard_notices_first_is_told() {
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let mut loss = std::pin::pin!(guard.loss());
+        assert!(futures::poll!(&mut loss).is_pending());
+        suspend().await;
+        drop(guard);
+        assert!(futures::poll!(&mut loss).is_ready(), "it was lost while the guard lived");
+
+        let mut test = Test::new().await;
+        let guard = test.held(&Owner::new()).await;
+        let mut loss = std::pin::pin!(guard.loss());
+        drop(guard);
+        assert!(futures::poll!(&mut loss).is_pending(), "it was given back in time");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_guard_is_endangered_before_it_is_lost() {
         let mut test = Test::new().await;

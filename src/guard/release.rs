@@ -50,7 +50,8 @@ impl Guard {
         for (round, verdict) in [released].into_iter().chain(lowered).flatten() {
             if verdict != VoteResult::Won {
                 self.core().check()?;
-                return Err(ReleaseError::Unconfirmed { nodes: round.reports(Some(limit)) });
+                let waited = (verdict == VoteResult::Pending).then_some(limit);
+                return Err(ReleaseError::Unconfirmed { nodes: round.reports(waited) });
             }
             pending.extend(round.pending());
         }
@@ -65,9 +66,9 @@ mod tests {
     use tokio::task::yield_now;
     use tokio::time::timeout;
 
-    use super::super::tests::{GONE, HONOURED, LEASE, Test, suspend};
+    use super::super::tests::{GONE, HONOURED, LEASE, Test, held_on_three, suspend};
     use super::*;
-    use crate::error::ExtendError;
+    use crate::error::{Answer, ExtendError};
     use crate::owner::Owner;
 
     #[tokio::test(start_paused = true)]
@@ -76,6 +77,15 @@ mod tests {
         let guard = test.held(&Owner::new()).await;
         let released = guard.release().await;
         assert!(matches!(released, Err(ReleaseError::Unconfirmed { .. })), "{released:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unconfirmed_release_reports_no_node_as_silent_that_was_not_waited_for() {
+        let (locks, mut nodes, guard) = held_on_three().await;
+        let inner = join(locks.lock("a").owner(guard.owner()).acquire(), nodes.honour()).await.0;
+        let (released, ()) = join(inner.expect("all nodes agree").release(), nodes.fail_two()).await;
+        let Err(ReleaseError::Unconfirmed { nodes }) = &released else { panic!("two nodes fail: {released:?}") };
+        assert_eq!(nodes.0.last().map(|node| &node.answer), Some(&Answer::Up), "{nodes}");
     }
 
     #[tokio::test(start_paused = true)]

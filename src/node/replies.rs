@@ -44,6 +44,7 @@ pub(crate) enum Refusal {
     Far,
     /// Free there, but the last lease was not released and may be in force for so long, by this machine's wall clock.
     Early {
+        resource: usize,
         by: Holder,
         last: LastEnd,
         left: Duration,
@@ -65,6 +66,14 @@ impl Refusal {
         match self {
             Self::Held { resource, .. } | Self::Gone { resource, .. } => Some(*resource),
             Self::Stale { .. } | Self::Ahead { .. } | Self::Far | Self::Early { .. } | Self::Kept { .. } => None,
+        }
+    }
+
+    /// Returns the resource that another owner has there, and that owner.
+    pub(crate) fn holder(&self) -> Option<(usize, &Holder)> {
+        match self {
+            Self::Held { resource, by, .. } | Self::Early { resource, by, .. } => Some((*resource, by)),
+            _ => None,
         }
     }
 }
@@ -118,13 +127,14 @@ fn hold(value: &Value) -> Option<Vote> {
             Refusal::Gone { resource: place(*i)?, floor: Ballot::from_wire(u64::try_from(*floor).ok()?)? }
         }
         [Value::Int(6), Value::Int(_), Value::Int(_), Value::Int(left)] => Refusal::Kept { left: millis(*left)? },
-        [Value::Int(7), Value::Int(_), Value::Int(_), Value::Int(left), Value::Int(end), Value::BulkString(value)] => {
+        [Value::Int(7), Value::Int(_), Value::Int(i), Value::Int(left), Value::Int(end), Value::BulkString(value)] => {
             let holder = LockValue::parse(value);
             let of = match &holder {
                 Some(holder) => LastOf::Token(holder.token.into()),
                 None => LastOf::Word(u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok()?),
             };
             Refusal::Early {
+                resource: place(*i)?,
                 last: LastEnd { end: time(*end)?, of },
                 by: holder.map_or(Holder::Forgotten, LockValue::into_holder),
                 left: millis(*left)?,
@@ -354,7 +364,7 @@ mod tests {
         let int = Value::Int;
         let early =
             parse_hold(&array(vec![int(7), int(99), int(1), int(1500), int(88), text("ql1 7 ab host:1 s/1:2")]));
-        let Vote::No(Refusal::Early { by: Holder::Owner { label, .. }, last, left }) = early else {
+        let Vote::No(Refusal::Early { resource: 0, by: Holder::Owner { label, .. }, last, left }) = early else {
             panic!("{early:?}")
         };
         assert_eq!((label.as_str(), left), ("host:1", Duration::from_millis(1500)));

@@ -137,9 +137,11 @@ impl LeaseState {
         self.end(Phase::Lost)
     }
 
-    /// Records that the holder gave it back. Returns `false` if it was over already.
-    pub(crate) fn released(&mut self) -> bool {
-        self.end(Phase::Released)
+    /// Records that the holder gave it back at `now`. One whose validity was spent by then is lost. Returns `false` if its end had
+    /// been noticed already.
+    pub(crate) fn released(&mut self, now: Moment) -> bool {
+        let is_lost = self.phase(now) == Phase::Lost;
+        self.end(if is_lost { Phase::Lost } else { Phase::Released })
     }
 
     fn end(&mut self, phase: Phase) -> bool {
@@ -335,7 +337,7 @@ mod tests {
         let mut refused = held(true);
         assert!(refused.refused());
         assert!(!refused.refused());
-        assert!(!refused.released());
+        assert!(!refused.released(at(200)));
         for lease in [&mut late, &mut refused] {
             assert_eq!(lease.confirmed(at(3100), at(3090), NEXT, Duration::from_secs(3)), Phase::Lost);
             assert_eq!((lease.phase(at(3100)), lease.remaining(at(3100))), (Phase::Lost, Duration::ZERO));
@@ -353,9 +355,16 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_is_given_back_after_its_end_is_lost() {
+        let mut lease = held(true);
+        assert!(lease.released(at(3068)), "its end has not been noticed before");
+        assert_eq!((lease.phase(at(3068)), lease.next_due()), (Phase::Lost, None));
+    }
+
+    #[test]
     fn a_released_lease_is_not_lost_and_not_valid() {
         let mut lease = held(true);
-        assert!(lease.released());
+        assert!(lease.released(at(150)));
         assert!(!lease.refused());
         assert_eq!(lease.phase(at(9000)), Phase::Released);
         assert_eq!(lease.confirmed(at(200), at(190), NEXT, Duration::from_secs(3)), Phase::Released);

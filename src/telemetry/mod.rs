@@ -11,6 +11,7 @@ mod observer;
 mod stats;
 mod trace;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,8 +76,8 @@ impl Telemetry {
     /// Reports an event.
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.counters.event(event);
-        self.meters.event(event);
-        trace::event(event);
+        apart(|| self.meters.event(event));
+        apart(|| trace::event(event));
         if let Some(observer) = &self.observer {
             observer.post(event);
         }
@@ -92,24 +93,24 @@ impl Telemetry {
     pub(crate) fn extension(&self, lock: &Resource, owner: &Owner, extension: &Extension<'_>) {
         let lock = LockName(lock.name());
         self.counters.extension(extension);
-        self.meters.extension(lock, extension);
-        trace::extension(lock, owner, extension);
+        apart(|| self.meters.extension(lock, extension));
+        apart(|| trace::extension(lock, owner, extension));
     }
 
     /// Reports that a node gets a password over a network and without encryption.
     pub(crate) fn password_in_the_clear(&self, node: usize) {
-        trace::password_in_the_clear(&self.nodes[node]);
+        apart(|| trace::password_in_the_clear(&self.nodes[node]));
     }
 
     /// Reports how a node answered one message of a round.
     pub(crate) fn answered(&self, node: usize, message: &'static str, answer: &'static str) {
-        trace::answered(&self.nodes[node], message, answer);
+        apart(|| trace::answered(&self.nodes[node], message, answer));
     }
 
     /// Reports the round trip of a node's latest answer.
     pub(crate) fn round_trip(&self, node: usize, took: Duration) {
         self.counters.round_trip(node, took);
-        self.meters.round_trip(&self.nodes[node], took);
+        apart(|| self.meters.round_trip(&self.nodes[node], took));
     }
 
     /// Reports that an answer of a node is overdue.
@@ -125,13 +126,13 @@ impl Telemetry {
     /// Reports that a guard holds a lease that none has held before.
     pub(crate) fn lease_begins(&self, lock: &Resource) {
         self.counters.lease_begins();
-        self.meters.lease_begins(LockName(lock.name()));
+        apart(|| self.meters.lease_begins(LockName(lock.name())));
     }
 
     /// Reports a request that cannot work, and has asked no node.
     pub(crate) fn unusable_request(&self) {
         self.counters.unusable_request();
-        self.meters.unusable_request();
+        apart(|| self.meters.unusable_request());
     }
 
     /// Reads all counters. `troubles` are what keeps each node from being counted.
@@ -148,10 +149,16 @@ impl Telemetry {
         now: Moment,
     ) -> RequestReport<'a> {
         self.counters.request_begins();
-        self.meters.request_begins(Locks(locks));
-        let span = trace::acquire(Locks(locks), owner, wait);
+        apart(|| self.meters.request_begins(Locks(locks)));
+        let span = apart(|| trace::acquire(Locks(locks), owner, wait)).unwrap_or_else(Span::none);
         RequestReport { telemetry: self, locks: Locks(locks), owner, span, began: now, rounds: 0, has_ended: false }
     }
+}
+
+/// Runs code that is not this crate's: of a `tracing` subscriber, or of a recorder of metrics. When it panics, only the report is
+/// lost, and not the task that extends the leases.
+fn apart<T>(report: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(report)).ok()
 }
 
 /// Dropping it delivers the events that came meanwhile.
@@ -211,8 +218,8 @@ impl RequestReport<'_> {
 
     fn end(&mut self, event: &Event<'_>) {
         self.has_ended = true;
-        trace::ended(&self.span, event);
-        self.span.in_scope(|| self.telemetry.emit(event));
+        apart(|| trace::ended(&self.span, event));
+        apart(|| self.span.in_scope(|| self.telemetry.emit(event)));
     }
 }
 
@@ -221,5 +228,58 @@ impl Drop for RequestReport<'_> {
         if !self.has_ended {
             self.end(&Event::Cancelled { locks: self.locks, owner: self.owner, waited: self.waited() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::subscriber::with_default;
+    use tracing::{Metadata, Subscriber};
+
+    use super::*;
+    use crate::environment::Fake;
+
+    /// Panics whenever it is told something.
+    struct Faulty;
+
+    impl Subscriber for Faulty {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            panic!("a fault of the subscriber")
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            panic!("a fault of the subscriber")
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_that_panics_costs_only_its_report() {
+        let (environment, _streams) = Fake::new();
+        let environment: Arc<dyn Environment> = Arc::new(environment);
+        let telemetry = Telemetry::silent(&environment, 3);
+        let (locks, owner) = ([Resource::new(b"", b"a").expect("a name")], Owner::new());
+        with_default(Faulty, || {
+            assert_eq!(apart(|| tracing::error!("told")), None);
+            telemetry.answered(0, "hold", "agreed");
+            let (lock, token) = (lock_name(&locks[0]), crate::protocol::Ballot::ZERO.next().into());
+            telemetry.emit(&Event::Released { lock, owner: &owner, token, held: Duration::ZERO });
+            telemetry
+                .request(&locks, &owner, None, telemetry.now())
+                .refused(&AcquireError::Lost { resource: "a".to_owned(), nodes: crate::error::Reports(Vec::new()) });
+        });
+        assert_eq!(telemetry.stats((0..3).map(|_| None)).acquires.lost, 1);
     }
 }

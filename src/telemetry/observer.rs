@@ -198,7 +198,7 @@ impl Outbox {
             queue = locked(&self.queue);
             if taken.is_err() && !queue.has_panicked {
                 queue.has_panicked = true;
-                trace::observer_panicked();
+                super::apart(trace::observer_panicked);
             }
         }
         queue.is_delivering = false;

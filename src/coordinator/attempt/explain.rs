@@ -8,7 +8,7 @@ use super::super::holds::Holds;
 use super::super::lease::Lease;
 use super::super::round::Round;
 use super::{Attempt, Failed, lost};
-use crate::error::{AcquireError, Holder, Reports};
+use crate::error::{AcquireError, Holder};
 use crate::node::Refusal;
 use crate::protocol::{Diagnosis, FailedRound, MostNamed, Phase, VoteResult};
 
@@ -57,17 +57,19 @@ impl Attempt {
             }),
         }
         .diagnose();
+        let held = |by: &Holder| {
+            let named = refusals.iter().filter_map(Refusal::holder).find(|(_, holder)| *holder == by);
+            named.and_then(|(resource, _)| holds.leases().get(resource)).map_or(&self.first, |lease| &lease.resource)
+        };
         let error = match (diagnosis, holder) {
             (Diagnosis::TooLate, _) => AcquireError::TooLate { took, lease: self.lease, nodes },
-            (Diagnosis::Held, Some((by, free_in, _))) => self.held(by, free_in, nodes),
+            (Diagnosis::Held, Some((by, free_in, _))) => {
+                let (resource, own) = (held(&by).to_string(), self.own_hold(&by));
+                AcquireError::Held { resource, by, free_in, own, nodes }
+            }
             (Diagnosis::Contended, _) => AcquireError::Contended { resource: self.first.to_string(), nodes },
             (Diagnosis::NoQuorum | Diagnosis::Held, _) => AcquireError::NoQuorum { needed: quorum, nodes },
         };
         (error, advice)
-    }
-
-    fn held(&self, by: Holder, free_in: Option<Duration>, nodes: Reports) -> AcquireError {
-        let own = self.own_hold(&by);
-        AcquireError::Held { resource: self.first.to_string(), by, free_in, own, nodes }
     }
 }
