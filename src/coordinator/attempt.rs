@@ -93,7 +93,7 @@ impl Attempt {
     ) -> Result<Holds, AcquireError> {
         let core = &handle.core;
         let mut waiter = Waiter::new(core, &self.resources, !retry.policy.is_once());
-        let mut offer = Offer::default();
+        let mut offer = Offer::of(self.resources.len() * core.nodes.len());
         loop {
             core.check()?;
             report.round();

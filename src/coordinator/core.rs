@@ -160,14 +160,19 @@ impl Core {
         Owner::anonymous(self.environment.as_ref(), &self.label)
     }
 
-    /// Issues a ticket for a request that begins now. Its number is taken from the nodes' clocks, so a client whose own clock is
-    /// behind gets no older tickets. A ticket by another clock, before a node has shown its own, makes no later one newer.
-    pub(crate) fn ticket(&self) -> Arc<Ticket> {
+    /// Returns the number of the ticket of a request that begins now. It is taken from the nodes' clocks, so a client whose own clock
+    /// is behind gets no older tickets. A ticket by another clock, before a node has shown its own, makes no later one newer.
+    pub(crate) fn ticket_number(&self) -> u64 {
         let median = self.common.clocks.median(self.now());
         let now = median.unwrap_or_else(|| self.wall());
         let is_far = |last: u64| median.is_some() && last > now.saturating_add(FAR_TICKET);
         let next = |last: u64| if is_far(last) { now } else { now.max(last + 1) };
-        let number = next(advance(&self.last_ticket, next));
+        next(advance(&self.last_ticket, next))
+    }
+
+    /// Returns the ticket of a request that has waited since the ticket with this number; `None` for one that begins.
+    pub(crate) fn ticket_since(&self, number: Option<u64>) -> Arc<Ticket> {
+        let number = number.unwrap_or_else(|| self.ticket_number());
         self.common.tickets.issue(number, self.common.client, self.settings.quorum)
     }
 
@@ -296,7 +301,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_ticket_by_this_machines_clock_makes_no_later_one_newer() {
         let (core, _streams) = core(3);
-        let number = || core.ticket().text().split_once(':').expect("a number").0.parse::<u64>().expect("a number");
+        let number =
+            || core.ticket_since(None).text().split_once(':').expect("a number").0.parse::<u64>().expect("a number");
         let wall = number();
         let clock = wall - 60_000_000;
         (0..3).for_each(|node| core.common.sees_clock(node, Some(clock)));
@@ -321,7 +327,7 @@ mod tests {
         let (owner, wall) = (Owner::new(), core.wall());
         let ballots = [&owner, &owner, &Owner::new()].map(|owner| core.propose_above(owner, Ballot::ZERO).get());
         assert_eq!(ballots, [wall, wall + 1, wall + 2]);
-        let tickets = [(); 3].map(|()| core.ticket().text());
+        let tickets = [(); 3].map(|()| core.ticket_since(None).text());
         assert_eq!(tickets, [0, 1, 2].map(|later| format!("{}:{:016x}", wall + later, core.common.client)));
     }
 

@@ -470,10 +470,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_end_of_a_lease_takes_back_its_ticket_once_it_was_granted() {
         let (core, _streams) = core(3);
-        let (owner, ticket) = (Owner::new(), core.ticket());
+        let (owner, ticket) = (Owner::new(), core.ticket_since(None));
         let pending = lease(&core, &resource("a"), &owner).state().lease.clone();
         let lease = Lease::new(&core, resource("a"), owner, pending, None, Some(Arc::clone(&ticket)));
-        assert!(lease.has(&ticket) && !lease.has(&core.ticket()));
+        assert!(lease.has(&ticket) && !lease.has(&core.ticket_since(None)));
         ticket.leave_on(1);
         assert!(!lease.may_hold_state(1), "its request tries again with it");
         confirm(&lease);

@@ -362,7 +362,7 @@ mod tests {
     async fn a_call_ends_the_pause_and_the_more_calls_were_vain_the_later() {
         let (core, _streams) = core(3);
         let mut retry = Retry::until(core.now(), None, Outage::default());
-        let ticket = core.ticket();
+        let ticket = core.ticket_since(None);
         let number = ticket.text().split(':').next().expect("a number").to_owned();
         let text = |text: &str| redis::Value::BulkString(text.as_bytes().to_vec());
         let mut took = Vec::new();

@@ -353,13 +353,13 @@ mod tests {
     async fn a_request_for_several_leaves_the_queues_of_the_others_once() {
         let (core, _streams) = core(3);
         let leases: [_; 3] = leases(&core);
-        let ticket = core.ticket();
+        let ticket = core.ticket_since(None);
         let set = round(&core, Purpose::Hold, &leases, Some(&ticket));
         let left = set.note(0, &held(1)).expect("they are left");
         assert_eq!(left, [0, 2].map(|number| leases[number].resource.clone()));
         assert!(set.note(1, &held(1)).is_none(), "another node says the same");
         assert!(round(&core, Purpose::Hold, &leases, None).note(0, &held(1)).is_none(), "it waits nowhere");
-        let one = round(&core, Purpose::Hold, &leases[..1], Some(&core.ticket()));
+        let one = round(&core, Purpose::Hold, &leases[..1], Some(&core.ticket_since(None)));
         assert!(one.note(0, &held(0)).is_none(), "there are no others");
     }
 

@@ -181,7 +181,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_what_is_not_granted_yet_is_asked_for_with_a_ticket() {
         let (core, _streams) = core(3);
-        let (owner, ticket) = (Owner::new(), core.ticket());
+        let (owner, ticket) = (Owner::new(), core.ticket_since(None));
         let pending = lease(&core, &resource("a"), &owner).state().lease.clone();
         let lease = Lease::new(&core, resource("a"), owner, pending, None, Some(Arc::clone(&ticket)));
         assert!(hold(&lease, LEASE).2.contains(&ticket.text()));
@@ -204,7 +204,7 @@ mod tests {
             String::from_utf8_lossy(&command.get_packed_command()).into_owned()
         };
         assert!(release(None).contains(" 0000000000077 ql1 "));
-        assert!(release(Some(core.ticket())).contains(" 0000000000000 ql1 "), "its ticket keeps its place");
+        assert!(release(Some(core.ticket_since(None))).contains(" 0000000000000 ql1 "), "its ticket keeps its place");
     }
 
     #[tokio::test(start_paused = true)]

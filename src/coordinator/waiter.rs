@@ -21,6 +21,8 @@ pub(crate) struct Waiter<'a> {
     waits: bool,
     /// Not while no majority answers: each request then tries by itself, and gets the error of its own try.
     takes_turns: bool,
+    /// Since when it has waited behind another request of its owner, without a ticket: the number of a ticket of that time.
+    since: Option<u64>,
     entry: Option<Arc<QueueEntry>>,
     /// Dropped after the entry.
     turn: Option<Turn>,
@@ -48,7 +50,7 @@ impl Drop for QueueEntry {
 
 impl<'a> Waiter<'a> {
     pub(crate) fn new(core: &'a Arc<Core>, resources: &'a Arc<[Resource]>, waits: bool) -> Self {
-        Self { core, resources, waits, takes_turns: true, entry: None, turn: None, alone: None }
+        Self { core, resources, waits, takes_turns: true, since: None, entry: None, turn: None, alone: None }
     }
 
     pub(crate) fn ticket(&self) -> Option<&Arc<Ticket>> {
@@ -64,7 +66,7 @@ impl<'a> Waiter<'a> {
                 self.entry = Some(Arc::new(QueueEntry {
                     core: Arc::clone(self.core),
                     resources: Arc::clone(self.resources),
-                    ticket: self.core.ticket(),
+                    ticket: self.core.ticket_since(self.since),
                     is_granted: AtomicBool::new(false),
                 }));
             }
@@ -83,11 +85,18 @@ impl<'a> Waiter<'a> {
     }
 
     /// Makes this the one request of its owner that waits by turns, if it does. If there is another one, leaves the queues and
-    /// returns what to wait for: this request enters what the other one is granted.
+    /// returns what to wait for: this request enters what the other one is granted. If that ends without a grant, its ticket says how
+    /// long it has waited.
     pub(super) fn wait_alone(&mut self, registry: &Arc<Registry>, owner: &Owner) -> Result<(), OwnedNotified> {
         if let (Some(resource), None) = (self.takes_turns_for(), &self.alone) {
-            let alone = registry.wait_for_turns(owner, resource).inspect_err(|_| self.entry = None)?;
-            self.alone = Some(alone);
+            match registry.wait_for_turns(owner, resource) {
+                Ok(alone) => self.alone = Some(alone),
+                Err(done) => {
+                    let own = self.entry.take().map(|entry| entry.ticket.number());
+                    self.since = self.since.or(own).or_else(|| Some(self.core.ticket_number()));
+                    return Err(done);
+                }
+            }
         }
         Ok(())
     }
@@ -222,6 +231,21 @@ mod tests {
         first.failed(RetryAdvice::WhenAnswered);
         timeout(SOON, done).await.expect("no majority answers, so each tries by itself");
         assert!(second.wait_alone(&registry, &owner).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_has_waited_behind_another_one_of_its_owner_gets_a_ticket_of_that_time() {
+        let (core, _server, _streams) = connected().await;
+        let (a, owner, registry) = (resources(&["a"]), Owner::new(), Arc::default());
+        let [mut first, mut second] = [(); 2].map(|()| Waiter::new(&core, &a, true));
+        assert!(first.wait_alone(&registry, &owner).is_ok());
+        assert!(second.wait_alone(&registry, &owner).is_err());
+        let later = core.ticket_number();
+        assert!(second.wait_alone(&registry, &owner).is_err(), "the first one still waits");
+        drop(first);
+        assert!(second.wait_alone(&registry, &owner).is_ok());
+        second.begin_try();
+        assert!(second.ticket().expect("it waits").number() < later);
     }
 
     #[tokio::test(start_paused = true)]

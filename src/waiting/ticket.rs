@@ -91,6 +91,10 @@ struct Met {
 }
 
 impl Ticket {
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Returns the ticket as it stands in a node's wait queue: number and channel.
     pub(crate) fn text(&self) -> String {
         format!("{}:{:016x}", self.number, self.client)

@@ -6,22 +6,27 @@ use crate::environment::Moment;
 use crate::node::{LastEnd, LastOf};
 use crate::protocol::Ballot;
 
-/// How many ends of leases a request names to the nodes at most: the latest ones.
-const MOST_ENDS: usize = 32;
-
 /// How long after the wait for it a time of a node is named to that node. Then the node's next answer begins another wait.
 const WORD_TAKEN_FOR: Duration = Duration::from_secs(60);
 
 /// What a try offers that the tries before have learnt.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Offer {
     /// The ballot must be above this one.
     pub(super) above: Ballot,
     /// Ends of leases that were not released, each with the moment from which on it has been waited for long enough.
     ends: Vec<(LastEnd, Moment)>,
+    /// How many of them are kept at most: the latest ones.
+    most: usize,
 }
 
 impl Offer {
+    /// The offer of a request that may meet so many ends at once: one of each resource on each node. If it kept fewer, those that it
+    /// forgets would be named again, and waited for again, for ever.
+    pub(super) fn of(most: usize) -> Self {
+        Self { above: Ballot::ZERO, ends: Vec::new(), most }
+    }
+
     /// Records how long these leases may be in force. Returns the longest of these times, from now. An end that is known
     /// already keeps its moment, although the node names the full time again. So does what a node may have forgotten, for which
     /// it names its time of each answer: it takes the first one for a minute after the wait, at least.
@@ -38,7 +43,7 @@ impl Offer {
             let is_known = |known: &LastEnd| *known == end || is_same_word(known, &end);
             let known = self.ends.iter().find(|(known, _)| is_known(known)).map(|(_, over)| *over);
             let over = known.unwrap_or_else(|| {
-                if self.ends.len() == MOST_ENDS {
+                if self.ends.len() >= self.most {
                     self.ends.remove(0);
                 }
                 self.ends.push((end, now + left));
@@ -92,7 +97,7 @@ mod tests {
 
     #[test]
     fn an_end_that_is_named_again_has_been_waited_for_since_the_first_time() {
-        let mut offer = Offer::default();
+        let mut offer = Offer::of(32);
         assert_eq!(offer.learn(at(0), vec![]), None);
         assert_eq!(offer.learn(at(0), vec![(end(1), 5 * SECOND), (end(2), 3 * SECOND)]), Some(5 * SECOND));
         assert_eq!(offer.learn(at(2), vec![(end(1), 5 * SECOND)]), Some(3 * SECOND));
@@ -104,7 +109,7 @@ mod tests {
 
     #[test]
     fn what_a_node_may_have_forgotten_is_waited_for_since_its_first_answer() {
-        let mut offer = Offer::default();
+        let mut offer = Offer::of(32);
         for second in 0..10 {
             let left = offer.learn(at(second), vec![(forgotten(i64::from(second) * 1000), 10 * SECOND)]);
             assert_eq!(left, Some((10 - second) * SECOND));
@@ -115,7 +120,7 @@ mod tests {
             Some(10 * SECOND),
             "its clock has leapt"
         );
-        offer = Offer::default();
+        offer = Offer::of(32);
         offer.learn(at(0), vec![(forgotten(0), 10 * SECOND)]);
         assert_eq!(offer.learn(at(69), vec![(forgotten(69_000), 10 * SECOND)]), Some(Duration::ZERO));
         assert_eq!(offer.learn(at(70), vec![(forgotten(70_000), 10 * SECOND)]), Some(10 * SECOND), "another wait");
@@ -124,9 +129,9 @@ mod tests {
 
     #[test]
     fn of_too_many_ends_the_latest_are_kept() {
-        let mut offer = Offer::default();
+        let mut offer = Offer::of(32);
         let ends = |range: std::ops::RangeInclusive<i64>| range.map(end).collect::<Vec<_>>();
-        let most = i64::try_from(MOST_ENDS).expect("a small number");
+        let most = 32;
         offer.learn(at(0), ends(1..=most).into_iter().map(|end| (end, SECOND)).collect());
         assert_eq!(offer.waited_for(at(2)), ends(1..=most));
         offer.learn(at(0), vec![(end(most + 1), SECOND)]);
