@@ -1,12 +1,12 @@
 //! Metrics of the facade `metrics`. Each number goes to the recorder that is installed when it changes.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use metrics::{Label, SharedString, Unit, counter, gauge, histogram};
 
+use super::apart::apart;
 use super::event::{Event, LockName, Locks};
 use super::extension::Extension;
 use super::listeners::{Class, Listeners};
@@ -54,8 +54,8 @@ impl Meters {
     fn labels(&self, lock: Option<LockName<'_>>, others: &[(&'static str, &'static str)]) -> Vec<Label> {
         let mut labels: Vec<Label> = others.iter().map(|(key, value)| Label::new(*key, *value)).collect();
         if let (Some(Class(class)), Some(lock)) = (&self.class, lock) {
-            let class = catch_unwind(AssertUnwindSafe(|| class(lock.0)));
-            labels.push(Label::new("class", SharedString::from(class.unwrap_or_else(|_| UNKNOWN.into()))));
+            let class = apart(|| class(lock.0));
+            labels.push(Label::new("class", SharedString::from(class.unwrap_or_else(|| UNKNOWN.into()))));
         }
         labels
     }

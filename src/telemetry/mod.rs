@@ -2,6 +2,7 @@
 //!
 //! The storeys above call one method for each fact, and know no listener.
 
+mod apart;
 mod event;
 mod extension;
 mod listeners;
@@ -11,7 +12,6 @@ mod observer;
 mod stats;
 mod trace;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::owner::Owner;
 use crate::protocol::Token;
 use crate::resource::Resource;
 
+use apart::apart;
 pub use event::{Event, LockName, Locks, LossCause};
 pub(crate) use extension::Extension;
 #[cfg(feature = "metrics")]
@@ -153,12 +154,6 @@ impl Telemetry {
         let span = apart(|| trace::acquire(Locks(locks), owner, wait)).unwrap_or_else(Span::none);
         RequestReport { telemetry: self, locks: Locks(locks), owner, span, began: now, rounds: 0, has_ended: false }
     }
-}
-
-/// Runs code that is not this crate's: of a `tracing` subscriber, or of a recorder of metrics. When it panics, only the report is
-/// lost, and not the task that extends the leases.
-fn apart<T>(report: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(report)).ok()
 }
 
 /// Dropping it delivers the events that came meanwhile.

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use super::apart::apart;
 use super::event::{Event, LockName, Locks, LossCause};
 use super::trace;
 use crate::error::{AcquireError, NodeError, Reports};
@@ -194,11 +194,11 @@ impl Outbox {
             && let Some(notice) = queue.notices.pop_front()
         {
             drop(queue);
-            let taken = catch_unwind(AssertUnwindSafe(|| self.observer.event(&notice.event())));
+            let taken = apart(|| self.observer.event(&notice.event()));
             queue = locked(&self.queue);
-            if taken.is_err() && !queue.has_panicked {
+            if taken.is_none() && !queue.has_panicked {
                 queue.has_panicked = true;
-                super::apart(trace::observer_panicked);
+                apart(trace::observer_panicked);
             }
         }
         queue.is_delivering = false;
