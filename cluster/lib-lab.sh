@@ -7,7 +7,7 @@ is_link() { # I: does it run?
 
 # A proxy in front of node I, which lives as long as the cluster.
 start_link() { # I LAB
-  local i=$1 lab=$2 node=$DIR/node-$1 port tries
+  local i=$1 lab=$2 node=$DIR/node-$1 port pid tries
   if is_link "$i" && read_port "$node/link-port"; then return; fi
   stop_link "$i" # It was stopped, or cluster/up was interrupted before it had written down the port.
   no_links "$node/link.log"
@@ -21,22 +21,24 @@ start_link() { # I LAB
       leave_all "$i" link-pid
       exec setsid "$lab" proxy --listen "127.0.0.1:$port" --to "127.0.0.1:$PORT" --state "$node/link"
     ) </dev/null >>"$node/link.log" 2>&1 &
+    pid=$!
     disown
-    if listens "$i" "$port"; then
+    if listens "$i" "$port" "$pid"; then
       replace "$node/link-port" "$port"
       return
     fi
+    kill -KILL "$pid" 2>/dev/null || true # Also one that has not written down its pid.
     stop_link "$i"
   done
   die 69 "the link of node $i did not start (log: $node/link.log). Run cluster/up --lab again"
 }
 
-listens() { # I PORT: waits until the link does, or is gone
+listens() { # I PORT PID: waits until the link does, or is gone
   local tries
   for ((tries = 0; tries < 200; tries++)); do
-    if (: <>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; then is_process "$1" link-pid && return; fi
+    if (: <>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; then is_process "$1" link-pid && [[ $PID == "$3" ]] && return; fi
     sleep 0.05
-    is_process "$1" link-pid || return 1
+    proc "$3" || return 1
   done
   return 1
 }

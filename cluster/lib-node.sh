@@ -122,16 +122,17 @@ greet() { # I: sets RUN_ID
 }
 
 # Starts node I on the port and waits until the process that answers there is the
-# one started. 1: it ended (port taken?). 2: it is silent, and was killed.
+# one started. 1: it ended (port taken?). 2: it is silent, and was killed. 3: a file
+# cannot be written.
 launch() { # I PORT
   local i=$1 port=$2 node=$DIR/node-$1 pid end
-  mkdir -p -- "$node/data"
+  mkdir -p -- "$node/data" || return 3
   no_links "$node" "$node/data" "$node/redis.log"
   rm -f -- "$node/pid" "$node/run_id" "$node/redis.conf"
   replace "$node/port" "$port"
   # Every write is on disk before it is answered: a node that forgets a vote in
   # a crash could give it a second time, and two holders would have a majority.
-  cat >"$node/redis.conf" <<CONF
+  cat >"$node/redis.conf" <<CONF || return 3
 bind 127.0.0.1
 port $port
 requirepass $PASSWORD
@@ -254,7 +255,9 @@ start_empty() { # I: another process, which knows nothing
 }
 
 why() { # LOG CODE
-  if (($2 == 2)); then
+  if (($2 == 3)); then
+    printf 'its files cannot be written (a full disk?)'
+  elif (($2 == 2)); then
     printf 'it ran but did not answer for 15 s'
   else
     printf 'it ended at once, last words: "%s"' "$(tail -n 1 -- "$1")"
@@ -298,7 +301,7 @@ kill_last() { # [PID...]
 # cluster/down does the rest.
 take_down() {
   local node file i
-  replace "$DIR/size" 0
+  (replace "$DIR/size" 0) 2>/dev/null || rm -f -- "$DIR/size" # The disk may be full.
   # Not as many as `size` has said: that may have been damaged.
   for node in "$DIR"/node-[1-9] "$DIR"/node-[1-9][0-9]; do
     [[ -d $node && ! -L $node ]] || continue

@@ -22,11 +22,11 @@ install_peers() { # sets QUORLOCK_PEERS for the test
   PEERS=$(mktemp -d)
   say "installing npm redlock, redlock-py and redis-py into $PEERS"
   cp -- "$from/package.json" "$PEERS"
-  timeout "$INSTALL_LIMIT" npm install --prefix "$PEERS" --loglevel error --no-audit --no-fund --ignore-scripts >&2 ||
+  timeout --foreground "$INSTALL_LIMIT" npm install --prefix "$PEERS" --loglevel error --no-audit --no-fund --ignore-scripts >&2 ||
     die 69 "npm could not install the packages of $from/package.json (see above)"
   {
     python3 -m venv "$PEERS/python" &&
-      timeout "$INSTALL_LIMIT" "$PEERS/python/bin/python" -m pip install --quiet --disable-pip-version-check \
+      timeout --foreground "$INSTALL_LIMIT" "$PEERS/python/bin/python" -m pip install --quiet --disable-pip-version-check \
         --requirement "$from/requirements.txt"
   } >&2 ||
     die 69 "pip could not install the packages of $from/requirements.txt (see above)"

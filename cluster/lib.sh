@@ -225,8 +225,8 @@ lock_cluster() {
 
 replace() { # FILE LINE: as a whole, so that no reader finds half of it
   if [[ -e $1.draft || -L $1.draft ]]; then rm -f -- "$1.draft"; fi
-  printf '%s\n' "$2" >"$1.draft"
-  mv -fT -- "$1.draft" "$1"
+  # Also where the caller's failures are looked at, and so -e has no effect.
+  { printf '%s\n' "$2" >"$1.draft" && mv -fT -- "$1.draft" "$1"; } 2>/dev/null || die 69 "cannot write $1 (is the disk full?)"
 }
 
 is_lab() { [[ -e $DIR/clock.so ]]; }
