@@ -33,8 +33,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // Without the owner it counts as another owner, although it is the same task of the same process.
     match locks.lock("report:daily").try_acquire().await {
-        Ok(_) => println!("a stranger got in"),
-        Err(refused) => println!("a stranger is refused: {refused}"),
+        Ok(_) => println!("another owner got the lock"),
+        Err(refused) => println!("another owner is refused: {refused}"),
     }
     println!("given back: {:?}", guard.release().await?);
     Ok(())

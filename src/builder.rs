@@ -85,7 +85,7 @@ impl Builder {
     /// The certificates that `rediss://` trusts are those of the operating system (`SSL_CERT_FILE` and `SSL_CERT_DIR` name
     /// others), unless `Builder::tls` names others. They are read once for the process.
     ///
-    /// Defaults to none, which is refused.
+    /// Defaults to none, which is refused. At most 63.
     pub fn nodes<I>(mut self, urls: I) -> Self
     where
         I: IntoIterator,
@@ -116,7 +116,7 @@ impl Builder {
 
     /// How long a lock outlives a holder that dies. A live holder extends it by itself.
     ///
-    /// Defaults to 10 s.
+    /// Defaults to 10 s. At most 7 days, and more than the drift allowance and the node timeout together.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
@@ -168,7 +168,7 @@ impl Builder {
 
     /// By what share of a lease two clocks may drift apart while it lasts; taken off its validity, and 2 ms more.
     ///
-    /// Defaults to 0.01.
+    /// Defaults to 0.01. From 0 to less than 0.5.
     pub fn drift_factor(mut self, factor: f64) -> Self {
         self.drift_factor = factor;
         self
@@ -177,7 +177,7 @@ impl Builder {
     /// How long nodes keep a resource's ballot after its lease was released. Half of it is how far a ballot may lie from a node's
     /// clock. The first client of a node decides; the node's record keeps it, and later ones go by that.
     ///
-    /// Defaults to ten minutes, or twice the lease if that is longer.
+    /// Defaults to ten minutes, or twice the lease if that is longer. From a minute to 14 days.
     pub fn ballot_ttl(mut self, ttl: Duration) -> Self {
         self.ballot_ttl = Some(ttl);
         self
@@ -193,7 +193,7 @@ impl Builder {
 
     /// How much validity is left when a holder is warned that its lease is [endangered](crate::Guard::endangered).
     ///
-    /// Defaults to a third of the lease.
+    /// Defaults to a third of the lease. At most what is left of the lease after the drift allowance and a third of it.
     pub fn warn_before_expiry(mut self, before: Duration) -> Self {
         self.warn_before_expiry = Some(before);
         self

@@ -46,7 +46,7 @@ impl Quorlock {
     }
 
     /// Asks for several resources at once: all or none, in one round, so their order never matters and two requests for
-    /// overlapping sets cannot deadlock.
+    /// overlapping sets cannot deadlock. At most 500.
     pub fn lock_all<I>(&self, names: I) -> LockRequest
     where
         I: IntoIterator,

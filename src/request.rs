@@ -17,8 +17,8 @@ use crate::text::readable;
 
 const MOST_NAMES: usize = 500;
 
-/// A lock that is being asked for; nothing happens before [`acquire`](Self::acquire) or
-/// [`try_acquire`](Self::try_acquire).
+/// A lock that is being asked for; nothing happens before [`acquire`](Self::acquire), [`try_acquire`](Self::try_acquire) or
+/// [`run`](Self::run).
 #[derive(Clone)]
 #[must_use = "a request does nothing until acquire() or try_acquire()"]
 pub struct LockRequest {
@@ -91,8 +91,8 @@ impl LockRequest {
     ///
     /// [`AcquireError::TimedOut`] when the time to wait is over, [`AcquireError::NoQuorum`] when no majority
     /// answers, [`AcquireError::Lost`] when a lease that was to be entered again is over, [`AcquireError::Config`] for a
-    /// request that cannot work, [`AcquireError::Client`] when the client can be used no more. Each names the nodes that it is
-    /// about.
+    /// request that cannot work, [`AcquireError::Client`] when the client can be used no more, and with a limit of zero
+    /// [`AcquireError::TooLate`], as [`try_acquire`](Self::try_acquire). Those of nodes name them.
     ///
     /// # Cancel safety
     ///
@@ -121,8 +121,8 @@ impl LockRequest {
     ///
     /// # Errors
     ///
-    /// [`AcquireError::Held`] or [`AcquireError::Contended`] when it is not to be had, and as
-    /// [`acquire`](Self::acquire).
+    /// [`AcquireError::Held`] or [`AcquireError::Contended`] when it is not to be had, [`AcquireError::TooLate`] when a majority agreed and
+    /// took longer than the lease is valid, and as [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     ///

@@ -46,7 +46,8 @@ impl Quorlock {
     ///
     /// [`RevokeError::NotHeld`] when there is no such lease, [`RevokeError::Held`] when another lease, or a key that is not
     /// quorlock's, is in its place, [`RevokeError::Several`] when no token is given and the nodes have several leases,
-    /// [`RevokeError::NoQuorum`] when too few nodes have answered. Some nodes may refuse the holder then: repeat it.
+    /// [`RevokeError::NoQuorum`] when too few nodes have answered: some nodes may refuse the holder then, so repeat it.
+    /// [`RevokeError::Config`] for a name that cannot work.
     ///
     /// # Cancel safety
     ///

@@ -15,10 +15,10 @@ pub enum NodeError {
     /// There is no connection.
     #[error("cannot connect: {}", Printable(.0))]
     Connect(String),
-    /// The connection broke while the answer was under way: whether the node obeyed is unknown.
+    /// The connection broke while the answer was under way: whether the node has done it is unknown.
     #[error("the connection broke before the answer: {}", Printable(.0))]
     Disconnected(String),
-    /// Nothing came back in time: whether the node obeyed, or yet will, is unknown.
+    /// Nothing came back in time: whether the node has done it, or yet will, is unknown.
     #[error("no answer within {}", Rounded(*.0))]
     NoAnswer(Duration),
     /// Older replies are overdue, so nothing more is sent to the node until one comes.
@@ -57,7 +57,7 @@ pub enum NodeError {
     /// The node is part of a list of another length, so two clients could both have a majority.
     #[error(
         "{} {} listed here, and this node is one of {theirs}: list the same nodes everywhere \
-         (`quorlock nodes set-list` changes the list)",
+         (`quorlock nodes set-list`, with this prefix, changes the list)",
         counted_nodes(*ours), if *ours == 1 { "is" } else { "are" }
     )]
     OtherList {
@@ -74,7 +74,7 @@ pub enum NodeError {
     /// The node is part of another cluster than the other nodes of the list.
     #[error(
         "it was declared to be part of another cluster than {}: list the nodes of one cluster \
-         (`quorlock nodes set-list` changes the list)",
+         (`quorlock nodes set-list`, with this prefix, changes the list)",
         Printable(other)
     )]
     OtherCluster {

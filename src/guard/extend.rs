@@ -21,7 +21,8 @@ impl Guard {
     /// # Errors
     ///
     /// [`ExtendError::Lost`] when the lease is over, [`ExtendError::NoQuorum`] when no majority agreed in time (the lease
-    /// runs on), [`ExtendError::TooLong`] when no extension could give that much.
+    /// runs on), [`ExtendError::TooLong`] when no extension could give that much, [`ExtendError::Client`] when the client can be used no
+    /// more.
     ///
     /// # Cancel safety
     ///

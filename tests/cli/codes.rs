@@ -74,6 +74,9 @@ fn wrong_usage_has_exit_code_64() {
         (&["run", "--lease", "1s", "--node-timeout", "2s", "job", "--", "true"], "the node timeout of 2s"),
         (&["inspect"], "<NAME>"),
         (&["inspect", "--node-timeout", "2h", "job"], "2h"),
+        (&["run", "--longest-lease", "8days", "job", "--", "true"], "or --longest-lease where that was given"),
+        (&["nodes", "declare-new", "--longest-lease", "1ms", "--yes"], "or --longest-lease where that was given"),
+        (&["status", "--node-timeout", "4days"], "a node timeout of 4days cannot work"),
         (&["status", "--node-timeout", "0s"], "a node timeout of 0s cannot work"),
         (&["inspect", "--nodes", "nonsense", "job"], "write it as a URL"),
     ];

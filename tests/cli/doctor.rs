@@ -29,6 +29,19 @@ fn nodes_in_order_pass_every_check() {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), line), "{ended:?}");
 }
 
+#[test]
+fn a_monitoring_system_is_told_of_flags_that_cannot_work() {
+    let sandbox = Sandbox::new(1);
+    let args = ["doctor", "--nodes", "nonsense"];
+    let ended = sandbox.end(&args);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(64), ""), "{ended:?}");
+    let ended = sandbox.end(&[&args[..], &["--format", "nagios"]].concat());
+    assert!(ended.stdout.starts_with("QUORLOCK UNKNOWN - ") && ended.stdout.contains("write it as a URL"), "{ended:?}");
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(3), ""), "{ended:?}");
+    let ended = sandbox.end(&["doctor", "--format", "nagios", "--nodes-file", "no-such-file"]);
+    assert!(ended.code == Some(3) && ended.stdout.starts_with("QUORLOCK UNKNOWN - "), "{ended:?}");
+}
+
 fn keys(sandbox: &Sandbox) -> Vec<u64> {
     sandbox.cluster.each(&redis::cmd("DBSIZE"))
 }

@@ -39,6 +39,10 @@ fn the_manual_page_has_every_subcommand() {
     for name in names.into_iter().filter(|name| *name != "help") {
         assert!(page.stdout.contains(&format!(".TH quorlock-{name}")), "{name}");
     }
+    for (title, option) in [("quorlock-nodes-declare-new", "ballot"), ("quorlock-nodes-set-list", "adopt")] {
+        let own = page.stdout.split(".TH ").find(|page| page.starts_with(title));
+        assert!(own.is_some_and(|page| page.contains(option)), "{title}");
+    }
     assert!(page.stdout.contains("QUORLOCK_NODES") && page.stdout.contains("Exit codes"));
 }
 

@@ -47,7 +47,8 @@ enum Format {
 }
 
 pub struct Options {
-    place: Place,
+    /// With `--format nagios` also an error is a result.
+    place: Result<Place, Failure>,
     format: Format,
 }
 
@@ -56,14 +57,24 @@ const CLOCK_WATCH: Duration = Duration::from_secs(1);
 
 impl Flags {
     pub fn check(self) -> Result<Options, Failure> {
-        Ok(Options { place: self.place.check()?, format: self.format })
+        let Self { place, format } = self;
+        match place.check() {
+            Err(failure) if format != Format::Nagios => Err(failure),
+            place => Ok(Options { place, format }),
+        }
     }
 }
 
-pub async fn doctor(options: &Options) -> Result<u8, Failure> {
-    let is_nagios = options.format == Format::Nagios;
-    options.place.announce(if is_nagios { Verbosity::Quiet } else { Verbosity::Normal });
-    let (status, findings) = match examine(&options.place).await {
+pub async fn doctor(Options { place, format }: &Options) -> Result<u8, Failure> {
+    let is_nagios = *format == Format::Nagios;
+    let examined = match place {
+        Ok(place) => {
+            place.announce(if is_nagios { Verbosity::Quiet } else { Verbosity::Normal });
+            examine(place).await
+        }
+        Err(failure) => Err(failure.clone()),
+    };
+    let (status, findings) = match examined {
         Ok(examined) => examined,
         Err(failure) if is_nagios => {
             messages::print(&format!("QUORLOCK UNKNOWN - {}\n", failure.message));

@@ -86,7 +86,8 @@ Exit codes of `lead`:
   128+N  signal N ended the command, in the same cases. A signal that quorlock
          got ends quorlock as well, also while it waits for the lock
   64     wrong usage, or a value that cannot work
-  69     the nodes refuse the user or the password. An outage is waited for
+  69     the nodes refuse the user or the password, or the user lacks a right.
+         An outage is waited for
   78     the deployment is configured wrongly: this list of nodes is not the one
          that the nodes have, or nodes can have no vote
   79     the lock was lost, and quorlock got a signal to end then, or the command
@@ -163,7 +164,7 @@ pub fn all_codes() -> String {
 }
 
 /// Why it ends before, or without, the command's own exit code.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     pub exit: Exit,
     /// What went wrong and what to do next.
@@ -180,8 +181,8 @@ impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         let hint = match &error {
             ConfigError::NoNodes => "; see --nodes",
-            ConfigError::LeaseTooShort { .. } => "; choose a longer --lease",
-            ConfigError::LeaseTooLong { .. } => "; choose a shorter --lease",
+            ConfigError::LeaseTooShort { .. } => "; choose a longer --lease, or --longest-lease where that was given",
+            ConfigError::LeaseTooLong { .. } => "; choose a shorter --lease, or --longest-lease where that was given",
             ConfigError::WarningTooEarly { .. } => "; choose a shorter --grace or a longer --lease",
             ConfigError::ReservedName(_) => "; choose another NAME or --prefix",
             _ => "",

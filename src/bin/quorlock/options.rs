@@ -305,16 +305,18 @@ pub fn parse() -> Result<Option<Task>, Failure> {
     .map(Some)
 }
 
-/// Prints the manual page: that of the command, and behind it one for each subcommand.
+/// Prints the manual page: that of the command, and behind it one for each subcommand, and for each of those.
 fn manual() -> Result<(), Failure> {
     let failed = |error| Failure::new(Exit::NotRunnable, format!("cannot write the manual page: {error}"));
     let mut command = Flags::command();
     command.build();
     let mut page = Vec::new();
-    clap_mangen::Man::new(command.clone()).render(&mut page).map_err(failed)?;
-    for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
-        let title = format!("quorlock-{}", subcommand.get_name());
-        clap_mangen::Man::new(subcommand.clone()).title(title).render(&mut page).map_err(failed)?;
+    let mut left = vec![("quorlock".to_owned(), &command)];
+    while let Some((title, command)) = left.pop() {
+        clap_mangen::Man::new(command.clone()).title(&title).render(&mut page).map_err(failed)?;
+        let subcommands = command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help");
+        let titled = subcommands.map(|subcommand| (format!("{title}-{}", subcommand.get_name()), subcommand));
+        left.extend(titled.collect::<Vec<_>>().into_iter().rev());
     }
     messages::print(&String::from_utf8_lossy(&page));
     Ok(())

@@ -25,6 +25,8 @@ const PREFIX_VARIABLE: &str = "QUORLOCK_PREFIX";
 const LEASE_NODES_VARIABLE: &str = "QUORLOCK_LEASE_NODES";
 const LEASE_PREFIX_VARIABLE: &str = "QUORLOCK_LEASE_PREFIX";
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 const LOCAL_NODE: &str = "redis://127.0.0.1:6379";
 
 #[derive(Args)]
@@ -198,8 +200,8 @@ impl Place {
     pub fn builder(&self) -> Builder {
         let builder = self.tls.apply(Quorlock::builder().nodes(&self.nodes).prefix(self.prefix.as_bytes()));
         match self.node_timeout {
-            // Nothing is held, so the lease is only to be long enough.
-            Some(timeout) => builder.lease(DEFAULT_LEASE.max(timeout.saturating_mul(2))).node_timeout(timeout),
+            // Nothing is held, so the lease is only to be long enough for a timeout that can work.
+            Some(timeout) => builder.lease(timeout.saturating_mul(2).clamp(DEFAULT_LEASE, DAY)).node_timeout(timeout),
             None => builder,
         }
     }

@@ -139,7 +139,11 @@ async fn confirm(locks: &Quorlock, options: &Options) -> Result<Option<Token>, F
             Ok(token) => token,
             Err(RevokeError::NotHeld { .. }) => return Ok(None),
             Err(error) => {
-                let message = format!("{error}. Nothing was changed: check the nodes, and repeat this");
+                let next = match error {
+                    RevokeError::NoQuorum { .. } => ": check the nodes, and repeat this",
+                    _ => "",
+                };
+                let message = format!("{error}. Nothing was changed{next}");
                 return Err(Failure::new(error.kind().into(), message));
             }
         },

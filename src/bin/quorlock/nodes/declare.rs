@@ -18,8 +18,8 @@ use super::{DeclareOptions, each, print_table, reach, refused, unanswered};
 use crate::exit::{Exit, Failure};
 use crate::messages::print;
 
-const SET_LIST: &str =
-    "make this list the valid one with `quorlock nodes set-list`, or start the nodes with empty data folders";
+const SET_LIST: &str = "make this list the valid one with `quorlock nodes set-list` and the same --prefix, or start the nodes with empty data \
+     folders";
 
 pub async fn declare(options: &DeclareOptions) -> Result<(), Failure> {
     if !options.yes && !io::stdin().is_terminal() {

@@ -61,7 +61,7 @@ impl Keeps {
                     let text = format!("{name} is {value}, not {needed}");
                     return Self(Err(Why { text, setting: Some(format!("{name} {needed}")) }));
                 }
-                None => return Self(Err(Why { text: format!("it does not tell {name}"), setting: None })),
+                None => return Self(Err(Why { text: format!("it does not report {name}"), setting: None })),
             }
         }
         Self(Ok(()))
