@@ -30,6 +30,9 @@ use crate::waiting::Ticket;
 mod explain;
 mod offer;
 
+/// How long a node is waited for at least that may know of longer leases; longer only if the majority took long.
+const LEAST_HEARING: Duration = Duration::from_millis(50);
+
 /// A checked request: what all its tries have in common.
 #[derive(Clone)]
 pub(crate) struct Attempt {
@@ -144,9 +147,13 @@ impl Attempt {
         let limit = retry.policy.limit(core.now(), core.settings.node_timeout(self.lease));
         let verdict = round.decided_within(limit).await;
         let acquires = round.facts().acquires;
-        let has_learnt = core.common.learnt_lease() != longest
-            && core.common.nodes_differ_on_leases()
-            && round.agreed() & core.common.quarantined() != 0;
+        let is_doubtful = round.agreed() & core.common.quarantined() != 0;
+        if verdict == VoteResult::Won && acquires && is_doubtful {
+            let now = core.now();
+            let slower = LEAST_HEARING.max(2 * now.since(round.facts().started));
+            core.hear_all(retry.policy.limit(now, core.settings.node_timeout(self.lease)).min(slower)).await;
+        }
+        let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases() && is_doubtful;
         if verdict == VoteResult::Won && acquires && has_learnt {
             // A node has reported longer leases meanwhile: the quarantine of a node that granted may have to last longer.
             core.common.reachability.majority_answered();
@@ -367,16 +374,20 @@ mod tests {
             let handle = Arc::clone(&handle);
             async move { attempt.compete(&handle, Retry::once(now)).await }
         });
-        let mut acquires = String::new();
+        let mut acquires = (String::new(), 0);
         for server in &mut servers {
-            acquires = server.command().await.expect("a command").swap_remove(1);
+            let command = server.command().await.expect("a command");
+            acquires = (command[1].clone(), command.len());
         }
-        for (server, answer) in servers.iter_mut().zip(answers) {
+        // The first one last: it is slow.
+        for (server, answer) in servers.iter_mut().zip(answers).rev() {
             server.reply(answer).await;
+            tokio::time::sleep(SECOND / 100).await;
         }
         let mut again = 0;
         while let Ok(Some(command)) = tokio::time::timeout(SECOND / 10, servers[1].command()).await {
-            again += usize::from(command[1] == acquires);
+            // An extension says more.
+            again += usize::from((command[1].clone(), command.len()) == acquires);
             for server in &mut servers {
                 server.reply(":1\r\n").await;
             }
@@ -399,6 +410,23 @@ mod tests {
         }
         let (refused, again) = ask_with([GRANTED_BY_LONGER, HELD, HELD], &[0, 1, 2]).await;
         assert!(matches!(refused, Err(AcquireError::Held { .. })) && again == 0);
+    }
+
+    /// The same, with longer leases than this client knows of.
+    const HELD_BY_LONGER: &str = "*6\r\n:2\r\n:1790000000000000\r\n:1\r\n:1500\r\n$1\r\nx\r\n*1\r\n:20000\r\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_refusal_that_tells_of_longer_leases_is_waited_for_where_a_node_may_have_forgotten() {
+        for (quarantined, tries) in [(&[][..], 0), (&[0], 0), (&[1], 1)] {
+            let (granted, again) = ask_with([HELD_BY_LONGER, GRANTED, GRANTED], quarantined).await;
+            assert_eq!((granted.is_ok(), again), (true, tries), "{quarantined:?}");
+        }
+        let (granted, again) = ask_with(["", GRANTED, GRANTED], &[1]).await;
+        assert_eq!(
+            (granted.is_ok(), again),
+            (true, 0),
+            "one that does not answer is not waited for longer than others"
+        );
     }
 
     #[tokio::test(start_paused = true)]

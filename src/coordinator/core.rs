@@ -128,6 +128,15 @@ impl Core {
         self.common.reachability.next_try(self.environment.as_ref()).await
     }
 
+    /// Waits until every node that can be reached has said, since this client met a node that may have forgotten leases, if it knows
+    /// of longer leases; once for at most `limit`.
+    pub(crate) async fn hear_all(&self, limit: Duration) {
+        let reached = || self.common.reachability.reached();
+        if self.within(limit, self.common.hearing.all(reached)).await.is_none() {
+            self.common.hearing.give_up(reached());
+        }
+    }
+
     pub(crate) async fn sleep(&self, time: Duration) {
         self.environment.sleep(time).await;
     }

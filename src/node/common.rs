@@ -13,8 +13,7 @@ use crate::error::NodeError;
 use crate::protocol::{Newcomer, Wall, difference};
 use crate::sync::locked;
 use crate::telemetry::Telemetry;
-use crate::waiting::Reachability;
-use crate::waiting::Tickets;
+use crate::waiting::{Hearing, Reachability, Tickets};
 
 /// How long a reading of both clocks may take, so that it says how far they are apart.
 const LONGEST_READING: Duration = Duration::from_micros(500);
@@ -55,6 +54,7 @@ pub(crate) struct Common {
     /// By node, how long the end of a program may wait for it, in µs.
     last_waits: Vec<AtomicU64>,
     pub(crate) reachability: Reachability,
+    pub(crate) hearing: Hearing,
     pub(crate) clocks: NodeClocks,
 }
 
@@ -92,6 +92,7 @@ impl Common {
             tickets: Arc::default(),
             last_waits: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             reachability: Reachability::new(nodes),
+            hearing: Hearing::default(),
             clocks: NodeClocks::new(nodes),
         }
     }
@@ -152,6 +153,7 @@ impl Common {
     /// Records whether the record of a node has a quarantine, over or not.
     pub(crate) fn has_quarantine(&self, index: usize, has_one: bool) {
         if has_one {
+            self.hearing.begins(self.environment.now());
             self.quarantined.fetch_or(1 << index, Ordering::SeqCst);
         } else {
             self.quarantined.fetch_and(!(1 << index), Ordering::SeqCst);
@@ -229,6 +231,7 @@ impl Common {
     pub(super) fn disconnected(&self, index: usize) {
         self.places(|places| places.disconnected(index, self.environment.now()));
         self.reachability.disconnected(index);
+        self.hearing.disconnected();
     }
 
     /// Notes that the latest attempt is over, and that its connection, if any, is not used.

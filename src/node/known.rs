@@ -7,7 +7,7 @@ use redis::Value;
 use super::commands::millis;
 use super::common::Common;
 use crate::environment::Moment;
-use crate::protocol::{Ballot, Record};
+use crate::protocol::{Ballot, LONGEST_LEASE, Record};
 
 /// Longer leases take the long way through the script: a node keeps what it knows of an unreleased lease for two days.
 const LONGEST_USUAL: Duration = Duration::from_secs(24 * 3600);
@@ -44,15 +44,22 @@ impl Known {
 
     /// Returns how long the node's quarantine lasts by its own clock.
     pub(super) fn quarantine(&self, now: Moment) -> Duration {
-        let clock = now.micros().saturating_add_signed(self.clock_ahead) / 1000;
-        Duration::from_millis(self.record.ends.0.saturating_sub(clock)).min(self.record.longest)
+        Duration::from_millis(self.record.ends.0.saturating_sub(self.clock(now) / 1000)).min(self.record.longest)
     }
 
-    /// Takes the record by which the node has granted something, so its quarantine is over. Returns `false` if it is no record.
-    pub(super) fn learn(&mut self, text: &[u8]) -> bool {
+    /// Takes the record by which the node has granted something. Its quarantine was over for what the sender knew then; it is over for
+    /// all that the record says when both ends have passed. Returns `false` if it is no record. `wall` is this machine's wall clock,
+    /// in ms.
+    pub(super) fn learn(&mut self, text: &[u8], now: Moment, wall: u64) -> bool {
         let Some(record) = std::str::from_utf8(text).ok().and_then(Record::parse) else { return false };
-        (self.record, self.is_over, self.usual) = (record, true, argument(text));
+        let is_over = record.is_settled() || (record.ends.0 <= self.clock(now) / 1000 && record.ends.1 <= wall);
+        (self.record, self.is_over, self.usual) = (record, is_over, argument(text));
         true
+    }
+
+    /// Returns the node's clock in µs, as it has run on since the node was asked.
+    fn clock(&self, now: Moment) -> u64 {
+        now.micros().saturating_add_signed(self.clock_ahead)
     }
 
     /// Returns the last argument of a hold message.
@@ -66,9 +73,8 @@ impl Known {
     ) -> Vec<u8> {
         let used = common.longest_lease();
         let longest = used.max(lease);
-        // The node's clock, as it has run on since it was asked. If the ballot is close to that, the node need not compare them.
-        let clock = now.micros().saturating_add_signed(self.clock_ahead);
-        let is_close = u128::from(ballot.get().saturating_sub(clock)) <= self.record.window.as_micros() / 2;
+        // If the ballot is close to the node's clock, the node need not compare them.
+        let is_close = u128::from(ballot.get().saturating_sub(self.clock(now))) <= self.record.window.as_micros() / 2;
         if self.is_over && is_close && longest <= self.record.longest && lease <= LONGEST_USUAL {
             return self.usual.clone();
         }
@@ -78,7 +84,10 @@ impl Known {
     /// Returns the last argument of a revocation.
     pub(super) fn said_in_revoke(&self, common: &Common, wait: &Wait, now: Moment) -> Vec<u8> {
         let used = common.longest_lease();
-        if self.is_over { self.usual.clone() } else { self.word_and_wait(used, used, wait, now) }
+        if self.is_over && used <= self.record.longest {
+            return self.usual.clone();
+        }
+        self.word_and_wait(used, used, wait, now)
     }
 
     /// Returns the record as far as a node needs it whose quarantine is not known to be over: the word, the longest lease that this
@@ -128,12 +137,21 @@ pub(super) fn standing(value: &Value) -> Standing<'_> {
     let Value::Array(fields) = value else { return Standing::Unchanged };
     match fields.as_slice() {
         [Value::Int(1), Value::BulkString(record)] => Standing::Record(record),
-        [Value::Int(9), Value::Int(_), Value::Int(left)] => {
+        [Value::Int(9), Value::Int(_), Value::Int(left), ..] => {
             Standing::Young(Duration::from_millis(u64::try_from(*left).unwrap_or(0)))
         }
         [Value::Int(10), Value::Int(_)] => Standing::Forgot,
         _ => Standing::Unchanged,
     }
+}
+
+/// Returns the longest lease of the node's record, if a refusal tells of one that is longer than the client knew.
+pub(super) fn told_lease(value: &Value) -> Option<Duration> {
+    let Value::Array(fields) = value else { return None };
+    let [Value::Int(2..), .., Value::Array(told)] = fields.as_slice() else { return None };
+    let [Value::Int(longest)] = told.as_slice() else { return None };
+    let longest = Duration::from_millis(u64::try_from(*longest).ok()?);
+    (longest <= LONGEST_LEASE).then_some(longest)
 }
 
 /// Returns the node's clock in µs, if the answer shows it. The usual ones do not.
@@ -164,6 +182,8 @@ mod tests {
     /// What the node's clock shows at the moment zero, in µs.
     const CLOCK: u64 = 1_790_000_000_000_000;
     const SECOND: Duration = Duration::from_secs(1);
+    /// What a hold says of the record that does not know that the quarantine is over.
+    const WORD: &str = "00000000000000af 0";
     const QUARANTINED: &str = "00000000000000af 10000 1790000005000 1790000005000 300000 - 1 abc";
 
     fn at(time: Duration) -> Moment {
@@ -199,7 +219,6 @@ mod tests {
 
     #[test]
     fn the_usual_hold_says_the_record_and_others_say_the_lease_in_use() {
-        const WORD: &str = "00000000000000af 0";
         let half_a_window = 150 * SECOND;
         let settled = known(RECORD);
         assert_eq!(said(&settled, 10 * SECOND, half_a_window), RECORD);
@@ -212,12 +231,36 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_a_node_grants_by_is_learnt_and_ends_its_quarantine() {
+    fn a_record_that_a_node_grants_by_is_learnt_and_ends_its_quarantine_when_both_ends_have_passed() {
+        const END: u64 = 1_790_000_005_000;
         let mut known = known(QUARANTINED);
-        assert!(!known.learn(b"nonsense") && !known.learn(&[255]));
         let next = QUARANTINED.replace(" 10000 ", " 20000 ");
-        assert!(known.learn(next.as_bytes()));
-        assert_eq!((known.longest(), said(&known, 20 * SECOND, Duration::ZERO)), (20 * SECOND, next));
+        for nonsense in [&b"nonsense"[..], &[255]] {
+            assert!(!known.learn(nonsense, at(5 * SECOND), END));
+        }
+        for (moment, wall) in [(at(5 * SECOND), END - 1), (at(4 * SECOND), END)] {
+            assert!(known.learn(next.as_bytes(), moment, wall));
+            assert_eq!((known.longest(), said(&known, 20 * SECOND, Duration::ZERO)), (20 * SECOND, WORD.to_owned()));
+        }
+        assert!(known.learn(next.as_bytes(), at(5 * SECOND), END));
+        assert_eq!(said(&known, 20 * SECOND, Duration::ZERO), next);
+        assert!(known.learn(RECORD.as_bytes(), at(Duration::ZERO), 0));
+        assert_eq!(said(&known, 10 * SECOND, Duration::ZERO), RECORD, "it has had no quarantine");
+    }
+
+    #[test]
+    fn a_refusal_may_tell_of_longer_leases() {
+        let refusal = |code, told: Value| Value::Array(vec![Value::Int(code), Value::Int(7), Value::Int(1), told]);
+        let longest = |ms| Value::Array(vec![Value::Int(ms)]);
+        assert_eq!(told_lease(&refusal(2, longest(60_000))), Some(60 * SECOND));
+        let most = i64::try_from(LONGEST_LEASE.as_millis()).expect("ms");
+        assert_eq!(told_lease(&refusal(9, longest(most))), Some(LONGEST_LEASE));
+        for no in [refusal(9, longest(most + 1)), refusal(9, longest(-1)), refusal(4, Value::Int(5)), Value::Int(1)] {
+            assert_eq!(told_lease(&no), None, "{no:?}");
+        }
+        assert_eq!(told_lease(&refusal(1, longest(5))), None, "a grant has the record");
+        let young = Value::Array(vec![Value::Int(9), Value::Int(7), Value::Int(5), longest(60_000)]);
+        assert!(matches!(standing(&young), Standing::Young(left) if left == Duration::from_millis(5)));
     }
 
     #[test]

@@ -112,7 +112,12 @@ fn hold(value: &Value) -> Option<Vote> {
     };
     let time = |now: i64| u64::try_from(now).ok();
     let millis = |ms: i64| Some(Duration::from_millis(u64::try_from(ms).ok()?));
-    let refusal = match fields.as_slice() {
+    // What the refusal tells of the node's record is not about the lock.
+    let fields = match fields.as_slice() {
+        [fields @ .., Value::Array(_)] => fields,
+        fields => fields,
+    };
+    let refusal = match fields {
         [Value::Int(1), Value::BulkString(_)] => return Some(Vote::Yes),
         [Value::Int(2), Value::Int(_), Value::Int(i), Value::Int(pttl), Value::BulkString(value)] => Refusal::Held {
             resource: place(*i)?,
@@ -375,6 +380,17 @@ mod tests {
             matches!(&unknown, Vote::No(Refusal::Early { by: Holder::Forgotten, last, .. }) if *last == nothing),
             "{unknown:?}"
         );
+    }
+
+    #[test]
+    fn what_a_refusal_tells_of_longer_leases_is_no_part_of_it() {
+        let int = Value::Int;
+        for refusal in [vec![int(4), int(99), int(1)], vec![int(6), int(99), int(1), int(1500)]] {
+            let plain = parse_hold(&array(refusal.clone()));
+            let telling = parse_hold(&array([refusal, vec![array(vec![int(60_000)])]].concat()));
+            assert!(matches!(plain, Vote::No(_)));
+            assert_eq!(format!("{plain:?}"), format!("{telling:?}"));
+        }
     }
 
     #[test]

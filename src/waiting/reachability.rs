@@ -59,6 +59,11 @@ impl Reachability {
         self.connected.fetch_and(!(1 << node), Ordering::SeqCst);
     }
 
+    /// Returns the nodes to which there are connections, one bit for each.
+    pub(crate) fn reached(&self) -> u64 {
+        self.connected.load(Ordering::SeqCst)
+    }
+
     /// Ends all waits, as a majority has answered a request of this client.
     pub(crate) fn majority_answered(&self) {
         // Also when the request that found the majority again was the only one, which waits no more.

@@ -185,6 +185,13 @@ async fn acc_36_a_short_lease_client_ends_no_quarantine_for_longer_ones() {
         let seen: String = redis::cmd("GET").arg("quorlock:node").query(&mut cluster.redis(1)).expect("a record");
         assert_eq!(seen.split(' ').nth(1), Some("1000"), "the longest lease that it knows of: {seen}");
 
+        let long = short.lock("other").lease(8 * SECOND).try_acquire().await;
+        let at_once = !guard.remaining().is_zero();
+        match long.map_err(|error| error.nodes()[1].answer.clone()) {
+            Err(Answer::Failed(NodeError::Quarantined { .. })) => {}
+            other => assert!(!at_once, "the node votes for no lease longer than what it has waited: {other:?}"),
+        }
+
         let knows = Proxy::start(cluster.ports()[0]).await;
         let builder = Quorlock::builder().nodes([knows.url(), urls[1].clone(), urls[2].clone()]).lease(SECOND);
         let builder = if learns == Learns::FromTheStart { builder.longest_lease(8 * SECOND) } else { builder };
@@ -210,4 +217,28 @@ async fn acc_36_a_short_lease_client_ends_no_quarantine_for_longer_ones() {
         let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
         within(20 * SECOND, "that lease is over", is_granted).await;
     }
+}
+
+/// A client that is connected to all nodes since before a longer lease, and asks only for what that lease holds, has met no
+/// record that shows it. The refusal tells it.
+#[tokio::test]
+async fn acc_36_a_refusal_tells_how_long_a_flushed_node_must_wait() {
+    let cluster = Setup::new(3).longest(SECOND).start();
+    let urls = cluster.urls();
+    let idle = client(urls.clone(), SECOND).await;
+    drop(idle.lock("other").acquire().await.expect("a free lock"));
+    idle.flush().await;
+    let holder = client([urls[0].clone(), urls[1].clone(), CUT_OFF.to_owned()], 8 * SECOND).await;
+    let guard = holder.lock("x").acquire().await.expect("two of three");
+    redis::cmd("FLUSHALL").exec(&mut cluster.redis(1)).expect("a flush");
+    let mut quarantined = 0;
+    while !guard.remaining().is_zero() {
+        let outcome = idle.lock("x").try_acquire().await;
+        assert!(outcome.is_err() || guard.remaining().is_zero(), "two holders, {:?} apart", guard.remaining());
+        let Err(error) = outcome else { break };
+        let answer = &error.nodes()[1].answer;
+        quarantined += usize::from(matches!(answer, Answer::Failed(NodeError::Quarantined { .. })));
+        tokio::time::sleep(Duration::from_millis(200)).await; // Between tries.
+    }
+    assert!(quarantined > 0, "the node was never asked");
 }

@@ -153,7 +153,7 @@ impl Source {
 
     fn hold(&mut self, names: &[&str], now: u64, store: &mut Store, args: &mut Vec<String>) {
         let (next, owner) = (self.next(now), self.rng.pick(&OWNERS));
-        let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000]);
+        let lease = self.rng.pick(&[10_u64, 30_000, 60_000, 60_000, 120_000, 240_000]);
         if self.rng.chance(0.2) && self.extension(names, lease, now, store, args) {
             return;
         }

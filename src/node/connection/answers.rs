@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::{ErrorKind, PushKind, ServerErrorKind, Value};
 
 use super::super::inflight::{Inflight, Sent};
-use super::super::known::{Standing, shown_clock, standing};
+use super::super::known::{Standing, shown_clock, standing, told_lease};
 use super::super::request::ReplyTo;
 use super::super::server_error::{is_passing, is_replica, is_unable, node_error, said};
 use super::Connection;
@@ -52,7 +52,15 @@ impl Connection {
                 Err(error) if is_unable(&error) && matches!(sent.request.reply_to, ReplyTo::Release(_)) => {
                     self.postpone(inflight, sent, &error, cx);
                 }
-                result => self.deliver(inflight, sent, result.map_err(|error| node_error(&error)))?,
+                result => {
+                    let hold = matches!(sent.request.reply_to, ReplyTo::Hold(_)).then_some(sent.since);
+                    let delivered = self.deliver(inflight, sent, result.map_err(|error| node_error(&error)));
+                    // Only now: what the answer says of longer leases is known.
+                    if let Some(since) = hold {
+                        self.common.hearing.answered(self.index, since);
+                    }
+                    delivered?;
+                }
             }
         }
         if let Some(since) = since {
@@ -162,11 +170,15 @@ impl Connection {
             sent.request.reply_to.answer(self.index, result);
             return Ok(());
         };
+        let now = self.environment.now();
         self.common.sees_clock(self.index, shown_clock(value));
+        if let Some(longest) = told_lease(value) {
+            self.common.learn_lease(longest);
+        }
         match standing(value) {
             Standing::Unchanged => {}
             Standing::Record(text) => {
-                if !inflight.known.learn(text) {
+                if !inflight.known.learn(text, now, self.common.wall() / 1000) {
                     let nonsense = NodeError::Nonsense("a node record that cannot be read".to_owned());
                     sent.request.reply_to.answer(self.index, Err(nonsense.clone()));
                     return Err(nonsense);

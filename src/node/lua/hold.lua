@@ -35,6 +35,7 @@
 --         {YOUNG, now, ms}                   this node may have forgotten leases that are in force for so long: it grants
 --                                            nothing new. It may have honoured the message, but that is no vote
 --         {FORGOT, now}                      this node's record is another one than the sender's
+--         A refusal ends with {ms}, the longest lease of this node's record, where the sender knows of shorter ones only.
 local GRANTED, HELD, STALE, AHEAD, GONE, KEPT, EARLY, FAR, YOUNG, FORGOT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 local DAY = 86400000 -- ms: as in resource_state.lua
 
@@ -106,14 +107,18 @@ window = window * 1000 -- us that `next` and `known` may lie from this node's cl
 local client = string.match(first_share, '^[^/]+')
 local ticket = string.match(waits, '^%S+')
 
--- The quarantine. A longer lease than any before makes it longer, and a clock that was set back does not.
-longest, till, till_wall = tonumber(longest), tonumber(till), tonumber(till_wall)
-local longer, left, waited = math.max(tonumber(asked_longest) - longest, 0), 0, string.sub(asked, -7) == ' waited'
+-- The quarantine lasts until every lease is over that this node may have forgotten. One longer than any before makes it longer, and
+-- a clock that was set back does not. It also lasts for the lease that is asked for: otherwise the record would show a lease as long,
+-- and that leases as long are no reason to wait any more.
+longest, till, till_wall, asked_longest = tonumber(longest), tonumber(till), tonumber(till_wall), tonumber(asked_longest)
+local longer, left, told = math.max(asked_longest - longest, 0), 0, longest > asked_longest and longest
+local waited = not told and string.sub(asked, -7) == ' waited'
 longest = longest + longer
+local more = math.max(lease - longest, 0)
 if till > 0 and asked ~= record then
   till, till_wall = math.min(till + longer, math.floor(now / 1000) + longest), till_wall + longer
-  local by_wall = waited and 0 or math.min(till_wall - wall, longest)
-  left = math.max(till - math.floor(now / 1000), by_wall, 0)
+  local by_wall = waited and 0 or math.min(till_wall - wall, longest) + more
+  left = math.max(till + more - math.floor(now / 1000), by_wall, 0)
 end
 local function renewed(used)
   return string.format('%s %.0f %.0f %.0f %.0f%s', word, used, till, till_wall, memory / 2, rest)
@@ -121,9 +126,15 @@ end
 
 local created, lock_values, states = {}, {}, {}
 
+-- Adds what the sender does not know.
+local function tell(answer)
+  if told then answer[#answer + 1] = {told} end
+  return answer
+end
+
 local function refuse(answer)
   if #created > 0 then call('DEL', unpack(created)) end
-  return answer
+  return tell(answer)
 end
 
 -- Refuses because of another owner, and enqueues the ticket.
@@ -269,10 +280,13 @@ for lock, value in pairs(lock_values) do
   call('SET', lock, value, 'PX', math.max(math.min(call('PTTL', lock), longest), lease))
 end
 for _, state in ipairs(states) do state.write(call, memory, math.max(longest, lease)) end
--- What one sender has waited for is over, by its clock, for all whose clocks are not behind it.
-if till > 0 and left == 0 and waited then till_wall = math.min(till_wall, wall) end
+if till > 0 then
+  till, till_wall = till + more, till_wall + more
+  -- What one sender has waited for is over, by its clock, for all whose clocks are not behind it.
+  if left == 0 and waited then till_wall = math.min(till_wall, wall) end
+end
 local new_record = renewed(math.max(longest, lease))
 if new_record ~= record then call('SET', 'quorlock:node', new_record) end
-if left > 0 then return {YOUNG, now, left} end
+if left > 0 then return tell({YOUNG, now, left}) end
 if asked ~= new_record then return {GRANTED, new_record} end
 return 1

@@ -67,8 +67,11 @@ end
 if ballot > floor then state.raise_ballot(ballot) end
 state.write(redis.call, 2 * window, longest)
 if till > 0 and asked ~= record then
-  local by_wall = string.sub(asked, -7) == ' waited' and 0 or math.min(till_wall - wall, longest)
-  local young = math.max(till - math.floor(now / 1000), by_wall)
+  local asked_longest = tonumber(string.match(asked, '^%x+ (%d+)') or longest)
+  local longer = math.max(asked_longest - longest, 0)
+  local waited = asked_longest >= longest and string.sub(asked, -7) == ' waited'
+  local by_wall = waited and 0 or math.min(till_wall - wall, longest) + longer
+  local young = math.max(till + longer - math.floor(now / 1000), by_wall)
   if young > 0 then return {YOUNG, now, young} end
 end
 if new or last and pttl > 0 then return {REVOKED, now, highest, math.max(pttl, 0), new or last} end

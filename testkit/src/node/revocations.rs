@@ -4,7 +4,7 @@ use super::Store;
 use super::resource_state::{ResourceState, lock_words};
 use super::resp::Reply;
 use super::rules::{AHEAD, FORGOT, HELD, Rules, YOUNG};
-use super::script_args::{RECORD, Record, number};
+use super::script_args::{RECORD, Record, number, words};
 
 pub const REVOKED: i64 = 11;
 pub const ABSENT: i64 = 12;
@@ -100,9 +100,11 @@ pub fn revoke(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
     }
     state.write(store, (2.0 * record.window) as u64, Some(longest.cast_unsigned()), now);
     let young = if record.till > 0.0 && Some(asked.record) != stored.as_deref() {
-        let by_wall =
-            if asked.record.ends_with(b" waited") { 0.0 } else { (record.till_wall - wall).min(longest as f64) };
-        (record.till - (now / 1000) as f64).max(by_wall).max(0.0)
+        let asked_longest = words(asked.record).get(1).map_or(record.longest, |longest| number(longest));
+        let longer = (asked_longest - record.longest).max(0.0);
+        let waited = asked_longest >= record.longest && asked.record.ends_with(b" waited");
+        let by_wall = if waited { 0.0 } else { (record.till_wall - wall).min(record.longest) + longer };
+        (record.till + longer - (now / 1000) as f64).max(by_wall).max(0.0)
     } else {
         0.0
     };

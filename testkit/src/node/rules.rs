@@ -143,17 +143,27 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
     let clock_ms = (now / 1000) as f64;
     let wall = number(asked.end) - number(asked.lease) - 1.0 - asked.raised();
     let mut renewed = record;
-    let longer = (said.get(1).map_or(0.0, |longest| number(longest)) - record.longest).max(0.0);
+    let asked_longest = said.get(1).map_or(0.0, |longest| number(longest));
+    let longer = (asked_longest - record.longest).max(0.0);
+    let told = (record.longest > asked_longest).then_some(record.longest);
     renewed.longest += longer;
-    let has_waited = asked.record.ends_with(b" waited");
+    let has_waited = told.is_none() && asked.record.ends_with(b" waited");
+    let more = (number(asked.lease) - renewed.longest).max(0.0);
     let mut left = 0.0_f64;
     if renewed.till > 0.0 && asked.record != stored_record.as_slice() {
         renewed.till = (record.till + longer).min(clock_ms + renewed.longest);
         renewed.till_wall = record.till_wall + longer;
         let waited = has_waited || rules.quarantine_by_node_clock;
-        let by_wall = if waited { 0.0 } else { (renewed.till_wall - wall).min(renewed.longest) };
-        left = (renewed.till - clock_ms).max(by_wall).max(0.0);
+        let by_wall = if waited { 0.0 } else { (renewed.till_wall - wall).min(renewed.longest) + more };
+        left = (renewed.till + more - clock_ms).max(by_wall).max(0.0);
     }
+    let tell = |reply: Reply| match (reply, told) {
+        (Reply::Array(mut fields), Some(longest)) => {
+            fields.push(Reply::Array(vec![int(longest)]));
+            Reply::Array(fields)
+        }
+        (reply, _) => reply,
+    };
     let renewed_text = renewed.text();
     let mut deed = Deed { store, rules, asked: &asked, now, wall, record: renewed, left, created: Vec::new() };
     let done = deed.all(keys);
@@ -171,7 +181,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
                 store.put(RECORD, Data::Text(renewed_text), None, now);
             }
             created.iter().for_each(|key| store.remove(key));
-            return reply;
+            return tell(reply);
         }
     };
     let lease = millis(asked.lease);
@@ -182,8 +192,11 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
     for state in states {
         state.write(store, 2 * renewed.window as u64, Some((renewed.longest as u64).max(lease)), now);
     }
-    if renewed.till > 0.0 && left == 0.0 && has_waited {
-        renewed.till_wall = renewed.till_wall.min(wall);
+    if renewed.till > 0.0 {
+        (renewed.till, renewed.till_wall) = (renewed.till + more, renewed.till_wall + more);
+        if left == 0.0 && has_waited {
+            renewed.till_wall = renewed.till_wall.min(wall);
+        }
     }
     renewed.longest = renewed.longest.max(number(asked.lease));
     let renewed_text = renewed.text();
@@ -191,7 +204,7 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
         store.put(RECORD, Data::Text(renewed_text.clone()), None, now);
     }
     if left > 0.0 {
-        return refusal(YOUNG, now, vec![int(left)]);
+        return tell(refusal(YOUNG, now, vec![int(left)]));
     }
     if rules.counts_grants && asked.resources[0].token == b"0" {
         let counter = [b"count:", keys[0]].concat();
