@@ -113,10 +113,7 @@ fn hold(value: &Value) -> Option<Vote> {
     let time = |now: i64| u64::try_from(now).ok();
     let millis = |ms: i64| Some(Duration::from_millis(u64::try_from(ms).ok()?));
     // What the refusal tells of the node's record is not about the lock.
-    let fields = match fields.as_slice() {
-        [fields @ .., Value::Array(_)] => fields,
-        fields => fields,
-    };
+    let fields = if let [fields @ .., Value::Array(_)] = fields.as_slice() { fields } else { fields };
     let refusal = match fields {
         [Value::Int(1), Value::BulkString(_)] => return Some(Vote::Yes),
         [Value::Int(2), Value::Int(_), Value::Int(i), Value::Int(pttl), Value::BulkString(value)] => Refusal::Held {
