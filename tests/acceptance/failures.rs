@@ -7,9 +7,9 @@ use quorlock_testkit::{Cluster, Stopwatch, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The allowed delay by a stalled node that should cause none. Each fault that the tests look for costs a node timeout. The noise
-/// of a busy machine stays below.
-const NOISE: Duration = Duration::from_millis(50);
+/// The allowed delay by a stalled node that should cause none. Each fault that the tests look for costs a node timeout, which is 500 ms
+/// here. A node that is needed waits up to 100 ms for a processor of a busy machine.
+const NOISE: Duration = Duration::from_millis(200);
 
 async fn cycles(locks: &Quorlock, times: usize) -> Vec<Duration> {
     let mut took = Vec::with_capacity(times);

@@ -88,7 +88,7 @@ fn given_by(model: &Model, verdict: &mut Verdict, hold: &Hold, due: u64, at: Opt
     let over = [hold.leave.map(|(at, _)| at), hold.killed, Some(model.end)].into_iter().flatten().min();
     let until = at.or(over).unwrap_or(model.end);
     // A signal cannot be judged then.
-    if until > latest && model.stood_still(due, until) {
+    if until > latest && (model.stood_still(due, until) || model.was_overloaded(due, until)) {
         return;
     }
     match at {
@@ -184,6 +184,17 @@ mod tests {
             history.stalled(2, during.clone());
             history.lost(1, ms(905), ms(500));
             assert_eq!(loss_on_time(&history.model()).state, expected, "{during:?}");
+        }
+    }
+
+    #[test]
+    fn lateness_is_not_judged_while_threads_wait_for_a_processor() {
+        for (waits, expected) in [(3, State::NotExercised), (2, State::Violated)] {
+            let mut history = TestHistory::new(3);
+            history.granted(1, "a", "x", 10, ms(100), 1, ms(400));
+            (0..waits).for_each(|i| history.waited(ms(510 + 60 * i)..ms(560 + 60 * i)));
+            history.lost(1, ms(905), ms(500));
+            assert_eq!(loss_on_time(&history.model()).state, expected, "{waits} times 50 ms of 405");
         }
     }
 
