@@ -366,7 +366,7 @@ mod tests {
         let handle = Handle::new(core);
         let now = handle.core.now();
         for node in quarantined {
-            handle.core.common.has_quarantine(*node, true);
+            handle.core.common.has_quarantine(*node, Some(now));
         }
         let resources = names.iter().map(|name| resource(name)).collect();
         let attempt = Attempt::new(resources, resource(names[0]), owner, LEASE);

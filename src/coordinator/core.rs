@@ -131,9 +131,9 @@ impl Core {
     /// Waits until every node that can be reached has said, since this client met a node that may have forgotten leases, if it knows
     /// of longer leases; once for at most `limit`.
     pub(crate) async fn hear_all(&self, limit: Duration) {
-        let reached = || self.common.reachability.reached();
-        if self.within(limit, self.common.hearing.all(reached)).await.is_none() {
-            self.common.hearing.give_up(reached());
+        let (hearing, connected) = (&self.common.hearing, || self.common.reachability.reached());
+        if self.within(limit, hearing.all(connected)).await.is_none() {
+            hearing.give_up(hearing.missing(connected()));
         }
     }
 

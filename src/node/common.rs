@@ -92,7 +92,7 @@ impl Common {
             tickets: Arc::default(),
             last_waits: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             reachability: Reachability::new(nodes),
-            hearing: Hearing::default(),
+            hearing: Hearing::new(nodes),
             clocks: NodeClocks::new(nodes),
         }
     }
@@ -150,10 +150,10 @@ impl Common {
         self.window.min(Duration::from_micros(self.least_window.load(Ordering::SeqCst)))
     }
 
-    /// Records whether the record of a node has a quarantine, over or not.
-    pub(crate) fn has_quarantine(&self, index: usize, has_one: bool) {
-        if has_one {
-            self.hearing.begins(self.environment.now());
+    /// Records whether the record of a node has a quarantine, over or not: it may have forgotten leases at this moment, or before.
+    pub(crate) fn has_quarantine(&self, index: usize, forgot: Option<Moment>) {
+        if let Some(forgot) = forgot {
+            self.hearing.begins(forgot);
             self.quarantined.fetch_or(1 << index, Ordering::SeqCst);
         } else {
             self.quarantined.fetch_and(!(1 << index), Ordering::SeqCst);
@@ -225,23 +225,26 @@ impl Common {
     pub(super) fn connected(&self, index: usize) {
         self.places(|places| places.connected(index));
         self.reachability.connected(index);
+        self.hearing.is_known(index);
     }
 
     /// Notes that the connection in use has ended.
     pub(super) fn disconnected(&self, index: usize) {
         self.places(|places| places.disconnected(index, self.environment.now()));
         self.reachability.disconnected(index);
-        self.hearing.disconnected();
+        self.hearing.is_known(index);
     }
 
     /// Notes that the latest attempt is over, and that its connection, if any, is not used.
     pub(super) fn abandoned(&self, index: usize) {
         self.places(|places| places.abandoned(index));
+        self.hearing.is_known(index);
     }
 
     /// Notes that no server can be reached at this place.
     pub(super) fn unreachable(&self, index: usize) {
         self.places(|places| places.unreachable(index));
+        self.hearing.is_known(index);
     }
 
     /// Returns how many conflicts were found so far. What a connection made before the last one knows of its node may be out of
@@ -348,6 +351,23 @@ mod tests {
 
     fn same_as(index: usize) -> Result<Listing, NodeError> {
         Err(NodeError::SameServer(format!("node {index}")))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_is_to_be_heard_once_it_is_reached_and_until_it_is_known_to_be_out_of_reach() {
+        let common = common();
+        let missing = || common.hearing.missing(common.reachability.reached());
+        assert_eq!(missing(), 0b11, "neither was tried yet");
+        common.unreachable(0);
+        assert_eq!(missing(), 0b10);
+        common.connected(0);
+        common.connected(1);
+        assert_eq!(missing(), 0b11);
+        common.disconnected(1);
+        assert_eq!(missing(), 0b01);
+        common.has_quarantine(0, Some(common.environment.now()));
+        common.hearing.answered(0, common.environment.now());
+        assert_eq!(missing(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -249,7 +249,7 @@ impl Connection {
         self.down = None;
         let now = self.environment.now();
         self.condition.is_up(now, inflight.known.quarantine(now));
-        self.common.has_quarantine(self.index, inflight.known.has_quarantine());
+        self.common.has_quarantine(self.index, inflight.known.forgot(now));
         self.common.waits_for(self.index, inflight.last_wait());
         // Should the code panic, this connection has ended, and no other.
         let used = AssertUnwindSafe(poll_fn(|cx| self.turn(&mut inflight, &mut waiting, cx))).catch_unwind().await;

@@ -37,9 +37,10 @@ impl Known {
         self.record.longest
     }
 
-    /// Returns whether the node has had a quarantine, perhaps one that is over.
-    pub(super) fn has_quarantine(&self) -> bool {
-        !self.record.is_settled()
+    /// Returns until when the node may have forgotten leases, by its quarantine, which may be over; not after `now`.
+    pub(super) fn forgot(&self, now: Moment) -> Option<Moment> {
+        let end = self.record.ends.0.saturating_mul(1000).saturating_add_signed(self.clock_ahead.saturating_neg());
+        (!self.record.is_settled()).then(|| Moment::new(Duration::from_micros(end)).min(now))
     }
 
     /// Returns how long the node's quarantine lasts by its own clock.
@@ -215,6 +216,14 @@ mod tests {
         assert_eq!(left, [5 * SECOND, 3 * SECOND, Duration::ZERO, Duration::ZERO]);
         let behind = Known::new(QUARANTINED, CLOCK.cast_signed() - 60_000_000).expect("a record");
         assert_eq!(behind.quarantine(at(Duration::ZERO)), 10 * SECOND, "at most the longest lease");
+    }
+
+    #[test]
+    fn a_node_has_forgotten_leases_before_the_end_of_its_quarantine() {
+        let forgot = |text: &str, now| known(text).forgot(at(now));
+        assert_eq!(forgot(QUARANTINED, 3 * SECOND), Some(at(3 * SECOND)));
+        assert_eq!(forgot(QUARANTINED, 60 * SECOND), Some(at(5 * SECOND)));
+        assert_eq!(forgot(RECORD, 60 * SECOND), None);
     }
 
     #[test]

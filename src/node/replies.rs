@@ -183,7 +183,7 @@ fn revoke_reply(value: &Value) -> Option<Result<RevokeReply, NodeError>> {
             Ok(RevokeReply::Held { by, free_in: count(*pttl).map(Duration::from_millis) })
         }
         [Value::Int(4), Value::Int(now), Value::Int(_)] => Ok(RevokeReply::Ahead { clock: count(*now)? }),
-        [Value::Int(9), Value::Int(_), Value::Int(left)] => {
+        [Value::Int(9), Value::Int(_), Value::Int(left), ..] => {
             Err(NodeError::Quarantined { left: Duration::from_millis(count(*left)?) })
         }
         [Value::Int(10), Value::Int(_)] => Err(NodeError::Forgot),

@@ -1,4 +1,4 @@
-//! Which nodes have answered since this client met a node that may have forgotten leases.
+//! Which nodes have answered since another one may have forgotten leases.
 //!
 //! How long such a node has no vote goes by the longest lease of all nodes' records. Another client may have raised it on a node
 //! that this one has asked nothing since. So the first grants in which such a node has a part wait for all nodes that can be
@@ -10,20 +10,29 @@ use tokio::sync::Notify;
 
 use crate::environment::Moment;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hearing {
-    /// When such a node was met last, in µs. Only what was sent since then counts.
+    /// When a node may have forgotten leases, the latest of them, in µs. Only what was sent since then counts.
     since: AtomicU64,
     /// One bit for each node that has answered, or was waited for in vain.
     heard: AtomicU64,
+    /// One bit for each node that was not reached yet, nor found to be out of reach.
+    unknown: AtomicU64,
     changed: Notify,
 }
 
 impl Hearing {
-    /// Notes that a node has been met that may have forgotten leases.
-    pub(crate) fn begins(&self, now: Moment) {
-        self.since.store(now.micros(), Ordering::SeqCst);
-        self.heard.store(0, Ordering::SeqCst);
+    /// The hearing of so many nodes, 63 at most.
+    pub(crate) fn new(nodes: usize) -> Self {
+        let unknown = AtomicU64::new((1 << nodes) - 1);
+        Self { since: AtomicU64::new(0), heard: AtomicU64::new(0), unknown, changed: Notify::new() }
+    }
+
+    /// Notes that a node may have forgotten leases at this moment, or before.
+    pub(crate) fn begins(&self, forgot: Moment) {
+        if self.since.fetch_max(forgot.micros(), Ordering::SeqCst) < forgot.micros() {
+            self.heard.store(0, Ordering::SeqCst);
+        }
     }
 
     /// Notes that a node has answered a hold message that was sent at this moment.
@@ -40,20 +49,26 @@ impl Hearing {
         self.changed.notify_waiters();
     }
 
-    /// Notes that a node can be reached no more.
-    pub(crate) fn disconnected(&self) {
+    /// Notes whether a node can be reached.
+    pub(crate) fn is_known(&self, node: usize) {
+        self.unknown.fetch_and(!(1 << node), Ordering::SeqCst);
         self.changed.notify_waiters();
     }
 
-    /// Resolves when all nodes have been heard that can be reached.
+    /// Returns the nodes that have not been heard, of those that are connected or not tried yet, one bit for each.
+    pub(crate) fn missing(&self, connected: u64) -> u64 {
+        (connected | self.unknown.load(Ordering::SeqCst)) & !self.heard.load(Ordering::SeqCst)
+    }
+
+    /// Resolves when all nodes have been heard that can be reached. `connected` are those to which there is a connection.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub(crate) async fn all(&self, reached: impl Fn() -> u64) {
+    pub(crate) async fn all(&self, connected: impl Fn() -> u64) {
         loop {
             let changed = self.changed.notified();
-            if reached() & !self.heard.load(Ordering::SeqCst) == 0 {
+            if self.missing(connected()) == 0 {
                 return;
             }
             changed.await;
@@ -77,21 +92,27 @@ mod tests {
 
     #[tokio::test]
     async fn all_nodes_that_can_be_reached_are_heard_by_what_was_sent_since() {
-        let (hearing, reached) = (Hearing::default(), Cell::new(0b111));
+        let (hearing, connected) = (Hearing::new(3), Cell::new(0b011));
         hearing.begins(at(5));
         hearing.answered(0, at(5));
         hearing.answered(1, at(4));
-        let mut all = pin!(hearing.all(|| reached.get()));
+        let mut all = pin!(hearing.all(|| connected.get()));
         assert!(poll!(&mut all).is_pending(), "the second one may have answered before");
         hearing.answered(1, at(6));
+        assert!(poll!(&mut all).is_pending(), "the third one may be reached yet");
+        connected.set(0b111);
+        hearing.is_known(2);
         assert!(poll!(&mut all).is_pending(), "the third one has not answered");
-        reached.set(0b011);
-        hearing.disconnected();
-        assert!(poll!(&mut all).is_ready());
+        connected.set(0b011);
+        hearing.is_known(2);
+        assert!(poll!(&mut all).is_ready(), "it is out of reach");
 
+        (0..2).for_each(|node| hearing.is_known(node));
+        hearing.begins(at(4));
+        assert_eq!(hearing.missing(0b011), 0, "what one forgot earlier was asked about since");
         hearing.begins(at(7));
         hearing.answered(0, at(8));
-        let mut all = pin!(hearing.all(|| reached.get()));
+        let mut all = pin!(hearing.all(|| connected.get()));
         assert!(poll!(&mut all).is_pending());
         hearing.give_up(0b010);
         assert!(poll!(&mut all).is_ready());

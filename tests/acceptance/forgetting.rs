@@ -185,13 +185,6 @@ async fn acc_36_a_short_lease_client_ends_no_quarantine_for_longer_ones() {
         let seen: String = redis::cmd("GET").arg("quorlock:node").query(&mut cluster.redis(1)).expect("a record");
         assert_eq!(seen.split(' ').nth(1), Some("1000"), "the longest lease that it knows of: {seen}");
 
-        let long = short.lock("other").lease(8 * SECOND).try_acquire().await;
-        let at_once = !guard.remaining().is_zero();
-        match long.map_err(|error| error.nodes()[1].answer.clone()) {
-            Err(Answer::Failed(NodeError::Quarantined { .. })) => {}
-            other => assert!(!at_once, "the node votes for no lease longer than what it has waited: {other:?}"),
-        }
-
         let knows = Proxy::start(cluster.ports()[0]).await;
         let builder = Quorlock::builder().nodes([knows.url(), urls[1].clone(), urls[2].clone()]).lease(SECOND);
         let builder = if learns == Learns::FromTheStart { builder.longest_lease(8 * SECOND) } else { builder };

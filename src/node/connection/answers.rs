@@ -150,6 +150,11 @@ impl Connection {
         if let (ReplyTo::Loading, Err(error)) = (&sent.request.reply_to, &result) {
             inflight.refuses_scripts(error.clone(), self.environment.now());
         }
+        if let (ReplyTo::Hold(_) | ReplyTo::Revoke(_), Ok(value)) = (&sent.request.reply_to, &result)
+            && let Some(longest) = told_lease(value)
+        {
+            self.common.learn_lease(longest);
+        }
         if let (ReplyTo::Revoke(_), Ok(value)) = (&sent.request.reply_to, &result) {
             let standing = standing(value);
             if let Standing::Young(left) = standing {
@@ -172,9 +177,6 @@ impl Connection {
         };
         let now = self.environment.now();
         self.common.sees_clock(self.index, shown_clock(value));
-        if let Some(longest) = told_lease(value) {
-            self.common.learn_lease(longest);
-        }
         match standing(value) {
             Standing::Unchanged => {}
             Standing::Record(text) => {

@@ -107,18 +107,16 @@ window = window * 1000 -- us that `next` and `known` may lie from this node's cl
 local client = string.match(first_share, '^[^/]+')
 local ticket = string.match(waits, '^%S+')
 
--- The quarantine lasts until every lease is over that this node may have forgotten. One longer than any before makes it longer, and
--- a clock that was set back does not. It also lasts for the lease that is asked for: otherwise the record would show a lease as long,
--- and that leases as long are no reason to wait any more.
+-- The quarantine. A longer lease than any before makes it longer, and a clock that was set back does not. The wait of a sender
+-- that knows of shorter leases only says nothing.
 longest, till, till_wall, asked_longest = tonumber(longest), tonumber(till), tonumber(till_wall), tonumber(asked_longest)
 local longer, left, told = math.max(asked_longest - longest, 0), 0, longest > asked_longest and longest
 local waited = not told and string.sub(asked, -7) == ' waited'
 longest = longest + longer
-local more = math.max(lease - longest, 0)
 if till > 0 and asked ~= record then
   till, till_wall = math.min(till + longer, math.floor(now / 1000) + longest), till_wall + longer
-  local by_wall = waited and 0 or math.min(till_wall - wall, longest) + more
-  left = math.max(till + more - math.floor(now / 1000), by_wall, 0)
+  local by_wall = waited and 0 or math.min(till_wall - wall, longest)
+  left = math.max(till - math.floor(now / 1000), by_wall, 0)
 end
 local function renewed(used)
   return string.format('%s %.0f %.0f %.0f %.0f%s', word, used, till, till_wall, memory / 2, rest)
@@ -280,11 +278,8 @@ for lock, value in pairs(lock_values) do
   call('SET', lock, value, 'PX', math.max(math.min(call('PTTL', lock), longest), lease))
 end
 for _, state in ipairs(states) do state.write(call, memory, math.max(longest, lease)) end
-if till > 0 then
-  till, till_wall = till + more, till_wall + more
-  -- What one sender has waited for is over, by its clock, for all whose clocks are not behind it.
-  if left == 0 and waited then till_wall = math.min(till_wall, wall) end
-end
+-- What one sender has waited for is over, by its clock, for all whose clocks are not behind it.
+if till > 0 and left == 0 and waited then till_wall = math.min(till_wall, wall) end
 local new_record = renewed(math.max(longest, lease))
 if new_record ~= record then call('SET', 'quorlock:node', new_record) end
 if left > 0 then return tell({YOUNG, now, left}) end

@@ -18,6 +18,7 @@
 --         {HELD, now, 1, pttl ms, value}      another lease has the key, or '' another kind of key: nothing was changed
 --         {AHEAD, now, 1}                     BALLOT is further ahead of this node's clock than ballots may be
 --         {YOUNG, now, ms}                    this node may have forgotten votes. It did as asked, but that is no vote
+--         Behind YOUNG stands {ms}, the longest lease of this node's record, where the sender knows of shorter ones only.
 --         {FORGOT, now}                       this node's record is another one than the sender's, or none
 local HELD, AHEAD, YOUNG, FORGOT, REVOKED, ABSENT = 2, 4, 9, 10, 11, 12
 local NO_OWNER = string.rep('0', 32)
@@ -72,7 +73,11 @@ if till > 0 and asked ~= record then
   local waited = asked_longest >= longest and string.sub(asked, -7) == ' waited'
   local by_wall = waited and 0 or math.min(till_wall - wall, longest) + longer
   local young = math.max(till + longer - math.floor(now / 1000), by_wall)
-  if young > 0 then return {YOUNG, now, young} end
+  if young > 0 then
+    local answer = {YOUNG, now, young}
+    if longest > asked_longest then answer[4] = {longest} end
+    return answer
+  end
 end
 if new or last and pttl > 0 then return {REVOKED, now, highest, math.max(pttl, 0), new or last} end
 return {ABSENT, now, highest}

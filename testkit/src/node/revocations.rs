@@ -99,8 +99,8 @@ pub fn revoke(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
         state.raise_ballot(ballot);
     }
     state.write(store, (2.0 * record.window) as u64, Some(longest.cast_unsigned()), now);
+    let asked_longest = words(asked.record).get(1).map_or(record.longest, |longest| number(longest));
     let young = if record.till > 0.0 && Some(asked.record) != stored.as_deref() {
-        let asked_longest = words(asked.record).get(1).map_or(record.longest, |longest| number(longest));
         let longer = (asked_longest - record.longest).max(0.0);
         let waited = asked_longest >= record.longest && asked.record.ends_with(b" waited");
         let by_wall = if waited { 0.0 } else { (record.till_wall - wall).min(record.longest) + longer };
@@ -109,7 +109,8 @@ pub fn revoke(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], 
         0.0
     };
     if young > 0.0 {
-        return answer(YOUNG, now, vec![int(young)]);
+        let told = (record.longest > asked_longest).then(|| Reply::Array(vec![int(record.longest)]));
+        return answer(YOUNG, now, [int(young)].into_iter().chain(told).collect());
     }
     match new.or(last.map(|(_, last)| last).filter(|_| pttl > 0)) {
         Some(lease) => answer(REVOKED, now, vec![int(highest), Reply::Int(pttl.max(0)), Reply::Bulk(lease)]),

@@ -148,14 +148,13 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
     let told = (record.longest > asked_longest).then_some(record.longest);
     renewed.longest += longer;
     let has_waited = told.is_none() && asked.record.ends_with(b" waited");
-    let more = (number(asked.lease) - renewed.longest).max(0.0);
     let mut left = 0.0_f64;
     if renewed.till > 0.0 && asked.record != stored_record.as_slice() {
         renewed.till = (record.till + longer).min(clock_ms + renewed.longest);
         renewed.till_wall = record.till_wall + longer;
         let waited = has_waited || rules.quarantine_by_node_clock;
-        let by_wall = if waited { 0.0 } else { (renewed.till_wall - wall).min(renewed.longest) + more };
-        left = (renewed.till + more - clock_ms).max(by_wall).max(0.0);
+        let by_wall = if waited { 0.0 } else { (renewed.till_wall - wall).min(renewed.longest) };
+        left = (renewed.till - clock_ms).max(by_wall).max(0.0);
     }
     let tell = |reply: Reply| match (reply, told) {
         (Reply::Array(mut fields), Some(longest)) => {
@@ -192,11 +191,8 @@ pub fn hold(store: &mut Store, rules: &Rules, keys: &[&[u8]], argv: &[&[u8]], no
     for state in states {
         state.write(store, 2 * renewed.window as u64, Some((renewed.longest as u64).max(lease)), now);
     }
-    if renewed.till > 0.0 {
-        (renewed.till, renewed.till_wall) = (renewed.till + more, renewed.till_wall + more);
-        if left == 0.0 && has_waited {
-            renewed.till_wall = renewed.till_wall.min(wall);
-        }
+    if renewed.till > 0.0 && left == 0.0 && has_waited {
+        renewed.till_wall = renewed.till_wall.min(wall);
     }
     renewed.longest = renewed.longest.max(number(asked.lease));
     let renewed_text = renewed.text();
