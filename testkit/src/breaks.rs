@@ -238,10 +238,10 @@ pub(crate) fn broken(variant: &str) -> bool {
         let granted = !pending && !self.leases.is_empty();
         if granted && crate::broken(\"a dropped guard releases nothing\") {
             for lease in mem::take(&mut self.leases) {
-                let mut state = lease.state();
+                let (mut state, now) = lease.state_now();
                 state.lease.holds -= 1;
                 if state.lease.holds == 0 {
-                    state.lease.released();
+                    state.lease.released(now);
                     lease.reschedule(&mut state);
                     self.handle.registry.remove(&lease);
                     let turn = state.turn.take();
