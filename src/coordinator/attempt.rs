@@ -30,6 +30,9 @@ use crate::waiting::Ticket;
 mod explain;
 mod offer;
 
+/// How many ends of leases a request keeps at least: those of one node may follow each other.
+const LEAST_ENDS: usize = 32;
+
 /// How long a node is waited for at least that may know of longer leases; longer only if the majority took long.
 const LEAST_HEARING: Duration = Duration::from_millis(50);
 
@@ -96,7 +99,7 @@ impl Attempt {
     ) -> Result<Holds, AcquireError> {
         let core = &handle.core;
         let mut waiter = Waiter::new(core, &self.resources, !retry.policy.is_once());
-        let mut offer = Offer::of(self.resources.len() * core.nodes.len());
+        let mut offer = Offer::of(LEAST_ENDS.max(self.resources.len() * core.nodes.len()));
         loop {
             core.check()?;
             report.round();
@@ -151,7 +154,8 @@ impl Attempt {
         if verdict == VoteResult::Won && acquires && is_doubtful {
             let now = core.now();
             let slower = LEAST_HEARING.max(2 * now.since(round.facts().started));
-            core.hear_all(retry.policy.limit(now, core.settings.node_timeout(self.lease)).min(slower)).await;
+            // Also beyond the request's own limit: it has its majority.
+            core.hear_all(core.settings.node_timeout(self.lease).min(slower)).await;
         }
         let has_learnt = core.common.learnt_lease() != longest && core.common.nodes_differ_on_leases() && is_doubtful;
         if verdict == VoteResult::Won && acquires && has_learnt {
@@ -173,7 +177,8 @@ impl Attempt {
         let (error, advice) = self.explain(core, holds, round, verdict, limit);
         // A lease that time has ended shows nothing of the nodes.
         let answers = round.refusals().len() + round.agreed().count_ones() as usize;
-        if !matches!(advice, RetryAdvice::WhenAnswered) && answers >= core.settings.quorum {
+        let is_answered = !matches!(error, AcquireError::Lost { .. }) || answers >= core.settings.quorum;
+        if !matches!(advice, RetryAdvice::WhenAnswered) && is_answered {
             core.common.reachability.majority_answered();
         }
         Err((error, advice.within(waits)))
@@ -345,14 +350,15 @@ mod tests {
 
     /// The same, where these nodes have had a quarantine.
     async fn ask_with(answers: [&str; 3], quarantined: &[usize]) -> (Result<Holds, AcquireError>, usize) {
-        ask_for(&["a"], answers, quarantined).await
+        ask_for(&["a"], answers, quarantined, None).await
     }
 
-    /// The same for these resources, in alphabetical order.
+    /// The same for these resources, in alphabetical order, and with this limit instead of once.
     async fn ask_for(
         names: &[&str],
         answers: [&str; 3],
         quarantined: &[usize],
+        limit: Option<Duration>,
     ) -> (Result<Holds, AcquireError>, usize) {
         let (core, mut streams) = core(3);
         let owner = Owner::new();
@@ -372,7 +378,8 @@ mod tests {
         let attempt = Attempt::new(resources, resource(names[0]), owner, LEASE);
         let competing = tokio::spawn({
             let handle = Arc::clone(&handle);
-            async move { attempt.compete(&handle, Retry::once(now)).await }
+            let retry = limit.map_or(Retry::once(now), |limit| Retry::until(now, Some(limit), Outage::default()));
+            async move { attempt.compete(&handle, retry).await }
         });
         let mut acquires = (String::new(), 0);
         for server in &mut servers {
@@ -421,6 +428,10 @@ mod tests {
             let (granted, again) = ask_with([HELD_BY_LONGER, GRANTED, GRANTED], quarantined).await;
             assert_eq!((granted.is_ok(), again), (true, tries), "{quarantined:?}");
         }
+        // Also beyond the limit of the request.
+        let answers = [HELD_BY_LONGER, GRANTED, GRANTED];
+        let (refused, _) = ask_for(&["a"], answers, &[1], Some(15 * SECOND / 1000)).await;
+        assert!(refused.is_err());
         let (granted, again) = ask_with(["", GRANTED, GRANTED], &[1]).await;
         assert_eq!(
             (granted.is_ok(), again),
@@ -432,9 +443,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_resource_that_is_held_is_named_and_not_the_first_one() {
         let second_is_held = HELD.replacen(":1\r\n", ":2\r\n", 1);
-        let (refused, _) = ask_for(&["a", "b"], [&second_is_held, &second_is_held, &second_is_held], &[]).await;
+        let (refused, _) = ask_for(&["a", "b"], [&second_is_held, &second_is_held, &second_is_held], &[], None).await;
         assert!(matches!(&refused, Err(AcquireError::Held { resource, .. }) if resource == "b"), "{:?}", refused.err());
-        let (refused, _) = ask_for(&["a", "b"], [HELD, HELD, HELD], &[]).await;
+        let (refused, _) = ask_for(&["a", "b"], [HELD, HELD, HELD], &[], None).await;
         assert!(matches!(&refused, Err(AcquireError::Held { resource, .. }) if resource == "a"), "{:?}", refused.err());
     }
 

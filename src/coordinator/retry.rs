@@ -16,6 +16,8 @@ pub(crate) struct Retry {
     limit: Option<Duration>,
     outage: Outage,
     unanswered_since: Option<Moment>,
+    /// When a majority was last known to answer other requests, since then.
+    others_answered: Option<Moment>,
     /// What was in the way last, as far as nodes or this process could say.
     met: Option<AcquireError>,
 }
@@ -23,13 +25,20 @@ pub(crate) struct Retry {
 impl Retry {
     /// Tries until the time to wait is over; `None` for ever.
     pub(crate) fn until(now: Moment, wait: Option<Duration>, outage: Outage) -> Self {
-        Self { policy: RetryPolicy::until(now, wait), limit: wait, outage, unanswered_since: None, met: None }
+        Self {
+            policy: RetryPolicy::until(now, wait),
+            limit: wait,
+            outage,
+            unanswered_since: None,
+            others_answered: None,
+            met: None,
+        }
     }
 
     /// Tries once, and again only with another ballot.
     pub(crate) fn once(now: Moment) -> Self {
         let (policy, limit, outage) = (RetryPolicy::once(now), Some(Duration::ZERO), Outage::Fail);
-        Self { policy, limit, outage, unanswered_since: None, met: None }
+        Self { policy, limit, outage, unanswered_since: None, others_answered: None, met: None }
     }
 
     /// Returns how long the request waits at most; `None` for ever.
@@ -59,7 +68,7 @@ impl Retry {
         if let RetryAdvice::WhenAnswered = advice {
             return self.until_answered(core, lease, error).await;
         }
-        self.unanswered_since = None;
+        (self.unanswered_since, self.others_answered) = (None, None);
         let Some(pause) = self.policy.pause(advice, |range| core.random_time(range)) else { return Err(error) };
         let now = core.now();
         let end = self.policy.end();
@@ -90,6 +99,11 @@ impl Retry {
         error: AcquireError,
     ) -> Result<bool, AcquireError> {
         let now = core.now();
+        // It has waited for its turn meanwhile: this is another outage. A request that fails again soon is in the same one, although
+        // others are answered.
+        if self.others_answered.take().is_some_and(|answered| now.since(answered) >= lease / 2) {
+            self.unanswered_since = None;
+        }
         let since = *self.unanswered_since.get_or_insert(now);
         let end = self.policy.end();
         if self.outage == Outage::Fail && end.is_none_or(|end| end > now) {
@@ -103,9 +117,10 @@ impl Retry {
             Some(Duration::ZERO) => None,
             Some(left) => core.within(left, next_try).await,
         };
-        if ends_by_itself || answered == Some(true) {
+        if ends_by_itself {
             self.unanswered_since = None;
         }
+        self.others_answered = (answered == Some(true)).then(|| core.now());
         match (answered, end) {
             (Some(answered), None) => Ok(answered),
             (Some(answered), Some(until)) if until > core.now() => {
@@ -229,14 +244,35 @@ mod tests {
         };
         let (waited, ()) = futures::future::join(wait(&mut retry, silence()), answers).await;
         assert!(matches!(waited, Ok(true)), "{waited:?}");
-        advance(LEASE).await;
-        assert!(wait(&mut retry, silence()).await.is_ok(), "a majority has answered another request");
+        advance(LEASE / 2).await;
+        assert!(wait(&mut retry, silence()).await.is_ok(), "a majority has answered another request, long ago");
         advance(LEASE).await;
         assert!(wait(&mut retry, said([quarantined(), quarantined(), silent()])).await.is_ok());
         advance(LEASE).await;
         assert!(wait(&mut retry, silence()).await.is_ok(), "two nodes have answered, from their quarantine");
         advance(LEASE).await;
         assert!(wait(&mut retry, silence()).await.is_err(), "none has answered since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_goes_on_failing_ends_although_a_majority_answers_others() {
+        let (core, _streams) = core(3);
+        let mut retry = Retry::until(core.now(), None, Outage::default());
+        let others = async {
+            loop {
+                core.sleep(100 * MS).await;
+                core.common.reachability.majority_answered();
+            }
+        };
+        let fails = async {
+            let began = Instant::now();
+            let error = || said([silent(), silent(), silent()]);
+            while retry.wait_after(&core, LEASE, error(), RetryAdvice::WhenAnswered, None).await.is_ok() {
+                core.sleep(100 * MS).await;
+                assert!(began.elapsed() < LEASE);
+            }
+        };
+        futures::future::select(Box::pin(fails), Box::pin(others)).await;
     }
 
     /// No majority: each node said this.
