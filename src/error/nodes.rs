@@ -145,7 +145,14 @@ impl fmt::Display for Reports {
 impl Reports {
     /// What it comes to that these nodes gave no quorum.
     pub(super) fn kind(&self, needed: usize) -> ErrorKind {
-        let can_vote = self.without(|error| error.kind() == ErrorKind::Misconfigured);
+        // A node that was not asked because of another list there is as little of use, whichever of them answered first.
+        let is_other = |report: &NodeReport| {
+            matches!(report.answer, Answer::Failed(NodeError::OtherList { .. } | NodeError::OtherCluster { .. }))
+        };
+        let is_other_list = self.0.iter().any(is_other);
+        let can_vote = self.without(|error| {
+            error.kind() == ErrorKind::Misconfigured || is_other_list && matches!(error, NodeError::NotAsked { .. })
+        });
         if can_vote < needed { ErrorKind::Misconfigured } else { ErrorKind::NoQuorum }
     }
 
@@ -210,4 +217,22 @@ pub(super) fn hint(own: Option<OwnHold>) -> &'static str {
 /// The reports behind a message, in parentheses; nothing when there are none.
 pub(super) fn behind(nodes: &Reports) -> String {
     if nodes.0.is_empty() { String::new() } else { format!(" ({nodes})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_were_not_asked_because_of_another_list_count_as_that() {
+        let kind = |errors: Vec<NodeError>| {
+            let report = |error| NodeReport { node: "node".to_owned(), answer: Answer::Failed(error) };
+            Reports(errors.into_iter().map(report).collect()).kind(2)
+        };
+        let other = || NodeError::OtherList { ours: 3, theirs: 5 };
+        let not_asked = || NodeError::NotAsked { node: "node".to_owned() };
+        assert_eq!(kind(vec![other(), NodeError::Connecting, not_asked()]), ErrorKind::Misconfigured);
+        assert_eq!(kind(vec![other(), NodeError::Connecting, NodeError::Connecting]), ErrorKind::NoQuorum);
+        assert_eq!(kind(vec![NodeError::ListChanging, NodeError::Connecting, not_asked()]), ErrorKind::NoQuorum);
+    }
 }
