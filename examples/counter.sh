@@ -16,7 +16,7 @@ work() {
   done
 }
 
-# Background jobs of a script are deaf to Ctrl-C, and so are the commands that they start.
+# Background jobs of a script ignore Ctrl-C, and so do the commands that they start.
 trap 'trap - TERM; kill -TERM 0' INT TERM
 
 echo 0 >"$file"
