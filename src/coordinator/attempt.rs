@@ -30,9 +30,6 @@ use crate::waiting::Ticket;
 mod explain;
 mod offer;
 
-/// How many ends of leases a request keeps at least: those of one node may follow each other.
-const LEAST_ENDS: usize = 32;
-
 /// How long a node is waited for at least that may know of longer leases; longer only if the majority took long.
 const LEAST_HEARING: Duration = Duration::from_millis(50);
 
@@ -99,7 +96,7 @@ impl Attempt {
     ) -> Result<Holds, AcquireError> {
         let core = &handle.core;
         let mut waiter = Waiter::new(core, &self.resources, !retry.policy.is_once());
-        let mut offer = Offer::of(LEAST_ENDS.max(self.resources.len() * core.nodes.len()));
+        let mut offer = Offer::of(self.resources.len() * core.nodes.len());
         loop {
             core.check()?;
             report.round();

@@ -160,6 +160,21 @@ async fn acc_36_another_server_at_a_nodes_address_does_not_vote_twice() {
     forgets(&[], async |scene| scene.proxy.lead_to(scene.cluster.ports()[3])).await;
 }
 
+/// Checks that the lock is refused while the lease lasts, with this pause between tries. Returns how often node 1 said that it is in
+/// quarantine.
+async fn is_refused_while_held(locks: &Quorlock, guard: &Guard, pause: Duration) -> usize {
+    let mut quarantined = 0;
+    while !guard.remaining().is_zero() {
+        let outcome = locks.lock("x").try_acquire().await;
+        assert!(outcome.is_err() || guard.remaining().is_zero(), "two holders, {:?} apart", guard.remaining());
+        let Err(error) = outcome else { break };
+        let answer = &error.nodes()[1].answer;
+        quarantined += usize::from(matches!(answer, Answer::Failed(NodeError::Quarantined { .. })));
+        tokio::time::sleep(pause).await;
+    }
+    quarantined
+}
+
 /// How a client learns of the holder's longer lease.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Learns {
@@ -197,15 +212,7 @@ async fn acc_36_a_short_lease_client_ends_no_quarantine_for_longer_ones() {
         within(20 * SECOND, "two nodes have answered", async || have_answered(2).await).await;
         knows.set(Mode::Pass);
         within(20 * SECOND, "all nodes have answered", async || have_answered(3).await).await;
-        let mut quarantined = 0;
-        while !guard.remaining().is_zero() {
-            let outcome = locks.lock("x").try_acquire().await;
-            assert!(outcome.is_err() || guard.remaining().is_zero(), "two holders, {:?} apart", guard.remaining());
-            let Err(error) = outcome else { break };
-            let answer = &error.nodes()[1].answer;
-            quarantined += usize::from(matches!(answer, Answer::Failed(NodeError::Quarantined { .. })));
-            tokio::time::sleep(Duration::from_millis(5)).await; // Between tries.
-        }
+        let quarantined = is_refused_while_held(&locks, &guard, Duration::from_millis(5)).await;
         assert!(quarantined > 0, "{learns:?}: the node was never asked");
         let is_granted = async || locks.lock("x").try_acquire().await.is_ok();
         within(20 * SECOND, "that lease is over", is_granted).await;
@@ -224,14 +231,6 @@ async fn acc_36_a_refusal_tells_how_long_a_flushed_node_must_wait() {
     let holder = client([urls[0].clone(), urls[1].clone(), CUT_OFF.to_owned()], 8 * SECOND).await;
     let guard = holder.lock("x").acquire().await.expect("two of three");
     redis::cmd("FLUSHALL").exec(&mut cluster.redis(1)).expect("a flush");
-    let mut quarantined = 0;
-    while !guard.remaining().is_zero() {
-        let outcome = idle.lock("x").try_acquire().await;
-        assert!(outcome.is_err() || guard.remaining().is_zero(), "two holders, {:?} apart", guard.remaining());
-        let Err(error) = outcome else { break };
-        let answer = &error.nodes()[1].answer;
-        quarantined += usize::from(matches!(answer, Answer::Failed(NodeError::Quarantined { .. })));
-        tokio::time::sleep(Duration::from_millis(200)).await; // Between tries.
-    }
+    let quarantined = is_refused_while_held(&idle, &guard, Duration::from_millis(200)).await;
     assert!(quarantined > 0, "the node was never asked");
 }

@@ -6,6 +6,9 @@ use crate::environment::Moment;
 use crate::node::{LastEnd, LastOf};
 use crate::protocol::Ballot;
 
+/// How many ends of leases a request keeps at least: those of one node may follow each other.
+const LEAST_ENDS: usize = 32;
+
 /// How long after the wait for it a time of a node is named to that node. Then the node's next answer begins another wait.
 const WORD_TAKEN_FOR: Duration = Duration::from_secs(60);
 
@@ -23,8 +26,8 @@ pub(super) struct Offer {
 impl Offer {
     /// The offer of a request that may meet so many ends at once: one of each resource on each node. If it kept fewer, those that it
     /// forgets would be named again, and waited for again, for ever.
-    pub(super) fn of(most: usize) -> Self {
-        Self { above: Ballot::ZERO, ends: Vec::new(), most }
+    pub(super) fn of(at_once: usize) -> Self {
+        Self { above: Ballot::ZERO, ends: Vec::new(), most: at_once.max(LEAST_ENDS) }
     }
 
     /// Records how long these leases may be in force. Returns the longest of these times, from now. An end that is known
@@ -97,7 +100,7 @@ mod tests {
 
     #[test]
     fn an_end_that_is_named_again_has_been_waited_for_since_the_first_time() {
-        let mut offer = Offer::of(32);
+        let mut offer = Offer::of(0);
         assert_eq!(offer.learn(at(0), vec![]), None);
         assert_eq!(offer.learn(at(0), vec![(end(1), 5 * SECOND), (end(2), 3 * SECOND)]), Some(5 * SECOND));
         assert_eq!(offer.learn(at(2), vec![(end(1), 5 * SECOND)]), Some(3 * SECOND));
@@ -109,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_a_node_may_have_forgotten_is_waited_for_since_its_first_answer() {
-        let mut offer = Offer::of(32);
+        let mut offer = Offer::of(0);
         for second in 0..10 {
             let left = offer.learn(at(second), vec![(forgotten(i64::from(second) * 1000), 10 * SECOND)]);
             assert_eq!(left, Some((10 - second) * SECOND));
@@ -120,7 +123,7 @@ mod tests {
             Some(10 * SECOND),
             "its clock has leapt"
         );
-        offer = Offer::of(32);
+        offer = Offer::of(0);
         offer.learn(at(0), vec![(forgotten(0), 10 * SECOND)]);
         assert_eq!(offer.learn(at(69), vec![(forgotten(69_000), 10 * SECOND)]), Some(Duration::ZERO));
         assert_eq!(offer.learn(at(70), vec![(forgotten(70_000), 10 * SECOND)]), Some(10 * SECOND), "another wait");
@@ -129,9 +132,9 @@ mod tests {
 
     #[test]
     fn of_too_many_ends_the_latest_are_kept() {
-        let mut offer = Offer::of(32);
+        let mut offer = Offer::of(0);
         let ends = |range: std::ops::RangeInclusive<i64>| range.map(end).collect::<Vec<_>>();
-        let most = 32;
+        let most = i64::try_from(LEAST_ENDS).expect("a small number");
         offer.learn(at(0), ends(1..=most).into_iter().map(|end| (end, SECOND)).collect());
         assert_eq!(offer.waited_for(at(2)), ends(1..=most));
         offer.learn(at(0), vec![(end(most + 1), SECOND)]);
