@@ -347,16 +347,17 @@ mod tests {
 
     /// The same, where these nodes have had a quarantine.
     async fn ask_with(answers: [&str; 3], quarantined: &[usize]) -> (Result<Holds, AcquireError>, usize) {
-        ask_for(&["a"], answers, quarantined, None).await
+        let (result, again, _) = ask_for(&["a"], answers, quarantined, None).await;
+        (result, again)
     }
 
-    /// The same for these resources, in alphabetical order, and with this limit instead of once.
+    /// The same for these resources, in alphabetical order, and with this limit instead of once. Also returns how long it took.
     async fn ask_for(
         names: &[&str],
         answers: [&str; 3],
         quarantined: &[usize],
         limit: Option<Duration>,
-    ) -> (Result<Holds, AcquireError>, usize) {
+    ) -> (Result<Holds, AcquireError>, usize, Duration) {
         let (core, mut streams) = core(3);
         let owner = Owner::new();
         let mut servers = Vec::new();
@@ -376,7 +377,10 @@ mod tests {
         let competing = tokio::spawn({
             let handle = Arc::clone(&handle);
             let retry = limit.map_or(Retry::once(now), |limit| Retry::until(now, Some(limit), Outage::default()));
-            async move { attempt.compete(&handle, retry).await }
+            async move {
+                let result = attempt.compete(&handle, retry).await;
+                (result, handle.core.now().since(now))
+            }
         });
         let mut acquires = (String::new(), 0);
         for server in &mut servers {
@@ -396,7 +400,8 @@ mod tests {
                 server.reply(":1\r\n").await;
             }
         }
-        (competing.await.expect("no panic"), again)
+        let (result, took) = competing.await.expect("no panic");
+        (result, again, took)
     }
 
     const GRANTED: &str = ":1\r\n";
@@ -427,7 +432,7 @@ mod tests {
         }
         // Also beyond the limit of the request.
         let answers = [HELD_BY_LONGER, GRANTED, GRANTED];
-        let (refused, _) = ask_for(&["a"], answers, &[1], Some(15 * SECOND / 1000)).await;
+        let (refused, ..) = ask_for(&["a"], answers, &[1], Some(15 * SECOND / 1000)).await;
         assert!(refused.is_err());
         let (granted, again) = ask_with(["", GRANTED, GRANTED], &[1]).await;
         assert_eq!(
@@ -440,9 +445,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_resource_that_is_held_is_named_and_not_the_first_one() {
         let second_is_held = HELD.replacen(":1\r\n", ":2\r\n", 1);
-        let (refused, _) = ask_for(&["a", "b"], [&second_is_held, &second_is_held, &second_is_held], &[], None).await;
+        let (refused, ..) = ask_for(&["a", "b"], [&second_is_held, &second_is_held, &second_is_held], &[], None).await;
         assert!(matches!(&refused, Err(AcquireError::Held { resource, .. }) if resource == "b"), "{:?}", refused.err());
-        let (refused, _) = ask_for(&["a", "b"], [HELD, HELD, HELD], &[], None).await;
+        let (refused, ..) = ask_for(&["a", "b"], [HELD, HELD, HELD], &[], None).await;
         assert!(matches!(&refused, Err(AcquireError::Held { resource, .. }) if resource == "a"), "{:?}", refused.err());
     }
 
@@ -462,6 +467,55 @@ mod tests {
         let (re_entered, answered) = futures::future::join(attempt.compete(&handle, retry), core.next_try()).await;
         assert!(matches!(re_entered, Err(AcquireError::Lost { .. })), "{:?}", re_entered.err());
         assert!(!answered, "no node has answered");
+    }
+
+    /// Asks three nodes once, which give these answers. Returns whether that ends the wait of a request that no majority has answered.
+    async fn ends_waits(answers: [&str; 3]) -> bool {
+        let (core, mut streams) = core(3);
+        let mut servers = Vec::new();
+        for number in 0..answers.len() {
+            let mut server = Server::new(streams.recv().await.expect("it connects"));
+            server.greet_as(number, 3).await;
+            servers.push(server);
+        }
+        core.sleep(Duration::from_millis(1)).await;
+        let handle = Handle::new(core);
+        let attempt = Attempt::new(vec![resource("a")], resource("a"), Owner::new(), LEASE);
+        let answers = async {
+            for (server, answer) in servers.iter_mut().zip(answers) {
+                server.command().await.expect("a command");
+                server.reply(answer).await;
+            }
+        };
+        let asks = async {
+            drop(futures::future::join(attempt.compete(&handle, Retry::once(handle.core.now())), answers).await.0);
+            // The wait has a pause of its own, which ends later.
+            futures::future::pending::<()>().await;
+        };
+        match select(pin!(handle.core.next_try()), pin!(asks)).await {
+            Either::Left((answered, _)) => answered,
+            Either::Right(_) => unreachable!("it never ends"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_of_a_majority_ends_the_waits_of_others_also_if_it_refuses() {
+        assert!(ends_waits([GRANTED, GRANTED, ""]).await);
+        assert!(ends_waits([HELD, HELD, ""]).await);
+        assert!(ends_waits([GRANTED, HELD, HELD]).await);
+        let failed = "-ERR of another kind\r\n";
+        assert!(!ends_waits([HELD, failed, failed]).await);
+        assert!(!ends_waits([failed, failed, failed]).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_does_not_answer_is_not_waited_for_unless_one_may_have_forgotten() {
+        for (quarantined, least) in [(&[][..], Duration::ZERO), (&[1], LEAST_HEARING)] {
+            let took = ask_for(&["a"], ["", GRANTED, GRANTED], quarantined, None).await.2;
+            assert!(took >= least && took < least + LEAST_HEARING, "{quarantined:?}: {took:?}");
+        }
+        let took = ask_for(&["a"], ["", HELD, HELD], &[1], None).await.2;
+        assert!(took < LEAST_HEARING, "a request that is refused waits for nothing: {took:?}");
     }
 
     #[tokio::test(start_paused = true)]

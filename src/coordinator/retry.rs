@@ -217,6 +217,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_request_that_fails_in_an_outage_hides_no_lock_that_was_in_the_way() {
+        for late in [Duration::ZERO, MS] {
+            let (core, _streams) = core(3);
+            let mut retry = Retry::until(core.now(), Some(LEASE), Outage::Fail);
+            retry.has_met(contended());
+            advance(LEASE + late).await;
+            let failed = retry.wait_after(&core, LEASE, said([silent()]), RetryAdvice::WhenAnswered, None).await;
+            assert!(failed.as_ref().is_err_and(is_over_by_contention), "{failed:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_limit_of_a_request_is_kept_for_its_report() {
+        let (core, _streams) = core(3);
+        let limit = |limit| Retry::until(core.now(), limit, Outage::Wait).limit();
+        assert_eq!([limit(None), limit(Some(LEASE))], [None, Some(LEASE)]);
+        assert_eq!(Retry::once(core.now()).limit(), Some(Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_second_outage_has_its_own_half_lease() {
         let (core, _streams) = core(3);
         let mut retry = Retry::until(core.now(), None, Outage::default());

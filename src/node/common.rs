@@ -371,6 +371,49 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_node_whose_next_record_has_no_quarantine_has_forgotten_nothing() {
+        let common = common();
+        let now = common.environment.now();
+        (0..3).for_each(|node| common.has_quarantine(node, Some(now)));
+        common.has_quarantine(1, None);
+        assert_eq!(common.quarantined(), 0b101);
+    }
+
+    /// Clocks whose readings are so many µs apart, one after the other. Nothing else works.
+    #[derive(Debug)]
+    struct Slow(Mutex<(u64, Vec<u64>)>);
+
+    impl Environment for Slow {
+        fn now(&self) -> Moment {
+            Moment::new(Duration::from_micros(locked(&self.0).0))
+        }
+
+        fn wall(&self) -> Duration {
+            let mut clock = locked(&self.0);
+            let (before, took) = (clock.0, clock.1.remove(0));
+            clock.0 += took;
+            Duration::from_micros(1_000_000 + before)
+        }
+
+        fn fill(&self, _: &mut [u8]) {}
+
+        fn connect<'a>(&'a self, _: &'a redis::ConnectionAddr) -> crate::environment::Connecting<'a> {
+            Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) })
+        }
+    }
+
+    #[test]
+    fn of_several_readings_of_both_clocks_the_closest_counts() {
+        let read = |apart: &[u64]| {
+            let (now, wall, belong) = both_clocks(&Slow(Mutex::new((0, apart.to_vec()))));
+            (now.micros(), wall, belong)
+        };
+        assert_eq!(read(&[500]), (500, 1_000_000, true), "close enough: no more are made");
+        assert_eq!(read(&[501, 20]), (521, 1_000_501, true));
+        assert_eq!(read(&[900, 700, 800, 700]), (1600, 1_000_900, false), "none is close");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_server_keeps_its_place_for_the_longest_lease_after_its_connection() {
         let common = common();
         common.use_lease(20 * SECOND);

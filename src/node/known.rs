@@ -240,6 +240,19 @@ mod tests {
     }
 
     #[test]
+    fn a_revocation_says_the_record_unless_the_node_may_be_in_quarantine_or_this_client_knows_longer_leases() {
+        let said = |known: &Known, used: Duration| {
+            let common = common();
+            common.use_lease(used);
+            let said = known.said_in_revoke(&common, &Wait::default(), at(Duration::ZERO));
+            String::from_utf8(said).expect("text").lines().nth(1).expect("an argument").to_owned()
+        };
+        assert_eq!(said(&known(RECORD), 10 * SECOND), RECORD);
+        assert_eq!(said(&known(RECORD), 20 * SECOND), "00000000000000af 20000");
+        assert_eq!(said(&known(QUARANTINED), SECOND), "00000000000000af 1000");
+    }
+
+    #[test]
     fn a_record_that_a_node_grants_by_is_learnt_and_ends_its_quarantine_when_both_ends_have_passed() {
         const END: u64 = 1_790_000_005_000;
         let mut known = known(QUARANTINED);

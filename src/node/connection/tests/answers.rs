@@ -107,6 +107,33 @@ async fn a_question_that_is_answered_does_not_make_a_connection_useful() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_release_that_is_done_makes_a_connection_useful() {
+    let mut test = test();
+    let release = test.owed(1);
+    drop(answer(&mut test, release.release(), ":1\r\n").await);
+    settled().await;
+    let held = test.exchange(2);
+    test.send(held.hold());
+    let mut server = test.server().await;
+    assert_eq!(next(&mut server).await.as_deref(), Some("hold"), "the next connection is made at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_is_over_for_a_client_when_its_wall_clock_has_passed_the_end() {
+    const WALL: u64 = 1_790_000_000_000; // ms, by the fake
+    for (end, is_over) in [(WALL, true), (WALL + 60_000, false)] {
+        let mut test = test();
+        let exchange = test.exchange(1);
+        let record = RECORD.replace(" 0 0 ", &format!(" 1 {end} "));
+        let granted = format!("*2\r\n:1\r\n${}\r\n{record}\r\n", record.len());
+        let mut server = answer(&mut test, exchange.hold(), &granted).await;
+        test.send(exchange.hold());
+        let said = server.command().await.expect("a command").swap_remove(1);
+        assert_eq!(said == record, is_over, "{said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_release_is_sent_again_on_the_next_connection_when_its_server_cannot_do_it_yet() {
     for said in [LOADING, REPLICA] {
         let mut test = test();
