@@ -287,14 +287,18 @@ is_node_folder() { # FOLDER: may it be removed, all of it?
   done
 }
 
-# Kills the child that was started last, unless it is one of these. The caller may have been interrupted before it, or the
-# child, has written down its pid.
-kill_last() { # [PID...]
-  local last
+# The caller may have been interrupted before it, or the child, has written down the child's pid.
+last_child() { # sets LAST: the child that was started last; '' if it has ended
   set +u
-  last=$!
+  LAST=$!
   set -u
-  if [[ $last && " $* " != *" $last "* ]] && is_child "$last"; then kill -KILL "$last" || true; fi
+  if [[ $LAST ]] && ! is_child "$LAST"; then LAST=''; fi
+}
+
+kill_last() { # [PID...]: kills the child that was started last, unless it is one of these
+  local others=" $* "
+  last_child
+  if [[ $LAST && $others != *" $LAST "* ]]; then kill -KILL "$LAST" || true; fi
 }
 
 # Stops all processes and removes all files of the cluster, but not its folder. When it is interrupted the next cluster/up or

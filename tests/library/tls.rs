@@ -86,6 +86,7 @@ async fn a_client_certificate_is_shown_to_a_node_that_is_not_verified() {
     let (certificate, key) = authority.issue("client");
     let tls = Tls::new().identity_pem(certificate, key);
     let builder = Quorlock::builder().nodes([format!("{}/#insecure", server.url)]).tls(tls);
+    let builder = builder.node_timeout(Duration::from_secs(2));
     works(&builder.connect().await.expect("settings that work")).await.expect("a free lock");
 }
 
