@@ -49,7 +49,8 @@ fn clients_with_another_list_get_no_lock() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let three = sandbox.cluster.urls()[..3].to_vec();
-        let old = quorlock::Quorlock::builder().nodes(three).connect().await.expect("settings that work");
+        let old = quorlock::Quorlock::builder().nodes(three).node_timeout(Duration::from_secs(2)).connect().await;
+        let old = old.expect("settings that work");
         old.lock("job").try_acquire().await.expect("the lock").release().await.expect("a release");
         let cluster = field(&sandbox, 0, 5);
         let changed = sandbox.end(&SET);
