@@ -303,6 +303,13 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/node/connection/answers.rs",
+        old: "            && let Some(longest) = told_lease(value)\n",
+        new: "            && let Some(longest) = told_lease(value)
+            && !crate::broken(\"a refusal teaches no longer lease\")
+",
+    },
+    Change {
+        file: "src/node/connection/answers.rs",
         old: "            Standing::Unchanged => {}\n",
         new: "            Standing::Unchanged => {}
             Standing::Young(_) if crate::broken(\"a yes of a young node counts\") => {

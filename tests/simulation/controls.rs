@@ -83,7 +83,7 @@ const RULES: Rules = Rules {
     remembers_small_ballots: false,
 };
 
-pub const ALL: [Control; 47] = [
+pub const ALL: [Control; 48] = [
     // Votes and numbers.
     client("quorum too small", &[MutualExclusion, Linearizable]),
     node("p >= F for p > F", Rules { grants_equal_ballots: true, ..RULES }, &[TokenUnique, TokenMonotonic]),
@@ -171,6 +171,7 @@ pub const ALL: [Control; 47] = [
     in_world(FORGETS, client("run id not compared", &[QuarantineHolds, MutualExclusion])),
     in_world(FORGETS, client("a yes of a young node counts", &[QuarantineHolds])),
     in_world(FORGETS, client("the longest lease of others is not learnt", &[QuarantineHolds, MutualExclusion])),
+    in_world(FORGETS, client("a refusal teaches no longer lease", &[QuarantineHolds, MutualExclusion])),
     // How long ballots are kept.
     node(
         "ballots are forgotten too early",

@@ -6,7 +6,7 @@ use quorlock_testkit::rng::Rng;
 use tokio::time::sleep;
 
 use crate::figures::Fault;
-use crate::plan::Clocks;
+use crate::plan::{Clocks, Longest};
 use crate::run::Stage;
 use crate::servers::{Forgets, Memory};
 use crate::time::micros;
@@ -60,8 +60,14 @@ async fn one(stage: &mut Stage, rng: &mut Rng, clients_to_crash: &mut usize) {
         return;
     }
     let mut world = lock(&stage.scene.world);
-    // One node within two leases: the longest lease in the records of the others covers the leases that it has forgotten.
-    let may_forget = plan.forgetful && world.time.now() > world.last_forgot + 2 * micros(plan.longest_lease()) + SECOND;
+    let may_forget = plan.forgetful && (plan.longest == Longest::Told || world.may_forget_one());
+    if plan.longest == Longest::Grows {
+        // Users let nodes forget.
+        if rng.chance(0.25) {
+            world.flush_scripts(node);
+        }
+        return;
+    }
     match what {
         0..15 => {
             let ways = rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);

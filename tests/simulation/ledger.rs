@@ -190,7 +190,9 @@ impl Ledger {
         self.findings.judge(Invariant::NoResurrection, at, !asked.lost || asked.held != held_now, || {
             format!("{} re-entered a lost lease", name())
         });
-        if let Some(expected) = exported.or(asked.held).or(held_now) {
+        // Another user of the same owner may have released the lease while the request waited: then it has acquired a new one.
+        let held_then = asked.held.filter(|held| *held == token);
+        if let Some(expected) = exported.or(held_now).or(held_then) {
             self.findings.judge(Invariant::TokenStable, at, expected == token, || {
                 format!("{} entered token {expected} and got {token}", name())
             });

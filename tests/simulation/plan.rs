@@ -65,6 +65,18 @@ impl Rates {
     }
 }
 
+/// How clients know of the longest lease of all, which a node may have forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Longest {
+    /// It is in the settings of all. Any number of nodes may forget at any time.
+    Told,
+    /// They learn of it from the nodes. One node forgets within two leases.
+    Learnt,
+    /// The same, but now and then a lease is much longer than all before, and a node forgets it at once. No other fault happens in these
+    /// runs, but that the holder does not reach one more node, and stops.
+    Grows,
+}
+
 #[derive(Clone, Debug)]
 pub struct ClientPlan {
     pub lease: Duration,
@@ -98,6 +110,7 @@ pub struct Plan {
     /// Some nodes lose their memory, or fall back to an older one. Wall clocks agree in these runs, because a forgotten ballot is
     /// replaced by nothing but the wall clock.
     pub forgetful: bool,
+    pub longest: Longest,
     /// How long nodes remember ballots. Half of it is how far a ballot may be from a node's clock.
     pub ballot_ttl: Duration,
     /// The servers have just been started; declared new or not.
@@ -111,6 +124,9 @@ pub struct Plan {
     /// The mean time between two faults that the simulation causes.
     pub faults_every: Duration,
 }
+
+/// The lease of all clients where leases grow.
+const SHORT_LEASE: Duration = Duration::from_millis(500);
 
 const MINUTE_US: u64 = 60_000_000;
 
@@ -180,6 +196,16 @@ impl Plan {
                 client.skew_us = -of_memory.between(2 * furthest..20 * furthest).cast_signed();
             }
         }
+        let mut of_leases = Rng::new(seed, 5);
+        let longest = match of_leases.between(0..10) {
+            0..4 if forgetful && count > 2 => Longest::Grows,
+            0..7 if count > 2 => Longest::Learnt,
+            _ => Longest::Told, // When the only node loses its memory, no other node has the longest lease.
+        };
+        let faulty = if longest == Longest::Grows { 0.0 } else { 1.0 };
+        if longest == Longest::Grows {
+            clients.iter_mut().for_each(|client| (client.lease, client.node_timeout) = (SHORT_LEASE, None));
+        }
         Self {
             seed,
             broken,
@@ -188,13 +214,14 @@ impl Plan {
             resources: rng.pick(&[1, 2, 3, 4, 6]),
             clocks: if stepping { Clocks::Stepping } else { Clocks::Sound },
             forgetful,
+            longest,
             ballot_ttl,
             young: rng.chance(0.3),
             declared_new: rng.chance(0.5),
             safety: Duration::from_secs(rng.between(20..60)),
             latency_us: if slow { (1_000, rng.between(10_000..40_000)) } else { (50, rng.between(200..4_000)) },
-            late: rng.pick(&[0.0, 0.01, 0.05, 0.15]),
-            lost: rng.pick(&[0.0, 0.001, 0.005, 0.02]),
+            late: faulty * rng.pick(&[0.0, 0.01, 0.05, 0.15]),
+            lost: faulty * rng.pick(&[0.0, 0.001, 0.005, 0.02]),
             split: rng.pick(&[0.0, 0.02, 0.1]),
             faults_every: Duration::from_millis(rng.pick(&[60, 150, 400, 1500])),
         }
@@ -205,7 +232,7 @@ impl Plan {
         let skewed = self.has_skewed_clients();
         format!(
             "seed {}: {} nodes ({} with a useless clock, {} durable), {} clients, {} resources, clocks {:?}, skewed {skewed}, \
-             forgetful {}, ballots kept for {:?}, latency {:?} us, late {}, lost {}, leases {:?}",
+             forgetful {}, longest lease {:?}, ballots kept for {:?}, latency {:?} us, late {}, lost {}, leases {:?}",
             self.seed,
             self.nodes.len(),
             self.nodes.iter().filter(|node| node.useless).count(),
@@ -214,6 +241,7 @@ impl Plan {
             self.resources,
             self.clocks,
             self.forgetful,
+            self.longest,
             self.ballot_ttl,
             self.latency_us,
             self.late,

@@ -15,7 +15,7 @@ use crate::figures::Figures;
 use crate::invariant::{Invariant, Violation, Watch};
 use crate::ledger::Ledger;
 use crate::machine::{Clock, Machine, Turns, Weakly};
-use crate::plan::{Broken, ClientPlan, Plan};
+use crate::plan::{Broken, ClientPlan, Longest, Plan};
 use crate::readings::READ_EVERY_US;
 use crate::recovery;
 use crate::time::{Time, micros};
@@ -149,8 +149,7 @@ impl Stage {
             .auto_extend(plan.extends)
             .ballot_ttl(scene.plan.ballot_ttl)
             .environment(Arc::new(machine));
-        if scene.plan.nodes.len() < 3 {
-            // When the only node loses its memory, no other node has the longest lease.
+        if scene.plan.longest == Longest::Told {
             builder = builder.longest_lease(scene.plan.longest_lease());
         }
         if let Some(timeout) = plan.node_timeout {

@@ -10,7 +10,7 @@ use crate::links::Conn;
 use crate::oracle::{Place, text};
 use crate::plan::Plan;
 use crate::queue::Event;
-use crate::time::EPOCH_US;
+use crate::time::{EPOCH_US, micros};
 use crate::trace::describe;
 use crate::world::World;
 use quorlock_testkit::node::resp::{Reply, parse_command};
@@ -224,6 +224,11 @@ impl World {
             self.has_forgotten(node);
         }
         self.push(self.time.now() + down_for, Event::Restart { node });
+    }
+
+    /// Returns whether a node may forget where clients learn the longest lease from the other nodes: one within two leases.
+    pub fn may_forget_one(&self) -> bool {
+        self.time.now() > self.last_forgot + 2 * micros(self.longest_asked) + micros(Duration::from_secs(1))
     }
 
     fn has_forgotten(&mut self, node: usize) {

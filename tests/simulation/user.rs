@@ -13,10 +13,15 @@ use crate::figures::Fault;
 use crate::invariant::Invariant;
 use crate::ledger::Ledger;
 use crate::machine::Clock;
-use crate::plan::Plan;
+use crate::plan::{Longest, Plan};
+use crate::recovery::LEASE;
 use crate::requests::{Dropped, Holding, How, left_unpolled};
+use crate::servers::Forgets;
+use crate::time::micros;
 use crate::world::{Shared, lock};
 
+/// Leases grow no longer than this: than those of the time after the faults.
+const LONGEST_GROWN: Duration = LEASE;
 const DEEPEST: usize = 5;
 /// The most exported leases that wait for a client to join.
 const MOST_MAIL: usize = 4;
@@ -96,10 +101,46 @@ impl User {
         }
     }
 
+    /// Asks for a lease that is much longer than any before. This client does not reach one of the nodes. When it has the lease,
+    /// another node forgets it, and not all clients have heard of it.
+    async fn ask_for_long(&mut self, resources: &[usize], how: How) -> Option<Holding> {
+        let nodes = self.scene.plan.nodes.len();
+        let (away, forgetful) = (self.rng.below(nodes), 1 + self.rng.below(nodes - 1));
+        let (lease, began) = {
+            let mut world = lock(&self.scene.world);
+            world.longest_asked = (world.longest_asked * 4).min(LONGEST_GROWN);
+            world.last_forgot = world.time.now();
+            let time = world.longest_asked.mul_f64(self.rng.between(30..100) as f64 / 100.0);
+            world.cut(self.client.index, away, true, true, true, micros(time));
+            (world.longest_asked, world.last_forgot)
+        };
+        let granted = self.ask(resources, None, Some(lease), how).await.ok()?;
+        let mut world = lock(&self.scene.world);
+        if world.faulty && world.last_forgot == began {
+            world.forget((away + forgetful) % nodes, self.rng.pick(&[Forgets::Flush, Forgets::Replaced]));
+            if self.rng.chance(0.7) {
+                // Its extensions would tell of the lease.
+                world.pause_client(self.client.index, micros(lease) * 9 / 10);
+            }
+        }
+        Some(granted)
+    }
+
+    /// Returns whether this user is to ask for a longer lease than any before.
+    fn asks_for_long(&mut self) -> bool {
+        if self.scene.plan.longest != Longest::Grows || !self.rng.chance(0.3) {
+            return false;
+        }
+        let world = lock(&self.scene.world);
+        world.faulty && world.longest_asked < LONGEST_GROWN && world.may_forget_one()
+    }
+
     /// Lives until the scene is over.
     pub async fn run(mut self) {
         while !self.scene.is_over() {
-            self.pause(25).await;
+            // A quiet client does not hear of longer leases.
+            let is_quiet = self.scene.plan.longest == Longest::Grows && self.client.index % 2 == 1;
+            self.pause(if is_quiet { 5000 } else { 25 }).await;
             let resources = self.some_resources();
             let mail = if self.rng.chance(0.5) { self.mail() } else { None };
             let holding = match self.rng.between(0..100) {
@@ -116,7 +157,11 @@ impl User {
                 }
                 _ => {
                     let how = self.how();
-                    self.ask(&resources, None, None, how).await.ok()
+                    if self.asks_for_long() {
+                        self.ask_for_long(&resources, how).await
+                    } else {
+                        self.ask(&resources, None, None, how).await.ok()
+                    }
                 }
             };
             if let Some(holding) = holding {

@@ -4,6 +4,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::Duration;
 
 use quorlock_testkit::rng::Rng;
 use tokio::sync::Notify;
@@ -38,6 +39,8 @@ pub struct World {
     pub trace: Option<String>,
     /// When a node last lost its memory.
     pub last_forgot: u64,
+    /// The longest lease that was asked for so far, in a run where they grow.
+    pub longest_asked: Duration,
     /// A digest of all events.
     pub digest: u64,
     pub rng: Rng,
@@ -95,6 +98,7 @@ impl World {
             faulty: false,
             trace: traced.then(String::new),
             last_forgot: 0,
+            longest_asked: plan.longest_lease(),
             digest: 0,
             rng,
             queue: Queue::default(),

@@ -97,6 +97,7 @@ pub const ALL: &[Control] = &[
     ),
     caught("a yes of a young node counts", &["QuarantineHolds", "MutualExclusion"]),
     beyond("the longest lease of others is not learnt", "all workers know the longest lease of the run"),
+    beyond("a refusal teaches no longer lease", "all workers know the longest lease of the run"),
     // Waiting.
     caught("requests that no majority answers ask again at once", &["NoStorm"]),
     caught("a waiter looks again at once", &["NoStorm"]),
