@@ -339,6 +339,19 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// A client with connections to three nodes, and the servers' ends of these.
+    async fn client() -> (Arc<Handle>, Vec<Server>) {
+        let (core, mut streams) = core(3);
+        let mut servers = Vec::new();
+        for number in 0..3 {
+            let mut server = Server::new(streams.recv().await.expect("it connects"));
+            server.greet_as(number, 3).await;
+            servers.push(server);
+        }
+        core.sleep(Duration::from_millis(1)).await;
+        (Handle::new(core), servers)
+    }
+
     /// Asks three nodes once, which give these answers to the first message. Returns the result, and how many further messages
     /// acquire.
     async fn ask(answers: [&str; 3]) -> (Result<Holds, AcquireError>, usize) {
@@ -358,17 +371,8 @@ mod tests {
         quarantined: &[usize],
         limit: Option<Duration>,
     ) -> (Result<Holds, AcquireError>, usize, Duration) {
-        let (core, mut streams) = core(3);
-        let owner = Owner::new();
-        let mut servers = Vec::new();
-        for number in 0..answers.len() {
-            let mut server = Server::new(streams.recv().await.expect("it connects"));
-            server.greet_as(number, 3).await;
-            servers.push(server);
-        }
-        core.sleep(Duration::from_millis(1)).await;
-        let handle = Handle::new(core);
-        let now = handle.core.now();
+        let (handle, mut servers) = client().await;
+        let (owner, now) = (Owner::new(), handle.core.now());
         for node in quarantined {
             handle.core.common.has_quarantine(*node, Some(now));
         }
@@ -471,15 +475,7 @@ mod tests {
 
     /// Asks three nodes once, which give these answers. Returns whether that ends the wait of a request that no majority has answered.
     async fn ends_waits(answers: [&str; 3]) -> bool {
-        let (core, mut streams) = core(3);
-        let mut servers = Vec::new();
-        for number in 0..answers.len() {
-            let mut server = Server::new(streams.recv().await.expect("it connects"));
-            server.greet_as(number, 3).await;
-            servers.push(server);
-        }
-        core.sleep(Duration::from_millis(1)).await;
-        let handle = Handle::new(core);
+        let (handle, mut servers) = client().await;
         let attempt = Attempt::new(vec![resource("a")], resource("a"), Owner::new(), LEASE);
         let answers = async {
             for (server, answer) in servers.iter_mut().zip(answers) {
