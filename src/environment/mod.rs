@@ -42,6 +42,7 @@
 //! ```
 
 mod beside;
+mod both_clocks;
 #[cfg(feature = "tls")]
 mod certificates;
 mod dial;
@@ -56,6 +57,7 @@ mod tls;
 mod tls_settings;
 
 pub(crate) use beside::Beside;
+pub(crate) use both_clocks::both_clocks;
 #[cfg(test)]
 pub(crate) use fake::Fake;
 pub use interface::{Connecting, Environment, Moment, Sleeping, Stream};
