@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use crate::place::{Place, entries, interruptions};
+use crate::place::{LIMIT, Place, entries, finish, interruptions, kill};
 
 /// Not a test: the server of the tests below, which says that it has the version in the variable.
 #[test]
@@ -115,4 +116,27 @@ fn interrupted_fetches_leave_a_whole_server_or_none() {
         }
     }
     assert!(hits > 0, "no signal came before the end");
+}
+
+/// A download that writes for a moment after the signal, as `apt-get` does.
+#[test]
+fn a_download_that_ends_slowly_leaves_nothing() {
+    let place = Place::new();
+    let folder = place.root.join("servers folder");
+    server_tools(&place, "redis_version:6.2.14");
+    let at_work = place.root.join("tools/at work");
+    let ends = "sleep 0.3; mkdir -p \"$last\"; : >\"$last/late\"; exit 1";
+    let download = format!("trap '{ends}' TERM; : >\"${{0%/*}}/at work\"; for i in $(seq 600); do sleep 0.1; done");
+    place.tool("python3", &format!("for last; do :; done\ncase $* in *' download '*) {download} ;; esac"));
+    let call = place.spawn("servers", &["redis-6"]);
+    let begin = Instant::now();
+    while !at_work.exists() {
+        assert!(begin.elapsed() < LIMIT, "no download begins");
+        sleep(Duration::from_millis(10));
+    }
+    kill("TERM", &call.child.id().to_string());
+    let outcome = finish(call);
+    assert_eq!(outcome.code, 143, "{}{}", outcome.stdout, outcome.stderr);
+    place.assert_no_process("a slow download");
+    assert_eq!(entries(&folder), [] as [std::path::PathBuf; 0]);
 }
