@@ -1,22 +1,21 @@
-//! What is behind a [`Node`](super::Node), in the one task of all connections: connects, sends in order, delivers answers,
-//! reconnects.
+//! What is behind a [`Node`](super::Node), in the one task of all connections: connects and reconnects (`away`), sends in order
+//! (`turn`), delivers answers (`answers`).
 //!
 //! It has the stream to itself, so a request crosses one task on its way out and one on its way back, for any number of
 //! requests under way.
 
 mod answers;
+mod away;
+mod turn;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use tokio::select;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::address::NodeAddress;
@@ -24,15 +23,12 @@ use super::backlog::Backlog;
 use super::common::Common;
 use super::condition::Condition;
 use super::connect_attempt::{ConnectAttempt, Made, panicked};
-use super::inflight::{Inflight, MOST_IN_FLIGHT, MOST_UNACKNOWLEDGED};
+use super::inflight::Inflight;
 use super::known::Wait;
 use super::pause;
-use super::request::{Message, ReplyTo, Request};
-use crate::environment::{Environment, random_time, within};
+use super::request::{Message, Request};
+use crate::environment::Environment;
 use crate::error::{ClientError, NodeError};
-
-/// How many requests are taken in one poll: callers that keep one node busy must not starve the others.
-const MOST_TAKEN: usize = 256;
 
 /// The least time for which a connection may be silent before it is closed.
 const LEAST_SILENCE_LIMIT: Duration = Duration::from_secs(1);
@@ -123,20 +119,6 @@ impl Connection {
         }
     }
 
-    /// Notes that there is no connection, and why.
-    fn is_down(&mut self, why: NodeError) {
-        self.condition.is_down(why.clone());
-        self.down = Some(why);
-    }
-
-    /// Notes that there is no connection, and answers what waits for one.
-    fn is_away(&mut self, why: NodeError) {
-        self.is_down(why);
-        for request in mem::take(&mut self.unacknowledged).into_iter().chain(self.early.take()) {
-            self.turn_away(request);
-        }
-    }
-
     fn silence_limit(&self) -> Duration {
         LEAST_SILENCE_LIMIT.max(2 * self.common.timeout)
     }
@@ -150,92 +132,6 @@ impl Connection {
         if self.attempt.take().is_some() {
             self.common.abandoned(self.index);
         }
-    }
-
-    /// Tries until there is a connection; `None` when the client is gone and nothing is left to send.
-    async fn connect(&mut self) -> Option<Made> {
-        loop {
-            if !self.pause.is_zero() {
-                let pause = random_time(self.environment.as_ref(), self.pause / 2..self.pause);
-                self.meanwhile(self.environment.sleep(pause)).await?;
-            }
-            let mut attempt = self.attempt.take().unwrap_or_else(|| self.begin());
-            let environment = Arc::clone(&self.environment);
-            let soon = within(environment.as_ref(), self.silence_limit(), &mut attempt);
-            let made = if let Some(made) = self.meanwhile(soon).await? {
-                made
-            } else {
-                // Nodes that are far away may need longer. No request waits for that.
-                if self.down.is_none() {
-                    self.is_away(NodeError::Connecting);
-                }
-                self.meanwhile(attempt).await?
-            };
-            let refused = match made {
-                Ok(made) => return Some(made),
-                Err(error) => error,
-            };
-            if !refused.is_about_list() {
-                self.common.unreachable(self.index);
-            }
-            self.common.waits_for(self.index, Duration::ZERO);
-            self.is_away(refused);
-            self.pause = pause::longer(self.pause);
-        }
-    }
-
-    /// Waits for something while there is no connection; `None` when the client is gone and there is no more to be done.
-    async fn meanwhile<T>(&mut self, awaited: impl Future<Output = T>) -> Option<T> {
-        let mut awaited = pin!(awaited);
-        loop {
-            let may_send = self.down.is_none() && !(self.unacknowledged.is_empty() && self.early.is_empty());
-            if self.closing && !may_send {
-                return None;
-            }
-            select! {
-                biased;
-                () = self.common.life.ended() => return None,
-                done = &mut awaited => return Some(done),
-                () = self.environment.sleep(self.common.timeout), if self.closing => return None,
-                message = self.requests.recv(), if !self.closing => self.while_away(message),
-            }
-        }
-    }
-
-    fn while_away(&mut self, message: Option<Message>) {
-        match message {
-            // A release is taken although there is no room: the hold that it follows may be among these requests.
-            Some(Message::Request(request))
-                if self.down.is_none()
-                    && (self.early.len() < MOST_IN_FLIGHT || matches!(request.reply_to, ReplyTo::Release(_))) =>
-            {
-                self.early.push(request, || NodeError::Connecting);
-            }
-            Some(Message::Request(request)) => self.turn_away(request),
-            Some(Message::Then(next)) => next(),
-            Some(Message::Close) | None => self.closing = true,
-        }
-    }
-
-    /// Answers a request without a connection, unless it is a release that the node must still get.
-    fn turn_away(&mut self, request: Request) {
-        match &request.reply_to {
-            ReplyTo::Release(round) if round.may_hold_state(self.index) => self.keep(request),
-            ReplyTo::Release(round) => round.nothing_sent(self.index),
-            _ => {
-                let why = self.down.clone().unwrap_or(NodeError::Connecting);
-                request.reply_to.answer(self.index, Err(why));
-            }
-        }
-    }
-
-    fn keep(&mut self, request: Request) {
-        if self.unacknowledged.len() == MOST_UNACKNOWLEDGED
-            && let Some(oldest) = self.unacknowledged.pop_front()
-        {
-            oldest.reply_to.answer(self.index, Err(self.down.clone().unwrap_or(NodeError::Connecting)));
-        }
-        self.unacknowledged.push_back(request);
     }
 
     /// Sends and delivers until the connection ends.
@@ -277,197 +173,6 @@ impl Connection {
         }
         end
     }
-
-    /// Takes back what was under way when the connection ended. What is still wanted is sent again on the next connection, if that
-    /// is made at once. A message that a node gets twice has the effect of one.
-    fn take_back(&mut self, request: Request, end: &End) {
-        let (now, limit) = (self.environment.now(), self.common.timeout);
-        let is_wanted = match &request.reply_to {
-            ReplyTo::Release(_) => true,
-            ReplyTo::Hold(round) => self.down.is_none() && !round.is_moot() && now.since(round.facts().started) < limit,
-            ReplyTo::Look(reply_to) | ReplyTo::Revoke(reply_to) => self.down.is_none() && !reply_to.is_closed(),
-            ReplyTo::Loading => false,
-        };
-        if is_wanted {
-            if let ReplyTo::Hold(round) | ReplyTo::Release(round) = &request.reply_to {
-                round.mark_resent(self.index);
-            }
-            return self.keep(request);
-        }
-        let why = match end {
-            // What the next request will be told as well.
-            End::Broken(broken @ (NodeError::Replica | NodeError::Nonsense(_) | NodeError::TooLarge { .. })) => {
-                broken.clone()
-            }
-            End::Broken(broken) => NodeError::Disconnected(broken.to_string()),
-            End::Done | End::Replaced(_) => NodeError::Disconnected("it was silent".to_owned()),
-        };
-        request.reply_to.answer(self.index, Err(why));
-    }
-
-    /// Does what there is to do now: takes requests, sends, delivers.
-    fn turn(&mut self, inflight: &mut Inflight, waiting: &mut Backlog, cx: &mut Context<'_>) -> Poll<End> {
-        let is_last = self.common.life.has_ended();
-        if !is_last {
-            inflight.begin(cx);
-            self.take_postponed(inflight, waiting, cx);
-        }
-        let mut taken = 0;
-        loop {
-            // In the end nothing may be left behind for want of room.
-            while (self.closing || is_last || inflight.has_room())
-                && let Some(request) = waiting.pop(|| inflight.overdue(self.environment.now()))
-            {
-                self.accept(inflight, request);
-            }
-            self.take_requests(inflight, waiting, &mut taken, cx);
-            if is_last {
-                return self.send_last(inflight, cx).map(End::Broken);
-            }
-            if inflight.is_stale {
-                return Poll::Ready(End::Broken(NodeError::Forgot));
-            }
-            let written = inflight.poll_write(cx);
-            // Also when that failed: what was answered before counts.
-            let settled = match self.settle(inflight, cx).and_then(|settled| written.map(|()| settled)) {
-                Ok(settled) => settled,
-                Err(broken) => return Poll::Ready(End::Broken(broken)),
-            };
-            if self.closing && inflight.unanswered.is_empty() && waiting.is_empty() {
-                return Poll::Ready(End::Done);
-            }
-            if settled == 0 {
-                match self.watch(inflight, waiting.is_empty(), cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Some(end)) => return Poll::Ready(end),
-                    Poll::Ready(None) => {}
-                }
-            }
-        }
-    }
-
-    /// Takes requests from the queue. Their number is bounded, except in the last turn.
-    fn take_requests(
-        &mut self,
-        inflight: &mut Inflight,
-        waiting: &mut Backlog,
-        taken: &mut usize,
-        cx: &mut Context<'_>,
-    ) {
-        let is_last = self.common.life.has_ended();
-        while !self.closing {
-            if *taken == MOST_TAKEN && !is_last {
-                cx.waker().wake_by_ref();
-                break;
-            }
-            *taken += 1;
-            match self.requests.poll_recv(cx) {
-                Poll::Ready(Some(Message::Request(request))) if is_last || inflight.has_room() => {
-                    self.accept(inflight, request);
-                }
-                Poll::Ready(Some(Message::Request(request))) => {
-                    waiting.push(request, || inflight.overdue(self.environment.now()));
-                }
-                Poll::Ready(Some(Message::Then(next))) => next(),
-                Poll::Ready(Some(Message::Close) | None) => self.closing = true,
-                Poll::Pending => break,
-            }
-        }
-    }
-
-    /// Sends once more what the node could not do before, unless that is over by itself.
-    fn take_postponed(&self, inflight: &mut Inflight, waiting: &mut Backlog, cx: &mut Context<'_>) {
-        let now = self.environment.now();
-        for (release, why) in inflight.poll_postponed(cx) {
-            match &release.reply_to {
-                ReplyTo::Release(round) if round.is_expired(now) => release.reply_to.answer(self.index, Err(why)),
-                _ => waiting.push(release, || inflight.overdue(now)),
-            }
-        }
-    }
-
-    /// Checks whether a reply is overdue. `None` when it is to check again.
-    ///
-    /// A connection that is silent for longer than usual may have been forgotten by what lies between, without a word. So
-    /// another one is made beside it. That takes over if it works while the reply on this one is still due.
-    fn watch(&mut self, inflight: &mut Inflight, nothing_waits: bool, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        if let Some(attempt) = &mut self.attempt {
-            match Pin::new(attempt).poll(cx) {
-                Poll::Ready(made) => {
-                    if let Ok(made) = made {
-                        self.attempt = None;
-                        return Poll::Ready(Some(End::Replaced(Box::new(Made { replaces: true, ..made }))));
-                    }
-                    self.abandon();
-                }
-                Poll::Pending => {}
-            }
-        }
-        let Poll::Ready(outstanding) = inflight.watch(self.common.timeout, cx) else {
-            return Poll::Pending;
-        };
-        self.condition.is_silent(inflight.silent_since());
-        if outstanding >= self.silence_limit() {
-            return Poll::Ready(Some(End::Broken(NodeError::NoAnswer(outstanding))));
-        }
-        // Not before what was gathered has left.
-        if self.closing && !inflight.gathers && outstanding >= self.common.timeout && nothing_waits {
-            return Poll::Ready(Some(End::Done));
-        }
-        if self.attempt.is_none() && inflight.is_doubtful(self.environment.now()) {
-            self.attempt = Some(self.begin());
-        }
-        Poll::Ready(None)
-    }
-
-    /// The runtime has ended: the releases leave, as far as the socket takes them, and no answer is read any more.
-    fn send_last(&self, inflight: &mut Inflight, cx: &mut Context<'_>) -> Poll<NodeError> {
-        inflight.gathers = false;
-        let written = inflight.poll_write(cx);
-        for sent in inflight.unanswered.drain(..) {
-            sent.request.reply_to.answer(self.index, Err(ClientError::RuntimeEnded.into()));
-        }
-        written.map_or_else(Poll::Ready, |()| Poll::Pending)
-    }
-
-    /// Sends a request, or answers it if it is not to be sent.
-    fn accept(&mut self, inflight: &mut Inflight, request: Request) {
-        let index = self.index;
-        let now = self.environment.now();
-        match &request.reply_to {
-            ReplyTo::Hold(_) | ReplyTo::Look(_) | ReplyTo::Revoke(_) if self.common.life.has_ended() => {
-                request.reply_to.answer(index, Err(ClientError::RuntimeEnded.into()));
-            }
-            ReplyTo::Hold(_) | ReplyTo::Look(_) | ReplyTo::Revoke(_)
-                if inflight.silent || request.reply_to.is_late(now, self.common.timeout) =>
-            {
-                request.reply_to.answer(index, Err(inflight.overdue(now)));
-            }
-            ReplyTo::Release(round) if !round.may_hold_state(index) => round.nothing_sent(index),
-            ReplyTo::Hold(round) => {
-                if let Some(conflict) = self.common.conflict(index).filter(|_| round.facts().acquires) {
-                    // The nodes may have changed since they were asked: an idle client would not learn of that otherwise.
-                    inflight.is_stale |= inflight.conflicts < self.common.conflicts();
-                    request.reply_to.answer(index, Err(conflict));
-                } else {
-                    round.mark_sent(index);
-                    inflight.push(request, now, &self.common, &self.wait);
-                }
-            }
-            ReplyTo::Release(round) => {
-                round.mark_sent(index);
-                inflight.push(request, now, &self.common, &self.wait);
-            }
-            ReplyTo::Revoke(_) => match self.common.conflict(index) {
-                Some(conflict) => {
-                    inflight.is_stale |= inflight.conflicts < self.common.conflicts();
-                    request.reply_to.answer(index, Err(conflict));
-                }
-                None => inflight.push(request, now, &self.common, &self.wait),
-            },
-            ReplyTo::Look(_) | ReplyTo::Loading => inflight.push(request, now, &self.common, &self.wait),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -486,6 +191,9 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::super::fake::{Event, FakeExchange, Server};
+    use super::super::inflight::{MOST_IN_FLIGHT, MOST_UNACKNOWLEDGED};
+    use super::super::request::ReplyTo;
+    use super::turn::MOST_TAKEN;
     use super::*;
     use crate::environment::{Fake, Moment};
     use crate::telemetry::Telemetry;

@@ -524,7 +524,7 @@ pub(crate) fn broken(variant: &str) -> bool {
 ",
     },
     Change {
-        file: "src/node/connection.rs",
+        file: "src/node/connection/away.rs",
         old: "            ReplyTo::Release(_) => true,
 ",
         new: "            ReplyTo::Release(_) => !crate::broken(\"a release under way on a broken connection is forgotten\"),
