@@ -21,6 +21,7 @@ fn functions(folder: &Path, names: &mut BTreeSet<String>) {
 fn named(text: &str) -> impl Iterator<Item = &str> {
     let is_name = |word: &&str| {
         let name = word.trim_end_matches('…');
+        assert!(!name.contains('…') || name.contains(' '), "a part of a name cannot be looked up: {name}");
         name.matches('_').count() > 1 - usize::from(name.len() < word.len())
             && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
     };

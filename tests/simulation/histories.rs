@@ -11,6 +11,7 @@ use crate::ledger::Ledger;
 use crate::linear::{Verdict, judge};
 use crate::mutexes;
 use crate::oracle::{Oracle, Place};
+use crate::porcupine;
 use crate::run::Outcome;
 use quorlock_testkit::node::rules::Rules;
 use quorlock_testkit::node::{Node, Script};
@@ -291,6 +292,7 @@ pub fn unnoticed() -> Vec<String> {
     }
     for (legal, what, history) in mutexes::histories() {
         let verdict = judge(&history);
+        missed.extend(porcupine::contradicts(&verdict, &history).map(|difference| format!("{what}: {difference}")));
         if (verdict == Verdict::Legal) != legal || verdict == Verdict::Unknown {
             missed.push(format!("{Linearizable}: {what}: {verdict:?}"));
         }

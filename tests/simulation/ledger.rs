@@ -9,6 +9,7 @@ use crate::history::{NEVER, Op, What};
 use crate::holds::{Asked, Claim, Grant, Hold, PendingRelease, Readings, Record, ReleaseResult, Share};
 use crate::invariant::{Findings, Invariant, Watch};
 use crate::linear::{self, Verdict};
+use crate::porcupine;
 
 pub struct Ledger {
     pub findings: Findings,
@@ -360,6 +361,9 @@ impl Ledger {
         for resource in 0..self.records.len() {
             let history = std::mem::take(&mut self.records[resource].history);
             let verdict = linear::judge(&history.0);
+            if let Some(difference) = porcupine::contradicts(&verdict, &history.0) {
+                self.findings.violated(Invariant::Linearizable, at, format!("r{resource}: {difference}"));
+            }
             self.findings.checks.count(Invariant::Linearizable, history.0.len() as u64);
             if verdict != Verdict::Legal {
                 self.findings.violated(Invariant::Linearizable, at, format!("r{resource}: {verdict:?}"));

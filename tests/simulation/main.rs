@@ -4,7 +4,7 @@
 //! `cargo test` runs a short fixed range of seeds and the tests of the simulation itself; `cluster/simulate` passes arguments.
 //!
 //! What it proves: the invariants of `invariant.rs`, on every seed, as judged by `oracle.rs` (each command on each node),
-//! `ledger.rs` and `readings.rs` (each guard), `linear.rs` (each resource's history) and `recovery.rs` (when all works again). What
+//! `ledger.rs` and `readings.rs` (each guard), `linear.rs` and `porcupine.rs` (each resource's history) and `recovery.rs` (when all works again). What
 //! makes that worth something: `histories.rs`, `controls.rs` and the testkit's `breaks.rs`, which break things on purpose, and
 //! `tests/conformance`, which shows that the nodes (`node` in the testkit) and a real server do the same.
 
@@ -24,6 +24,7 @@ mod mutexes;
 mod oracle;
 mod outage;
 mod plan;
+mod porcupine;
 mod queue;
 mod readings;
 mod recovery;

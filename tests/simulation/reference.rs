@@ -1,9 +1,10 @@
-//! A test of the judge of histories: on many small random histories it must agree with a search of all orders.
+//! A test of the judges of histories: on many small random histories they must agree with a search of all orders.
 
 use quorlock_testkit::rng::Rng;
 
 use crate::history::{NEVER, Op, What};
 use crate::linear::{Verdict, judge, order};
+use crate::porcupine;
 
 const HISTORIES: u64 = 30_000;
 const MOST_OPS: u64 = 8;
@@ -59,6 +60,9 @@ pub fn agrees() -> Result<(), String> {
     for _ in 0..HISTORIES {
         let ops = random(&mut rng);
         let (fast, exhaustive) = (judge(&ops), order(&ops));
+        if let Some(difference) = porcupine::contradicts(&fast, &ops) {
+            return Err(format!("{difference}: {ops:#?}"));
+        }
         match (&fast, &exhaustive) {
             (Verdict::Legal, Verdict::Legal) => legal += 1,
             (Verdict::Illegal(_), Verdict::Illegal(_)) => illegal += 1,

@@ -8,6 +8,7 @@ use crate::figures::Fault;
 use crate::histories;
 use crate::invariant::Invariant;
 use crate::plan::Broken;
+use crate::porcupine;
 use crate::reference;
 use crate::simulate::{controls, outcome, seeds};
 
@@ -78,6 +79,10 @@ fn fixed_range() -> Result<(), String> {
     let unchecked: Vec<String> =
         checks.iter().filter(|(_, count)| *count == 0).map(|(invariant, _)| invariant.to_string()).collect();
     absent.extend(unchecked.iter().map(String::as_str));
+    let (histories, undecided) = porcupine::counts();
+    if undecided > histories / 2 {
+        return Err(format!("porcupine-rs left {undecided} of {histories} histories undecided"));
+    }
     if absent.is_empty() { Ok(()) } else { Err(format!("these never happened: {}", absent.join(", "))) }
 }
 

@@ -15,6 +15,7 @@ use crate::controls;
 use crate::figures::Figures;
 use crate::invariant::{Invariant, Violation};
 use crate::plan::Broken;
+use crate::porcupine;
 use crate::run::{Outcome, run as run_seed};
 use crate::variant;
 use crate::world::lock;
@@ -222,6 +223,8 @@ fn report(total: &Total, took: Duration) {
         let checks = figures.checks.of(invariant);
         println!("{invariant:>28}  {checks:>14}  {count:>14}");
     }
+    let (histories, undecided) = porcupine::counts();
+    println!("\n{histories} histories were judged by porcupine-rs as well, which decided {}", histories - undecided);
     let rate = figures.commands as f64 / took.as_secs_f64();
     let hours = figures.simulated_hours() / (took.as_secs_f64() / 60.0);
     println!("\n{:.1} s, {rate:.0} commands/s, {hours:.1} simulated hours per minute", took.as_secs_f64());
