@@ -26,7 +26,8 @@ Check the nodes, and say what mends what is wrong with them. Nothing is changed.
 
 Each line begins with [OK], [WARN] or [FAIL]. A node with a failure has no vote, or is to be mended before it loses it. The \
 checks: can each node be reached, have enough nodes a vote, is each a server of its own, a master without replicas, with a \
-setting that keeps every write and evicts nothing; are its clock, its limits and the rights of the Redis user in order.";
+setting that keeps every write and evicts nothing; do all know the same longest lease; are its clock, its limits and the rights of \
+the Redis user in order.";
 
 /// Check the nodes, and say what mends what is wrong with them
 #[derive(Args)]
@@ -103,6 +104,7 @@ fn exit(status: &Status, findings: &[Finding]) -> Exit {
 async fn examine(place: &Place) -> Result<(Status, Vec<Finding>), Failure> {
     let status = reading::read(place).await?;
     let mut findings = vec![checks::quorum(&status)];
+    findings.extend(checks::longest_leases(&status));
     findings.extend(checks::plain_passwords(place.urls()));
     let nodes = admin::connect(&place.builder()).await?;
     let prefix = place.prefix_bytes();
@@ -113,7 +115,7 @@ async fn examine(place: &Place) -> Result<(Status, Vec<Finding>), Failure> {
     let examined = targets.zip(&status.nodes).map(async |((target, node), known)| match node {
         Err(error) => vec![checks::no_vote(&target, &error)],
         Ok(mut node) => {
-            let mut found = vec![checks::vote(&target, &known.state)];
+            let mut found = vec![checks::vote(&target, known)];
             match ask(&mut node, prefix).await {
                 Ok(answers) => found.extend(checks::all(&target, &answers)),
                 Err(error) => found.push(checks::no_vote(&target, &error)),

@@ -1,14 +1,16 @@
 //! The checks, as functions of what a node says.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use humantime::format_duration;
 use quorlock::text::{Printable, readable};
 use quorlock::{ErrorKind, NodeError};
 
 use super::finding::{Finding, Grade};
 use crate::messages::quoted;
 use crate::nodes::keeps::Keeps;
-use crate::status::reading::{State, Status};
+use crate::status::reading::{NodeStatus, State, Status};
 
 /// What a node has answered.
 #[derive(Debug)]
@@ -111,10 +113,28 @@ pub fn no_vote(node: &Target, error: &NodeError) -> Finding {
     found(Grade::Fail, node, error.to_string(), mend)
 }
 
+/// Whether all nodes know the same longest lease: a node that forgets leases is in quarantine for as long as the others know.
+pub fn longest_leases(status: &Status) -> Option<Finding> {
+    let known = status.nodes.iter().filter_map(|node| node.facts.as_ref()?.longest_lease);
+    let known: BTreeSet<Duration> = known.collect();
+    let longest = *known.last()?;
+    let texts: Vec<String> = known.iter().map(|lease| format_duration(*lease).to_string()).collect();
+    let (grade, what, mend) = if known.len() == 1 {
+        (Grade::Ok, format!("the longest lease is {}", texts[0]), None)
+    } else {
+        let mend = format!("set it in every client: --longest-lease {}", format_duration(longest));
+        (Grade::Warn, format!("the nodes know different longest leases: {}", texts.join(", ")), Some(mend))
+    };
+    Some(Finding { grade, node: None, what, mend })
+}
+
 /// Whether the node has a vote, by its record.
-pub fn vote(node: &Target, state: &State) -> Finding {
-    match state {
-        State::Voting => found(Grade::Ok, node, "it has a vote", None),
+pub fn vote(node: &Target, known: &NodeStatus) -> Finding {
+    match &known.state {
+        State::Voting => {
+            let server = known.facts.as_ref().map(|facts| format!(" ({} {}, RESP3)", facts.server, facts.version));
+            found(Grade::Ok, node, format!("it has a vote{}", server.unwrap_or_default()), None)
+        }
         State::Quarantined(left) => {
             let what = format!("in quarantine for {} s, as it may have forgotten leases", left.as_secs() + 1);
             found(Grade::Warn, node, what, Some("wait".to_owned()))
@@ -253,6 +273,7 @@ fn as_f64(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::reading::Facts;
 
     const INFO: &str =
         "connected_slaves:0\r\nused_memory:10\r\nmaxmemory:100\r\nconnected_clients:7\r\nmaxclients:100\r\n";
@@ -280,6 +301,20 @@ mod tests {
     fn a_node_in_order_passes_every_check() {
         let found = all(&target(), &answers());
         assert!(found.iter().all(|finding| finding.grade == Grade::Ok && finding.mend.is_none()), "{found:?}");
+    }
+
+    #[test]
+    fn nodes_that_know_different_longest_leases_are_named_with_the_flag_that_mends_it() {
+        let finding = |leases: &[u64]| {
+            let facts = |lease: &u64| Facts { longest_lease: Some(Duration::from_secs(*lease)), ..Facts::default() };
+            let node = |lease| NodeStatus { name: String::new(), state: State::Voting, facts: Some(facts(lease)) };
+            longest_leases(&Status { nodes: leases.iter().map(node).collect() }).map(|finding| finding.to_string())
+        };
+        assert_eq!(finding(&[]), None);
+        assert_eq!(finding(&[30, 30, 30]).as_deref(), Some("[OK]   the longest lease is 30s"));
+        let different =
+            "[WARN] the nodes know different longest leases: 30s, 1m. Mend: set it in every client: --longest-lease 1m";
+        assert_eq!(finding(&[30, 60, 30]).as_deref(), Some(different));
     }
 
     /// Each change of an answer is found by one check, which says what mends it.

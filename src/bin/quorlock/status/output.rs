@@ -196,6 +196,7 @@ mod tests {
             uptime: Duration::from_secs(3700),
             aof: true,
             locks: Some(4),
+            longest_lease: Some(Duration::from_secs(30)),
         };
         let node = |name: &str, state, facts| NodeStatus { name: name.to_owned(), state, facts };
         Status {

@@ -53,6 +53,8 @@ pub struct Facts {
     pub aof: bool,
     /// The number of lock keys; `None` where the user may not search for them.
     pub locks: Option<usize>,
+    /// The longest lease that the node knows of; `None` for one without a record.
+    pub longest_lease: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -139,7 +141,7 @@ fn state(node: &Node, count: usize, most: Option<&(u64, String)>) -> State {
         (Some(theirs), Some((most, other))) if theirs != *most => {
             State::Not(NodeError::OtherCluster { other: other.clone() })
         }
-        _ => record.forgot.map_or(State::Voting, State::Quarantined),
+        _ => record.quarantine.map_or(State::Voting, State::Quarantined),
     }
 }
 
@@ -167,7 +169,9 @@ async fn facts(node: &mut Node, prefix: &[u8]) -> Result<Facts, NodeError> {
     let (server, version) = server(&field);
     let uptime = Duration::from_secs(field("uptime_in_seconds").parse().unwrap_or(0));
     let locks = count_locks(node, prefix).await.ok();
-    Ok(Facts { server, version, round_trip, clock_ms, uptime, aof: field("aof_enabled") == "1", locks })
+    let longest_lease = node.record().map(|record| record.longest);
+    let aof = field("aof_enabled") == "1";
+    Ok(Facts { server, version, round_trip, clock_ms, uptime, aof, locks, longest_lease })
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -182,6 +182,7 @@ mod tests {
             uptime: Duration::from_secs(3_700),
             aof: true,
             locks: Some(4),
+            longest_lease: Some(Duration::from_secs(30)),
         }
     }
 
