@@ -186,12 +186,16 @@ fn names_too_long_for_the_environment_are_refused_early() {
     let names: Vec<String> = ["a", "b", "c"].map(|letter| letter.repeat(50_000)).into();
     let spaces = " ".repeat(60_000);
     let fits = "x".repeat(130_000);
+    let [many, some] = [500, 440].map(|count| (0..count).map(|number| format!("{number:0211}")).collect::<Vec<_>>());
+    let [many, some] = [&many, &some].map(|names| names.iter().map(String::as_str).collect::<Vec<_>>());
     let cases: &[(&[&str], Option<&str>)] = &[
         (&[&names[0], &names[1], &names[2]], Some("QUORLOCK_NAME would have 150")),
         (&[&spaces], Some("QUORLOCK_LEASE would have 180")),
         (&["--no-export", &spaces], None),
         (&["--no-export", &names[0], &names[1], &names[2]], Some("QUORLOCK_NAME would have 150")),
         (&[&fits], None),
+        (&many, Some("QUORLOCK_LEASE would have 14")),
+        (&some, None),
     ];
     for (args, refused) in cases {
         let ballots = || sandbox.cluster.each::<Vec<String>>(redis::cmd("KEYS").arg("quorlock:ballot:*"));

@@ -18,6 +18,9 @@ const TOKEN_VARIABLE: &str = "QUORLOCK_TOKEN";
 /// A token and a ballot are written with so many digits, at most.
 const DIGITS: usize = 16;
 
+/// A share is written with so many characters, at most: this process makes fewer than 2³² leases.
+const SHARE: usize = 16 + 1 + 8;
+
 /// For the command that runs under this guard.
 pub fn variables(options: &RunOptions, locks: &Quorlock, guard: &Guard, tokens: &str) -> Variables {
     build(options, locks, tokens.into(), || guard.export().into())
@@ -47,7 +50,7 @@ fn build(options: &RunOptions, locks: &Quorlock, tokens: OsString, lease: impl F
     variables
 }
 
-/// Is there room for the command's arguments and variables? To be asked before the lock is acquired.
+/// Checks that there is room for the command's arguments and variables, before the lock is acquired.
 pub fn check_room(options: &RunOptions, locks: &Quorlock, owner: Option<&Owner>) -> Result<(), Failure> {
     let token = "0".repeat(DIGITS);
     let tokens = vec![token.as_str(); options.names.len()].join(" ");
@@ -81,16 +84,17 @@ pub fn check_room(options: &RunOptions, locks: &Quorlock, owner: Option<&Owner>)
     Ok(())
 }
 
-/// The length of what [`Guard::export`] will give, or a little more.
+/// Returns the length of what [`Guard::export`] will give, or a little more.
 fn longest_export(options: &RunOptions, owner: Option<&Owner>) -> usize {
     let encoded = |byte: &u8| if byte.is_ascii_alphanumeric() || b"-_.:/".contains(byte) { 1 } else { 3 };
     let length = |bytes: &[u8]| bytes.iter().map(encoded).sum::<usize>();
     let prefix = length(options.place.prefix.as_bytes());
-    let names = options.names.iter().map(|name| prefix + length(name.as_bytes()) + 2 * DIGITS + 3).sum::<usize>();
+    let lease = |name: &OsString| prefix + length(name.as_bytes()) + 2 * DIGITS + SHARE + ";;;;".len();
+    let names = options.names.iter().map(lease).sum::<usize>();
     let labelled = Owner::labelled(&options.label);
     let label = length(owner.unwrap_or(&labelled).label().as_bytes());
     let inherited = if owner.is_some() { env::var_os(LEASE_VARIABLE).unwrap_or_default().len() } else { 0 };
-    "quorlock1;;".len() + 32 + label + names + inherited
+    "quorlock1;;;+".len() + 32 + label + names + inherited
 }
 
 /// What the system counts when it executes a program: each string with its end, and a pointer to it.
