@@ -132,8 +132,8 @@ impl Builder {
         self
     }
 
-    /// How long each request waits that sets no [limit](crate::LockRequest::wait) of its own. A request without a limit beside this
-    /// one sets `Duration::MAX`.
+    /// How long each request waits that sets no [limit](crate::LockRequest::wait) of its own. A request that is to wait
+    /// without a limit sets `Duration::MAX`.
     ///
     /// Defaults to no limit.
     pub fn wait(mut self, limit: Duration) -> Self {
@@ -308,7 +308,7 @@ impl Builder {
             schedule: Schedule {
                 validity: Validity { drift_factor: self.drift_factor },
                 extends: self.extends,
-                danger: self.warn_before_expiry,
+                warn_before: self.warn_before_expiry,
             },
         };
         if !(SHORTEST_BALLOT_TTL..=LONGEST_BALLOT_TTL).contains(&settings.ballot_ttl) {

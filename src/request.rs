@@ -20,7 +20,7 @@ const MOST_NAMES: usize = 500;
 /// A lock that is being asked for; nothing happens before [`acquire`](Self::acquire), [`try_acquire`](Self::try_acquire) or
 /// [`run`](Self::run).
 #[derive(Clone)]
-#[must_use = "a request does nothing until acquire() or try_acquire()"]
+#[must_use = "a request does nothing until acquire(), try_acquire() or run()"]
 pub struct LockRequest {
     handle: Arc<Handle>,
     names: Vec<Vec<u8>>,

@@ -45,7 +45,7 @@ impl Settings {
             return Err(ConfigError::LeaseTooShort { lease, drift, node_timeout });
         }
         let longest = lease.saturating_sub(drift + Schedule::extend_after(lease));
-        if let Some(before) = self.schedule.danger.filter(|before| *before > longest) {
+        if let Some(before) = self.schedule.warn_before.filter(|before| *before > longest) {
             return Err(ConfigError::WarningTooEarly { before, lease, longest });
         }
         Ok(())

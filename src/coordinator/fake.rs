@@ -40,7 +40,7 @@ pub(super) fn core_in(environment: Arc<dyn Environment>, nodes: usize, longest_l
         prefix: Vec::new(),
         fixed_node_timeout: None,
         ballot_ttl: Duration::from_secs(600),
-        schedule: Schedule { validity: Validity { drift_factor: 0.01 }, extends: true, danger: None },
+        schedule: Schedule { validity: Validity { drift_factor: 0.01 }, extends: true, warn_before: None },
     };
     let address = |node| NodeAddress::parse(&format!("redis://node{node}")).expect("an address");
     Core::start(settings, (0..nodes).map(address).collect(), environment, "", Listeners::default())

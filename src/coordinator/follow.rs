@@ -156,7 +156,7 @@ impl Tick for Lease {
         let extend = match due {
             Due::Loss => return over(&self, state, LossCause::Expired),
             Due::Extension => true,
-            Due::Danger { extend } => extend,
+            Due::Warning { extend } => extend,
             Due::Nothing => false,
         };
         let latest = state.extension.as_ref().and_then(Weak::upgrade);
@@ -169,14 +169,14 @@ impl Tick for Lease {
         }
         self.reschedule(&mut state);
         let (token, left) = (state.lease.token, state.lease.remaining(now));
-        let is_danger = matches!(due, Due::Danger { .. });
-        let reports = (is_danger && state.is_held()).then(|| self.reports(&state));
+        let is_warning = matches!(due, Due::Warning { .. });
+        let reports = (is_warning && state.is_held()).then(|| self.reports(&state));
         drop(state);
-        if is_danger {
+        if is_warning {
             self.changed.notify_waiters();
         }
         if let Some(reports) = reports {
-            self.report_danger(token, left, &reports);
+            self.report_endangered(token, left, &reports);
         }
     }
 }

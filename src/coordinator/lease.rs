@@ -210,7 +210,7 @@ impl Lease {
     }
 
     /// Reports that the end of its validity is near.
-    pub(super) fn report_danger(&self, token: Token, left: Duration, nodes: &Reports) {
+    pub(super) fn report_endangered(&self, token: Token, left: Duration, nodes: &Reports) {
         let (lock, owner) = (lock_name(&self.resource), &self.owner);
         self.core.common.telemetry.emit(&Event::Endangered { lock, owner, token, left, nodes });
     }
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_a_phase_is_woken_when_it_is_reached() {
+    async fn a_phase_wakes_its_waiters() {
         let (core, _streams) = core(3);
         let lease = lease(&core, &resource("a"), &Owner::new());
         let mut held = Box::pin(lease.reaches(|phase| phase == Phase::Held));
@@ -504,7 +504,7 @@ mod tests {
 
     /// A caller may notice the end before it is recorded.
     #[tokio::test(start_paused = true)]
-    async fn what_the_first_caller_hears_of_a_loss_stays_so() {
+    async fn the_reports_of_a_loss_do_not_change() {
         let (core, _streams) = core(3);
         let lease = lease(&core, &resource("a"), &Owner::new());
         confirm(&lease);

@@ -47,7 +47,7 @@ pub enum AcquireError {
         /// Every node's answer; empty when no node was asked because another task of this process was asking.
         nodes: Reports,
     },
-    /// So many nodes do not answer that no majority is left.
+    /// Too few nodes answered with a vote: the others are away, in quarantine, refuse, or can have no vote.
     #[error("{} ({nodes})", too_few(*needed, nodes))]
     NoQuorum {
         /// How many nodes must agree.
@@ -135,7 +135,7 @@ impl AcquireError {
         matches!(self, Self::TimedOut { .. })
     }
 
-    /// No majority of the nodes answers.
+    /// Returns whether too few nodes gave a vote.
     #[must_use]
     pub fn is_no_quorum(&self) -> bool {
         matches!(self, Self::NoQuorum { .. })

@@ -39,7 +39,7 @@ pub enum NodeError {
         /// For how long it has no vote yet.
         left: Duration,
     },
-    /// The node has lost its data, or another server answers at its address. The client introduces itself to it anew.
+    /// The node has lost its data, or another server answers at its address. The client repeats the handshake with it.
     #[error("its record has changed: it has lost its data, or is another server")]
     Forgot,
     /// The node does not let the client ask what it must know of it.
@@ -145,8 +145,8 @@ impl NodeError {
         }
     }
 
-    /// May it pass by itself? A node that refuses the password, or can have no vote, stays like that until the settings
-    /// are changed.
+    /// Returns whether the error may pass by itself. A node that refuses the password, or can have no vote, stays like that until the
+    /// settings are changed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -168,7 +168,8 @@ impl NodeError {
             Self::Forgot => "forgot",
             Self::NotAllowed { .. } => "refuses",
             Self::ClusterMode => "cluster mode",
-            Self::OtherList { .. } | Self::ListChanging => "another list",
+            Self::OtherList { .. } => "another list",
+            Self::ListChanging => "list changing",
             Self::Unlisted => "unlisted",
             Self::OtherCluster { .. } => "another cluster",
             Self::NotAsked { .. } | Self::Client(_) => "not asked",

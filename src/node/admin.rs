@@ -62,7 +62,7 @@ pub struct Declared {
     /// The record never had a quarantine.
     pub is_settled: bool,
     /// The node may have forgotten leases: for how long its quarantine lasts, or would last if it began now.
-    pub forgot: Option<Duration>,
+    pub quarantine: Option<Duration>,
 }
 
 /// Connects to every node of a list, in its order. `limit` is for each connection and each answer.
@@ -167,7 +167,7 @@ impl Node {
             longest: record.longest,
             ballot_ttl: 2 * record.window,
             is_settled: record.is_settled() && begins.is_none(),
-            forgot: (left > 0).then(|| Duration::from_millis(left).min(record.longest)),
+            quarantine: (left > 0).then(|| Duration::from_millis(left).min(record.longest)),
         })
     }
 

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_said_just_now_is_asked_again_and_what_is_forbidden_is_not() {
+    fn a_loading_node_is_asked_again_and_a_denied_command_is_not() {
         let answers = |line: &str| vec![redis::parse_redis_value(line.as_bytes()).unwrap()];
         let loading = willing(answers("-LOADING Redis is loading the dataset in memory\r\n"));
         assert!(matches!(loading, Err(NodeError::Redis { code, .. }) if code == "LOADING"));

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_says_the_record_unless_the_node_may_be_in_quarantine_or_this_client_knows_longer_leases() {
+    fn a_revocation_carries_the_record_when_that_is_all_there_is_to_say() {
         let said = |known: &Known, used: Duration| {
             let common = common();
             common.use_lease(used);

@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_refusal_tells_of_longer_leases_is_no_part_of_it() {
+    fn a_longest_lease_behind_a_refusal_is_no_part_of_it() {
         let int = Value::Int;
         for refusal in [vec![int(4), int(99), int(1)], vec![int(6), int(99), int(1), int(1500)]] {
             let plain = parse_hold(&array(refusal.clone()));

@@ -28,7 +28,7 @@ pub(crate) enum Due {
     /// Send an extension now.
     Extension,
     /// Warn the holder that the end is near; send an extension too when `extend`.
-    Danger {
+    Warning {
         extend: bool,
     },
     /// The validity is spent: the lease is lost.
@@ -85,7 +85,7 @@ impl LeaseState {
     pub(crate) fn phase(&self, now: Moment) -> Phase {
         match self.phase {
             Phase::Held | Phase::Endangered if self.is_spent(now) => Phase::Lost,
-            Phase::Held if now >= self.danger_at() => Phase::Endangered,
+            Phase::Held if now >= self.warning_at() => Phase::Endangered,
             phase => phase,
         }
     }
@@ -105,7 +105,7 @@ impl LeaseState {
     /// Returns how long the phase lasts if nothing but time changes it; `None` for ever.
     pub(crate) fn until_next_phase(&self, now: Moment) -> Option<Duration> {
         match self.phase(now) {
-            Phase::Held => Some(self.danger_at().since(now)),
+            Phase::Held => Some(self.warning_at().since(now)),
             Phase::Endangered => Some(self.valid_until.since(now)),
             Phase::Pending | Phase::Lost | Phase::Released => None,
         }
@@ -183,7 +183,7 @@ impl LeaseState {
         }
         match (was, self.phase) {
             (Phase::Held | Phase::Endangered, Phase::Lost) => Due::Loss,
-            (Phase::Held, Phase::Endangered) => Due::Danger { extend },
+            (Phase::Held, Phase::Endangered) => Due::Warning { extend },
             _ if extend => Due::Extension,
             _ => Due::Nothing,
         }
@@ -192,15 +192,15 @@ impl LeaseState {
     /// Returns when to ask [`due`](Self::due) next; `None` when nothing will ever be due.
     pub(crate) fn next_due(&self) -> Option<Moment> {
         let signal = match self.phase {
-            Phase::Held => self.danger_at(),
+            Phase::Held => self.warning_at(),
             Phase::Endangered => self.valid_until,
             Phase::Pending | Phase::Lost | Phase::Released => return None,
         };
         Some(if self.schedule.extends { signal.min(self.extend_at) } else { signal })
     }
 
-    fn danger_at(&self) -> Moment {
-        self.valid_until.minus(self.schedule.danger(self.length))
+    fn warning_at(&self) -> Moment {
+        self.valid_until.minus(self.schedule.warns_before(self.length))
     }
 }
 
@@ -216,11 +216,11 @@ mod tests {
     }
 
     fn lease(extends: bool) -> LeaseState {
-        let schedule = Schedule { validity: Validity { drift_factor: 0.01 }, extends, danger: None };
+        let schedule = Schedule { validity: Validity { drift_factor: 0.01 }, extends, warn_before: None };
         LeaseState::pending(Token::from(NEXT.next()), NEXT.next(), Duration::from_secs(3), schedule, at(0))
     }
 
-    /// A lease of 3 s, confirmed by a round that began at 100 ms: valid until 3068, danger at 2068, extension at 1100.
+    /// A lease of 3 s, confirmed by a round that began at 100 ms: valid until 3068, warning at 2068, extension at 1100.
     fn held(extends: bool) -> LeaseState {
         let mut lease = lease(extends);
         assert_eq!(lease.confirmed(at(110), at(100), NEXT.next(), Duration::from_secs(3)), Phase::Held);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn extension_retry_danger_loss_in_that_order() {
+    fn extension_retry_warning_loss_in_that_order() {
         let mut lease = held(true);
         assert_eq!(lease.next_due(), Some(at(1100)));
         assert_eq!(lease.due(at(1099)), Due::Nothing);
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(lease.next_due(), Some(at(1300)));
         assert_eq!(lease.due(at(1299)), Due::Nothing);
         assert_eq!(lease.due(at(1300)), Due::Extension);
-        assert_eq!(lease.due(at(2068)), Due::Danger { extend: true });
+        assert_eq!(lease.due(at(2068)), Due::Warning { extend: true });
         assert_eq!(lease.due(at(2069)), Due::Nothing);
         assert_eq!(lease.next_due(), Some(at(2268)));
         assert_eq!(lease.due(at(2999)), Due::Extension);
@@ -281,13 +281,13 @@ mod tests {
         let mut lease = held(false);
         assert_eq!(lease.next_due(), Some(at(2068)));
         assert_eq!(lease.due(at(1200)), Due::Nothing);
-        assert_eq!(lease.due(at(2068)), Due::Danger { extend: false });
+        assert_eq!(lease.due(at(2068)), Due::Warning { extend: false });
         assert_eq!(lease.next_due(), Some(at(3068)));
         assert_eq!(lease.due(at(3068)), Due::Loss);
     }
 
     #[test]
-    fn a_confirmation_ends_the_danger() {
+    fn a_confirmation_ends_the_warning() {
         let mut lease = held(true);
         lease.due(at(2068));
         assert_eq!(lease.confirmed(at(2100), at(2090), NEXT.next().next(), Duration::from_secs(3)), Phase::Held);

@@ -32,7 +32,7 @@ pub(crate) struct Schedule {
     /// The lease is extended in the background.
     pub(crate) extends: bool,
     /// How much validity is left when the holder is warned; a third of the lease when not set.
-    pub(crate) danger: Option<Duration>,
+    pub(crate) warn_before: Option<Duration>,
 }
 
 impl Schedule {
@@ -47,8 +47,8 @@ impl Schedule {
         (lease / 15).clamp(Duration::from_millis(5), Duration::from_secs(1))
     }
 
-    pub(crate) fn danger(&self, lease: Duration) -> Duration {
-        self.danger.unwrap_or(lease / 3)
+    pub(crate) fn warns_before(&self, lease: Duration) -> Duration {
+        self.warn_before.unwrap_or(lease / 3)
     }
 }
 
@@ -83,9 +83,9 @@ mod tests {
 
     #[test]
     fn the_warning_comes_with_a_third_left_unless_set() {
-        let mut schedule = Schedule { validity: Validity { drift_factor: 0.01 }, extends: true, danger: None };
-        assert_eq!(schedule.danger(9 * SECOND), 3 * SECOND);
-        schedule.danger = Some(SECOND);
-        assert_eq!(schedule.danger(9 * SECOND), SECOND);
+        let mut schedule = Schedule { validity: Validity { drift_factor: 0.01 }, extends: true, warn_before: None };
+        assert_eq!(schedule.warns_before(9 * SECOND), 3 * SECOND);
+        schedule.warn_before = Some(SECOND);
+        assert_eq!(schedule.warns_before(9 * SECOND), SECOND);
     }
 }

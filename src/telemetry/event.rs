@@ -145,7 +145,7 @@ pub enum LossCause {
     Expired,
     /// A majority of the nodes does not honour it any more.
     Refused,
-    /// The same, as it was [revoked](crate::Quorlock::revoke).
+    /// The lease was [revoked](crate::Quorlock::revoke), so a majority of the nodes does not honour it any more.
     Revoked,
 }
 

@@ -234,7 +234,7 @@ impl Cluster {
     /// Returns the requests that wait for a name on each node that is up: the reservation behind the ballot, and the tickets in
     /// the queue. Empty without a waiting request.
     #[doc(hidden)]
-    pub fn lines(&self, name: &str) -> Vec<String> {
+    pub fn wait_queues(&self, name: &str) -> Vec<String> {
         let lock = Self::lock_key(name);
         let marks: Vec<Option<String>> = self.each(redis::cmd("GET").arg(format!("quorlock:ballot:{lock}")));
         let queues: Vec<Vec<String>> =
@@ -246,8 +246,8 @@ impl Cluster {
 
     /// Returns on how many nodes a request waits for a name.
     #[doc(hidden)]
-    pub fn count_lines(&self, name: &str) -> usize {
-        self.lines(name).iter().filter(|line| !line.is_empty()).count()
+    pub fn count_waiting(&self, name: &str) -> usize {
+        self.wait_queues(name).iter().filter(|queue| !queue.is_empty()).count()
     }
 
     /// Returns how many scripts each node that is up has run so far.

@@ -31,7 +31,8 @@ async fn acc_38_an_outage_does_not_flood_the_remaining_nodes() {
     let (urls, each) = (cluster.urls().join(","), WAITERS_EACH.to_string());
     let processes: Vec<Worker> =
         (0..PROCESSES).map(|_| Worker::spawn(&["wait-for-each", &urls, "outage", &each])).collect();
-    let wait = |i| cluster.lines(&format!("outage {i}")).iter().all(|line| line.matches(':').count() == PROCESSES);
+    let wait =
+        |i| cluster.wait_queues(&format!("outage {i}")).iter().all(|line| line.matches(':').count() == PROCESSES);
     eventually(20 * SECOND, "all wait", || (0..WAITERS_EACH).all(wait)).await;
 
     (2..5).for_each(|node| cluster.kill(node));

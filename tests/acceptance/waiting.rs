@@ -164,13 +164,13 @@ async fn acc_29_a_dead_waiter_does_not_delay_the_next_one() {
     let guard = holder.lock("next").acquire().await.expect("the lock");
     let mut dead = Worker::spawn(&["take-turns", &urls, "next", "10"]);
     dead.next().expect("it is ready");
-    eventually(5 * SECOND, "it waits", || cluster.count_lines("next") == 5).await;
+    eventually(5 * SECOND, "it waits", || cluster.count_waiting("next") == 5).await;
     dead.kill();
-    let before = cluster.lines("next");
+    let before = cluster.wait_queues("next");
     let waiting = tokio::spawn(other.lock("next").acquire());
     // The dead one's ticket may be over by now on a busy machine.
     let is_behind = |(line, before): (String, &String)| line.split(' ').any(|ticket| !before.contains(ticket));
-    let waits = || cluster.lines("next").into_iter().zip(&before).all(is_behind);
+    let waits = || cluster.wait_queues("next").into_iter().zip(&before).all(is_behind);
     eventually(20 * SECOND, "the other one waits", waits).await;
     let released = Stopwatch::new();
     guard.release().await.expect("a release");
@@ -187,7 +187,7 @@ async fn acc_19_a_cancelled_waiter_leaves_nothing() {
     let holder = cluster.client(60 * SECOND).await;
     let other = cluster.client(60 * SECOND).await;
     let key = Cluster::lock_key("cancelled");
-    let left = || cluster.count_keys(&key) + cluster.count_lines("cancelled");
+    let left = || cluster.count_keys(&key) + cluster.count_waiting("cancelled");
     for round in 0..20 {
         let guard = holder.lock("cancelled").acquire().await.expect("the lock");
         let waiting = tokio::spawn({
@@ -226,7 +226,7 @@ async fn acc_19_an_acquisition_dropped_at_any_await_leaves_nothing() {
         drop(request);
         locks.flush().await;
         assert_eq!(cluster.count_keys(&key), 0, "dropped after {polls} polls");
-        assert_eq!(cluster.count_lines("dropped"), 0, "a ticket was left after {polls} polls");
+        assert_eq!(cluster.count_waiting("dropped"), 0, "a ticket was left after {polls} polls");
     }
 }
 
@@ -241,7 +241,7 @@ async fn acc_19_a_request_dropped_after_its_grant_leaves_nothing() {
     drop(request);
     locks.flush().await;
     assert_eq!(cluster.count_keys(&Cluster::lock_key("granted")), 0);
-    assert_eq!(cluster.count_lines("granted"), 0, "a ticket was left");
+    assert_eq!(cluster.count_waiting("granted"), 0, "a ticket was left");
 }
 
 #[tokio::test]

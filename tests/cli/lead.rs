@@ -48,7 +48,7 @@ fn two(sandbox: &Sandbox) -> [Child; 2] {
     let first = candidate(sandbox, "first", &[]);
     assert_eq!(terms(sandbox, 1), ["first"]);
     let second = candidate(sandbox, "second", &[]);
-    within("the second waits", || sandbox.cluster.count_lines("job") > 1);
+    within("the second waits", || sandbox.cluster.count_waiting("job") > 1);
     [first, second]
 }
 
@@ -112,7 +112,7 @@ fn sighup_reaches_the_daemon_and_does_not_end_a_candidate_that_waits() {
     let lead =
         [env!("CARGO_BIN_EXE_quorlock"), "lead", "--lease", "3s", "job", "--", "sh", "-c", DAEMON, "sh", "second"];
     let second = sandbox.command("setsid", &lead).spawn().expect("setsid, of util-linux");
-    within("the second waits", || sandbox.cluster.count_lines("job") > 1);
+    within("the second waits", || sandbox.cluster.count_waiting("job") > 1);
     signal(&second, Signal::HUP);
     signal(&first, Signal::HUP);
     within("the daemon reloads", || sandbox.text("reloaded") == "reloaded\n");
@@ -134,7 +134,7 @@ fn a_hangup_of_its_terminal_ends_a_candidate_that_waits() {
     terms(&sandbox, 1);
     let mut terminal =
         Pty::start(&sandbox, env!("CARGO_BIN_EXE_quorlock"), &["lead", "job", "--", "touch", "/nowhere"]);
-    within("it waits", || sandbox.cluster.count_lines("job") > 1);
+    within("it waits", || sandbox.cluster.count_waiting("job") > 1);
     terminal.hang_up();
     terminal.end();
     signal(&first, Signal::TERM);
@@ -286,7 +286,7 @@ fn a_request_to_the_daemon_does_not_end_a_candidate_that_waits() {
     let lead =
         [env!("CARGO_BIN_EXE_quorlock"), "lead", "--lease", "3s", "job", "--", "sh", "-c", &daemon, "sh", "second"];
     let second = sandbox.command("setsid", &lead).spawn().expect("setsid, of util-linux");
-    within("the second waits", || sandbox.cluster.count_lines("job") > 1);
+    within("the second waits", || sandbox.cluster.count_waiting("job") > 1);
     for request in [Signal::USR1, Signal::USR2, Signal::ALARM] {
         signal(&second, request);
     }

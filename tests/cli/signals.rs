@@ -81,7 +81,7 @@ fn blocked_and_ignored_signals_are_received_and_inherited() {
     let holder = sandbox.command("env", &[&run, &[script][..]].concat()).spawn().expect("env");
     sandbox.wait_for("ready");
     let waiting = sandbox.command("env", &[&run, &["exit 9"][..]].concat()).spawn().expect("env");
-    within("its ticket in the queue", || sandbox.cluster.count_lines("job") == 1);
+    within("its ticket in the queue", || sandbox.cluster.count_waiting("job") == 1);
     signal(&waiting, Signal::TERM);
     assert_eq!(finish(waiting).signal, Some(Signal::TERM.as_raw()));
     sandbox.touch("end");
@@ -170,7 +170,7 @@ fn inherited_children_are_reaped_before_the_lock_is_acquired() {
         "sh -c 'until [ -e $DIR/go ]; do sleep 0.01; done' & echo $! > $DIR/orphan; exec \"$QUORLOCK\" run job -- true";
     let run = sandbox.command("sh", &["-c", script]).spawn().expect("sh");
     let orphan = format!("/proc/{}", sandbox.wait_for("orphan").trim());
-    within("its ticket in the queue", || sandbox.cluster.count_lines("job") == 1);
+    within("its ticket in the queue", || sandbox.cluster.count_waiting("job") == 1);
     sandbox.touch("go");
     within("the orphan's end", || !std::path::Path::new(&orphan).exists());
     sandbox.touch("end");

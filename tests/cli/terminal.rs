@@ -106,11 +106,11 @@ fn a_key_ends_the_wait_and_the_script() {
 
             let script = "\"$QUORLOCK\" run s -- touch $DIR/ran; echo t''wo";
             let mut terminal = Pty::start(&sandbox, shell, &["-c", script]);
-            within("its place in the queues", || sandbox.cluster.count_lines("s") >= 2);
+            within("its place in the queues", || sandbox.cluster.count_waiting("s") >= 2);
             terminal.press(keys);
             assert_eq!(outcome(&mut terminal), expected, "{shell}, {keys:?}: {}", terminal.screen());
             assert!(!sandbox.path("ran").exists(), "{shell}");
-            within("the end of its wait", || sandbox.cluster.count_lines("s") == 0);
+            within("the end of its wait", || sandbox.cluster.count_waiting("s") == 0);
         }
     }
     sandbox.touch("end");

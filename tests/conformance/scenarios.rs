@@ -370,7 +370,7 @@ fn a_ticket_that_leaves_is_not_called_and_the_last_ends_the_queue() {
 }
 
 #[test]
-fn who_knows_of_shorter_leases_only_is_told_and_its_wait_does_not_count() {
+fn a_sender_that_knows_shorter_leases_gets_the_longest_and_its_wait_does_not_count() {
     let mut node = Scenario::start(FIRST_RECORD);
     // By the node's clock the quarantine is over, but not by the sender's.
     let (end, wall) = (node.ms - 5_000, node.ms + MINUTE);

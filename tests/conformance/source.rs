@@ -309,7 +309,7 @@ impl Source {
             return what + &ballot + ", for a minute";
         }
         let text = match self.rng.between(0..26) {
-            0 => "somebody".to_owned(),
+            0 => "owner".to_owned(),
             1 => String::new(),
             2 => " 12 ".to_owned(),
             3 => "0x10".to_owned(),

@@ -84,7 +84,7 @@ async fn two_candidates(cluster: &Cluster, log: &Log) -> (Vec<Proxy>, [JoinHandl
     let first = log.candidate(&first.expect("sound settings"), "first");
     log.until(1).await;
     let second = log.candidate(&cluster.client(3 * SECOND).await, "second");
-    eventually(LIMIT, "the second waits", || cluster.count_lines("x") > 1).await;
+    eventually(LIMIT, "the second waits", || cluster.count_waiting("x") > 1).await;
     (proxies, [first, second])
 }
 

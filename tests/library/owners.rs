@@ -246,5 +246,5 @@ async fn a_repeated_request_after_cancellation_leaves_nothing() {
     // The lease that was not granted, and the ticket.
     nodes.asked(2).await;
     nodes.remember().await;
-    assert_eq!(nodes.cluster.count_lines("repeated"), 0, "{:?}", nodes.cluster.lines("repeated"));
+    assert_eq!(nodes.cluster.count_waiting("repeated"), 0, "{:?}", nodes.cluster.wait_queues("repeated"));
 }

@@ -35,7 +35,7 @@ async fn a_user_who_may_only_run_scripts_can_lock() {
     let guard = first.lock("x").acquire().await.expect("a free lock");
     let waiting = tokio::spawn(second.lock("x").acquire());
     // A ticket is in the wait queue.
-    eventually(10 * SECOND, "the second waits", || cluster.count_lines("x") == 1).await;
+    eventually(10 * SECOND, "the second waits", || cluster.count_waiting("x") == 1).await;
     guard.release().await.expect("a release");
     let guard = waiting.await.expect("no panic").expect("its turn");
     // A key that outlives the longest lease is shortened.

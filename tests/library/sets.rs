@@ -111,7 +111,7 @@ async fn a_waiting_set_blocks_no_single_lock() {
     let locks = cluster.client(10 * SECOND).await;
     let two = locks.lock("two").acquire().await.expect("the lock");
     let both = tokio::spawn(locks.lock_all(["one", "two"]).acquire());
-    eventually(10 * SECOND, "it waits for both", || cluster.count_lines("two") == 3).await;
+    eventually(10 * SECOND, "it waits for both", || cluster.count_waiting("two") == 3).await;
     // If the waiting set kept its turn, these two would deadlock.
     let one = locks.lock("one").wait(5 * SECOND).acquire().await.expect("a free lock");
     one.release().await.expect("a release");

@@ -264,6 +264,6 @@ async fn nodes_honour_every_granted_guard_in_any_order() {
     for name in NAMES.into_iter().chain([HELD]) {
         // The release may need the next connection.
         eventually(20 * SECOND, name, || cluster.count_keys(&Cluster::lock_key(name)) == 0).await;
-        eventually(20 * SECOND, name, || cluster.count_lines(name) == 0).await;
+        eventually(20 * SECOND, name, || cluster.count_waiting(name) == 0).await;
     }
 }

@@ -104,7 +104,7 @@ async fn cancel_at_handoff_leaves_no_ticket() {
     locks.flush().await;
     locks.flush().await; // The first made sure that everything has been sent.
     assert_eq!(cluster.count_keys(&Cluster::lock_key("ghost")), 0);
-    assert_eq!(cluster.count_lines("ghost"), 0);
+    assert_eq!(cluster.count_waiting("ghost"), 0);
     drop(other.lock("ghost").try_acquire().await.expect("a free lock"));
 }
 
@@ -116,7 +116,7 @@ async fn two_tasks_of_one_owner_get_the_lock_beside_a_client_that_asks_again_at_
     let mut guard = other.lock("busy").acquire().await.expect("the lock");
     let owner = Owner::new();
     let asked = [(); 2].map(|()| tokio::spawn(locks.lock("busy").owner(&owner).wait(20 * SECOND).acquire()));
-    eventually(5 * SECOND, "one waits", || cluster.count_lines("busy") >= 2).await;
+    eventually(5 * SECOND, "one waits", || cluster.count_waiting("busy") >= 2).await;
     let again = tokio::spawn(async move {
         loop {
             drop(guard); // The next request leaves with the release.
@@ -140,7 +140,7 @@ async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
     let owner = Owner::new();
     let ask = || tokio::spawn(locks.lock("shared").owner(&owner).acquire());
     let asked = [ask(), ask(), ask()];
-    eventually(5 * SECOND, "one waits", || cluster.count_lines("shared") >= 2).await;
+    eventually(5 * SECOND, "one waits", || cluster.count_waiting("shared") >= 2).await;
     locks.flush().await;
     guard.release().await.expect("a release");
     let mut guards = Vec::new();
@@ -149,7 +149,7 @@ async fn two_tasks_of_one_owner_do_not_wait_for_each_other() {
     }
     assert_eq!(guards[0].hold_count(), 3);
     locks.flush().await;
-    assert_eq!(cluster.count_lines("shared"), 0, "no ticket is left: {:?}", cluster.lines("shared"));
+    assert_eq!(cluster.count_waiting("shared"), 0, "no ticket is left: {:?}", cluster.wait_queues("shared"));
 }
 
 /// A waiting request enters a lease that another task of its owner was granted, and removes its own ticket. The request is
@@ -163,7 +163,7 @@ async fn entering_a_lease_of_another_task_removes_the_ticket() {
         cluster.each::<()>(redis::cmd("SET").arg(&key).arg("theirs"));
         let mut waiting = Box::pin(locks.lock_all(names).owner(&owner).acquire());
         assert!(poll!(&mut waiting).is_pending());
-        eventually(5 * SECOND, "its ticket is in every queue", || cluster.count_lines("entered") == 3).await;
+        eventually(5 * SECOND, "its ticket is in every queue", || cluster.count_waiting("entered") == 3).await;
         locks.flush().await;
         assert!(poll!(&mut waiting).is_pending(), "it has been refused, and waits");
         cluster.each::<()>(redis::cmd("DEL").arg(&key));
@@ -171,7 +171,7 @@ async fn entering_a_lease_of_another_task_removes_the_ticket() {
         let entered = in_time(waiting).await.expect("a hold on it");
         assert_eq!((guard.hold_count(), entered.token_of("entered")), (2, Some(guard.token())));
         locks.flush().await;
-        assert_eq!(cluster.count_lines("entered"), 0, "{names:?}: {:?}", cluster.lines("entered"));
+        assert_eq!(cluster.count_waiting("entered"), 0, "{names:?}: {:?}", cluster.wait_queues("entered"));
         drop((guard, entered));
         locks.flush().await;
     }
@@ -215,8 +215,8 @@ async fn false_calls_cause_few_tries() {
     let (holder, locks) = (cluster.client(60 * SECOND).await, cluster.client(60 * SECOND).await);
     let guard = holder.lock("called").acquire().await.expect("the lock");
     let waiting = tokio::spawn(locks.lock("called").acquire());
-    eventually(5 * SECOND, "it waits", || cluster.count_lines("called") == 3).await;
-    let line = cluster.lines("called").swap_remove(0);
+    eventually(5 * SECOND, "it waits", || cluster.count_waiting("called") == 3).await;
+    let line = cluster.wait_queues("called").swap_remove(0);
     let (number, client) = line.rsplit_once(' ').and_then(|(_, ticket)| ticket.split_once(':')).expect("a ticket");
     let mut nodes: Vec<redis::Connection> = (0..3).map(|node| cluster.redis(node)).collect();
     let (before, began, mut calls) = (cluster.scripts_run(), Instant::now(), 0);

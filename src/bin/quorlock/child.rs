@@ -212,7 +212,7 @@ impl Child {
         descendants::refusing(self.leader)
     }
 
-    /// Is no process of the group left? To be asked when the leader has ended.
+    /// Returns whether no process of the group is left, once the leader has ended.
     pub fn is_group_gone(&mut self) -> bool {
         self.listener = None;
         reap(); // What has ended is in the group until it is waited for.

@@ -83,13 +83,14 @@ pub const LEAD_CODES: &str = "\
 Exit codes of `lead`:
   N      the command's own exit code: it ended after SIGTERM, SIGINT or SIGQUIT
          to quorlock, or by itself with --once
-  128+N  signal N ended the command, in the same cases. A signal that quorlock
-         got ends quorlock as well, also while it waits for the lock
+  128+N  signal N ended the command, in the same cases. SIGTERM, SIGINT, SIGQUIT
+         and SIGABRT end quorlock as well, also while it waits for the lock
   64     wrong usage, or a value that cannot work
-  69     the nodes refuse the user or the password, or the user lacks a right.
-         An outage is waited for
+  69     the nodes refuse the user or the password, or the user lacks a right
+         that a request needs. An outage is waited for
   78     the deployment is configured wrongly: this list of nodes is not the one
-         that the nodes have, or nodes can have no vote
+         that the nodes have, or nodes can have no vote, or the user lacks a
+         right that the connection needs
   79     the lock was lost, and quorlock got a signal to end then, or the command
          cannot be killed and goes on; or the lock of an enclosing `run` is lost
   126    the command cannot be run
@@ -218,8 +219,7 @@ fn hint(kind: ErrorKind, is_retryable: bool, is_too_late: bool) -> &'static str 
 }
 
 /// What to do where the deployment is configured wrongly.
-pub const MEND: &str = "Waiting does not help: correct what the message says of each node, or name the right nodes \
-                        (--nodes, QUORLOCK_NODES)";
+pub const MEND: &str = "Do what the message says of each node, or name the right nodes (--nodes, QUORLOCK_NODES)";
 
 #[cfg(test)]
 mod tests {

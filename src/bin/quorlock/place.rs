@@ -252,8 +252,8 @@ impl Place {
         }
     }
 
-    /// Is this where the enclosing `quorlock run` has its lock? Only then does its lease mean anything here. A lease that
-    /// was passed on without its place is taken to be from here.
+    /// Returns whether this is where the enclosing `quorlock run` has its lock. Only then does its lease mean anything here. A lease
+    /// that was passed on without its place is taken to be from here.
     pub fn is_of_the_enclosing(&self, locks: &Quorlock) -> bool {
         let prefix = env::var_os(LEASE_PREFIX_VARIABLE).is_none_or(|prefix| prefix == self.prefix);
         prefix && env::var_os(LEASE_NODES_VARIABLE).is_none_or(|nodes| nodes == OsStr::new(&names(locks)))

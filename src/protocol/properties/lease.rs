@@ -32,10 +32,10 @@ fn events() -> impl Strategy<Value = Vec<(Duration, Event)>> {
 }
 
 fn schedule() -> impl Strategy<Value = Schedule> {
-    (any::<bool>(), prop::option::of(millis(1..2_000))).prop_map(|(extends, danger)| Schedule {
+    (any::<bool>(), prop::option::of(millis(1..2_000))).prop_map(|(extends, warn_before)| Schedule {
         validity: Validity { drift_factor: 0.01 },
         extends,
-        danger,
+        warn_before,
     })
 }
 
@@ -89,7 +89,7 @@ proptest! {
             prop_assert!(remaining <= given.since(now), "more than any majority gave");
             prop_assert!(!is_held(was) || !is_held(phase) || remaining >= before.remaining(now), "moved back");
             if is_held(phase) {
-                prop_assert_eq!(phase == Phase::Endangered, remaining <= schedule.danger(lease.length));
+                prop_assert_eq!(phase == Phase::Endangered, remaining <= schedule.warns_before(lease.length));
             }
         }
         endings += usize::from(lease.due(at(1_000_000)) == Due::Loss);
@@ -113,29 +113,29 @@ proptest! {
     }
 
     #[test]
-    fn who_asks_on_time_and_is_not_confirmed_hears_extension_danger_and_loss(
+    fn an_unconfirmed_lease_brings_extension_warning_and_loss(
         schedule in schedule(),
         length in millis(10..60_000),
     ) {
         let mut lease = asked_for(schedule, length, at(0));
         prop_assume!(is_held(lease.confirmed(at(0), at(0), ballot(2), length)));
-        let (valid, danger) = (lease.remaining(at(0)), schedule.danger(length));
+        let (valid, warning) = (lease.remaining(at(0)), schedule.warns_before(length));
         let mut asked = Vec::new();
         let mut now = at(0);
         while let Some(next) = lease.next_due() {
             now = now.max(next);
             let due = lease.due(now);
             match due {
-                Due::Danger { .. } => prop_assert_eq!(lease.remaining(now), danger.min(valid)),
+                Due::Warning { .. } => prop_assert_eq!(lease.remaining(now), warning.min(valid)),
                 Due::Loss => prop_assert_eq!(now, at(0) + valid),
                 Due::Extension | Due::Nothing => {}
             }
             asked.push(due);
             prop_assert!(asked.len() <= 100, "asks without rest: {asked:?}");
         }
-        let extensions = asked.iter().filter(|due| matches!(due, Due::Extension | Due::Danger { extend: true }));
+        let extensions = asked.iter().filter(|due| matches!(due, Due::Extension | Due::Warning { extend: true }));
         prop_assert_eq!(extensions.count() > 0, schedule.extends);
         asked.retain(|due| *due != Due::Extension);
-        prop_assert!(matches!(asked[..], [Due::Danger { .. }, Due::Loss]), "{asked:?}");
+        prop_assert!(matches!(asked[..], [Due::Warning { .. }, Due::Loss]), "{asked:?}");
     }
 }

@@ -135,13 +135,13 @@ impl Wire {
         stream.set_nodelay(true)?;
         let (output, input, record) = (Vec::new(), Vec::new(), Vec::new());
         let mut wire = Self { stream, output, input, record, expected: VecDeque::new() };
-        wire.introduce(info.redis_settings(), scripts)?;
+        wire.shake_hands(info.redis_settings(), scripts)?;
         wire.stream.set_nonblocking(true)?;
         Ok(wire)
     }
 
     /// Reads the record while the connection still blocks.
-    fn introduce(&mut self, settings: &RedisConnectionInfo, scripts: Scripts) -> io::Result<()> {
+    fn shake_hands(&mut self, settings: &RedisConnectionInfo, scripts: Scripts) -> io::Result<()> {
         let mut greetings = vec![encode(&["SELECT", &settings.db().to_string()])];
         if let Some(password) = settings.password() {
             let mut auth = vec!["AUTH"];

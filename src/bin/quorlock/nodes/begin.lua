@@ -1,6 +1,6 @@
 -- The list of a prefix is to be changed: from now on no client gets a lock under the prefix on this node.
 --
--- The new word makes every connected client introduce itself anew. The list that it meets then is none that a client can have.
+-- The new word makes every connected client repeat the handshake. The list that it meets then is none that a client can have.
 --
 -- KEYS  node record, list
 -- ARGV  record   as the administrator has seen it

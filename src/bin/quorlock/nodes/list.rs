@@ -7,9 +7,9 @@
 //!    outside the new one. So every lease that is in force, and every majority of an old list, has a node here that knows it.
 //!    No lease is in force. Up to here nothing was changed.
 //! 2. *Begin* on every node, in one script each: the record gets a new word, and the list becomes a number that no client has.
-//!    Messages with the old word are answered FORGOT, and a client that introduces itself meets the number. So nothing is
+//!    Messages with the old word are answered FORGOT, and a client that repeats the handshake meets the number. So nothing is
 //!    granted or extended under the prefix on this node from now on, however long the rest takes. Clients of other prefixes
-//!    introduce themselves anew and go on.
+//!    repeat the handshake and go on.
 //! 3. *Look again* on every node. A lease that began between 1 and 2 shows now, and none can begin any more. If there is one,
 //!    the old list is put back everywhere: no node had the new one yet.
 //! 4. *Finish* on every node: the new number, and one cluster word. By 1 the nodes outside have no majority of an old list, so
@@ -139,7 +139,7 @@ fn check_majorities(nodes: &[Node]) -> Result<(), Failure> {
             memberships(node) == Some((cluster, listed)) || node.listed().is_some_and(|it| it / CHANGING == listed)
         };
         let parts: Vec<&Node> = nodes.iter().filter(is_part).collect();
-        let waits: Vec<Duration> = parts.iter().filter_map(|node| node.record()?.forgot).collect();
+        let waits: Vec<Duration> = parts.iter().filter_map(|node| node.record()?.quarantine).collect();
         let outside = listed.saturating_sub(parts.len());
         if outside >= quorum(listed) {
             let count = parts.len();
@@ -286,7 +286,7 @@ impl Change {
 
 fn show(options: &ListOptions, changes: &[Change]) {
     let rows = changes.iter().map(|Change { node, keeps, .. }| {
-        let vote = match node.record().and_then(|record| record.forgot) {
+        let vote = match node.record().and_then(|record| record.quarantine) {
             None => "now".to_owned(),
             Some(left) => format!("in {}", format_duration(rounded(left))),
         };
