@@ -17,7 +17,7 @@ use super::lease::{Lease, lock_states};
 use super::registry::{Reservation, Reserved};
 use super::retry::Retry;
 use super::round::Round;
-use super::send::{Bid, send_hold};
+use super::send::{Bid, continued, send_hold};
 use super::waiter::Waiter;
 use crate::error::{AcquireError, ClientError, Holder, OwnHold, Reports};
 use crate::export::ExportedLease;
@@ -289,26 +289,29 @@ impl Attempt {
         let created: Vec<Arc<Lease>>;
         let mut states = lock_states(&entered);
         let now = core.now();
-        let mut above = offer.above;
         for (lease, state) in entered.iter().zip(&states) {
             // A later lease of the same owner is not the one that was exported, which is over.
             if self.inherited(&lease.resource).is_some_and(|theirs| theirs.token != state.lease.token) {
                 return Err(lost(&lease.resource, lease.reports(state)));
             }
             match state.lease.phase(now) {
-                Phase::Held | Phase::Endangered => above = above.max(state.sent),
+                Phase::Held | Phase::Endangered => {}
                 Phase::Lost => return Err(lost(&lease.resource, lease.reports(state))),
                 Phase::Pending | Phase::Released => return Ok(None),
             }
         }
-        let known = free.iter().filter_map(|resource| self.inherited(resource)).map(|lease| lease.known);
-        let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));
+        let ballot = (!free.is_empty()).then(|| {
+            let going_on = continued(core, states.iter().map(|state| &**state), now);
+            let known = free.iter().filter_map(|resource| self.inherited(resource)).map(|lease| lease.known);
+            core.propose_above(&self.owner, known.fold(offer.above.max(going_on), Ballot::max))
+        });
         // New leases have larger ids than all before, so the order by id holds.
         let create = |resource: &Resource| {
             let exported = self.inherited(resource);
             // Joining must not revive an expired lease. With `known = 0` no node recreates a missing key until a majority has
             // confirmed the lease.
-            let (token, known) = exported.map_or((ballot.into(), ballot), |lease| (lease.token, Ballot::ZERO));
+            let fresh = ballot.unwrap_or_default();
+            let (token, known) = exported.map_or((fresh.into(), fresh), |lease| (lease.token, Ballot::ZERO));
             let lease = protocol::LeaseState::pending(token, known, self.lease, core.settings.schedule, now);
             let ticket = ticket.filter(|_| exported.is_none()).cloned();
             Lease::new(core, resource.clone(), self.owner.clone(), lease, exported.map(|lease| lease.share), ticket)
@@ -319,7 +322,7 @@ impl Attempt {
         let leases: Vec<Arc<Lease>> = entered.iter().chain(&created).cloned().collect();
         let holds = Holds::enter(Arc::clone(handle), leases, &mut states, self.first.clone());
         let mut borrowed = states.iter_mut().map(|state| &mut **state).collect::<Vec<_>>();
-        let bid = Bid { ballot: Some(ballot), waited_for: offer.waited_for(now) };
+        let bid = Bid { ballot, above: offer.above, waited_for: offer.waited_for(now) };
         let round = send_hold(core, holds.leases(), &mut borrowed, self.lease, &bid);
         Ok(Some(Begun { holds, round, reservation }))
     }

@@ -198,11 +198,11 @@ impl Core {
         owner.last_ballot().store(clock, Ordering::Relaxed);
     }
 
-    /// Notes what a node's clock shows, in µs. If this machine's clock agrees with it again, ballots go by this machine's.
-    pub(crate) fn has_met(&self, clock: u64) {
-        if self.lead.load(Ordering::Relaxed) > 0
-            && u128::from(self.wall().abs_diff(clock)) <= self.common.window.as_micros()
-        {
+    /// Notes that a node has shown its clock. If this machine's clock agrees again with those of the nodes, ballots go by this
+    /// machine's. One node alone that agrees says nothing: it may run on this machine.
+    pub(crate) fn has_met_a_clock(&self) {
+        let is_near = |clock: u64| u128::from(self.wall().abs_diff(clock)) <= self.common.window.as_micros();
+        if self.lead.load(Ordering::Relaxed) > 0 && self.common.clocks.median(self.now()).is_some_and(is_near) {
             self.lead.store(0, Ordering::Relaxed);
         }
     }
@@ -301,9 +301,15 @@ mod tests {
         let behind = wall - 2 * window;
         core.set_back(&Owner::new(), behind);
         assert_eq!(propose(), behind + 1);
-        core.has_met(wall - window - 1);
+        let shows = |node, clock| {
+            core.common.sees_clock(node, Some(clock));
+            core.has_met_a_clock();
+        };
+        (0..3).for_each(|node| shows(node, wall - window - 1));
         assert_eq!(propose(), behind + 2);
-        core.has_met(wall - window);
+        shows(0, wall);
+        assert_eq!(propose(), behind + 3, "one node of three");
+        shows(1, wall - window);
         assert_eq!(propose(), wall);
     }
 

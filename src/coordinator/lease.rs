@@ -62,8 +62,9 @@ pub(crate) struct State {
     pub(crate) fresh: bool,
     /// The largest ballot that was sent for it, confirmed or not.
     pub(crate) sent: Ballot,
-    /// When that was.
-    pub(super) sent_at: Moment,
+    /// The ballot from which the next one runs with the monotonic clock, and since when: the last that a majority has honoured, or that
+    /// was sent to go on.
+    pub(super) runs_from: (Ballot, Moment),
     /// The next ballot is above this one, which a node has met.
     pub(super) above: Ballot,
     /// How often the lease has been extended early to go above a ballot, since all nodes have honoured it.
@@ -86,6 +87,13 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Lets the next ballot run from this one, unless it runs from a larger one already.
+    pub(super) fn runs_from(&mut self, ballot: Ballot, since: Moment) {
+        if ballot > self.runs_from.0 {
+            self.runs_from = (ballot, since);
+        }
+    }
+
     /// Takes the time for which a guard has held the lease, which is over now. `None` if none has, or if the end was reported.
     pub(super) fn take_held(&mut self, now: Moment) -> Option<Duration> {
         self.held_since.take().map(|since| now.since(since))
@@ -126,7 +134,7 @@ impl Lease {
             exporter,
             state: Mutex::new(State {
                 sent: lease.known,
-                sent_at: core.now(),
+                runs_from: (lease.known, core.now()),
                 above: Ballot::ZERO,
                 overtakes: 0,
                 end: 0,
@@ -302,6 +310,7 @@ impl Lease {
         let (mut state, now) = self.state_now();
         let before = state.lease.phase(now);
         let after = state.lease.confirmed(now, started, ballot, length);
+        state.runs_from(ballot, started);
         self.core.common.use_lease(length);
         state.lease.extend_before(started + Schedule::extend_after(length).saturating_sub(self.spread(length)));
         state.fresh &= after == Phase::Pending;

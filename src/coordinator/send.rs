@@ -11,7 +11,6 @@ use super::lease::{Lease, State};
 use super::round::Round;
 use crate::environment::Moment;
 use crate::node::{self, Entry, Facts, LastEnd, RoundArgs};
-use crate::owner::Owner;
 use crate::protocol::{Ballot, Purpose};
 use crate::resource::Resource;
 use crate::waiting::Ticket;
@@ -21,6 +20,8 @@ use crate::waiting::Ticket;
 pub(super) struct Bid {
     /// The round's ballot, and the token of what it acquires. `None` when the leases only go on: then it follows from theirs.
     pub(super) ballot: Option<Ballot>,
+    /// Where it follows from theirs, it is above this one.
+    pub(super) above: Ballot,
     /// Ends of other leases that this client has waited for by its own clock.
     pub(super) waited_for: Vec<LastEnd>,
 }
@@ -52,13 +53,20 @@ pub(super) fn hold_round(
 ) -> (Arc<Round>, Cmd) {
     let started = core.now();
     let owner = &leases[0].owner;
-    let ballot = bid.ballot.unwrap_or_else(|| continued(owner, states, started));
+    let ballot = bid.ballot.unwrap_or_else(|| {
+        let ballot = continued(core, states.iter().map(|state| &**state), started).max(after(bid.above, 1));
+        owner.last_ballot().fetch_max(ballot.get(), Ordering::Relaxed);
+        for state in states.iter_mut() {
+            state.runs_from(ballot, started);
+        }
+        ballot
+    });
     // Read after `started`, and rounded up by a millisecond, so the lease does not end on the nodes before it ends here.
     let shown = core.wall() / 1000 + 1 + node::millis(length);
     // For a lease that goes on it grows with every message, also for a shorter length: an end names the last message.
     let end = states.iter().filter(|state| !state.fresh).map(|state| state.end + 1).max().unwrap_or(0).max(shown);
     for state in states.iter_mut() {
-        (state.sent, state.sent_at) = (ballot, started);
+        state.sent = state.sent.max(ballot);
         state.end = state.end.max(end);
     }
     let acquires = states.iter().any(|state| state.fresh);
@@ -70,16 +78,21 @@ pub(super) fn hold_round(
 }
 
 /// Returns the next ballot of leases that go on, above those that nodes have met. It runs with the monotonic clock: a wall clock that
-/// is set meanwhile must not carry it to where no node takes it.
-fn continued(owner: &Owner, states: &[&mut State], now: Moment) -> Ballot {
-    let next = |state: &&mut State| {
-        let passed = u64::try_from(now.since(state.sent_at).as_micros()).unwrap_or(u64::MAX);
-        let least = state.above.get().saturating_add(1);
-        Ballot::from_wire(state.sent.get().saturating_add(passed.max(1)).max(least)).unwrap_or(state.sent)
+/// is wrong, or is set meanwhile, must not carry it to where no node takes it. So it follows no ballot that was sent for an acquisition
+/// beside the lease and is far ahead of the nodes' clocks.
+pub(super) fn continued<'a>(core: &Core, states: impl Iterator<Item = &'a State>, now: Moment) -> Ballot {
+    let next = |state: &State| {
+        let (from, since) = state.runs_from;
+        let passed = u64::try_from(now.since(since).as_micros()).unwrap_or(u64::MAX);
+        let sent = if core.may_overtake(state.sent) { state.sent } else { Ballot::ZERO };
+        after(from, passed.max(1)).max(after(sent.max(state.above), 1))
     };
-    let ballot = states.iter().map(next).max().unwrap_or_default();
-    owner.last_ballot().fetch_max(ballot.get(), Ordering::Relaxed);
-    ballot
+    states.map(next).max().unwrap_or_default()
+}
+
+fn after(ballot: Ballot, micros: u64) -> Ballot {
+    // Nodes take no ballot that is far ahead of their clocks, so the limit is centuries away.
+    Ballot::from_wire(ballot.get().saturating_add(micros)).unwrap_or(ballot)
 }
 
 /// Sends a round that takes these shares' holds away. It reuses the largest ballot sent for these leases: no delayed message
@@ -133,6 +146,7 @@ mod tests {
 
     use super::super::fake::{LEASE, confirm, core, lease, resource};
     use super::*;
+    use crate::owner::Owner;
 
     /// The ballot and the end of the next hold message for this length, and what it says.
     fn hold(lease: &Arc<Lease>, length: Duration) -> (u64, u64, String) {
@@ -176,6 +190,28 @@ mod tests {
         assert!(owner.last_ballot().load(Ordering::Relaxed) >= ballot, "no later acquisition has a smaller one");
         let released = send_release(&core, std::slice::from_ref(&lease), &mut [&mut lease.state()]);
         assert_eq!(released.facts().ballot.get(), ballot);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_goes_on_from_what_a_majority_honoured_and_follows_no_ballot_that_is_far_ahead() {
+        let (core, _streams) = core(3);
+        let lease = lease(&core, &resource("a"), &Owner::new());
+        confirm(&lease);
+        let first = lease.state().sent.get();
+        let beside = |ahead: u64| {
+            let bid = Bid { ballot: Ballot::from_wire(first + ahead), ..Bid::default() };
+            let leases = std::slice::from_ref(&lease);
+            let round = hold_round(&core, leases, &mut [&mut lease.state()], LEASE, &bid).0;
+            assert_eq!(round.facts().ballot.get(), first + ahead);
+        };
+        beside(1_000_000);
+        assert_eq!(hold(&lease, LEASE).0, first + 1_000_001, "nodes take what is a little ahead");
+        beside(600_000_000);
+        assert_eq!([hold(&lease, LEASE).0, hold(&lease, LEASE).0], [first + 1_000_002, first + 1_000_003]);
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(hold(&lease, LEASE).0, first + 2_000_003);
+        let released = send_release(&core, std::slice::from_ref(&lease), &mut [&mut lease.state()]);
+        assert_eq!(released.facts().ballot.get(), first + 600_000_000, "what is late has no larger one");
     }
 
     #[tokio::test(start_paused = true)]

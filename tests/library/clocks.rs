@@ -313,3 +313,48 @@ async fn clients_with_slow_clocks_get_an_equal_share_of_turns() {
     let most = TURNS / 3 * 6 / 5;
     assert!(shares.iter().all(|share| *share <= most), "the shares are {shares:?}");
 }
+
+/// Enters the lock again. The lease is extended after that, and the guard says the same as before.
+async fn reenters_and_goes_on(locks: &Quorlock, guard: &quorlock::Guard) {
+    let again = locks.lock("x").owner(guard.owner()).wait(5 * SECOND).acquire().await.expect("the owner has it");
+    assert_eq!(again.token(), guard.token());
+    for _ in 0..3 {
+        guard.extend().await.expect("an extension");
+    }
+    again.release().await.expect("an inner release");
+    guard.extend().await.expect("an extension");
+    assert!(!guard.is_lost());
+}
+
+#[tokio::test]
+async fn a_lease_is_entered_again_after_the_wall_clock_was_set_a_day_ahead() {
+    let cluster = Setup::new(3).longest(2 * SECOND).start();
+    let environment = Arc::new(Ahead::default());
+    let builder = cluster.builder().lease(2 * SECOND).node_timeout(SECOND).environment(environment.clone());
+    let locks = builder.connect().await.expect("settings that work");
+    let guard = locks.lock("x").acquire().await.expect("a free lock");
+    environment.wall.store(24 * 3600 - 60, Ordering::Relaxed);
+    let is_followed = async || {
+        guard.extend().await.expect("an extension");
+        end_ahead(&cluster, "x") > 1_800_000
+    };
+    within(20 * SECOND, "ends follow the clock as it is now", is_followed).await;
+    // Other locks of the owner in the same request: the nodes refuse the first ballot, which is a day ahead.
+    let both = locks.lock_all(["x", "y"]).owner(guard.owner()).wait(5 * SECOND).acquire().await.expect("both");
+    assert_eq!(both.token_of("x"), Some(guard.token()));
+    reenters_and_goes_on(&locks, &guard).await;
+}
+
+#[tokio::test]
+async fn a_lease_is_entered_again_where_one_node_shares_the_clients_wrong_clock() {
+    let Some(mut cluster) = Setup::new(3).longest(2 * SECOND).with_clocks() else { return };
+    cluster.step(0, 600);
+    let environment = Arc::new(Ahead::with_wall(600));
+    let builder = cluster.builder().lease(2 * SECOND).node_timeout(SECOND).environment(environment);
+    let locks = builder.connect().await.expect("settings that work");
+    let guard = locks.lock("x").wait(5 * SECOND).acquire().await.expect("a free lock");
+    reenters_and_goes_on(&locks, &guard).await;
+    let both = locks.lock_all(["x", "y"]).owner(guard.owner()).wait(5 * SECOND).acquire().await.expect("both");
+    drop(both);
+    reenters_and_goes_on(&locks, &guard).await;
+}
