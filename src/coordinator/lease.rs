@@ -211,6 +211,7 @@ impl Lease {
         state.awaited = false;
         // Otherwise it is over, and its end is not reported any more.
         if !state.is_held() && state.lease.next_due().is_some() {
+            self.core.common.telemetry.count_lease();
             state.held_since = Some(now);
             drop(state);
             self.core.common.telemetry.lease_begins(&self.resource);

@@ -11,7 +11,10 @@ use futures::poll;
 
 use super::interface::Environment;
 
-/// Waits for `future`, for at most `limit`.
+/// A timer may stand still while the machine sleeps. So the clock is read that often.
+const LONGEST_NAP: Duration = Duration::from_secs(2);
+
+/// Waits for `future`, for at most `limit` by the clock of the environment.
 pub(crate) async fn within<T>(
     environment: &dyn Environment,
     limit: Duration,
@@ -21,9 +24,14 @@ pub(crate) async fn within<T>(
     if let Poll::Ready(output) = poll!(&mut future) {
         return Some(output);
     }
-    match select(future, environment.sleep(limit)).await {
-        Either::Left((output, _)) => Some(output),
-        Either::Right(_) => None,
+    let end = environment.now() + limit;
+    loop {
+        let left = end.since(environment.now());
+        match select(&mut future, environment.sleep(left.min(LONGEST_NAP))).await {
+            Either::Left((output, _)) => return Some(output),
+            Either::Right(_) if left <= LONGEST_NAP => return None,
+            Either::Right(_) => {}
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use super::inflight::Inflight;
 use super::known::Wait;
 use super::pause;
 use super::request::{Message, Request};
-use crate::environment::Environment;
+use crate::environment::{Environment, Moment};
 use crate::error::{ClientError, NodeError};
 
 /// The least time for which a connection may be silent before it is closed.
@@ -64,7 +64,8 @@ pub(super) struct Connection {
     down: Option<NodeError>,
     /// How long to wait before the next attempt.
     pause: Duration,
-    closing: bool,
+    /// Since when the client is gone.
+    closing: Option<Moment>,
 }
 
 impl Connection {
@@ -91,7 +92,7 @@ impl Connection {
             attempt: None,
             down: None,
             pause: Duration::ZERO,
-            closing: false,
+            closing: None,
         }
     }
 
@@ -117,6 +118,11 @@ impl Connection {
         for request in self.early.take().into_iter().chain(mem::take(&mut self.unacknowledged)) {
             request.reply_to.answer(self.index, Err(ClientError::RuntimeEnded.into()));
         }
+    }
+
+    /// Notes that the client is gone: what was sent to the connection is seen through.
+    fn close(&mut self) {
+        self.closing = Some(self.environment.now());
     }
 
     fn silence_limit(&self) -> Duration {

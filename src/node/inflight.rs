@@ -261,8 +261,17 @@ impl Inflight {
         if self.postponement.0.as_mut().is_none_or(|wait| wait.as_mut().poll(cx).is_pending()) {
             return VecDeque::new();
         }
+        self.take_postponed()
+    }
+
+    /// Returns what the node could not do, to be sent again at once.
+    pub(super) fn take_postponed(&mut self) -> VecDeque<(Request, NodeError)> {
         self.postponement.0 = None;
         mem::take(&mut self.postponed)
+    }
+
+    pub(super) fn has_postponed(&self) -> bool {
+        !self.postponed.is_empty()
     }
 
     /// Returns all that the node has not done: what it has not answered, and what it could not do.

@@ -124,9 +124,13 @@ impl Telemetry {
         self.counters.connected(node);
     }
 
+    /// Counts a lease that a guard holds from now on. Its end must not be counted before.
+    pub(crate) fn count_lease(&self) {
+        self.counters.lease_begins();
+    }
+
     /// Reports that a guard holds a lease that none has held before.
     pub(crate) fn lease_begins(&self, lock: &Resource) {
-        self.counters.lease_begins();
         apart(|| self.meters.lease_begins(LockName(lock.name())));
     }
 

@@ -76,8 +76,12 @@ impl Connection {
         Ok(settled)
     }
 
-    /// Keeps a release that the node cannot do now.
+    /// Keeps a release that the node cannot do now. What the owner sent behind it may be done before it then, and may have replaced the
+    /// lease.
     fn postpone(&self, inflight: &mut Inflight, sent: Sent, error: &redis::RedisError, cx: &mut Context<'_>) {
+        if let ReplyTo::Release(round) = &sent.request.reply_to {
+            round.mark_resent(self.index);
+        }
         if let Some((release, why)) = inflight.postpone(sent.request, node_error(error), cx) {
             release.reply_to.answer(self.index, Err(why));
         }

@@ -67,15 +67,15 @@ impl Connection {
         let mut awaited = pin!(awaited);
         loop {
             let may_send = self.down.is_none() && !(self.unacknowledged.is_empty() && self.early.is_empty());
-            if self.closing && !may_send {
+            if self.closing.is_some() && !may_send {
                 return None;
             }
             select! {
                 biased;
                 () = self.common.life.ended() => return None,
                 done = &mut awaited => return Some(done),
-                () = self.environment.sleep(self.common.timeout), if self.closing => return None,
-                message = self.requests.recv(), if !self.closing => self.while_away(message),
+                () = self.environment.sleep(self.common.timeout), if self.closing.is_some() => return None,
+                message = self.requests.recv(), if self.closing.is_none() => self.while_away(message),
             }
         }
     }
@@ -91,7 +91,7 @@ impl Connection {
             }
             Some(Message::Request(request)) => self.turn_away(request),
             Some(Message::Then(next)) => next(),
-            Some(Message::Close) | None => self.closing = true,
+            Some(Message::Close) | None => self.close(),
         }
     }
 

@@ -17,14 +17,18 @@ impl Connection {
     /// Does what there is to do now: takes requests, sends, delivers.
     pub(super) fn turn(&mut self, inflight: &mut Inflight, waiting: &mut Backlog, cx: &mut Context<'_>) -> Poll<End> {
         let is_last = self.common.life.has_ended();
-        if !is_last {
+        if is_last {
+            for (release, _) in inflight.take_postponed() {
+                waiting.push(release, || inflight.overdue(self.environment.now()));
+            }
+        } else {
             inflight.begin(cx);
-            self.take_postponed(inflight, waiting, cx);
+            self.repeat_postponed(inflight, waiting, cx);
         }
         let mut taken = 0;
         loop {
             // In the end nothing may be left behind for want of room.
-            while (self.closing || is_last || inflight.has_room())
+            while (self.closing.is_some() || is_last || inflight.has_room())
                 && let Some(request) = waiting.pop(|| inflight.overdue(self.environment.now()))
             {
                 self.accept(inflight, request);
@@ -42,7 +46,7 @@ impl Connection {
                 Ok(settled) => settled,
                 Err(broken) => return Poll::Ready(End::Broken(broken)),
             };
-            if self.closing && inflight.unanswered.is_empty() && waiting.is_empty() {
+            if self.has_seen_all_through(inflight, waiting) {
                 return Poll::Ready(End::Done);
             }
             if settled == 0 {
@@ -55,6 +59,14 @@ impl Connection {
         }
     }
 
+    /// Returns whether the client is gone, and the node has done what it was asked. What it cannot do now is repeated for as long as it
+    /// may take to answer.
+    fn has_seen_all_through(&self, inflight: &Inflight, waiting: &Backlog) -> bool {
+        let Some(since) = self.closing else { return false };
+        let is_late = self.environment.now().since(since) >= self.common.timeout;
+        inflight.unanswered.is_empty() && waiting.is_empty() && (is_late || !inflight.has_postponed())
+    }
+
     /// Takes requests from the queue. Their number is bounded, except in the last turn.
     fn take_requests(
         &mut self,
@@ -64,7 +76,7 @@ impl Connection {
         cx: &mut Context<'_>,
     ) {
         let is_last = self.common.life.has_ended();
-        while !self.closing {
+        while self.closing.is_none() {
             if *taken == MOST_TAKEN && !is_last {
                 cx.waker().wake_by_ref();
                 break;
@@ -78,14 +90,14 @@ impl Connection {
                     waiting.push(request, || inflight.overdue(self.environment.now()));
                 }
                 Poll::Ready(Some(Message::Then(next))) => next(),
-                Poll::Ready(Some(Message::Close) | None) => self.closing = true,
+                Poll::Ready(Some(Message::Close) | None) => self.close(),
                 Poll::Pending => break,
             }
         }
     }
 
     /// Sends once more what the node could not do before, unless that is over by itself.
-    fn take_postponed(&self, inflight: &mut Inflight, waiting: &mut Backlog, cx: &mut Context<'_>) {
+    fn repeat_postponed(&self, inflight: &mut Inflight, waiting: &mut Backlog, cx: &mut Context<'_>) {
         let now = self.environment.now();
         for (release, why) in inflight.poll_postponed(cx) {
             match &release.reply_to {
@@ -120,7 +132,7 @@ impl Connection {
             return Poll::Ready(Some(End::Broken(NodeError::NoAnswer(outstanding))));
         }
         // Not before what was gathered has left.
-        if self.closing && !inflight.gathers && outstanding >= self.common.timeout && nothing_waits {
+        if self.closing.is_some() && !inflight.gathers && outstanding >= self.common.timeout && nothing_waits {
             return Poll::Ready(Some(End::Done));
         }
         if self.attempt.is_none() && inflight.is_doubtful(self.environment.now()) {

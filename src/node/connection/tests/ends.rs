@@ -156,11 +156,57 @@ async fn a_release_that_the_node_cannot_do_is_sent_again_later() {
     name(&mut server).await;
     server.reply(FULL).await;
     settled().await;
-    assert_eq!(release.events(), [Event::Sent]);
+    assert_eq!(release.events(), [Event::Sent, Event::Resent]);
     assert_eq!(timeout(TIMEOUT, name(&mut server)).await.expect("it is sent again"), "release");
     server.reply(":1\r\n").await;
     settled().await;
     assert_eq!(release.events(), [Event::Sent, agreed()]);
+}
+
+/// Sends a release that the node cannot do, and closes the connection.
+async fn closing_with_a_postponed_release() -> (Test, Server, Arc<FakeExchange>) {
+    let mut test = test();
+    let release = test.owed(1);
+    let mut server = test.server().await;
+    test.send(release.release());
+    name(&mut server).await;
+    server.reply(FULL).await;
+    settled().await;
+    assert!(test.queue.send(Message::Close).is_ok(), "it runs");
+    (test, server, release)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closing_connection_repeats_what_the_node_cannot_do_for_the_node_timeout() {
+    let (test, mut server, release) = closing_with_a_postponed_release().await;
+    assert_eq!(timeout(TIMEOUT, name(&mut server)).await.expect("it is sent again"), "release");
+    server.reply(":1\r\n").await;
+    timeout(TIMEOUT, test.running).await.expect("all is done").expect("no panic");
+    assert_eq!(release.events().last(), Some(&agreed()));
+
+    let (test, mut server, _) = closing_with_a_postponed_release().await;
+    let full = async {
+        while let Some(_again) = server.command().await {
+            server.reply(FULL).await;
+        }
+    };
+    let ended = timeout(4 * TIMEOUT, futures::future::join(test.running, full)).await.expect("it ends");
+    ended.0.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_runtime_sends_a_postponed_release_once_more() {
+    let mut test = test();
+    let release = test.owed(1);
+    let mut server = test.server().await;
+    test.send(release.release());
+    name(&mut server).await;
+    server.reply(FULL).await;
+    settled().await;
+    test.common.life.end();
+    // The end of the runtime polls each connection once more.
+    test.send(test.owed(2).release());
+    assert_eq!([name(&mut server).await, name(&mut server).await], ["release", "release"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -174,7 +220,7 @@ async fn a_postponed_release_of_what_has_expired_is_not_sent_again() {
     settled().await;
     release.is_expired.store(true, Ordering::Relaxed);
     assert!(timeout(4 * TIMEOUT, server.command()).await.is_err());
-    assert!(matches!(release.events()[..], [Event::Sent, Event::Answered(Err(NodeError::Redis { .. }))]));
+    assert!(matches!(release.events()[..], [Event::Sent, Event::Resent, Event::Answered(Err(NodeError::Redis { .. }))]));
 }
 
 #[tokio::test(start_paused = true)]
