@@ -104,3 +104,41 @@ fn nodes_that_do_not_say_whether_they_are_empty_are_not_declared() {
     place.succeed("up", &[]);
     place.assert_whole("the next call of up");
 }
+
+/// The first worker prints each of its lines in two parts, with more time between them than the demo waits for one.
+#[test]
+fn the_demo_joins_the_parts_of_a_line() {
+    let place = Place::new();
+    let text = r#"[ "$1" != clock ] || exec date +%s%6N
+me=$1 start=$3 register=$4 done=${0%/*}/done
+report() {
+  at=$((start + me * 1000000 + $1))
+  shift
+  if [ "$me" = 1 ]; then
+    printf '%s' "${at%????}"
+    sleep 1.1
+    at=${at#"${at%????}"}
+  fi
+  printf '%s\n' "$at $me $*"
+}
+until [ "$me" = 1 ] || [ -e "$done$((me - 1))" ]; do sleep 0.05; done
+report 0 asked
+report 100000 acquired "$me"
+report 800000 added 2 "$me" $((me * 15))
+printf '%s' $((me * 15)) >"$register"
+report 900000 released
+: >"$done$me"
+# The demo kills its nodes before the workers have ended.
+while [ -e "/proc/$(cut -d ' ' -f 1 "${register%/*}/cluster/node-4/pid")/cwd/." ]; do sleep 0.05; done"#;
+    let worker = place.tool("worker", text);
+    place.tool("cargo", &format!("echo '{{\"executable\":\"{}\"}}'", worker.display()));
+    let stdout = place.succeed("demo", &[]);
+    for line in [
+        "  1.00 s  worker 1  asks for the lock, to hold it 1 s\n",
+        "  1.10 s  worker 1  holds it after 0.10 s, with token 1\n",
+        "  1.80 s  worker 1  its inner function takes it again (depth 2, token 1), adds 15: 15\n",
+        "  1.90 s  worker 1  gives it back\n",
+    ] {
+        assert!(stdout.contains(line), "{line}{stdout}");
+    }
+}
