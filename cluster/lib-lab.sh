@@ -59,7 +59,7 @@ set_links() { # STATE, of the links of all NODES
   sleep 0.2 # A link reads its state every 100 ms.
   for i in "${NODES[@]}"; do
     if is_link "$i"; then
-      printf 'node %-2s  link: %s\n' "$i" "$1" >&2
+      tell 'node %-2s  link: %s\n' "$i" "$1"
     else
       say "the link of node $i does not run, so nothing passes. Start it, in the state '$1': cluster/up"
       code=1
@@ -96,7 +96,7 @@ set_clock() { # I OFFSET PPM SINCE
         "Start other nodes: cluster/down, cluster/up --lab"
     done
   fi
-  printf 'node %-2s  clock: %s\n' "$1" "$CLOCK" >&2
+  tell 'node %-2s  clock: %s\n' "$1" "$CLOCK"
 }
 
 show_clock() { # I: sets CLOCK

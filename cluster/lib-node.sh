@@ -86,7 +86,7 @@ signal() { # NAME I STATE...: signal node I, wait until it is in one of the stat
 }
 
 line() { # I WHAT: one line about a node, for people; call look before
-  printf 'node %-2s  127.0.0.1:%s  pid %-7s  %s\n' "$1" "${PORT:-?}" "$PID" "$2" >&2
+  tell 'node %-2s  127.0.0.1:%s  pid %-7s  %s\n' "$1" "${PORT:-?}" "$PID" "$2"
 }
 
 kill_node() { # I

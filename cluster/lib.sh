@@ -18,8 +18,16 @@ ROOT=$(realpath -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")/..")
 DIR=$(realpath -m -- "${QUORLOCK_CLUSTER_DIR:-$ROOT/target/cluster}") DIR_VARIABLE=QUORLOCK_CLUSTER_DIR
 ME=cluster/$(basename -- "$(realpath -- "$0")")
 
+# A message that cannot be written does not stop a verb between two of its steps: nodes would be left running. Its SIGPIPE, when
+# the reader of stderr has ended, is no interruption.
+tell() { # FORMAT [ARGUMENT...]
+  # shellcheck disable=SC2059
+  (trap '' PIPE && printf "$@" >&2 2>/dev/null) || true
+}
+: >&2 || exec 2>/dev/null # It is closed. The next file that is opened would take its place.
+
 # stdout has only what another program reads: the table of cluster/status, URLs, and the line of cluster/up for eval.
-say() { printf '%s: %s\n' "$ME" "$*" >&2; }
+say() { tell '%s: %s\n' "$ME" "$*"; }
 die() { # CODE MESSAGE...
   local code=$1
   shift
@@ -30,7 +38,7 @@ die() { # CODE MESSAGE...
 # Exit codes, from sysexits.h: 64 wrong use, 69 something needed is not there.
 usage() { # [MESSAGE...]: what is wrong, then the verb's $USAGE
   if (($#)); then say "$@"; fi
-  printf 'usage: %s\n' "$USAGE" >&2
+  tell 'usage: %s\n' "$USAGE"
   exit 64
 }
 
