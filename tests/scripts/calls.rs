@@ -70,9 +70,15 @@ fn wrong_use_is_refused_and_leaves_nothing() {
     for (verb, args) in &of_links[..5] {
         refused(verb, args, 69, "neither links nor clocks");
     }
-    let other = place.run("up", &["5"]);
-    assert_eq!(other.code, 64, "{}", other.stderr);
-    assert!(other.stderr.contains("run cluster/down first"), "{}", other.stderr);
+    for tool in ["cargo", "cc"] {
+        place.tool(tool, "exit 1");
+    }
+    for args in [&["5"][..], &["--lab", "3"], &["--lab", "5"], &["--lab"]] {
+        let other = place.run("up", args);
+        assert_eq!(other.code, 64, "{args:?}: {}", other.stderr);
+        assert!(other.stderr.contains("run cluster/down first"), "{args:?}: {}", other.stderr);
+        assert!(!other.stderr.contains("building"), "{args:?}: {}", other.stderr);
+    }
     place.assert_whole("refused calls change nothing");
 }
 

@@ -90,6 +90,19 @@ fn help_and_unknown_arguments_need_no_server() {
     }
 }
 
+/// Cargo itself prints nothing for as long as it builds.
+#[test]
+fn what_takes_minutes_is_said_before() {
+    let place = Place::new();
+    place.tool("cargo", "echo cargo >&2; exit 1");
+    for verb in ["chaos", "bench", "simulate"] {
+        let outcome = place.run(verb, &["--help"]);
+        let before = outcome.stderr.split("cargo\n").next().expect("the first part");
+        let said = before.starts_with(&format!("cluster/{verb}: building ")) && before.contains("takes minutes");
+        assert!(said, "{verb}: {}", outcome.stderr);
+    }
+}
+
 #[test]
 fn nodes_that_do_not_say_whether_they_are_empty_are_not_declared() {
     let place = Place::new();
