@@ -240,22 +240,32 @@ replace() { # FILE LINE: as a whole, so that no reader finds half of it
 is_lab() { [[ -e $DIR/clock.so ]]; }
 
 lab_node_args() { # "$@" = I...: as node_args, on a cluster with links and clocks
-  help_or_go "$@"
+  check_numbers "$@"
   need_cluster
   is_lab || die 69 "the nodes in $DIR have neither links nor clocks that can be broken." \
     "Start others: cluster/down, cluster/up --lab"
   node_args "$@"
 }
 
-node_args() { # "$@" = I...: checks them all before anything is done; sets NODES, SIZE
+check_numbers() { # "$@" = I...: are they, in any cluster?
   help_or_go "$@"
   (($#)) || usage "which node?"
+  local i
+  for i; do
+    case $i in
+      [1-9] | [1-9][0-9]) ;;
+      --*) usage "unknown option '$i'" ;;
+      *) usage "'$i' is no number of a node" ;;
+    esac
+  done
+}
+
+node_args() { # "$@" = I...: checks them all before anything is done; sets NODES, SIZE
+  check_numbers "$@"
   need_cluster
   local i
   for i; do
-    if ! [[ $i =~ ^[1-9][0-9]?$ ]] || ((i > SIZE)); then
-      usage "no node '$i': this cluster has nodes 1 to $SIZE"
-    fi
+    ((i <= SIZE)) || usage "no node '$i': this cluster has nodes 1 to $SIZE"
   done
   # shellcheck disable=SC2034 # the verbs use it
   NODES=("$@")

@@ -21,6 +21,18 @@ fn wrong_use_is_refused_and_leaves_nothing() {
         refused(verb, &[], 64, "which node?");
         refused(verb, &["1"], 69, "Start one: cluster/up");
     }
+    for verb in [&of_nodes[..], &["cut", "mute", "heal"]].concat() {
+        refused(verb, &["1", "--wrong"], 64, "unknown option '--wrong'");
+        for number in ["", "0", "100", "1x", "01", "-1", "a[$(id)]"] {
+            refused(verb, &["1", number], 64, &format!("'{number}' is no number of a node"));
+        }
+    }
+    refused("cut", &["--answers"], 64, "which node?");
+    refused("mute", &[], 64, "which node?");
+    refused("delay", &["one", "50ms"], 64, "'one' is no number of a node");
+    refused("delay", &["50ms"], 64, "which node?");
+    refused("clock", &["one", "+5s"], 64, "'one' is no number of a node");
+    refused("replica", &["1", "two"], 64, "'two' is no number of a node");
     let of_links: [(&str, &[&str]); 6] = [
         ("cut", &["1", "--answers"]),
         ("mute", &["1"]),
@@ -63,7 +75,7 @@ fn wrong_use_is_refused_and_leaves_nothing() {
 
     place.succeed("up", &["3"]);
     for verb in of_nodes {
-        for number in ["0", "4", "99", "1x", "01", "-1", "a[$(id)]"] {
+        for number in ["4", "99"] {
             refused(verb, &["1", number], 64, "this cluster has nodes 1 to 3");
         }
     }
