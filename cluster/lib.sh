@@ -35,7 +35,12 @@ die() { # CODE MESSAGE...
   exit "$code"
 }
 
-# Exit codes, from sysexits.h: 64 wrong use, 69 something needed is not there.
+print() { # FORMAT [ARGUMENT...]: to stdout
+  # shellcheck disable=SC2059
+  printf "$@" 2>/dev/null || die 74 "cannot write to stdout (is it closed, or the disk full?)"
+}
+
+# Exit codes, from sysexits.h: 64 wrong use, 69 something needed is not there, 74 the output cannot be written.
 usage() { # [MESSAGE...]: what is wrong, then the verb's $USAGE
   if (($#)); then say "$@"; fi
   tell 'usage: %s\n' "$USAGE"
@@ -43,7 +48,7 @@ usage() { # [MESSAGE...]: what is wrong, then the verb's $USAGE
 }
 
 help_or_go() { # "$@": print the usage when it is asked for
-  case ${1-} in -h | --help) printf 'usage: %s\n' "$USAGE"; exit 0 ;; esac
+  case ${1-} in -h | --help) print 'usage: %s\n' "$USAGE"; exit 0 ;; esac
 }
 
 no_args() { # "$@": for verbs that take none
@@ -148,7 +153,7 @@ run_lab() { # COMMAND [ARGUMENT...]
   for argument; do
     case $argument in
       --) break ;;
-      -h | --help) printf 'usage: %s\n\n' "$USAGE"; build_lab; exec "$LAB" "$@" ;;
+      -h | --help) print 'usage: %s\n\n' "$USAGE"; build_lab; exec "$LAB" "$@" ;;
     esac
     checked+=("$argument")
   done
@@ -287,7 +292,7 @@ print_nodes() { # call need_cluster before
     fi
     urls+=,redis://:$PASSWORD@127.0.0.1:$PORT
   done
-  printf '%s\n' "${urls#,}"
+  print '%s\n' "${urls#,}"
 }
 
 # shellcheck source=lib-node.sh

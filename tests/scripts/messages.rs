@@ -47,3 +47,21 @@ fn lost_messages_stop_no_verb_half_way() {
         place.assert_nothing(redirections);
     }
 }
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let place = Place::new();
+    place.succeed("up", &["3"]);
+    for redirection in [">&-", ">/dev/full"] {
+        for (verb, args) in
+            [("status", &[][..]), ("nodes", &[]), ("up", &[]), ("kill", &["--help"]), ("chaos", &["--help"])]
+        {
+            let outcome = redirected(&place, verb, args, redirection);
+            let last = format!("cluster/{verb}: cannot write to stdout (is it closed, or the disk full?)\n");
+            assert_eq!(outcome.code, 74, "{verb} {redirection}: {}", outcome.stderr);
+            assert!(outcome.stderr.ends_with(&last), "{verb} {redirection}: {}", outcome.stderr);
+            assert!(verb == "up" || outcome.stderr == last, "{verb} {redirection}: {}", outcome.stderr);
+        }
+    }
+    place.assert_whole("nothing is undone");
+}
