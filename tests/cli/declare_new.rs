@@ -162,6 +162,7 @@ fn declare_new_asks_on_a_terminal() {
     let sandbox = undeclared(2);
     for (answer, code, declared) in [("\r", 64, 0), ("no\r", 64, 0), (" Y \r", 0, 2)] {
         let mut terminal = Pty::start(&sandbox, "sh", &["-c", "\"$QUORLOCK\" nodes declare-new; echo code=$?"]);
+        terminal.wait_for("Nodes that have lost their data are not new");
         terminal.wait_for("[y/N]");
         for port in sandbox.cluster.ports() {
             terminal.wait_for(&port.to_string());

@@ -48,6 +48,7 @@ fn nothing_is_written_to_a_node_without_a_record() {
     assert_eq!(ended.code, Some(69), "{ended:?}");
     assert_eq!(states(&json(&ended)), ["undeclared"; 3]);
     assert!(ended.stderr.contains("`quorlock nodes declare-new`"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("If nodes have lost their data, do not declare them"), "{}", ended.stderr);
     for node in 0..3 {
         let keys: u64 = redis::cmd("DBSIZE").query(&mut sandbox.cluster.redis(node)).expect("a number");
         assert_eq!(keys, 0);

@@ -36,6 +36,10 @@ Declare these nodes to be a new cluster, so that they have a vote at once.
 A node without a declaration may have forgotten leases, so it has no vote until the longest lease is over. This call \
 says that no lease was ever granted there. It writes a record to every node, and the number of nodes.
 
+Call it for new nodes only. Nodes that have lost their data look like new ones, and a lease that they granted may be in force: a \
+second owner would get the same lock. Do nothing about such nodes. The first client that connects begins a quarantine, after which \
+they have a vote.
+
 All nodes must answer. A node where a lock was used before is refused: start it with an empty data folder, or use \
 `quorlock nodes set-list`.
 

@@ -21,8 +21,9 @@ const ABOUT: &str = "\
 Show each node, whether it has a vote, and whether the nodes that have one are a quorum.
 
 Nothing is written to the nodes. STATE is `voting`; `quarantined` for a node that may have forgotten leases; `undeclared` \
-for a node without a record, whose quarantine begins with the first client; or why the node has no vote. CLOCK is by how \
-much the node's clock is ahead of this machine's (+) or behind it (-). LOCKS is the number of lock keys under the prefix.";
+for a node without a record, which is new or has lost its data, and whose quarantine begins with the first client; or why \
+the node has no vote. CLOCK is by how much the node's clock is ahead of this machine's (+) or behind it (-). LOCKS is the \
+number of lock keys under the prefix.";
 
 /// Show which nodes have a vote, and whether they are a quorum
 #[derive(Args)]
@@ -54,6 +55,11 @@ pub struct Options {
     output: Output<Format>,
     watch: Option<Duration>,
 }
+
+/// What to do about nodes without a record. Which of the two cases it is does not show there.
+const UNDECLARED: &str = "If no client has ever used these nodes, declare them before the first one connects (`quorlock nodes \
+     declare-new`). If nodes have lost their data, do not declare them: a lease may be in force. The first client that connects \
+     begins a quarantine";
 
 /// The shortest pause between two looks.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -107,11 +113,7 @@ pub fn verdict(status: &Status) -> Result<u8, Failure> {
     let _ = io::stdout().flush();
     if status.can_be_waited_for() {
         let is_undeclared = |node: &reading::NodeStatus| matches!(node.state, reading::State::Undeclared);
-        let next = if status.nodes.iter().any(is_undeclared) {
-            "Declare new nodes before the first client connects (`quorlock nodes declare-new`)"
-        } else {
-            "Look at the nodes without a vote"
-        };
+        let next = if status.nodes.iter().any(is_undeclared) { UNDECLARED } else { "Look at the nodes without a vote" };
         return Err(Failure::new(Exit::NoQuorum, format!("{}. {next}", status.summary())));
     }
     Err(Failure::new(Exit::Configuration, format!("{}. {MEND}", status.summary())))

@@ -140,8 +140,12 @@ pub fn vote(node: &Target, known: &NodeStatus) -> Finding {
             found(Grade::Warn, node, what, Some("wait".to_owned()))
         }
         State::Undeclared => {
-            let mend = format!("quorlock nodes declare-new{}, before the first client connects", node.prefix_flag);
-            found(Grade::Warn, node, "it is not declared", Some(mend))
+            let declare = format!("quorlock nodes declare-new{}", node.prefix_flag);
+            let mend = format!(
+                "{declare}, before the first client connects, if no client has ever used the nodes. If it has lost its data, \
+                 nothing: a lease may be in force, and the first client that connects begins a quarantine"
+            );
+            found(Grade::Warn, node, "it has no record: it is new, or has lost its data", Some(mend))
         }
         State::Not(error) => no_vote(node, error),
     }
@@ -301,6 +305,18 @@ mod tests {
     fn a_node_in_order_passes_every_check() {
         let found = all(&target(), &answers());
         assert!(found.iter().all(|finding| finding.grade == Grade::Ok && finding.mend.is_none()), "{found:?}");
+    }
+
+    /// A node that lost its data under a living holder must not be declared, and looks like a new one.
+    #[test]
+    fn a_node_without_a_record_is_declared_only_if_it_is_new() {
+        let known = NodeStatus { name: "a:1".to_owned(), state: State::Undeclared, facts: Some(Facts::default()) };
+        let mend = vote(&target(), &known).mend.unwrap_or_default();
+        assert!(
+            mend.starts_with("quorlock nodes declare-new, before the first client connects, if no client"),
+            "{mend}"
+        );
+        assert!(mend.contains("If it has lost its data, nothing:"), "{mend}");
     }
 
     #[test]

@@ -122,7 +122,8 @@ fn confirm(nodes: &[Node]) -> Result<(), Failure> {
     let mut answer = String::new();
     let _ = write!(
         io::stderr().lock(),
-        "Declare {} to be a new cluster, where no lease was ever granted? [y/N] ",
+        "Nodes that have lost their data are not new: a lease may be in force, and a second owner would get the same lock.\n\
+         Declare {} to be a new cluster, where no lease was ever granted? [y/N] ",
         names.join(", ")
     );
     let read = io::stdin().read_line(&mut answer);
