@@ -117,7 +117,8 @@ impl Quorlock {
     }
 
     /// As [`flush`](Self::flush), but waits for a node that is slower than a majority only as long again as that took, and a
-    /// little. What was sent before has left for that node by then, unless it cannot be reached.
+    /// little. What was sent before has left for that node by then, unless it cannot be reached. While so many nodes are known to be
+    /// away that no majority can answer, it waits only as long as messages to connected nodes may need to arrive.
     ///
     /// # Cancel safety
     ///
@@ -149,6 +150,11 @@ impl Quorlock {
         let mut answers: FuturesUnordered<_> = core.nodes.iter().enumerate().map(ask).collect();
         let mut waits: Vec<Duration> = (0..core.nodes.len()).map(|index| core.common.last_wait(index)).collect();
         let (mut answered, mut end, mut decided) = (0, began + limit, None);
+        let present = core.nodes.iter().filter(|node| node.absence(began).is_none()).count();
+        if present < core.settings.quorum {
+            let longest = waits.iter().max().copied().unwrap_or_default();
+            end = end.min(began + longest + LAST_LOOK);
+        }
         while let Some(Some((index, has_answered))) = core.within(end.since(core.now()), answers.next()).await {
             (answered, waits[index]) = (answered + usize::from(has_answered), Duration::ZERO);
             if answered >= core.settings.quorum {

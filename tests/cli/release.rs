@@ -44,6 +44,21 @@ fn a_paused_node_does_not_delay_the_end_of_a_run() {
     assert_eq!(finish(holder).code, Some(0));
 }
 
+/// With two of three nodes paused no majority answers, and the end does not wait for one again: that would take another node timeout.
+#[test]
+fn a_paused_majority_does_not_delay_the_end_of_a_run() {
+    const NODE_TIMEOUT: Duration = Duration::from_secs(8);
+    let mut sandbox = Sandbox::new(3);
+    sandbox.cluster.pause(1);
+    sandbox.cluster.pause(2);
+    let start = Instant::now();
+    let ended = sandbox.end(&["run", "--try", "--lease", "1m", "--node-timeout", "8s", "job", "--", "true"]);
+    let took = start.elapsed();
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert!(NODE_TIMEOUT <= took && took < NODE_TIMEOUT * 3 / 2, "{took:?}");
+    within("the release of the vote", || sandbox.lock_keys_up(&[0], "job") == 0);
+}
+
 /// All connections die without notice while the command runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_on_dead_connections_reaches_all_nodes() {

@@ -9,7 +9,7 @@ use crate::acquire::{NotAcquired, interrupted};
 use crate::descendants;
 use crate::end::End;
 use crate::exit::Failure;
-use crate::messages::shown;
+use crate::messages::{self, shown};
 use crate::options::LeadOptions;
 use crate::run::Session;
 use crate::signals::Inherited;
@@ -28,13 +28,17 @@ pub async fn lead(options: &LeadOptions, inherited: Inherited) -> Result<End, Fa
     // The next term waits for the process group of the command. The first process of a container may wait for no orphan, and then what
     // has ended would never leave the group.
     descendants::adopt();
-    let done = campaign(options, &mut session).await;
+    let end = match campaign(options, &mut session).await {
+        Ok(end) => end,
+        Err(NotAcquired::Interrupted(signal)) => End::by(signal),
+        Err(NotAcquired::Failed(failure)) => {
+            messages::error(&failure.message);
+            failure.exit.code().into()
+        }
+    };
+    // What is to be said has been said: this may take as long as the node timeout.
     session.locks.flush_majority().await;
-    match done {
-        Ok(end) => Ok(end),
-        Err(NotAcquired::Interrupted(signal)) => Ok(End::by(signal)),
-        Err(NotAcquired::Failed(failure)) => Err(failure),
-    }
+    Ok(end)
 }
 
 async fn campaign(options: &LeadOptions, session: &mut Session<'_>) -> Result<End, NotAcquired> {

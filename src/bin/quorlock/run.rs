@@ -22,17 +22,20 @@ use crate::watch::{Ended, Stop, clear, watch};
 
 pub async fn run(options: &RunOptions, inherited: Inherited) -> Result<End, Failure> {
     let mut session = Session::start(options, inherited).await?;
-    let done = match session.hold().await {
-        Ok(held) => Ok(held.end),
-        Err(NotAcquired::Interrupted(signal)) => Ok(End::by(signal)),
-        Err(NotAcquired::Failed(failure)) if failure.exit == Exit::Conflict => {
+    let end = match session.hold().await {
+        Ok(held) => held.end,
+        Err(NotAcquired::Interrupted(signal)) => End::by(signal),
+        Err(NotAcquired::Failed(failure)) => {
             messages::error(failure.message);
-            Ok(options.conflict_exit_code.into())
+            match failure.exit {
+                Exit::Conflict => options.conflict_exit_code.into(),
+                exit => exit.code().into(),
+            }
         }
-        Err(NotAcquired::Failed(failure)) => Err(failure),
     };
+    // What is to be said has been said: this may take as long as the node timeout.
     session.locks.flush_majority().await;
-    done
+    Ok(end)
 }
 
 async fn connect(options: &RunOptions) -> Result<Quorlock, ConfigError> {
