@@ -134,6 +134,28 @@ fn a_command_that_ends_after_the_loss_reports_the_loss() {
     assert!(ended.stderr.contains("ended by itself with code 0"), "{}", ended.stderr);
 }
 
+/// The nodes are well, so the message does not send its reader to them.
+#[test]
+fn a_loss_while_quorlock_was_stopped_is_not_blamed_on_the_nodes() {
+    let sandbox = Sandbox::new(3);
+    let run = sandbox.start(&["run", "--lease", "6s", "job", "--", "sh", "-c", IGNORES_TERM]);
+    sandbox.wait_for("ready");
+    // An extension has just been granted, and the next one is more than a second away: no answer is under way.
+    let life = redis::cmd("PTTL").arg(Cluster::lock_key("job")).to_owned();
+    let left = || life.query::<i64>(&mut sandbox.cluster.redis(0)).expect("a number");
+    within("time for an extension", || left() < 5_000);
+    within("an extension", || left() > 5_500);
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&run, Signal::STOP);
+    within("the end of the lease", || sandbox.lock_keys("job") == 0);
+    signal(&run, Signal::CONT);
+    let ended = finish(run);
+    assert_eq!(ended.code, Some(79), "{ended:?}");
+    assert!(ended.stderr.contains("as this process did not renew it in time"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("check the nodes"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("killed (SIGKILL)"), "{}", ended.stderr);
+}
+
 /// quorlock has no permission to kill a command that has changed its user.
 #[test]
 fn a_command_that_cannot_be_killed_is_named_twice() {

@@ -194,8 +194,15 @@ async fn rest(
 
 fn say_how_it_was_stopped(shown: &str, ended: &Ended, stop: &Stop) {
     let is_revoked = |report: &NodeReport| matches!(report.answer, Answer::Held { by: Holder::Revoked { .. }, .. });
+    let is_well = |report: &NodeReport| matches!(report.answer, Answer::Up | Answer::Agreed);
     let (why, check) = if stop.reports.0.iter().any(is_revoked) {
         ("was revoked", "find out who ran `quorlock release --force`, and why,")
+    } else if stop.reports.0.iter().all(is_well) {
+        (
+            "was lost or about to be, as this process did not renew it in time: it was stopped, or the machine slept or was \
+             overloaded",
+            "find out what delayed this process",
+        )
     } else {
         ("was lost or about to be, as the nodes did not renew it", "check the nodes (`quorlock inspect`)")
     };
