@@ -159,9 +159,19 @@ Exit codes of `doctor`:
 
 /// Returns what `quorlock --help` says about them.
 pub fn all_codes() -> String {
-    format!(
-        "{RUN_CODES}\n\n{LEAD_CODES}\n\n{INSPECT_CODES}\n\n{LIST_CODES}\n\n{RELEASE_CODES}\n\n{STATUS_CODES}\n\n{DOCTOR_CODES}\n\nExit codes of `nodes`: see `quorlock nodes --help`"
-    )
+    let tables = [
+        RUN_CODES,
+        LEAD_CODES,
+        INSPECT_CODES,
+        LIST_CODES,
+        RELEASE_CODES,
+        STATUS_CODES,
+        DOCTOR_CODES,
+        #[cfg(feature = "tui")]
+        TOP_CODES,
+        "Exit codes of `nodes`: see `quorlock nodes --help`",
+    ];
+    tables.join("\n\n")
 }
 
 /// Why it ends before, or without, the command's own exit code.
@@ -272,5 +282,11 @@ mod tests {
             let hint = hint(kind, is_retryable, is_too_late);
             assert!(hint.contains(hinted), "{kind:?}: {hint}");
         }
+    }
+
+    #[test]
+    #[cfg(feature = "tui")]
+    fn the_help_has_the_codes_of_top() {
+        assert!(all_codes().contains(TOP_CODES), "{}", all_codes());
     }
 }
