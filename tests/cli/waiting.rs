@@ -104,6 +104,20 @@ fn a_wait_for_nodes_that_have_just_started_is_explained() {
     assert_eq!(finish(run).signal, Some(Signal::TERM.as_raw()));
 }
 
+/// These nodes are up, and get their votes back by themselves.
+#[test]
+fn a_wait_that_ends_within_a_quarantine_is_told_to_be_longer() {
+    let mut sandbox = Sandbox::new(3);
+    sandbox.cluster.restart(0, true);
+    sandbox.cluster.restart(1, true);
+    let ended =
+        sandbox.end(&["run", "-q", "--lease", "5m", "--node-timeout", "10s", "--wait", "5s", "job", "--", "true"]);
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert_eq!(ended.stderr.matches("quarantined for ").count(), 2, "{}", ended.stderr);
+    assert!(ended.stderr.contains("wait as long as the message says (a longer --wait)"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("Check that these nodes are up"), "{}", ended.stderr);
+}
+
 /// Each node that cannot grant the lock is named with its reason when that begins, and when it ends, also where a quorum is left.
 #[test]
 fn a_verbose_wait_names_each_node_that_cannot_grant_and_why() {

@@ -16,6 +16,7 @@ use crate::exit::{Exit, Failure};
 use crate::inspect::summary;
 use crate::messages::{Verbosity, shown};
 use crate::options::{Patience, RunOptions};
+use crate::place::NODES_VARIABLE;
 use crate::signals::{self, Signals, Whom};
 
 /// A shorter wait is not worth a message.
@@ -94,7 +95,7 @@ fn explained(options: &RunOptions, owner: Option<&Owner>, mut error: AcquireErro
     let named = enclosing.map(|hint| format!("{error}. {hint}"));
     let mut failure = Failure::from(error);
     failure.message = named.unwrap_or(failure.message);
-    if options.place.is_default() && failure.exit == Exit::NoQuorum {
+    if options.place.is_default() && failure.exit == Exit::NoQuorum && failure.message.contains(NODES_VARIABLE) {
         failure.message.push_str("; without either, quorlock looks for Redis on this machine");
     }
     failure

@@ -1,6 +1,6 @@
 //! The exit codes, and what leads to them.
 
-use quorlock::{AcquireError, ConfigError, ErrorKind};
+use quorlock::{AcquireError, Answer, ConfigError, ErrorKind, NodeError};
 
 /// With what `quorlock` ends when it is not the command's own code, or 128 plus the signal that ended the command.
 /// Numbers of sysexits.h where it has one that fits, and of the shell.
@@ -208,9 +208,27 @@ impl From<AcquireError> for Failure {
             return config.into();
         }
         let is_too_late = matches!(error, AcquireError::TooLate { .. });
-        let hint = hint(error.kind(), error.is_retryable(), is_too_late);
+        let hint = match error.kind() {
+            ErrorKind::NoQuorum if ends_by_itself(error.nodes().iter().map(|report| &report.answer)) => WAIT,
+            kind => hint(kind, error.is_retryable(), is_too_late),
+        };
         Self::new(error.kind().into(), format!("{error}. {hint}"))
     }
+}
+
+/// Returns whether nothing but quarantines keeps these nodes from a quorum.
+fn ends_by_itself<'a>(answers: impl Iterator<Item = &'a Answer>) -> bool {
+    let (mut all, mut up, mut quarantined) = (0, 0, 0);
+    for answer in answers {
+        all += 1;
+        match answer {
+            Answer::Failed(NodeError::Quarantined { .. }) => quarantined += 1,
+            Answer::Failed(_) => {}
+            _ => up += 1,
+        }
+    }
+    let quorum = all / 2 + 1;
+    up < quorum && up + quarantined >= quorum
 }
 
 /// What to do about an error of this kind.
@@ -228,11 +246,17 @@ fn hint(kind: ErrorKind, is_retryable: bool, is_too_late: bool) -> &'static str 
     }
 }
 
+/// What to do while quarantines keep the nodes from a quorum.
+const WAIT: &str =
+    "The quarantine ends by itself: wait as long as the message says (a longer --wait), or run it again after that";
+
 /// What to do where the deployment is configured wrongly.
 pub const MEND: &str = "Do what the message says of each node, or name the right nodes (--nodes, QUORLOCK_NODES)";
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// The rows of the table in docs/operations.md, and the last cell of each.
@@ -265,6 +289,23 @@ mod tests {
             let code = exit.code();
             assert!(text.lines().any(|line| line.starts_with(&format!("| {code} |"))), "operations: {code}");
             assert!(all_codes().contains(&format!("\n  {code}  ")), "help: {code}");
+        }
+    }
+
+    #[test]
+    fn a_quarantine_is_to_be_waited_for_when_nothing_else_is_in_the_way() {
+        let quarantined = || Answer::Failed(NodeError::Quarantined { left: Duration::from_secs(8) });
+        let away = || Answer::Failed(NodeError::Connecting);
+        for (answers, expected) in [
+            (vec![quarantined(), quarantined(), quarantined()], true),
+            (vec![Answer::Up, quarantined(), away()], true),
+            (vec![Answer::Agreed, quarantined(), quarantined()], true),
+            (vec![quarantined(), away(), away()], false),
+            (vec![Answer::Up, Answer::Up, quarantined()], false),
+            (vec![Answer::Up, away(), away()], false),
+            (vec![], false),
+        ] {
+            assert_eq!(ends_by_itself(answers.iter()), expected, "{answers:?}");
         }
     }
 
