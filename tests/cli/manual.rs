@@ -57,6 +57,13 @@ fn messages_may_be_one_json_object_in_each_line() {
     let failed = sandbox.end(&["run", "--log", "json", "job", "--", "no-such-command"]);
     let line: Value = serde_json::from_str(failed.stderr.trim_end()).expect("JSON");
     assert_eq!((failed.code, &line["level"]), (Some(127), &"error".into()), "{failed:?}");
+    // Of this message clap makes several lines.
+    for log in [&["--log", "json"][..], &["--log=json"]] {
+        let wrong = sandbox.end(&[&["run"], log, &["--leese", "3s", "job", "--", "true"]].concat());
+        let line: Value = serde_json::from_str(wrong.stderr.trim_end()).expect("JSON");
+        assert_eq!((wrong.code, wrong.stderr.lines().count()), (Some(64), 1), "{wrong:?}");
+        assert!(line["message"].as_str().is_some_and(|text| text.contains("'--lease'")), "{line}");
+    }
 }
 
 #[test]

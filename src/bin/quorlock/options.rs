@@ -278,6 +278,9 @@ pub fn parse() -> Result<Option<Task>, Failure> {
             return Ok(None);
         }
         Err(error) => {
+            if asks_for_json(env::args_os()) {
+                messages::log_as(Log::Json);
+            }
             // clap quotes arguments as they are: what it has to say of printable ones is the same.
             let printable = env::args_os().map(|arg| shown(&arg));
             return Err(usage(&Flags::try_parse_from(printable).err().unwrap_or(error)));
@@ -303,6 +306,13 @@ pub fn parse() -> Result<Option<Task>, Failure> {
         CommandFlags::Man => return manual().map(|()| None),
     }
     .map(Some)
+}
+
+/// Returns whether these arguments ask for messages as JSON, also where they fit no command. What stands behind two dashes is another
+/// command's.
+fn asks_for_json(args: impl Iterator<Item = OsString>) -> bool {
+    let own: Vec<OsString> = args.take_while(|arg| arg != "--").collect();
+    own.iter().any(|arg| arg == "--log=json") || own.windows(2).any(|pair| pair[0] == "--log" && pair[1] == "json")
 }
 
 /// Prints the manual page: that of the command, and behind it one for each subcommand, and for each of those.
@@ -441,6 +451,21 @@ mod tests {
             ["Usage: quorlock <COMMAND>", "Usage: quorlock nodes <COMMAND>", "Usage: quorlock nodes declare-new x"]
         {
             assert_eq!(with_whole_usage(other), other);
+        }
+    }
+
+    #[test]
+    fn json_is_asked_for_before_the_two_dashes() {
+        for (line, expected) in [
+            ("run --log json --lese 3s job -- true", true),
+            ("run --log=json", true),
+            ("run job --log json", true),
+            ("run --log text --label json job", false),
+            ("run --log -- json", false),
+            ("run --lese 3s job -- echo --log=json --log json", false),
+            ("run --log", false),
+        ] {
+            assert_eq!(asks_for_json(line.split(' ').map(OsString::from)), expected, "{line}");
         }
     }
 
