@@ -401,6 +401,10 @@ impl InspectFlags {
     }
 }
 
+#[cfg(not(feature = "tui"))]
+const NO_TOP: &str =
+    "this quorlock was built without `quorlock top`: build it with `--features tui`, which includes `cli`";
+
 /// clap's message in our words.
 fn usage(error: &clap::Error) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
@@ -418,6 +422,10 @@ fn usage(error: &clap::Error) -> Failure {
         return Failure::new(Exit::Usage, message);
     }
     let text = error.render().to_string();
+    #[cfg(not(feature = "tui"))]
+    if text.starts_with("error: unrecognized subcommand 'top'\n") && text.contains("Usage: quorlock <COMMAND>") {
+        return Failure::new(Exit::Usage, NO_TOP);
+    }
     let text = &with_whole_usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
     let mut message = without_bare_credentials(text);
     if error.kind() == ErrorKind::MissingRequiredArgument && text.contains("\n  <COMMAND>...") {
@@ -467,6 +475,15 @@ mod tests {
         ] {
             assert_eq!(asks_for_json(line.split(' ').map(OsString::from)), expected, "{line}");
         }
+    }
+
+    #[test]
+    #[cfg(not(feature = "tui"))]
+    fn top_names_the_feature_that_it_needs() {
+        let message = |line: &str| Flags::try_parse_from(line.split(' ')).err().map(|error| usage(&error).message);
+        assert_eq!(message("quorlock top -b").as_deref(), Some(NO_TOP));
+        assert!(message("quorlock tops").is_some_and(|text| text.starts_with("unrecognized subcommand 'tops'")));
+        assert!(message("quorlock nodes top").is_some_and(|text| text.starts_with("unrecognized subcommand 'top'")));
     }
 
     #[test]
