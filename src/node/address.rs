@@ -75,6 +75,9 @@ impl NodeAddress {
 
 /// Takes a URL apart.
 pub(super) fn info_of(url: &str) -> Result<ConnectionInfo, String> {
+    if url.trim().is_empty() {
+        return Err("it is empty: is a variable not set?".to_owned());
+    }
     let Some((scheme, rest)) = url.split_once("://") else {
         return Err(
             "it has no scheme: write it as a URL, redis://host:port (and %2C for a comma in a password)".to_owned()
@@ -125,6 +128,16 @@ mod tests {
         ] {
             assert_eq!(NodeAddress::parse(url).map(|node| node.shows_password()), Ok(expected), "{url}");
         }
+    }
+
+    #[test]
+    fn an_empty_url_is_called_empty() {
+        for url in ["", " "] {
+            let error = NodeAddress::parse(url).map(|node| node.name);
+            assert_eq!(error.as_deref().map_err(String::as_str), Err("it is empty: is a variable not set?"), "{url:?}");
+        }
+        let error = NodeAddress::parse("host:6379").map(|node| node.name);
+        assert!(error.is_err_and(|why| why.starts_with("it has no scheme")));
     }
 
     #[test]
