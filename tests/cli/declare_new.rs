@@ -47,7 +47,10 @@ fn declare_new_refuses_nodes_that_were_used() {
         assert_eq!(refused.code, Some(78), "{key}: {refused:?}");
         let node = format!("127.0.0.1:{} has the key {key}", sandbox.cluster.ports()[1]);
         assert!(refused.stderr.contains(&node), "{}", refused.stderr);
-        assert!(refused.stderr.contains("set-list") && refused.stderr.contains("empty data folders"), "{refused:?}");
+        assert!(
+            refused.stderr.contains("set-list") && refused.stderr.contains("folders when no lease is in force"),
+            "{refused:?}"
+        );
         delete(&sandbox, 1, &key);
     }
     set(&sandbox, 2, LIST, "5");

@@ -40,8 +40,8 @@ Call it for new nodes only. Nodes that have lost their data look like new ones, 
 second owner would get the same lock. Do nothing about such nodes. The first client that connects begins a quarantine, after which \
 they have a vote.
 
-All nodes must answer. A node where a lock was used before is refused: start it with an empty data folder, or use \
-`quorlock nodes set-list`.
+All nodes must answer. A node where a lock was used before is refused: use `quorlock nodes set-list`, or start it with an \
+empty data folder when no lease is in force.
 
 A call that failed half way can be repeated. It completes the declaration when all records that are there are of one \
 declaration, no node is in quarantine, and no lock was used.";

@@ -19,7 +19,7 @@ use crate::exit::{Exit, Failure};
 use crate::messages::print;
 
 const SET_LIST: &str = "make this list the valid one with `quorlock nodes set-list` and the same --prefix, or start the nodes with empty data \
-     folders";
+     folders when no lease is in force";
 
 pub async fn declare(options: &DeclareOptions) -> Result<(), Failure> {
     if !options.yes && !io::stdin().is_terminal() {
@@ -80,14 +80,14 @@ fn cluster(options: &DeclareOptions, nodes: &[Node]) -> Result<Option<u64>, Fail
             let ttl = format_duration(ballot_ttl);
             return Err(refused(format!(
                 "{name} is declared already, with --ballot-ttl {ttl}: use the same, or start the nodes with empty data \
-                 folders"
+                 folders when no lease is in force"
             )));
         }
         match first {
             Some((other, word)) if word != cluster => {
                 return Err(refused(format!(
                     "{name} and {other} are declared already, as parts of two clusters: join them with `quorlock nodes \
-                     set-list --adopt`, or start the nodes with empty data folders"
+                     set-list --adopt`, or start the nodes with empty data folders when no lease is in force"
                 )));
             }
             Some(_) => {}
