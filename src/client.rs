@@ -102,6 +102,7 @@ impl Quorlock {
     /// Waits until every node has answered all that was sent to it before, releases of dropped guards too, for at most
     /// the node timeout, or twice that where a node had lost its scripts. Call it before [`std::process::exit`]: what is still
     /// queued then is never sent, and only the end of the lease frees the lock. A runtime that ends writes what is queued.
+    /// A release that a node cannot do now (its memory or its disk is full) is repeated later, and not waited for.
     ///
     /// # Cancel safety
     ///

@@ -96,8 +96,10 @@ impl LockRequest {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: what may have been granted is released in the background, also what a node grants later. A future that is
-    /// neither polled nor dropped keeps its turn in this process; a lease that it is granted meanwhile is not renewed.
+    /// Cancel safe: what may have been granted is released in the background, also what a node grants later. A request that is
+    /// dropped loses its place among those that wait, so a loop around `select!` must keep the future and poll it by `&mut`. A
+    /// future that is neither polled nor dropped keeps its turn in this process; a lease that it is granted meanwhile is not
+    /// renewed.
     pub async fn acquire(self) -> Result<Guard, AcquireError> {
         let handle = Arc::clone(&self.handle);
         let core = &handle.core;

@@ -220,7 +220,10 @@ async fn a_postponed_release_of_what_has_expired_is_not_sent_again() {
     settled().await;
     release.is_expired.store(true, Ordering::Relaxed);
     assert!(timeout(4 * TIMEOUT, server.command()).await.is_err());
-    assert!(matches!(release.events()[..], [Event::Sent, Event::Resent, Event::Answered(Err(NodeError::Redis { .. }))]));
+    assert!(matches!(
+        release.events()[..],
+        [Event::Sent, Event::Resent, Event::Answered(Err(NodeError::Redis { .. }))]
+    ));
 }
 
 #[tokio::test(start_paused = true)]
