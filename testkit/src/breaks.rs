@@ -195,19 +195,19 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/coordinator/attempt.rs",
-        old: "        let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));\n",
+        old: "        let ballot = (!free.is_empty()).then(|| {\n",
         new: "        let used = self.owner.last_ballot().load(std::sync::atomic::Ordering::Relaxed);
         let reused = Ballot::from_wire(used).filter(|ballot| *ballot > Ballot::ZERO);
         let reused = reused.filter(|_| crate::broken(\"owner reused without a fresh ballot\"));
-        let ballot = core.propose_above(&self.owner, known.fold(above, Ballot::max));
+        let ballot = (!free.is_empty()).then(|| {
 ",
     },
     Change {
         file: "src/coordinator/attempt.rs",
-        old: "            let (token, known) = exported.map_or((ballot.into(), ballot), |lease| (lease.token, Ballot::ZERO));\n",
+        old: "            let (token, known) = exported.map_or((fresh.into(), fresh), |lease| (lease.token, Ballot::ZERO));\n",
         new: "            let reused = reused.filter(|_| exported.is_none());
-            let first = reused.unwrap_or(ballot);
-            let (token, known) = exported.map_or((first.into(), ballot), |lease| (lease.token, Ballot::ZERO));
+            let first = reused.unwrap_or(fresh);
+            let (token, known) = exported.map_or((first.into(), fresh), |lease| (lease.token, Ballot::ZERO));
 ",
     },
     Change {
@@ -281,11 +281,11 @@ pub(crate) fn broken(variant: &str) -> bool {
     },
     Change {
         file: "src/coordinator/attempt.rs",
-        old: "                Phase::Held | Phase::Endangered => above",
+        old: "                Phase::Held | Phase::Endangered => {}",
         new: "                Phase::Held | Phase::Endangered if crate::broken(\"a re-entry is refused\") => {
                     return Err(lost(&lease.resource, lease.reports(state)));
                 }
-                Phase::Held | Phase::Endangered => above",
+                Phase::Held | Phase::Endangered => {}",
     },
     // Nodes, as the client sees them.
     Change {
