@@ -117,7 +117,7 @@ fn refused(lease: &Arc<Lease>, round: &Round) {
     if !is_waiting && state.lease.refused() {
         let reports = round.reports(None);
         lease.report_extension(&Extension::Refused(&reports));
-        lease.failed(round.facts.ballot, reports);
+        lease.failed(round.facts.started, reports);
         over(lease, state, LossCause::Refused);
     }
 }

@@ -315,7 +315,7 @@ impl Lease {
         self.core.common.use_lease(length);
         state.lease.extend_before(started + Schedule::extend_after(length).saturating_sub(self.spread(length)));
         state.fresh &= after == Phase::Pending;
-        locked(&self.reasons).is_confirmed(ballot);
+        locked(&self.reasons).is_confirmed(started);
         self.reschedule(&mut state);
         let is_extended = !acquires && state.is_held() && matches!(after, Phase::Held | Phase::Endangered);
         let votes = state.lease.votes();
@@ -341,10 +341,10 @@ impl Lease {
         reports
     }
 
-    /// Records that the hold message with this ballot got no majority, and that no further answer to it comes. Does not lock the
+    /// Records that the hold message that was sent then got no majority, and that no further answer to it comes. Does not lock the
     /// state, which the sender may have locked.
-    pub(super) fn failed(&self, ballot: Ballot, reports: Reports) {
-        locked(&self.reasons).is_failed(ballot, reports);
+    pub(super) fn failed(&self, sent: Moment, reports: Reports) {
+        locked(&self.reasons).is_failed(sent, reports);
     }
 
     /// Records why the lease is lost.
@@ -506,7 +506,7 @@ mod tests {
         let lease = lease(&core, &resource("a"), &Owner::new());
         let reports = || lease.reports(&lease.state());
         assert_eq!(reports(), core.reports(|_| None));
-        lease.failed(lease.state().sent, said(Answer::Stale));
+        lease.failed(core.now(), said(Answer::Stale));
         assert_eq!(reports(), said(Answer::Stale));
         lease.lost(said(Answer::Gone));
         assert_eq!(reports(), said(Answer::Gone));
@@ -522,7 +522,7 @@ mod tests {
         lease.state().lease.refused();
         assert_eq!(lease.phase(), Phase::Lost);
         let heard = reports();
-        lease.failed(Ballot::from_wire(9_000_000_000_000_000).expect("a ballot"), said(Answer::Stale));
+        lease.failed(core.now() + LEASE, said(Answer::Stale));
         assert_eq!(reports(), heard);
     }
 

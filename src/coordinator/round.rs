@@ -200,7 +200,7 @@ impl Round {
                     if !self.facts.acquires {
                         lease.report_extension(&Extension::NoQuorum(&reports));
                     }
-                    lease.failed(self.facts.ballot, reports);
+                    lease.failed(self.facts.started, reports);
                 }
             }
         }

@@ -78,6 +78,8 @@ pub(super) struct Inflight {
     postponed: VecDeque<(Request, NodeError)>,
     /// When they are sent again, and how long they wait the next time.
     postponement: (Option<Sleeping>, Duration),
+    /// The client is gone: what is postponed is repeated soon, or not at all.
+    is_closing: bool,
 }
 
 pub(super) struct Sent {
@@ -114,6 +116,7 @@ impl Inflight {
             rest: None,
             postponed: VecDeque::new(),
             postponement: (None, FIRST_POSTPONEMENT),
+            is_closing: false,
         }
     }
 
@@ -249,7 +252,8 @@ impl Inflight {
     ) -> Option<(Request, NodeError)> {
         self.postponed.push_back((release, why));
         if self.postponement.0.is_none() {
-            self.postponement.0 = Some(self.environment.sleep(self.postponement.1));
+            let pause = if self.is_closing { FIRST_POSTPONEMENT } else { self.postponement.1 };
+            self.postponement.0 = Some(self.environment.sleep(pause));
             self.postponement.1 = (2 * self.postponement.1).min(LONGEST_POSTPONEMENT);
             cx.waker().wake_by_ref(); // To poll it.
         }
@@ -268,6 +272,15 @@ impl Inflight {
     pub(super) fn take_postponed(&mut self) -> VecDeque<(Request, NodeError)> {
         self.postponement.0 = None;
         mem::take(&mut self.postponed)
+    }
+
+    /// Notes that the client is gone. A long wait to repeat what is postponed gets short.
+    pub(super) fn closes(&mut self, cx: &mut Context<'_>) {
+        if !self.is_closing && self.postponement.0.is_some() {
+            self.postponement.0 = Some(self.environment.sleep(FIRST_POSTPONEMENT));
+            cx.waker().wake_by_ref(); // To poll it.
+        }
+        self.is_closing = true;
     }
 
     pub(super) fn has_postponed(&self) -> bool {

@@ -199,9 +199,9 @@ fn say_how_it_was_stopped(shown: &str, ended: &Ended, stop: &Stop) {
         ("was revoked", "find out who ran `quorlock release --force`, and why,")
     } else if stop.reports.0.iter().all(is_well) {
         (
-            "was lost or about to be, as this process did not renew it in time: it was stopped, or the machine slept or was \
-             overloaded",
-            "find out what delayed this process",
+            "was lost or about to be, as this process did not renew it in time (it was stopped, or the machine slept or was \
+             overloaded), or the answers of the nodes are late",
+            "find out what delayed this process or the nodes",
         )
     } else {
         ("was lost or about to be, as the nodes did not renew it", "check the nodes (`quorlock inspect`)")

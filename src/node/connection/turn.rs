@@ -34,6 +34,9 @@ impl Connection {
                 self.accept(inflight, request);
             }
             self.take_requests(inflight, waiting, &mut taken, cx);
+            if self.closing.is_some() {
+                inflight.closes(cx);
+            }
             if is_last {
                 return self.send_last(inflight, cx).map(End::Broken);
             }

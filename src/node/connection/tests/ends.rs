@@ -195,6 +195,28 @@ async fn a_closing_connection_repeats_what_the_node_cannot_do_for_the_node_timeo
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_closing_connection_does_not_wait_as_long_as_a_node_that_has_been_full_for_long() {
+    let mut test = test();
+    let release = test.owed(1);
+    let mut server = test.server().await;
+    test.send(release.release());
+    let full = async {
+        while let Some(_again) = server.command().await {
+            server.reply(FULL).await;
+        }
+    };
+    let closes = async {
+        sleep(20 * TIMEOUT).await;
+        assert!(test.queue.send(Message::Close).is_ok(), "it runs");
+        let closed = tokio::time::Instant::now();
+        test.running.await.expect("no panic");
+        closed.elapsed()
+    };
+    let (took, ()) = futures::future::join(closes, full).await;
+    assert!(took <= 2 * TIMEOUT, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_of_the_runtime_sends_a_postponed_release_once_more() {
     let mut test = test();
     let release = test.owed(1);
