@@ -369,7 +369,9 @@ async fn a_dropped_client_releases_all_its_leases() {
     let ask = |i: usize| locks.lock(format!("many:{i}")).acquire();
     let asked = futures::stream::iter(0..3000).map(ask).buffer_unordered(100);
     let guards: Vec<_> = asked.collect().await;
-    assert!(guards.iter().all(Result::is_ok) && lock_keys(&cluster, 0).len() == 3000);
+    assert!(guards.iter().all(Result::is_ok));
+    // A majority that does not include this node may have granted the last ones.
+    eventually(60 * SECOND, "the node has them all", || lock_keys(&cluster, 0).len() == 3000).await;
     drop((guards, locks));
     eventually(60 * SECOND, "all are free", || (0..3).all(|node| lock_keys(&cluster, node).is_empty())).await;
 }
