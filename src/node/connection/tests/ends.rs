@@ -147,8 +147,8 @@ async fn a_question_fails_with_a_connection_that_is_not_made_again_at_once() {
 /// What a node answers that cannot write just now.
 const FULL: &str = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
 
-#[tokio::test(start_paused = true)]
-async fn a_release_that_the_node_cannot_do_is_sent_again_later() {
+/// A connection whose node cannot do a release just now, the server's end, and the release.
+async fn with_a_postponed_release() -> (Test, Server, Arc<FakeExchange>) {
     let mut test = test();
     let release = test.owed(1);
     let mut server = test.server().await;
@@ -156,6 +156,19 @@ async fn a_release_that_the_node_cannot_do_is_sent_again_later() {
     name(&mut server).await;
     server.reply(FULL).await;
     settled().await;
+    (test, server, release)
+}
+
+/// Answers everything as a node that goes on being full.
+async fn stays_full(server: &mut Server) {
+    while let Some(_again) = server.command().await {
+        server.reply(FULL).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_the_node_cannot_do_is_sent_again_later() {
+    let (_test, mut server, release) = with_a_postponed_release().await;
     assert_eq!(release.events(), [Event::Sent, Event::Resent]);
     assert_eq!(timeout(TIMEOUT, name(&mut server)).await.expect("it is sent again"), "release");
     server.reply(":1\r\n").await;
@@ -163,48 +176,25 @@ async fn a_release_that_the_node_cannot_do_is_sent_again_later() {
     assert_eq!(release.events(), [Event::Sent, agreed()]);
 }
 
-/// Sends a release that the node cannot do, and closes the connection.
-async fn closing_with_a_postponed_release() -> (Test, Server, Arc<FakeExchange>) {
-    let mut test = test();
-    let release = test.owed(1);
-    let mut server = test.server().await;
-    test.send(release.release());
-    name(&mut server).await;
-    server.reply(FULL).await;
-    settled().await;
-    assert!(test.queue.send(Message::Close).is_ok(), "it runs");
-    (test, server, release)
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_closing_connection_repeats_what_the_node_cannot_do_for_the_node_timeout() {
-    let (test, mut server, release) = closing_with_a_postponed_release().await;
+    let (test, mut server, release) = with_a_postponed_release().await;
+    assert!(test.queue.send(Message::Close).is_ok(), "it runs");
     assert_eq!(timeout(TIMEOUT, name(&mut server)).await.expect("it is sent again"), "release");
     server.reply(":1\r\n").await;
     timeout(TIMEOUT, test.running).await.expect("all is done").expect("no panic");
     assert_eq!(release.events().last(), Some(&agreed()));
 
-    let (test, mut server, _) = closing_with_a_postponed_release().await;
-    let full = async {
-        while let Some(_again) = server.command().await {
-            server.reply(FULL).await;
-        }
-    };
-    let ended = timeout(4 * TIMEOUT, futures::future::join(test.running, full)).await.expect("it ends");
+    let (test, mut server, _) = with_a_postponed_release().await;
+    assert!(test.queue.send(Message::Close).is_ok(), "it runs");
+    let both = futures::future::join(test.running, stays_full(&mut server));
+    let ended = timeout(4 * TIMEOUT, both).await.expect("it ends");
     ended.0.expect("no panic");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_closing_connection_does_not_wait_as_long_as_a_node_that_has_been_full_for_long() {
-    let mut test = test();
-    let release = test.owed(1);
-    let mut server = test.server().await;
-    test.send(release.release());
-    let full = async {
-        while let Some(_again) = server.command().await {
-            server.reply(FULL).await;
-        }
-    };
+    let (test, mut server, _) = with_a_postponed_release().await;
     let closes = async {
         sleep(20 * TIMEOUT).await;
         assert!(test.queue.send(Message::Close).is_ok(), "it runs");
@@ -212,19 +202,13 @@ async fn a_closing_connection_does_not_wait_as_long_as_a_node_that_has_been_full
         test.running.await.expect("no panic");
         closed.elapsed()
     };
-    let (took, ()) = futures::future::join(closes, full).await;
+    let (took, ()) = futures::future::join(closes, stays_full(&mut server)).await;
     assert!(took <= 2 * TIMEOUT, "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_end_of_the_runtime_sends_a_postponed_release_once_more() {
-    let mut test = test();
-    let release = test.owed(1);
-    let mut server = test.server().await;
-    test.send(release.release());
-    name(&mut server).await;
-    server.reply(FULL).await;
-    settled().await;
+    let (test, mut server, _) = with_a_postponed_release().await;
     test.common.life.end();
     // The end of the runtime polls each connection once more.
     test.send(test.owed(2).release());
@@ -233,13 +217,7 @@ async fn the_end_of_the_runtime_sends_a_postponed_release_once_more() {
 
 #[tokio::test(start_paused = true)]
 async fn a_postponed_release_of_what_has_expired_is_not_sent_again() {
-    let mut test = test();
-    let release = test.owed(1);
-    let mut server = test.server().await;
-    test.send(release.release());
-    name(&mut server).await;
-    server.reply(FULL).await;
-    settled().await;
+    let (_test, mut server, release) = with_a_postponed_release().await;
     release.is_expired.store(true, Ordering::Relaxed);
     assert!(timeout(4 * TIMEOUT, server.command()).await.is_err());
     assert!(matches!(
