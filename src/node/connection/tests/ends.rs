@@ -212,7 +212,8 @@ async fn the_end_of_the_runtime_sends_a_postponed_release_once_more() {
     test.common.life.end();
     // The end of the runtime polls each connection once more.
     test.send(test.owed(2).release());
-    assert_eq!([name(&mut server).await, name(&mut server).await], ["release", "release"]);
+    let names = async { [name(&mut server).await, name(&mut server).await] };
+    assert_eq!(timeout(TIMEOUT, names).await.expect("both leave"), ["release", "release"]);
 }
 
 #[tokio::test(start_paused = true)]
